@@ -1,0 +1,78 @@
+"""A proposal is a token tree: what a drafter hands to the target for verification."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Drafted tokens as a tree below the anchor (the last committed token).
+
+    Nodes are ordered so that a parent always comes before its children. A chain is a tree without
+    branches; an empty proposal is plain decoding.
+
+    Attributes:
+        tokens: Drafted token ids, shape `[n]`, int64.
+        parents: Index of each node's parent, shape `[n]`, int64; -1 is the anchor.
+        logprobs: Log-probability that the drafter gave each token after its parent, shape `[n]`.
+        draft_probs: Full draft distribution each token was *sampled* from, shape `[n, vocab]`, or
+            None when the tokens were chosen deterministically (argmax, top-k, n-gram). Only
+            rejection verification reads it.
+    """
+
+    tokens: Tensor
+    parents: Tensor
+    logprobs: Tensor
+    draft_probs: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        n = self.tokens.shape[0]
+        if self.parents.shape != (n,) or self.logprobs.shape != (n,):
+            raise ValueError(
+                f"tokens, parents and logprobs must all have shape [n]; got {tuple(self.tokens.shape)}, "
+                f"{tuple(self.parents.shape)}, {tuple(self.logprobs.shape)}"
+            )
+        if n and bool((self.parents >= torch.arange(n)).any() | (self.parents < -1).any()):
+            raise ValueError("every parent must come before its child (-1 is the anchor)")
+
+    def __len__(self) -> int:
+        return int(self.tokens.shape[0])
+
+    @classmethod
+    def empty(cls) -> Proposal:
+        """The proposal of an arm that does not draft."""
+        none = torch.empty(0, dtype=torch.long)
+        return cls(none, none, torch.empty(0))
+
+    @classmethod
+    def chain(cls, tokens: Tensor, logprobs: Tensor, draft_probs: Tensor | None = None) -> Proposal:
+        """A tree without branches: node i hangs below node i - 1."""
+        return cls(tokens, torch.arange(-1, tokens.shape[0] - 1), logprobs, draft_probs)
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether every node hangs below the node before it."""
+        return bool((self.parents == torch.arange(-1, len(self) - 1)).all())
+
+    def depths(self) -> Tensor:
+        """Distance of each node from the anchor, shape `[n]`; the anchor's children have 1."""
+        depths: list[int] = []
+        for parent in self.parents.tolist():
+            depths.append(1 if parent < 0 else depths[parent] + 1)
+        return torch.tensor(depths, dtype=torch.long)
+
+    def ancestor_mask(self) -> Tensor:
+        """Who may attend to whom, anchor first: bool `[n + 1, n + 1]`, True = may see.
+
+        Row i sees itself, its ancestors and the anchor (row 0).
+        """
+        n = len(self) + 1
+        mask = torch.eye(n, dtype=torch.bool)
+        mask[:, 0] = True
+        for node, parent in enumerate(self.parents.tolist(), start=1):
+            mask[node] |= mask[parent + 1]
+        return mask
