@@ -1,0 +1,97 @@
+"""Sampling noise that is a pure function of (seed, position, token id).
+
+The same triple gives the same number whoever asks and whenever: the drafter and the target draw
+the same noise without talking to each other, and a text sampled with it does not depend on how its
+tokens were grouped into rounds.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_KEY_MASK = (1 << 128) - 1
+_LARGEST_BELOW_ONE = np.float32(1 - 2**-24)
+
+
+def gumbel_noise(seed: int, position: int, vocab_size: int) -> Tensor:
+    """Standard Gumbel noise for every token id at one position of a text.
+
+    Entry v does not depend on `vocab_size`: a shorter row is a prefix of a longer one.
+
+    Args:
+        seed: Any integer; its low 128 bits (two's complement) are used.
+        position: Absolute position in the sequence of the token that the noise chooses, 0 to
+            2^64 - 1.
+        vocab_size: Number of entries.
+
+    Returns:
+        Noise on the CPU, shape `[vocab_size]`, float32, finite.
+
+    Raises:
+        ValueError: If the position is out of range.
+    """
+    if not 0 <= position < 1 << 64:
+        raise ValueError(f"the position must be between 0 and 2^64 - 1, got {position}")
+    # Philox is counter-based. The position sits above 64 bits of counter, so that no row can run
+    # into the next one. `random_raw` is the bare algorithm: unlike Generator's methods its stream
+    # is fixed for good.
+    philox = np.random.Philox(key=seed & _KEY_MASK, counter=position << 64)
+    words = philox.random_raw((vocab_size + 1) // 2).astype("<u8", copy=False)
+    bits = words.view("<u4")[:vocab_size]
+    # float32 is fine near 0 and coarse near 1. The large Gumbel values, which decide an argmax,
+    # come from small u in this form, so that the tail that matters has full resolution.
+    uniform = (bits.astype(np.float32) + np.float32(0.5)) * np.float32(2**-32)
+    exponential = -np.log1p(-np.minimum(uniform, _LARGEST_BELOW_ONE))
+    return torch.from_numpy(-np.log(exponential))
+
+
+class NoiseCache:
+    """The latest rows of one seed's noise, as drafter and verifier ask for the same positions.
+
+    Args:
+        seed: Seed of the text.
+        vocab_size: Length of every row.
+        capacity: Number of positions kept; the least recently used goes first.
+    """
+
+    def __init__(self, seed: int, vocab_size: int, capacity: int = 64) -> None:
+        if capacity < 1:
+            raise ValueError(f"capacity must be at least 1, got {capacity}")
+        self.seed = seed
+        self.vocab_size = vocab_size
+        self.capacity = capacity
+        self._rows: OrderedDict[int, Tensor] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def rows(self, positions: Sequence[int] | Tensor, device: torch.device | str = "cpu") -> Tensor:
+        """Noise of several positions.
+
+        Args:
+            positions: Absolute positions, length n; may repeat.
+            device: Where the rows are wanted. They stay there, so that the second caller on an
+                accelerator pays no transfer.
+
+        Returns:
+            A new tensor, shape `[n, vocab_size]`, float32.
+        """
+        wanted = positions.tolist() if isinstance(positions, Tensor) else positions
+        if not len(wanted):
+            return torch.empty(0, self.vocab_size, device=device)
+        return torch.stack([self.row(int(position), device) for position in wanted])
+
+    def row(self, position: int, device: torch.device | str = "cpu") -> Tensor:
+        """Noise of one position, shape `[vocab_size]`, float32; shared, so do not write into it."""
+        row = self._rows.pop(position, None)
+        if row is None:
+            row = gumbel_noise(self.seed, position, self.vocab_size)
+        self._rows[position] = row = row.to(device)
+        if len(self._rows) > self.capacity:
+            self._rows.popitem(last=False)
+        return row
