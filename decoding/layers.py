@@ -1,0 +1,92 @@
+"""The arithmetic that the target and the neural drafters share.
+
+Notation: N = rows (tokens) of this call, L = keys visible to them, H = query heads,
+G = key/value heads, D = head dimension, d = hidden size.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root-mean-square normalisation over the last axis."""
+    return F.rms_norm(x, (x.shape[-1],), weight, eps)
+
+
+def swiglu(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """The gated MLP of Llama-like decoders, with gate and up projections fused (`[2 * I, d]`)."""
+    gate, up = F.linear(x, gate_up).chunk(2, dim=-1)
+    return F.linear(F.silu(gate) * up, down)
+
+
+class RotaryTable:
+    """Cosines and sines of rotary position embedding, one row per absolute position.
+
+    The sine's first half is stored negated, so that a rotation is two products, a roll and a sum.
+
+    Args:
+        cos: Cosines, shape `[positions, D]`, both halves equal (Hugging Face layout).
+        sin: Sines, same shape.
+    """
+
+    def __init__(self, cos: Tensor, sin: Tensor) -> None:
+        half = sin.shape[-1] // 2
+        self.cos = cos
+        self.signed_sin = torch.cat([-sin[:, :half], sin[:, half:]], dim=-1)
+
+    @classmethod
+    def plain(cls, positions: int, head_dim: int, theta: float, dtype: torch.dtype) -> RotaryTable:
+        """The unscaled table: angle = position * theta^(-2i / D)."""
+        inverse = theta ** -(torch.arange(0, head_dim, 2).float() / head_dim)
+        angles = torch.outer(torch.arange(positions).float(), inverse).repeat(1, 2)
+        return cls(angles.cos().to(dtype), angles.sin().to(dtype))
+
+    def __len__(self) -> int:
+        return self.cos.shape[0]
+
+    def to(self, dtype: torch.dtype) -> RotaryTable:
+        """The same table in another dtype."""
+        table = object.__new__(RotaryTable)
+        table.cos, table.signed_sin = self.cos.to(dtype), self.signed_sin.to(dtype)
+        return table
+
+    def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and signed sines for `positions`, each `[..., 1, D]` (heads broadcast)."""
+        return self.cos[positions].unsqueeze(-2), self.signed_sin[positions].unsqueeze(-2)
+
+
+def rotate(x: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
+    """Applies rotary embedding to `[..., heads, D]`; `cos_sin` comes from `RotaryTable.at`."""
+    cos, signed_sin = cos_sin
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), signed_sin)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Grouped-query attention of one sequence.
+
+    The query heads that share a key/value head are folded into rows, so keys are never repeated.
+
+    Args:
+        q: Queries `[N, H, D]`.
+        k: Keys `[G, L, D]` (a view into a cache).
+        v: Values `[G, L, D]`.
+        mask: Additive `[N, L]` in q's dtype (0 = visible, -inf = hidden), or None for all visible.
+
+    Returns:
+        `[N, H * D]`.
+    """
+    n, heads, dim = q.shape
+    groups = k.shape[0]
+    share = heads // groups
+    rows = q.view(n, groups, share, dim).permute(1, 2, 0, 3).reshape(1, groups, share * n, dim)
+    tiled = None if mask is None else mask.repeat(share, 1)
+    out = F.scaled_dot_product_attention(rows, k[None], v[None], attn_mask=tiled)
+    return out.view(groups, share, n, dim).permute(2, 0, 1, 3).reshape(n, heads * dim)
+
+
+def additive_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """Turns a boolean mask (True = may see) into an additive one."""
+    return torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, float("-inf"))

@@ -1,0 +1,68 @@
+"""The contract that every drafter keeps.
+
+A drafter reads committed positions (token ids, target taps) from a `DraftContext` and proposes a
+token tree. What it remembers of them lives in a state of its own: `catch_up` extends that state to
+all committed positions in one batched call, and only when this drafter is about to be used (Lazy
+Catch-up, WhiFlash section 3.4). What it computes for drafted tokens is thrown away after the round,
+so a proposal depends on the committed prefix alone, never on which drafters worked before.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from decoding.proposal import Proposal
+from decoding.verification import VerificationRule
+
+
+class DraftContext(Protocol):
+    """What a drafter may see of a session.
+
+    With `n` committed tokens, the last one (the anchor, at position `n - 1`) has not been through
+    the target yet: taps exist for positions `0 .. n - 2`.
+    """
+
+    rule: VerificationRule
+
+    @property
+    def tokens(self) -> Tensor:
+        """All committed token ids `[n]`."""
+
+    def features(self, layers: Sequence[int], start: int, stop: int) -> Tensor:
+        """Concatenated taps of `layers` at positions `start .. stop - 1`, `[stop - start, k * d]`."""
+
+
+class Drafter(ABC):
+    """Proposes tokens for the target to verify.
+
+    Attributes:
+        name: How arms and tables call it.
+        tap_layers: 0-based target layers whose output it reads.
+        max_draft_length: Most tokens (on one path) it can propose.
+        needs_target: Fingerprint of the target it was trained for; None fits any.
+    """
+
+    name: str
+    tap_layers: tuple[int, ...] = ()
+    max_draft_length: int
+    needs_target: str | None = None
+
+    @abstractmethod
+    def new_state(self, capacity: int) -> Any:
+        """An empty state for a sequence of at most `capacity` positions."""
+
+    @abstractmethod
+    def catch_up(self, state: Any, context: DraftContext) -> int:
+        """Extends `state` to all committed positions; returns how many were new."""
+
+    @abstractmethod
+    def propose(self, state: Any, context: DraftContext, length: int) -> Proposal:
+        """Drafts up to `length` tokens after the anchor. The state must be caught up.
+
+        The result's `draft_probs` and tokens follow `context.rule.draft`, so that proposals agree
+        with the target's sampling noise under `coupled` and are sampled under `rejection`.
+        """

@@ -1,0 +1,305 @@
+"""Reading and writing drafter checkpoints in their native published form.
+
+A checkpoint is a folder with `config.json` and `model.safetensors`: EAGLE-3 as SafeAILab, SpecForge
+and SGLang write it, DFlash as z-lab writes it. Our own additions sit under the config key
+`draftgym` (the fingerprint of the target, the tap layers), which other loaders ignore.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from decoding.errors import DraftgymError
+from decoding.target import Target
+from drafters import dflash, eagle3
+from drafters.base import Drafter
+from drafters.dflash import DFlashConfig, DFlashDrafter, DFlashNetwork
+from drafters.eagle3 import Eagle3Config, Eagle3Drafter, Eagle3Network
+from drafters.vocabulary import from_d2t
+
+EAGLE3_ARCHITECTURES = ("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM")
+DFLASH_ARCHITECTURES = ("DFlashDraftModel",)
+IGNORED_TENSORS = ("embed_tokens.weight",)  # a copy of the target's, which is used instead
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint read from disk.
+
+    Attributes:
+        network: The weights, float32 or as stored.
+        fingerprint: The target it was trained for, where it says so.
+    """
+
+    network: Eagle3Network | DFlashNetwork
+    fingerprint: str | None
+
+
+def save_checkpoint(
+    network: Eagle3Network | DFlashNetwork, folder: Path, target: Target | None = None
+) -> None:
+    """Writes a network as a bfloat16 checkpoint folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        name: (value.to(torch.bfloat16) if value.is_floating_point() else value).contiguous()
+        for name, value in network.state_dict().items()
+    }
+    save_file(tensors, folder / "model.safetensors.partial", metadata={"format": "pt"})
+    (folder / "model.safetensors.partial").replace(folder / "model.safetensors")
+    body = _eagle3_json(network) if isinstance(network, Eagle3Network) else _dflash_json(network)
+    ours: dict[str, Any] = {"tap_layers": list(network.config.tap_layers)}
+    if target is not None:
+        ours |= {"target": target.name, "target_fingerprint": target.fingerprint}
+    (folder / "config.json").write_text(json.dumps(body | {"draftgym": ours}, indent=2) + "\n")
+
+
+def load_drafter(folder: Path, target: Target) -> Drafter:
+    """Loads a checkpoint as a drafter for `target`.
+
+    Raises:
+        DraftgymError: Missing or damaged files, NaN weights, or a drafter of another target.
+    """
+    checkpoint = read_checkpoint(folder, target.decoder.shape.layers)
+    network = checkpoint.network
+    _check_fits(folder, checkpoint, target)
+    network.to(target.decoder.dtype).requires_grad_(False)
+    embedding, head = target.decoder.embedding, target.decoder.head
+    if isinstance(network, Eagle3Network):
+        return Eagle3Drafter(network, embedding, checkpoint.fingerprint)
+    return DFlashDrafter(network, embedding, head, checkpoint.fingerprint)
+
+
+def read_checkpoint(folder: Path, target_layers: int) -> Checkpoint:
+    """Reads a checkpoint without a target.
+
+    Args:
+        folder: Holds `config.json` and `model.safetensors`.
+        target_layers: Layers of the target, for configs that leave the default taps unsaid.
+    """
+    body = _read_json(folder)
+    tensors = _read_tensors(folder / "model.safetensors")
+    kind = (body.get("architectures") or ["none"])[0]
+    try:
+        network = _build(kind, body, tensors, target_layers)
+    except KeyError as error:
+        raise DraftgymError(
+            f"{folder / 'config.json'} lacks {error}", "copy the config.json of that checkpoint again"
+        ) from error
+    _load_weights(network, tensors, folder)
+    return Checkpoint(network, body.get("draftgym", {}).get("target_fingerprint"))
+
+
+def _build(
+    kind: str, body: dict[str, Any], tensors: dict[str, Tensor], target_layers: int
+) -> Eagle3Network | DFlashNetwork:
+    if kind in EAGLE3_ARCHITECTURES:
+        return Eagle3Network(_eagle3_config(body, tensors, target_layers), _draft_ids(tensors))
+    if kind in DFLASH_ARCHITECTURES:
+        return DFlashNetwork(_dflash_config(body, tensors), _draft_ids(tensors))
+    raise DraftgymError(
+        f"checkpoint architecture {kind!r} is not a drafter",
+        f"expected one of {', '.join(EAGLE3_ARCHITECTURES + DFLASH_ARCHITECTURES)}",
+    )
+
+
+def _draft_ids(tensors: dict[str, Tensor]) -> Tensor | None:
+    return from_d2t(tensors["d2t"]) if "d2t" in tensors else None
+
+
+def _load_weights(network: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
+    wanted = network.state_dict()
+    given = {name: value for name, value in tensors.items() if name not in IGNORED_TENSORS}
+    given = {name: wanted[name] for name in ("d2t", "t2d") if name in wanted} | given
+    missing, extra = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
+    if missing or extra:
+        raise DraftgymError(
+            f"{folder}: missing tensors {missing or 'none'}, unexpected tensors {extra or 'none'}",
+            "the config and the weights are not of one drafter; copy the checkpoint again",
+        )
+    for name, value in given.items():
+        if value.shape != wanted[name].shape:
+            raise DraftgymError(
+                f"{folder}: {name} has shape {tuple(value.shape)}, "
+                f"its config says {tuple(wanted[name].shape)}",
+                "the config and the weights are not of one drafter; copy the checkpoint again",
+            )
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise DraftgymError(
+                f"{folder}: {name} holds NaN or infinite weights",
+                "use an earlier checkpoint, or train again with a lower --lr",
+            )
+    network.load_state_dict(given)
+
+
+def _check_fits(folder: Path, checkpoint: Checkpoint, target: Target) -> None:
+    """Refuses a drafter of another target, by fingerprint first, by shape where it has none."""
+    remedy = f"name the target it was trained for, or train one with --target {target.name}"
+    if checkpoint.fingerprint not in (None, target.fingerprint):
+        raise DraftgymError(
+            f"drafter {folder} was trained for another target (fingerprint "
+            f"{checkpoint.fingerprint}, {target.name!r} has {target.fingerprint})",
+            remedy,
+        )
+    config, shape = checkpoint.network.config, target.decoder.shape
+    width = getattr(config, "target_hidden_size", config.hidden_size)
+    facts = [
+        ("hidden size", width, shape.hidden),
+        ("embedding width", config.hidden_size, shape.hidden),
+        ("vocabulary", config.vocab_size, shape.vocab),
+    ]
+    for label, drafter_has, target_has in facts:
+        if drafter_has != target_has:
+            raise DraftgymError(
+                f"drafter {folder} expects {label} {drafter_has}, "
+                f"target {target.name!r} has {target_has}",
+                remedy,
+            )
+    if max(config.tap_layers) >= shape.layers:
+        raise DraftgymError(
+            f"drafter {folder} taps layer {max(config.tap_layers)}, "
+            f"target {target.name!r} has {shape.layers} layers",
+            remedy,
+        )
+
+
+def _read_json(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        body: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise DraftgymError(
+            f"no drafter checkpoint at {folder}", "train one with train_drafter.py"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise DraftgymError(f"cannot read {path}: {error}", "copy the checkpoint again") from error
+    return body
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DraftgymError(
+            f"cannot read {path}: {error}", "the file is damaged or missing; copy it again"
+        ) from error
+
+
+def _rope(body: dict[str, Any]) -> dict[str, Any]:
+    """Rotary settings, from the new key or the two old ones."""
+    if body.get("rope_parameters"):
+        return dict(body["rope_parameters"])
+    scaling = dict(body.get("rope_scaling") or {})
+    if "type" in scaling:
+        scaling["rope_type"] = scaling.pop("type")
+    return {"rope_theta": body.get("rope_theta", 10000.0)} | scaling
+
+
+def _rope_json(rope: dict[str, Any]) -> dict[str, Any]:
+    """Both spellings: older serving stacks read only `rope_theta` and `rope_scaling`."""
+    scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+    plain = scaling.get("rope_type", "default") == "default"
+    return {
+        "rope_theta": rope["rope_theta"],
+        "rope_scaling": None if plain else scaling,
+        "rope_parameters": {"rope_type": "default"} | rope,
+    }
+
+
+def _shared_config(body: dict[str, Any]) -> dict[str, Any]:
+    heads = body["num_attention_heads"]
+    return {
+        "hidden_size": body["hidden_size"],
+        "intermediate_size": body["intermediate_size"],
+        "num_attention_heads": heads,
+        "num_key_value_heads": body.get("num_key_value_heads", heads),
+        "head_dim": body.get("head_dim") or body["hidden_size"] // heads,
+        "rms_norm_eps": body.get("rms_norm_eps", 1e-6),
+        "vocab_size": body["vocab_size"],
+        "max_position_embeddings": body["max_position_embeddings"],
+        "rope_parameters": _rope(body),
+    }
+
+
+def _shared_json(config: Eagle3Config | DFlashConfig) -> dict[str, Any]:
+    names = (
+        "hidden_size intermediate_size num_attention_heads num_key_value_heads head_dim "
+        "rms_norm_eps vocab_size max_position_embeddings draft_vocab_size"
+    )
+    shared = {name: getattr(config, name) for name in names.split()}
+    fixed = {
+        "attention_bias": False,
+        "hidden_act": "silu",
+        "initializer_range": 0.02,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "use_cache": True,
+    }
+    return shared | _rope_json(config.rope_parameters) | fixed
+
+
+def _eagle3_config(
+    body: dict[str, Any], tensors: dict[str, Tensor], target_layers: int
+) -> Eagle3Config:
+    shared = _shared_config(body)
+    taps = body.get("draftgym", {}).get("tap_layers") or eagle3.default_taps(target_layers)
+    return Eagle3Config(
+        **shared,
+        target_hidden_size=body.get("target_hidden_size") or shared["hidden_size"],
+        draft_vocab_size=body.get("draft_vocab_size") or shared["vocab_size"],
+        tap_layers=tuple(taps),
+    )
+
+
+def _eagle3_json(network: Eagle3Network) -> dict[str, Any]:
+    # The tap layers' published key means different things to different loaders, so native
+    # checkpoints leave it out and rely on the default taps.
+    return {
+        "architectures": ["LlamaForCausalLMEagle3"],
+        "model_type": "llama",
+        "num_hidden_layers": 1,
+        "norm_before_residual": False,
+        **_shared_json(network.config),
+    }
+
+
+def _dflash_config(body: dict[str, Any], tensors: dict[str, Tensor]) -> DFlashConfig:
+    shared = _shared_config(body)
+    block = body.get("dflash_config", {})
+    covered = tensors["d2t"].shape[0] if "d2t" in tensors else shared["vocab_size"]
+    return DFlashConfig(
+        **shared,
+        num_hidden_layers=body["num_hidden_layers"],
+        draft_vocab_size=covered,
+        tap_layers=tuple(block["target_layer_ids"]),
+        block_size=block.get("block_size") or body["block_size"],
+        mask_token_id=block["mask_token_id"],
+    )
+
+
+def _dflash_json(network: DFlashNetwork) -> dict[str, Any]:
+    config = network.config
+    return {
+        "architectures": ["DFlashDraftModel"],
+        "model_type": "qwen3",
+        "num_hidden_layers": config.num_hidden_layers,
+        "layer_types": ["full_attention"] * config.num_hidden_layers,
+        "block_size": config.block_size,
+        "dflash_config": {
+            "mask_token_id": config.mask_token_id,
+            "target_layer_ids": list(config.tap_layers),
+        },
+        **_shared_json(config),
+    }
+
+
+def default_dflash_taps(target_layers: int) -> tuple[int, ...]:
+    """Five taps, the published number."""
+    return dflash.default_taps(target_layers, 5)

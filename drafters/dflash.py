@@ -1,0 +1,201 @@
+"""DFlash (arXiv 2602.06036): a block-diffusion drafter that fills a whole block in one pass.
+
+The block is the anchor followed by mask tokens; the output at block position k predicts the token
+k places after the anchor. The target's taps never enter as input rows: they are fused and injected
+as extra keys and values into every layer, so catching up is KV-only by construction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from decoding.cache import KVCache
+from decoding.layers import attend
+from decoding.proposal import Proposal
+from drafters.base import DraftContext, Drafter
+from drafters.modules import AttentionShape, GatedMLP, Projections, RMSNorm, rotary_table
+from drafters.vocabulary import from_d2t, to_maps
+
+
+@dataclass(frozen=True)
+class DFlashConfig:
+    """Sizes and wiring of a DFlash drafter.
+
+    Attributes:
+        hidden_size: Width, equal to the target's, d.
+        intermediate_size: Width of the MLPs.
+        num_hidden_layers: Draft layers.
+        num_attention_heads: Query heads.
+        num_key_value_heads: Key/value heads.
+        head_dim: Size of a head.
+        rms_norm_eps: Epsilon of the norms.
+        vocab_size: Target vocabulary, V.
+        draft_vocab_size: Tokens it can propose, Vd; V for all.
+        max_position_embeddings: Longest sequence it can draft for.
+        rope_parameters: Rotary settings (`rope_theta`, scaling).
+        tap_layers: 0-based target layers whose outputs are fused (`target_layer_ids`).
+        block_size: Anchor plus masks, B; B - 1 tokens are drafted.
+        mask_token_id: Token id that stands for "to be filled".
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    vocab_size: int
+    draft_vocab_size: int
+    max_position_embeddings: int
+    rope_parameters: dict[str, Any]
+    tap_layers: tuple[int, ...]
+    block_size: int
+    mask_token_id: int
+
+
+def default_taps(target_layers: int, taps: int) -> tuple[int, ...]:
+    """`taps` layers spread from the second to the third-last one (the published rule)."""
+    if taps == 1:
+        return (target_layers // 2,)
+    span = target_layers - 4
+    return tuple(max(0, round(1 + i * span / (taps - 1))) for i in range(taps))
+
+
+class DFlashLayer(nn.Module):
+    """A Qwen3-style layer; context keys and values come from outside."""
+
+    def __init__(self, config: DFlashConfig) -> None:
+        super().__init__()
+        size, eps = config.hidden_size, config.rms_norm_eps
+        shape = AttentionShape(
+            size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        )
+        self.input_layernorm = RMSNorm(size, eps)
+        self.self_attn = Projections(shape, inputs=size, norm_eps=eps)
+        self.post_attention_layernorm = RMSNorm(size, eps)
+        self.mlp = GatedMLP(size, config.intermediate_size)
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Residuals and MLP after attention."""
+        mixed = x + self.self_attn.o_proj(attended)
+        out: Tensor = mixed + self.mlp(self.post_attention_layernorm(mixed))
+        return out
+
+
+class DFlashNetwork(nn.Module):
+    """The drafter's weights under their published names.
+
+    It has no embedding and no LM head of its own: both are the target's. `d2t` and `t2d` restrict
+    what it proposes, so that only those rows of the target's head are read.
+    """
+
+    d2t: Tensor
+    t2d: Tensor
+
+    def __init__(self, config: DFlashConfig, draft_ids: Tensor | None = None) -> None:
+        super().__init__()
+        self.config = config
+        size, eps = config.hidden_size, config.rms_norm_eps
+        self.fc = nn.Linear(len(config.tap_layers) * size, size, bias=False)
+        self.hidden_norm = RMSNorm(size, eps)
+        self.layers = nn.ModuleList(DFlashLayer(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(size, eps)
+        ids = torch.arange(config.draft_vocab_size) if draft_ids is None else draft_ids
+        d2t, t2d = to_maps(ids, config.vocab_size)
+        self.register_buffer("d2t", d2t)
+        self.register_buffer("t2d", t2d)
+
+    def fuse(self, taps: Tensor) -> Tensor:
+        """Context features `[..., d]` of concatenated taps `[..., k * d]`."""
+        out: Tensor = self.hidden_norm(self.fc(taps))
+        return out
+
+
+@dataclass
+class DFlashState:
+    """Injected keys and values of committed positions, in every draft layer."""
+
+    cache: KVCache
+
+
+class DFlashDrafter(Drafter):
+    """Drafts a chain of up to `block_size - 1` tokens in one pass.
+
+    Args:
+        network: The trained drafter, in the target's dtype.
+        embedding: The target's input embedding `[V, d]`.
+        head: The target's LM head `[V, d]`.
+        needs_target: Fingerprint of the target it was trained for, or None.
+        name: How arms call it.
+    """
+
+    def __init__(
+        self,
+        network: DFlashNetwork,
+        embedding: Tensor,
+        head: Tensor,
+        needs_target: str | None = None,
+        name: str = "dflash",
+    ) -> None:
+        config = network.config
+        self.name = name
+        self.network = network.eval()
+        self.needs_target = needs_target
+        self.tap_layers = config.tap_layers
+        self.max_draft_length = config.block_size - 1
+        self.dtype = network.fc.weight.dtype
+        self.embedding = embedding
+        full = config.draft_vocab_size == config.vocab_size
+        self.draft_ids = None if full else from_d2t(network.d2t)
+        self.head = head if self.draft_ids is None else head[self.draft_ids]
+        limit = config.max_position_embeddings
+        self.rotary = rotary_table(config.rope_parameters, config.head_dim, limit).to(self.dtype)
+
+    def new_state(self, capacity: int) -> DFlashState:
+        """An empty cache, with room for a block behind the committed positions."""
+        config = self.network.config
+        room = capacity + config.block_size
+        layers, groups = config.num_hidden_layers, config.num_key_value_heads
+        return DFlashState(KVCache(layers, groups, room, config.head_dim, self.dtype))
+
+    @torch.inference_mode()
+    def catch_up(self, state: DFlashState, context: DraftContext) -> int:
+        """Injects positions up to `n - 2`: fuse, then two projections a layer, nothing else."""
+        start, stop = state.cache.length, context.tokens.shape[0] - 1
+        if stop <= start:
+            return 0
+        fused = self.network.fuse(context.features(self.tap_layers, start, stop))
+        cos_sin = self.rotary.at(torch.arange(start, stop))
+        for index, layer in enumerate(self.network.layers):
+            state.cache.write(index, *layer.self_attn.keys_values(fused, cos_sin))
+        state.cache.keep(stop - start)
+        return stop - start
+
+    @torch.inference_mode()
+    def propose(self, state: DFlashState, context: DraftContext, length: int) -> Proposal:
+        """One pass over the anchor and `length` masks.
+
+        The block always has its trained width: a shorter draft is its beginning, so that a draft
+        length changes what is verified and never what is proposed.
+        """
+        config = self.network.config
+        anchor = context.tokens.shape[0] - 1
+        block = torch.full((config.block_size,), config.mask_token_id)
+        block[0] = context.tokens[anchor]
+        cos_sin = self.rotary.at(torch.arange(anchor, anchor + config.block_size))
+        x = F.embedding(block, self.embedding)
+        for index, layer in enumerate(self.network.layers):
+            normed = layer.input_layernorm(x)
+            keys_values = layer.self_attn.keys_values(normed, cos_sin)
+            keys, values = state.cache.write(index, *keys_values)
+            queries = layer.self_attn.queries(normed, cos_sin)
+            x = layer.finish(x, attend(queries, keys, values, None))
+        logits = F.linear(self.network.norm(x[1 : length + 1]), self.head).float()
+        positions = list(range(anchor + 1, anchor + 1 + length))
+        return Proposal.chain(*context.rule.draft(logits, positions, self.draft_ids))

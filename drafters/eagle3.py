@@ -1,0 +1,207 @@
+"""EAGLE-3 (arXiv 2503.01840): an autoregressive head on the target's own hidden states.
+
+Notation for a position t: f_t = target taps, g_t = fused feature, e_t = embedding of the *next*
+token x_{t+1}. The head reads (g_t, e_t) and predicts x_{t+2}; drafting goes on with its own output
+in place of g. One decoder layer, so its keys and values depend on (g, e) alone: catching up needs
+two projections and no attention (KV-only Prefill, WhiFlash section 3.4).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from decoding.cache import KVCache
+from decoding.layers import attend
+from decoding.proposal import Proposal
+from drafters.base import DraftContext, Drafter
+from drafters.modules import AttentionShape, GatedMLP, Projections, RMSNorm, rotary_table
+from drafters.vocabulary import from_d2t, to_maps
+
+
+@dataclass(frozen=True)
+class Eagle3Config:
+    """Sizes and wiring of an EAGLE-3 head.
+
+    Attributes:
+        hidden_size: Width of the head, d.
+        target_hidden_size: Width of the target's taps.
+        intermediate_size: Width of the MLP.
+        num_attention_heads: Query heads.
+        num_key_value_heads: Key/value heads.
+        head_dim: Size of a head.
+        rms_norm_eps: Epsilon of the norms.
+        vocab_size: Target vocabulary, V.
+        draft_vocab_size: Rows of the head's own LM head, Vd.
+        max_position_embeddings: Longest sequence it can draft for.
+        rope_parameters: Rotary settings (`rope_theta`, scaling); must match the target's.
+        tap_layers: Three 0-based target layers whose outputs are fused.
+    """
+
+    hidden_size: int
+    target_hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    vocab_size: int
+    draft_vocab_size: int
+    max_position_embeddings: int
+    rope_parameters: dict[str, Any]
+    tap_layers: tuple[int, ...]
+
+
+def default_taps(target_layers: int) -> tuple[int, int, int]:
+    """The published choice: outputs of layers 1, n // 2 - 1 and n - 4 (0-based)."""
+    low, middle, high = 1, target_layers // 2 - 1, target_layers - 4
+    return (low, max(middle, 0), max(high, 0))
+
+
+class Eagle3Layer(nn.Module):
+    """The one decoder layer; its input is the pair (embedding, feature), twice as wide."""
+
+    def __init__(self, config: Eagle3Config) -> None:
+        super().__init__()
+        size, eps = config.hidden_size, config.rms_norm_eps
+        shape = AttentionShape(
+            size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        )
+        self.hidden_norm = RMSNorm(size, eps)
+        self.input_layernorm = RMSNorm(size, eps)
+        self.self_attn = Projections(shape, inputs=2 * size)
+        self.post_attention_layernorm = RMSNorm(size, eps)
+        self.mlp = GatedMLP(size, config.intermediate_size)
+
+    def pair(self, embedding: Tensor, feature: Tensor) -> Tensor:
+        """The attention input `[..., 2d]`: normed embedding first, then normed feature."""
+        return torch.cat([self.input_layernorm(embedding), self.hidden_norm(feature)], dim=-1)
+
+    def finish(self, feature: Tensor, attended: Tensor) -> Tensor:
+        """Residuals and MLP after attention; the residual is the un-normed feature."""
+        mixed = feature + self.self_attn.o_proj(attended)
+        out: Tensor = mixed + self.mlp(self.post_attention_layernorm(mixed))
+        return out
+
+
+class Eagle3Network(nn.Module):
+    """The head's weights under their native names (`fc`, `midlayer.*`, `norm`, `lm_head`, maps)."""
+
+    d2t: Tensor
+    t2d: Tensor
+
+    def __init__(self, config: Eagle3Config, draft_ids: Tensor | None = None) -> None:
+        super().__init__()
+        self.config = config
+        taps = len(config.tap_layers) * config.target_hidden_size
+        self.fc = nn.Linear(taps, config.hidden_size, bias=False)
+        self.midlayer = Eagle3Layer(config)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
+        ids = torch.arange(config.draft_vocab_size) if draft_ids is None else draft_ids
+        d2t, t2d = to_maps(ids, config.vocab_size)
+        self.register_buffer("d2t", d2t)
+        self.register_buffer("t2d", t2d)
+
+    def logits(self, out: Tensor) -> Tensor:
+        """Draft-vocabulary logits `[..., Vd]` of a layer output."""
+        result: Tensor = self.lm_head(self.norm(out))
+        return result
+
+
+@dataclass
+class Eagle3State:
+    """Keys and values of committed positions, all but the newest (which is redrafted in full)."""
+
+    cache: KVCache
+
+
+class Eagle3Drafter(Drafter):
+    """Drafts a chain, one token per step.
+
+    Args:
+        network: The trained head, in the target's dtype.
+        embedding: The target's input embedding `[V, d]`.
+        needs_target: Fingerprint of the target it was trained for, or None.
+        name: How arms call it.
+    """
+
+    def __init__(
+        self,
+        network: Eagle3Network,
+        embedding: Tensor,
+        needs_target: str | None = None,
+        name: str = "eagle3",
+    ) -> None:
+        config = network.config
+        self.name = name
+        self.network = network.eval()
+        self.embedding = embedding
+        self.needs_target = needs_target
+        self.tap_layers = config.tap_layers
+        self.max_draft_length = 16
+        self.dtype = network.fc.weight.dtype
+        self.draft_ids = from_d2t(network.d2t)
+        limit = config.max_position_embeddings
+        self.rotary = rotary_table(config.rope_parameters, config.head_dim, limit).to(self.dtype)
+
+    def new_state(self, capacity: int) -> Eagle3State:
+        """An empty one-layer cache, with room for a draft behind the committed positions."""
+        config = self.network.config
+        room = capacity + self.max_draft_length
+        return Eagle3State(
+            KVCache(1, config.num_key_value_heads, room, config.head_dim, self.dtype)
+        )
+
+    @torch.inference_mode()
+    def catch_up(self, state: Eagle3State, context: DraftContext) -> int:
+        """Encodes positions up to `n - 3`: keys and values only, in one batched call."""
+        start, stop = state.cache.length, context.tokens.shape[0] - 2
+        if stop <= start:
+            return 0
+        pair, _ = self._pair(context, start, stop)
+        cos_sin = self.rotary.at(torch.arange(start, stop))
+        keys, values = self.network.midlayer.self_attn.keys_values(pair, cos_sin)
+        state.cache.write(0, keys, values)
+        state.cache.keep(stop - start)
+        return stop - start
+
+    @torch.inference_mode()
+    def propose(self, state: Eagle3State, context: DraftContext, length: int) -> Proposal:
+        """Runs the newest position in full, then feeds the head its own output and tokens."""
+        newest, committed = context.tokens.shape[0] - 2, state.cache.length
+        pair, feature = self._pair(context, newest, newest + 1)
+        tokens, logprobs, probs = [], [], []
+        for step in range(length):
+            out = self._step(state.cache, pair, feature, newest + step)
+            logits = self.network.logits(out).float()
+            token, logprob, prob = context.rule.draft(logits, [newest + step + 2], self.draft_ids)
+            tokens.append(token)
+            logprobs.append(logprob)
+            probs.append(prob)
+            state.cache.keep(1)
+            feature = out
+            pair = self.network.midlayer.pair(F.embedding(token, self.embedding), feature)
+        state.cache.roll_back(committed)  # drafted positions are re-encoded from true taps
+        drawn = [prob for prob in probs if prob is not None]
+        return Proposal.chain(
+            torch.cat(tokens), torch.cat(logprobs), torch.cat(drawn) if drawn else None
+        )
+
+    def _pair(self, context: DraftContext, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Attention inputs `[m, 2d]` and features `[m, d]` of committed positions."""
+        feature = self.network.fc(context.features(self.tap_layers, start, stop))
+        embedding = F.embedding(context.tokens[start + 1 : stop + 1], self.embedding)
+        return self.network.midlayer.pair(embedding, feature), feature
+
+    def _step(self, cache: KVCache, pair: Tensor, feature: Tensor, position: int) -> Tensor:
+        """The layer's output `[1, d]` at one position."""
+        layer = self.network.midlayer
+        cos_sin = self.rotary.at(torch.tensor([position]))
+        keys, values = cache.write(0, *layer.self_attn.keys_values(pair, cos_sin))
+        attended = attend(layer.self_attn.queries(pair, cos_sin), keys, values, None)
+        return layer.finish(feature, attended)

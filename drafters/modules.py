@@ -1,0 +1,142 @@
+"""Building blocks of the neural drafters, named as their published checkpoints name them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from decoding.layers import RotaryTable, rms_norm, rotate
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation with a learned scale."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalises the last axis."""
+        return rms_norm(x, self.weight.to(x.dtype), self.eps)
+
+
+class GatedMLP(nn.Module):
+    """The SwiGLU MLP of Llama-like decoders."""
+
+    def __init__(self, hidden: int, intermediate: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden, intermediate, bias=False)
+        self.up_proj = nn.Linear(hidden, intermediate, bias=False)
+        self.down_proj = nn.Linear(intermediate, hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., d]` to `[..., d]`."""
+        out: Tensor = self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """Sizes of an attention block."""
+
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+
+class Projections(nn.Module):
+    """Query, key, value and output projections, with optional norms of queries and keys.
+
+    Args:
+        shape: Sizes.
+        inputs: Width of what is projected (EAGLE-3 projects a pair, twice the hidden size).
+        norm_eps: Epsilon of query and key norms (Qwen3 style), or None for no norms.
+    """
+
+    def __init__(self, shape: AttentionShape, inputs: int, norm_eps: float | None = None) -> None:
+        super().__init__()
+        self.shape = shape
+        self.q_proj = nn.Linear(inputs, shape.heads * shape.head_dim, bias=False)
+        self.k_proj = nn.Linear(inputs, shape.kv_heads * shape.head_dim, bias=False)
+        self.v_proj = nn.Linear(inputs, shape.kv_heads * shape.head_dim, bias=False)
+        self.o_proj = nn.Linear(shape.heads * shape.head_dim, shape.hidden, bias=False)
+        if norm_eps is not None:
+            self.q_norm = RMSNorm(shape.head_dim, norm_eps)
+            self.k_norm = RMSNorm(shape.head_dim, norm_eps)
+        self.has_norms = norm_eps is not None
+
+    def queries(self, x: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
+        """Rotated queries `[..., H, D]`."""
+        q = self.q_proj(x).unflatten(-1, (self.shape.heads, self.shape.head_dim))
+        return rotate(self.q_norm(q) if self.has_norms else q, cos_sin)
+
+    def keys_values(self, x: Tensor, cos_sin: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Rotated keys and values, each `[..., G, D]`."""
+        split = (self.shape.kv_heads, self.shape.head_dim)
+        k, v = self.k_proj(x).unflatten(-1, split), self.v_proj(x).unflatten(-1, split)
+        return rotate(self.k_norm(k) if self.has_norms else k, cos_sin), v
+
+
+def block_attention(
+    q: Tensor,
+    context: tuple[Tensor, Tensor],
+    context_visible: Tensor,
+    own: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """Attention of many query blocks over a shared context and each block's own keys (training).
+
+    EAGLE-3's training-time test and DFlash's random anchors are the same shape: R blocks of Q
+    queries that share one context of S keys under a mask, and see P keys of their own.
+
+    Args:
+        q: Queries `[B, R, Q, H, D]`.
+        context: Keys and values `[B, S, G, D]`.
+        context_visible: Bool `[B, R, S]`, True = the block sees that context position.
+        own: Keys and values `[B, R, P, G, D]` that only their block sees, or None.
+
+    Returns:
+        `[B, R, Q, H * D]`.
+    """
+    batch, blocks, width, heads, dim = q.shape
+    groups = context[0].shape[2]
+    share = heads // groups
+    q = q.view(batch, blocks, width, groups, share, dim) / math.sqrt(dim)
+    rows = q.permute(0, 3, 1, 2, 4, 5).flatten(2, 4)  # [B, G, R * Q * share, D]
+    k_context, v_context = (x.transpose(1, 2) for x in context)  # [B, G, S, D]
+    scores = (rows @ k_context.transpose(2, 3)).float()
+    scores = scores.view(batch, groups, blocks, width * share, -1)
+    scores = scores.masked_fill(~context_visible[:, None, :, None, :], float("-inf"))
+    if own is not None:
+        k_own, v_own = (x.permute(0, 3, 1, 2, 4) for x in own)  # [B, G, R, P, D]
+        block_rows = rows.view(batch, groups, blocks, width * share, dim)
+        scores = torch.cat([scores, (block_rows @ k_own.transpose(3, 4)).float()], dim=-1)
+    weights = scores.softmax(-1).to(rows.dtype)
+    size = k_context.shape[2]
+    out = weights[..., :size].flatten(2, 3) @ v_context
+    out = out.view(batch, groups, blocks, width * share, dim)
+    if own is not None:
+        out = out + weights[..., size:] @ v_own
+    out = out.view(batch, groups, blocks, width, share, dim).permute(0, 2, 3, 1, 4, 5)
+    return out.reshape(batch, blocks, width, heads * dim)
+
+
+def rotary_table(rope: dict[str, Any], head_dim: int, positions: int) -> RotaryTable:
+    """The table for a config's `rope_parameters` (theta and scaling), through transformers."""
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    config = LlamaConfig(
+        hidden_size=head_dim,
+        num_attention_heads=1,
+        head_dim=head_dim,
+        rope_parameters={"rope_type": "default", **rope},
+        max_position_embeddings=positions,
+    )
+    cos, sin = LlamaRotaryEmbedding(config)(torch.zeros(1), torch.arange(positions)[None])
+    return RotaryTable(cos[0], sin[0])

@@ -1,0 +1,124 @@
+"""Texts to train drafters on: the target's own responses, as token ids in a Parquet file.
+
+Columns: `prompt` and `response`, lists of token ids (a response ends with the stop token where the
+target stopped by itself); others are ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from decoding.errors import DraftgymError
+
+
+@dataclass(frozen=True)
+class Text:
+    """One prompt with the target's response.
+
+    Attributes:
+        tokens: Prompt and response `[n]`.
+        prompt_length: How many of them are the prompt.
+    """
+
+    tokens: Tensor
+    prompt_length: int
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Texts split into those to train on and a few to validate on."""
+
+    train: list[Text]
+    validation: list[Text]
+
+    @property
+    def response_tokens(self) -> int:
+        """Response tokens in the training part."""
+        return sum(text.tokens.shape[0] - text.prompt_length for text in self.train)
+
+    def token_counts(self, vocab: int) -> Tensor:
+        """Occurrences of every token in the training responses, `[vocab]`."""
+        responses = torch.cat([text.tokens[text.prompt_length :] for text in self.train])
+        return torch.bincount(responses, minlength=vocab)
+
+    def batches(self, size: int, seed: int, skip: int = 0) -> Iterator[list[Text]]:
+        """Endless batches of texts of similar length, in an order that depends on the seed alone.
+
+        Args:
+            size: Texts per batch.
+            seed: Seed of the order.
+            skip: Batches already seen (resume).
+        """
+        epoch = 0
+        while True:
+            rng = np.random.default_rng((seed, epoch))
+            jitter = rng.uniform(0, 32, len(self.train))
+            lengths = np.array([text.tokens.shape[0] for text in self.train])
+            order = np.argsort(lengths + jitter)  # similar lengths together: little padding
+            groups = [order[i : i + size] for i in range(0, len(order), size)]
+            for index in rng.permutation(len(groups)):
+                if skip > 0:
+                    skip -= 1
+                    continue
+                yield [self.train[i] for i in groups[index]]
+            epoch += 1
+
+
+def load_corpus(
+    path: Path, vocab: int, max_length: int = 768, validation: int = 60, seed: int = 0
+) -> Corpus:
+    """Reads a corpus.
+
+    Args:
+        path: Parquet file, or a folder of them.
+        vocab: The target's vocabulary size; larger ids are refused.
+        max_length: Longer texts are cut.
+        validation: Texts set aside, chosen by the seed.
+        seed: Seed of that choice.
+
+    Raises:
+        DraftgymError: Missing file or columns, ids of another tokenizer, too few texts.
+    """
+    texts = [text for text in _read(path, vocab, max_length) if _usable(text)]
+    if len(texts) <= validation:
+        raise DraftgymError(
+            f"{path} has {len(texts)} usable texts, fewer than the {validation} to validate on",
+            "give a corpus with more responses of at least 4 tokens",
+        )
+    order = np.random.default_rng(seed).permutation(len(texts))
+    held, kept = order[:validation], order[validation:]
+    return Corpus([texts[i] for i in kept], [texts[i] for i in held])
+
+
+def _usable(text: Text) -> bool:
+    return text.tokens.shape[0] - text.prompt_length >= 4
+
+
+def _read(path: Path, vocab: int, max_length: int) -> list[Text]:
+    import pyarrow.parquet as parquet
+
+    if not path.exists():
+        raise DraftgymError(f"no corpus at {path}", "give a Parquet file with --corpus")
+    try:
+        table = parquet.read_table(path, columns=["prompt", "response"])
+    except Exception as error:  # pyarrow raises many kinds
+        raise DraftgymError(
+            f"cannot read corpus {path}: {error}",
+            "it must be Parquet with list columns `prompt` and `response` of token ids",
+        ) from error
+    texts = []
+    for row in table.to_pylist():
+        tokens = torch.tensor(row["prompt"] + row["response"], dtype=torch.long)[:max_length]
+        if tokens.numel() and int(tokens.max()) >= vocab:
+            raise DraftgymError(
+                f"corpus {path} holds token id {int(tokens.max())}, the target has {vocab}",
+                "use responses of this target",
+            )
+        texts.append(Text(tokens, len(row["prompt"])))
+    return texts

@@ -1,0 +1,40 @@
+"""What the training loop needs of an objective."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from drafters.training.features import FeatureBatch
+
+
+@dataclass(frozen=True)
+class ObjectiveOutput:
+    """Result of an objective on one batch.
+
+    Attributes:
+        loss: Scalar to minimise.
+        agreement: Per draft position, the share of teacher-forced top-1 predictions that equal the
+            text (scalar tensors).
+    """
+
+    loss: Tensor
+    agreement: list[Tensor]
+
+
+class Objective(ABC):
+    """A loss over batches of target features.
+
+    Attributes:
+        network: The module being trained.
+        tap_layers: Target layers it reads.
+    """
+
+    network: nn.Module
+    tap_layers: tuple[int, ...]
+
+    @abstractmethod
+    def __call__(self, batch: FeatureBatch) -> ObjectiveOutput:
+        """Loss and agreement on one batch."""
