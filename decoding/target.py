@@ -36,6 +36,7 @@ class Target:
         tokenizer: The transformers tokenizer, or None for a bare model (then only token ids work).
         stop_tokens: Token ids that end a text.
         context_limit: Most positions it can attend to.
+        rope_parameters: Rotary settings of its config; drafters copy them.
         fingerprint: Short hash of its weights; drafters carry the same.
         precision: Chosen dtype and threads, with the reason.
     """
@@ -45,6 +46,7 @@ class Target:
     tokenizer: Any
     stop_tokens: frozenset[int]
     context_limit: int
+    rope_parameters: dict[str, Any]
     fingerprint: str
     precision: Precision
 
@@ -171,6 +173,7 @@ def wrap_model(model: Any, tokenizer: Any, name: str, precision: Precision) -> T
         tokenizer=tokenizer,
         stop_tokens=frozenset(stops),
         context_limit=context_limit(model.config),
+        rope_parameters=dict(model.config.rope_parameters),
         fingerprint=fingerprint(decoder),
         precision=precision,
     )

@@ -69,7 +69,7 @@ def load_drafter(folder: Path, target: Target) -> Drafter:
     """
     checkpoint = read_checkpoint(folder, target.decoder.shape.layers)
     network = checkpoint.network
-    _check_fits(folder, checkpoint, target)
+    check_fits(folder, checkpoint, target)
     network.to(target.decoder.dtype).requires_grad_(False)
     embedding, head = target.decoder.embedding, target.decoder.head
     if isinstance(network, Eagle3Network):
@@ -139,7 +139,7 @@ def _load_weights(network: nn.Module, tensors: dict[str, Tensor], folder: Path) 
     network.load_state_dict(given)
 
 
-def _check_fits(folder: Path, checkpoint: Checkpoint, target: Target) -> None:
+def check_fits(folder: Path, checkpoint: Checkpoint, target: Target) -> None:
     """Refuses a drafter of another target, by fingerprint first, by shape where it has none."""
     remedy = f"name the target it was trained for, or train one with --target {target.name}"
     if checkpoint.fingerprint not in (None, target.fingerprint):

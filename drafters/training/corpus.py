@@ -71,7 +71,7 @@ class Corpus:
 
 
 def load_corpus(
-    path: Path, vocab: int, max_length: int = 768, validation: int = 60, seed: int = 0
+    path: Path, vocab: int, max_length: int = 768, validation: int = 40, seed: int = 0
 ) -> Corpus:
     """Reads a corpus.
 

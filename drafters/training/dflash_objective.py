@@ -35,7 +35,7 @@ class DFlashObjective(Objective):
         self,
         network: DFlashNetwork,
         target: Target,
-        anchors: int = 96,
+        anchors: int = 128,
         gamma: float = 4.0,
         seed: int = 0,
     ) -> None:

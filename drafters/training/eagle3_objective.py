@@ -83,7 +83,7 @@ class Eagle3Objective(Objective):
     def _queries(self, batch: FeatureBatch) -> tuple[Tensor, Tensor]:
         """Positions to draft from, padded `[B, R]`, and which of them are real."""
         first = batch.prompt_lengths - 1
-        counts = batch.lengths - 2 - first + 1 - 1
+        counts = batch.lengths - 2 - first  # the last query's label is the last token
         index = first[:, None] + torch.arange(int(counts.max()))
         valid = torch.arange(index.shape[1]) < counts[:, None]
         return index.clamp(max=batch.tokens.shape[1] - 1), valid

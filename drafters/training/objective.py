@@ -5,8 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from drafters.dflash import DFlashNetwork
+from drafters.eagle3 import Eagle3Network
 from drafters.training.features import FeatureBatch
 
 
@@ -32,7 +34,7 @@ class Objective(ABC):
         tap_layers: Target layers it reads.
     """
 
-    network: nn.Module
+    network: Eagle3Network | DFlashNetwork
     tap_layers: tuple[int, ...]
 
     @abstractmethod

@@ -1,0 +1,151 @@
+"""From a script's settings to a network and its objective."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from decoding.errors import DraftgymError
+from decoding.target import Target
+from drafters.checkpoint import check_fits, default_dflash_taps, read_checkpoint
+from drafters.dflash import DFlashConfig, DFlashNetwork
+from drafters.eagle3 import Eagle3Config, Eagle3Network, default_taps
+from drafters.training.corpus import Corpus
+from drafters.training.dflash_objective import DFlashObjective
+from drafters.training.eagle3_objective import Eagle3Objective
+from drafters.vocabulary import most_frequent
+
+
+@dataclass(frozen=True)
+class DrafterSettings:
+    """What both drafters share."""
+
+    draft_vocab: int = 8192
+    """Tokens the drafter can propose: the most frequent of the corpus."""
+    init: Path | None = None
+    """Checkpoint folder to start from; its sizes and vocabulary are kept."""
+
+
+@dataclass(frozen=True)
+class Eagle3Settings(DrafterSettings):
+    """The EAGLE-3 head and its objective."""
+
+    steps: int = 5
+    """Steps of the training-time test."""
+    decay: float = 0.8
+    """Weight of step k is decay ** k."""
+
+
+@dataclass(frozen=True)
+class DFlashSettings(DrafterSettings):
+    """The DFlash drafter and its objective."""
+
+    layers: int = 3
+    """Draft layers."""
+    block_size: int = 8
+    """Anchor plus masks."""
+    anchors: int = 128
+    """Random anchors per text and visit."""
+    gamma: float = 4.0
+    """Decay of the position weights."""
+    mask_token_id: int | None = None
+    """Token that stands for a mask; default: the tokenizer's mask or unknown token."""
+
+
+def build_eagle3(settings: Eagle3Settings, target: Target, corpus: Corpus) -> Eagle3Objective:
+    """A head to train, from a checkpoint or fresh.
+
+    A fresh head starts with `fc` as the identity on the last tap and with the target's own LM head
+    rows, so that its first guess is the target's second-last opinion instead of noise.
+    """
+    if settings.init is not None:
+        network = _initial(settings.init, target, Eagle3Network)
+    else:
+        shape = target.decoder.shape
+        ids = most_frequent(corpus.token_counts(shape.vocab), settings.draft_vocab)
+        config = Eagle3Config(
+            **_sizes(target),
+            target_hidden_size=shape.hidden,
+            draft_vocab_size=settings.draft_vocab,
+            tap_layers=default_taps(shape.layers),
+        )
+        network = Eagle3Network(config, ids)
+        network.apply(_small_normal)
+        with torch.no_grad():
+            network.fc.weight.zero_()
+            network.fc.weight[:, -shape.hidden :] = torch.eye(shape.hidden)
+            network.lm_head.weight.copy_(target.decoder.head[ids])
+            network.norm.weight.copy_(target.decoder.final_norm)
+    return Eagle3Objective(network, target, settings.steps, settings.decay)
+
+
+def build_dflash(settings: DFlashSettings, target: Target, corpus: Corpus) -> DFlashObjective:
+    """A block drafter to train, from a checkpoint or fresh (`fc` = mean of the taps)."""
+    if settings.init is not None:
+        network = _initial(settings.init, target, DFlashNetwork)
+    else:
+        shape = target.decoder.shape
+        ids = most_frequent(corpus.token_counts(shape.vocab), settings.draft_vocab)
+        config = DFlashConfig(
+            **_sizes(target),
+            num_hidden_layers=settings.layers,
+            draft_vocab_size=settings.draft_vocab,
+            tap_layers=default_dflash_taps(shape.layers),
+            block_size=settings.block_size,
+            mask_token_id=_mask_token(settings, target),
+        )
+        network = DFlashNetwork(config, ids)
+        network.apply(_small_normal)
+        with torch.no_grad():
+            taps = len(config.tap_layers)
+            network.fc.weight.copy_(torch.eye(shape.hidden).repeat(1, taps) / taps)
+            network.norm.weight.copy_(target.decoder.final_norm)
+    return DFlashObjective(network, target, settings.anchors, settings.gamma)
+
+
+def _initial(folder: Path, target: Target, kind: type[Any]) -> Any:
+    checkpoint = read_checkpoint(folder, target.decoder.shape.layers)
+    if not isinstance(checkpoint.network, kind):
+        raise DraftgymError(
+            f"--init {folder} is a {type(checkpoint.network).__name__}, not a {kind.__name__}",
+            "start from a checkpoint of the drafter being trained",
+        )
+    check_fits(folder, checkpoint, target)
+    return checkpoint.network.float()
+
+
+def _sizes(target: Target) -> dict[str, Any]:
+    """Sizes that a fresh drafter takes over from its target."""
+    shape = target.decoder.shape
+    return {
+        "hidden_size": shape.hidden,
+        "intermediate_size": target.decoder.layers[0].down.shape[1],
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "rms_norm_eps": shape.eps,
+        "vocab_size": shape.vocab,
+        "max_position_embeddings": target.context_limit,
+        "rope_parameters": target.rope_parameters,
+    }
+
+
+def _mask_token(settings: DFlashSettings, target: Target) -> int:
+    if settings.mask_token_id is not None:
+        return settings.mask_token_id
+    for name in ("mask_token_id", "unk_token_id"):
+        token = getattr(target.tokenizer, name, None)
+        if token is not None:
+            return int(token)
+    raise DraftgymError(
+        f"the tokenizer of {target.name!r} has neither a mask nor an unknown token",
+        "name a token that never occurs in responses with --mask-token-id",
+    )
+
+
+def _small_normal(module: torch.nn.Module) -> None:
+    if isinstance(module, torch.nn.Linear):
+        torch.nn.init.normal_(module.weight, std=0.02)
