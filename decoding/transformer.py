@@ -141,7 +141,9 @@ class Decoder:
             x = self._layer(index, layer, x, cos_sin, batch, counts, masks)
             if index in tap_layers:
                 taps[index] = x
-        tapped = torch.stack([taps[i] for i in tap_layers], 1) if taps else x.new_empty(len(x), 0)
+        tapped = x.new_empty(len(x), 0, self.shape.hidden)
+        if tap_layers:
+            tapped = torch.stack([taps[i] for i in tap_layers], dim=1)
         return self._outputs(batch, counts, x, tapped, with_logits)
 
     def _layer(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from decoding.errors import DraftgymError
 from decoding.target import Target
 from drafters import dflash, eagle3
-from drafters.base import Drafter
+from decoding.drafting import Drafter
 from drafters.dflash import DFlashConfig, DFlashDrafter, DFlashNetwork
 from drafters.eagle3 import Eagle3Config, Eagle3Drafter, Eagle3Network
 from drafters.vocabulary import from_d2t

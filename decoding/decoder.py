@@ -1,0 +1,204 @@
+"""The decoder that deploys a policy."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from decoding.arms import PLAIN, Arm, check_arms
+from decoding.drafting import Drafter
+from decoding.observation import RouterObserver
+from decoding.round import RoundRecord, play_round
+from decoding.session import Session
+from decoding.target import Target
+from decoding.verification import make_rule
+
+
+class RoutingPolicy(Protocol):
+    """Whatever chooses an arm each round; Stable-Baselines3's `predict` shape.
+
+    Attributes:
+        arms: What it chooses from.
+        observes: Whether it reads observations (a fixed arm does not, and saves their cost).
+    """
+
+    @property
+    def arms(self) -> Sequence[Arm]:
+        """What it chooses from."""
+
+    @property
+    def observes(self) -> bool:
+        """Whether it reads observations."""
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+    ) -> tuple[Any, Any]:
+        """An arm's index and the policy's next state."""
+
+
+@dataclass(frozen=True)
+class DecodedRound:
+    """A round with the time its decision took.
+
+    Attributes:
+        record: What happened.
+        decide_seconds: Observation and policy.
+    """
+
+    record: RoundRecord
+    decide_seconds: float
+
+
+@dataclass
+class Generation:
+    """A finished text with its statistics.
+
+    Attributes:
+        tokens: New token ids.
+        prompt_tokens: Length of the prompt.
+        rounds: Every round in order.
+        prefill_seconds: Time to the first token.
+        decode_seconds: Time of all rounds, decisions included.
+        finish_reason: `stop` or `length`.
+        first_margin: The target's margin at the first token, when margins were asked for.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    prompt_tokens: int = 0
+    rounds: list[DecodedRound] = field(default_factory=list)
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    finish_reason: str = "running"
+    first_margin: list[float] = field(default_factory=list)
+
+    @property
+    def acceptance_length(self) -> float:
+        """Committed tokens per round, the target's own token included."""
+        committed = sum(len(item.record.committed) for item in self.rounds)
+        return committed / max(1, len(self.rounds))
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens of the decoding stage per second (the first token belongs to prefill)."""
+        return (len(self.tokens) - 1) / self.decode_seconds if self.decode_seconds else 0.0
+
+    @property
+    def margins(self) -> list[float]:
+        """The target's margin at every token, when they were asked for."""
+        return self.first_margin + [m for item in self.rounds for m in item.record.margins]
+
+
+class SpeculativeDecoder:
+    """Writes texts with a target, drafters and a policy.
+
+    Example:
+        >>> decoder = SpeculativeDecoder(target, drafters, policy)  # doctest: +SKIP
+        >>> decoder.generate("Why is the sky blue?").tokens  # doctest: +SKIP
+
+    Args:
+        target: The target.
+        drafters: Drafters by name.
+        policy: Chooses an arm each round; its arms must name loaded drafters.
+    """
+
+    def __init__(
+        self, target: Target, drafters: Mapping[str, Drafter], policy: RoutingPolicy
+    ) -> None:
+        check_arms(policy.arms, drafters)
+        self.target, self.policy = target, policy
+        used = {arm.drafter for arm in policy.arms if arm.drafts}
+        self.drafters = {name: drafter for name, drafter in drafters.items() if name in used}
+
+    def generate(
+        self,
+        prompt: str | Tensor,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        seed: int = 0,
+        verification: str | None = None,
+        on_tokens: Callable[[list[int]], None] | None = None,
+        with_margins: bool = False,
+    ) -> Generation:
+        """Writes one text.
+
+        Args:
+            prompt: Text (put through the chat template) or token ids `[m]`.
+            max_new_tokens: Tokens to write at most.
+            temperature: 0 for greedy.
+            seed: Seed of the sampling noise; with `coupled` verification the same seed gives the
+                same text, whatever the policy.
+            verification: `greedy`, `coupled` or `rejection`; None picks by temperature.
+            on_tokens: Called with each round's new token ids (streaming).
+            with_margins: Whether to record the target's margins.
+
+        Raises:
+            DraftgymError: Empty or too long prompt, bad temperature or rule.
+        """
+        result = Generation()
+        tell = on_tokens or (lambda tokens: None)
+        for tokens in self._rounds(
+            result, prompt, max_new_tokens, temperature, seed, verification, with_margins
+        ):
+            tell(tokens)
+        return result
+
+    def _rounds(
+        self,
+        result: Generation,
+        prompt: str | Tensor,
+        max_new_tokens: int,
+        temperature: float,
+        seed: int,
+        verification: str | None,
+        with_margins: bool,
+    ) -> Iterator[list[int]]:
+        """Plays rounds until the text ends, filling `result` and yielding new tokens."""
+        ids = self.target.encode(prompt) if isinstance(prompt, str) else prompt
+        rule = make_rule(verification, temperature, seed, self.target.vocab_size)
+        session = Session(self.target, ids, rule, max_new_tokens, self.drafters)
+        observer = RouterObserver(self.policy.arms)
+        state, start = None, time.perf_counter()
+        verdict = session.prefill(with_margins)
+        result.first_margin, result.prompt_tokens = verdict.margins, len(ids)
+        began = time.perf_counter()
+        result.prefill_seconds = began - start
+        yield session.new_tokens
+        while not session.finished:
+            deciding = time.perf_counter()
+            observation = observer.observe(session) if self.policy.observes else {}
+            episode_start = np.array([not result.rounds])
+            action, state = self.policy.predict(observation, state, episode_start, True)
+            decided = time.perf_counter() - deciding
+            record = play_round(session, self.policy.arms[int(action)], with_margins)
+            observer.update(int(action), record)
+            result.rounds.append(DecodedRound(record, decided))
+            result.decode_seconds = time.perf_counter() - began
+            yield record.committed
+        result.tokens = session.new_tokens
+        result.finish_reason = session.finish_reason
+
+
+class PlainPolicy:
+    """Drafts nothing: plain decoding, the reference for text and speed."""
+
+    arms = (Arm(PLAIN, 0),)
+    observes = False
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+    ) -> tuple[Any, Any]:
+        """Always the only arm."""
+        return 0, state

@@ -1,0 +1,192 @@
+"""A session: one sequence being written, with everything that is remembered about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from decoding.drafting import Drafter
+from decoding.errors import DraftgymError
+from decoding.proposal import Proposal
+from decoding.target import Target
+from decoding.transformer import NewRows, PassOutput
+from decoding.verification import Verdict, VerificationRule
+
+
+@dataclass(frozen=True)
+class Signals:
+    """How sure the target was when it chose the newest token.
+
+    Attributes:
+        entropy: Shannon entropy in nats of softmax(logits), full vocabulary.
+        margin: Top-1 minus top-2 probability.
+        top1: Top-1 probability.
+    """
+
+    entropy: float
+    margin: float
+    top1: float
+
+
+class Session:
+    """One sequence being written.
+
+    With n committed tokens, the target's cache and the taps cover positions `0 .. n - 2`; the
+    newest token, the anchor, goes through the target in the next round.
+
+    Args:
+        target: The target.
+        prompt: Prompt token ids `[m]`.
+        rule: Verification rule.
+        max_new_tokens: Tokens to write at most.
+        drafters: Drafters that may be used, by name; their taps are recorded.
+        capacity: Positions to reserve; by default what the request can need.
+
+    Raises:
+        DraftgymError: Empty prompt, or a prompt that does not fit.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        prompt: Tensor,
+        rule: VerificationRule,
+        max_new_tokens: int,
+        drafters: Mapping[str, Drafter],
+        capacity: int | None = None,
+    ) -> None:
+        longest = max((drafter.max_draft_length for drafter in drafters.values()), default=0)
+        needed = len(prompt) + max_new_tokens + longest + 1
+        self.capacity = min(needed, target.context_limit) if capacity is None else capacity
+        _check_request(prompt, max_new_tokens, needed, self.capacity)
+        self.target, self.rule, self.drafters = target, rule, drafters
+        self.max_new_tokens = max_new_tokens
+        self.prompt_length = len(prompt)
+        self.cache = target.decoder.new_cache(self.capacity)
+        self.tap_layers = tuple(
+            sorted({layer for drafter in drafters.values() for layer in drafter.tap_layers})
+        )
+        self._column = {layer: i for i, layer in enumerate(self.tap_layers)}
+        size = (self.capacity, len(self.tap_layers), target.hidden_size)
+        self._taps = torch.empty(size, dtype=target.decoder.dtype)
+        self._tokens = torch.empty(self.capacity + 1, dtype=torch.long)
+        self._tokens[: len(prompt)] = prompt
+        self._length = len(prompt)
+        self._states: dict[str, Any] = {}
+        self._stopped = False
+        self.last_hidden = torch.empty(target.hidden_size)
+        self.last_logits = torch.empty(target.vocab_size)
+
+    @property
+    def tokens(self) -> Tensor:
+        """All committed token ids `[n]`, prompt included."""
+        return self._tokens[: self._length]
+
+    @property
+    def new_tokens(self) -> list[int]:
+        """Token ids written so far."""
+        written: list[int] = self._tokens[self.prompt_length : self._length].tolist()
+        return written
+
+    @property
+    def remaining(self) -> int:
+        """Tokens that may still be written."""
+        return self.max_new_tokens - (self._length - self.prompt_length)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the text ended or the token limit is reached."""
+        return self._stopped or self.remaining <= 0
+
+    @property
+    def finish_reason(self) -> str:
+        """`stop` (the target ended the text), `length` (token limit) or `running`."""
+        return "stop" if self._stopped else "length" if self.remaining <= 0 else "running"
+
+    def features(self, layers: Sequence[int], start: int, stop: int) -> Tensor:
+        """Concatenated taps of `layers` at positions `start .. stop - 1`, `[stop - start, k * d]`."""
+        columns = [self._column[layer] for layer in layers]
+        return self._taps[start:stop, columns].flatten(1)
+
+    def state_of(self, drafter: Drafter) -> Any:
+        """The drafter's own state of this sequence, made on first use."""
+        if drafter.name not in self._states:
+            self._states[drafter.name] = drafter.new_state(self.capacity)
+        return self._states[drafter.name]
+
+    def prefill(self, with_margins: bool = False) -> Verdict:
+        """Runs the prompt through the target and commits the first token."""
+        prompt = self.tokens
+        rows = NewRows(self.cache, prompt, logits_from=len(prompt) - 1)
+        output = self.target.decoder.forward([rows], self.tap_layers)[0]
+        verdict = self.rule.verify(
+            Proposal.empty(), output.logits, self._length - 1, with_margins
+        )
+        self._taps[: len(prompt)] = output.taps
+        self.cache.keep(len(prompt))
+        self._remember(output, 0)
+        self._append([verdict.next_token])
+        return verdict
+
+    def verification_rows(self, proposal: Proposal) -> NewRows:
+        """The target rows that verify a proposal: the anchor, then its nodes."""
+        self.cache.require(len(proposal) + 1)
+        anchor = self._length - 1
+        tokens = torch.cat([self._tokens[anchor : anchor + 1], proposal.tokens])
+        if proposal.is_chain:
+            return NewRows(self.cache, tokens)
+        positions = anchor + torch.cat([torch.zeros(1, dtype=torch.long), proposal.depths()])
+        return NewRows(self.cache, tokens, positions, proposal.ancestor_mask())
+
+    def commit(self, proposal: Proposal, verdict: Verdict, output: PassOutput) -> list[int]:
+        """Keeps what verification accepted; returns the committed tokens.
+
+        Tokens behind a stop token or the token limit are dropped.
+        """
+        rows = torch.tensor([0] + [node + 1 for node in verdict.path])
+        kept, base = len(rows), self.cache.length
+        self._taps[base : base + kept] = output.taps[rows]
+        straight = proposal.is_chain  # then the accepted rows already lie in order
+        self.cache.keep(kept if straight else rows)
+        self._remember(output, int(rows[-1]))
+        return self._append([*proposal.tokens[verdict.path].tolist(), verdict.next_token])
+
+    def signals(self) -> Signals:
+        """How sure the target was when it chose the newest token."""
+        logprobs = self.last_logits.log_softmax(-1)
+        probs = logprobs.exp()
+        first, second = probs.topk(2).values.tolist()
+        return Signals(float(-(probs * logprobs).sum()), first - second, first)
+
+    def _remember(self, output: PassOutput, row: int) -> None:
+        self.last_hidden, self.last_logits = output.hidden[row], output.logits[row]
+
+    def _append(self, tokens: list[int]) -> list[int]:
+        for count, token in enumerate(tokens, start=1):
+            if token in self.target.stop_tokens:
+                self._stopped = True
+                tokens = tokens[:count]
+                break
+        tokens = tokens[: self.remaining]
+        self._tokens[self._length : self._length + len(tokens)] = torch.tensor(tokens)
+        self._length += len(tokens)
+        return tokens
+
+
+def _check_request(prompt: Tensor, max_new_tokens: int, needed: int, capacity: int) -> None:
+    if len(prompt) == 0:
+        raise DraftgymError("the prompt is empty", "give some text with --prompt")
+    if max_new_tokens < 1:
+        raise DraftgymError(
+            f"--max-new-tokens is {max_new_tokens}", "ask for at least one new token"
+        )
+    if needed > capacity:
+        raise DraftgymError(
+            f"a prompt of {len(prompt)} tokens and {max_new_tokens} new ones (with room for a "
+            f"draft: {needed} positions) do not fit {capacity}",
+            "shorten the prompt or lower --max-new-tokens",
+        )

@@ -1,0 +1,99 @@
+"""Tiny randomly initialised targets and drafters, so that promises are tested in milliseconds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+
+from decoding.drafting import Drafter
+from decoding.probe import Precision
+from decoding.target import Target, wrap_model
+from drafters.dflash import DFlashConfig, DFlashDrafter, DFlashNetwork
+from drafters.eagle3 import Eagle3Config, Eagle3Drafter, Eagle3Network
+from drafters.ngram import NgramDrafter
+
+VOCAB = 61
+SIZES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+}
+ONE_THREAD = Precision("float32", 1, "tests")
+
+
+def tiny_model(kind: str = "llama", seed: int = 0, **changes: Any) -> Any:
+    """A random transformers causal LM of a kind (`llama`, `mistral`, `qwen2`, `qwen3`)."""
+    torch.manual_seed(seed)
+    config = transformers.AutoConfig.for_model(kind, **(SIZES | {"head_dim": 8} | changes))
+    model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" not in name:
+                weight.normal_(std=0.15)  # the default init is so flat that every text is alike
+    return model
+
+
+def tiny_target(kind: str = "llama", seed: int = 0, **changes: Any) -> Target:
+    """A tiny target without a tokenizer."""
+    return wrap_model(tiny_model(kind, seed, **changes), None, f"tiny-{kind}", ONE_THREAD)
+
+
+def _sizes(target: Target) -> dict[str, Any]:
+    shape = target.decoder.shape
+    return {
+        "hidden_size": shape.hidden,
+        "intermediate_size": 48,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "rms_norm_eps": shape.eps,
+        "vocab_size": shape.vocab,
+        "max_position_embeddings": 256,
+        "rope_parameters": target.rope_parameters,
+    }
+
+
+def tiny_eagle3(target: Target, seed: int = 1, draft_vocab: int = 40) -> Eagle3Drafter:
+    """An untrained EAGLE-3 head whose fc and LM head copy the target's opinion a little."""
+    torch.manual_seed(seed)
+    config = Eagle3Config(
+        **_sizes(target),
+        target_hidden_size=target.hidden_size,
+        draft_vocab_size=draft_vocab,
+        tap_layers=(1, 2, 4),
+    )
+    network = Eagle3Network(config, torch.arange(draft_vocab))
+    with torch.no_grad():
+        network.lm_head.weight.copy_(target.decoder.head[:draft_vocab])
+        network.fc.weight[:, -target.hidden_size :] += torch.eye(target.hidden_size)
+    return Eagle3Drafter(network.requires_grad_(False), target.decoder.embedding)
+
+
+def tiny_dflash(target: Target, seed: int = 2, block_size: int = 5) -> DFlashDrafter:
+    """An untrained DFlash drafter."""
+    torch.manual_seed(seed)
+    config = DFlashConfig(
+        **_sizes(target),
+        num_hidden_layers=2,
+        draft_vocab_size=target.vocab_size,
+        tap_layers=(0, 3, 5),
+        block_size=block_size,
+        mask_token_id=3,
+    )
+    network = DFlashNetwork(config).requires_grad_(False)
+    return DFlashDrafter(network, target.decoder.embedding, target.decoder.head)
+
+
+def tiny_drafters(target: Target) -> dict[str, Drafter]:
+    """One drafter of each kind, by name."""
+    made = (tiny_eagle3(target), tiny_dflash(target), NgramDrafter(shortest=1))
+    return {drafter.name: drafter for drafter in made}
