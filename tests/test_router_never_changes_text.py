@@ -62,6 +62,7 @@ def test_drafts_are_accepted_and_refused_in_these_tests(
     """Guards the tests above: they mean something only if both outcomes occur."""
     arms = tuple(parse_arm(text) for text in ARMS)
     prompt = torch.tensor([5, 9, 5, 9, 5, 9, 7])
-    rounds = SpeculativeDecoder(target, drafters, Dice(arms, 0)).generate(prompt, 96).rounds
+    decoder = SpeculativeDecoder(target, drafters, Dice(arms, 0))
+    rounds = decoder.generate(prompt, 96, temperature=1.0).rounds
     assert any(item.record.accepted for item in rounds)
     assert any(item.record.accepted < len(item.record.drafted) for item in rounds)
