@@ -1,0 +1,1 @@
+"""Who chooses the drafter each round; all with Stable-Baselines3's `predict` shape."""

@@ -1,0 +1,1 @@
+"""Running real decoding over prompts: evaluating, generating, tuning."""

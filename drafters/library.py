@@ -1,0 +1,96 @@
+"""Which drafters a run has: the shipped ones that fit its target, the user's, and prompt lookup."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from decoding.drafting import Drafter
+from decoding.errors import DraftgymError
+from decoding.target import Target
+from drafters.checkpoint import DFLASH_ARCHITECTURES, EAGLE3_ARCHITECTURES, load_drafter
+from drafters.ngram import NgramDrafter
+
+SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints"
+KINDS = {"eagle3": EAGLE3_ARCHITECTURES, "dflash": DFLASH_ARCHITECTURES}
+
+
+def load_drafters(
+    target: Target, folders: Sequence[Path] | None = None, shipped: Path = SHIPPED
+) -> dict[str, Drafter]:
+    """Loads every drafter that a run can use.
+
+    Args:
+        target: The target.
+        folders: The user's checkpoints. One of a kind that also ships takes its place.
+        shipped: Folder of the shipped checkpoints.
+
+    Returns:
+        Drafters by name (`eagle3`, `dflash`, `ngram`); prompt lookup is always among them.
+
+    Raises:
+        DraftgymError: A folder is damaged or of another target, or two given ones are of one kind.
+    """
+    found = find_checkpoints(target, folders, shipped)
+    if not found:
+        print(
+            f"note: no shipped drafter was trained for target {target.name!r}; prompt lookup "
+            "(ngram) is the only drafter. Train one with train_drafter.py, name it with --drafters",
+            file=sys.stderr,
+        )
+    loaded = [load_drafter(folder, target) for folder in found.values()]
+    return {drafter.name: drafter for drafter in [*loaded, NgramDrafter()]}
+
+
+def find_checkpoints(
+    target: Target, folders: Sequence[Path] | None = None, shipped: Path = SHIPPED
+) -> dict[str, Path]:
+    """The checkpoint folders that `load_drafters` loads, by drafter name."""
+    given: dict[str, Path] = {}
+    for folder in folders or ():
+        folder = folder.expanduser()
+        kind = _kind(folder) or str(folder)  # no drafter at all: loading it says what is wrong
+        if kind in given:
+            raise DraftgymError(
+                f"--drafters names two {kind} checkpoints: {given[kind]} and {folder}",
+                "give one checkpoint of each kind",
+            )
+        given[kind] = folder
+    ours = {str(_kind(folder)): folder for folder in _fitting(target, shipped)}
+    both = ours | given
+    order = [
+        *(kind for kind in KINDS if kind in both),
+        *(kind for kind in both if kind not in KINDS),
+    ]
+    return {kind: both[kind] for kind in order}
+
+
+def _fitting(target: Target, shipped: Path) -> list[Path]:
+    """Shipped drafters of this target, by fingerprint (a router beside them is no drafter)."""
+    folders = [path.parent for path in sorted(shipped.glob("*/config.json"))]
+    return [
+        folder
+        for folder in folders
+        if _kind(folder)
+        and _config(folder).get("draftgym", {}).get("target_fingerprint") == target.fingerprint
+    ]
+
+
+def _kind(folder: Path) -> str | None:
+    """`eagle3` or `dflash` by the architecture in `config.json`, None for anything else."""
+    named = (_config(folder).get("architectures") or [None])[0]
+    return next((kind for kind, architectures in KINDS.items() if named in architectures), None)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError) as error:
+        raise DraftgymError(f"cannot read {path}: {error}", "copy the checkpoint again") from error
+    return body if isinstance(body, dict) else {}

@@ -1,0 +1,20 @@
+"""Compare policies on real decoding, beside plain decoding with the same target.
+
+    $ python evaluate.py                                  # every policy, the held-out prompts
+    $ python evaluate.py --policies eagle3 dflash entropy --limit-per-category 4
+    $ python evaluate.py --prompts questions.jsonl --dtype float32 --json result.json
+
+Policies are interleaved prompt by prompt. The table shows tokens per round, tokens per second,
+speed-up and how many texts are plain decoding's, per category and overall.
+"""
+
+from __future__ import annotations
+
+import tyro
+
+from decoding.errors import exit_on_user_error
+from rollouts.evaluation import EvaluateArgs, evaluate
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        evaluate(tyro.cli(EvaluateArgs, description=__doc__))

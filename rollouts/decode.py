@@ -1,0 +1,173 @@
+"""Several policies write the same prompts, turn by turn.
+
+Policies are interleaved prompt by prompt, in an order that rotates, so that whatever drifts on the
+machine (clock, heat, neighbours) hits all alike.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+from tqdm import tqdm
+
+from decoding.decoder import Generation, RoutingPolicy, SpeculativeDecoder
+from decoding.drafting import Drafter
+from decoding.errors import DraftgymError
+from decoding.session import Session
+from decoding.target import Target
+from decoding.verification import make_rule
+from rollouts.prompt_sets import Prompt
+
+WARM_UP_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class DecodeSettings:
+    """How texts are written.
+
+    Attributes:
+        max_new_tokens: Tokens per prompt at most.
+        temperature: 0 for greedy.
+        seed: Seed of the sampling noise, the same for every prompt and policy.
+        verification: `greedy`, `coupled`, `rejection`, or None to go by temperature.
+    """
+
+    max_new_tokens: int = 96
+    temperature: float = 0.0
+    seed: int = 0
+    verification: str | None = None
+
+
+@dataclass(frozen=True)
+class DecodedText:
+    """One text.
+
+    Attributes:
+        prompt: What was asked.
+        policy: Who routed.
+        generation: Tokens, rounds and times.
+    """
+
+    prompt: Prompt
+    policy: str
+    generation: Generation
+
+
+def decode_prompts(
+    target: Target,
+    drafters: Mapping[str, Drafter],
+    policies: Mapping[str, RoutingPolicy],
+    prompts: Sequence[Prompt],
+    settings: DecodeSettings,
+    progress: bool = True,
+) -> list[DecodedText]:
+    """Writes every prompt with every policy.
+
+    Args:
+        target: The target.
+        drafters: Drafters by name.
+        policies: Policies by name.
+        prompts: What to write about, decoded in this order (first turns only).
+        settings: How.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        Prompt by prompt, and within a prompt in the order in which the policies ran.
+
+    Raises:
+        DraftgymError: A prompt does not fit (the message names its `question_id`), or bad settings;
+            both before anything is decoded.
+    """
+    ids = {prompt.question_id: encode_prompt(target, prompt) for prompt in prompts}
+    decoders = {
+        name: SpeculativeDecoder(target, drafters, policy) for name, policy in policies.items()
+    }
+    used = {name: one for decoder in decoders.values() for name, one in decoder.drafters.items()}
+    _check_longest(target, used, prompts, ids, settings)
+    _warm_up(decoders, prompts, ids, settings)
+    texts = []
+    total = len(prompts) * len(policies)
+    pause = 0.2 if sys.stderr.isatty() else 10.0  # seconds; a log file wants few lines
+    with tqdm(
+        total=total, desc="decoding", unit="text", disable=not progress, mininterval=pause
+    ) as bar:
+        for turn, prompt in enumerate(prompts):
+            for name in turn_order(list(policies), turn):
+                bar.set_postfix_str(name, refresh=False)
+                generation = write(decoders[name], ids[prompt.question_id], settings)
+                texts.append(DecodedText(prompt, name, generation))
+                bar.update()
+    return texts
+
+
+def turn_order(names: Sequence[str], turn: int) -> list[str]:
+    """The order in which policies write prompt number `turn`.
+
+    One place on each prompt and another one after each full circle: prompts come category by
+    category in turn, and a plain rotation by as many places as there are categories would give a
+    policy the same place for all prompts of a category.
+    """
+    shift = (turn + turn // len(names)) % len(names)
+    return [*names[shift:], *names[:shift]]
+
+
+def write(
+    decoder: SpeculativeDecoder, ids: Tensor, settings: DecodeSettings, with_margins: bool = False
+) -> Generation:
+    """One text with these settings."""
+    return decoder.generate(
+        ids,
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        seed=settings.seed,
+        verification=settings.verification,
+        with_margins=with_margins,
+    )
+
+
+def encode_prompt(target: Target, prompt: Prompt) -> Tensor:
+    """Token ids `[m]` of a prompt's first turn; errors name the prompt."""
+    try:
+        return target.encode(prompt.text)
+    except DraftgymError as error:
+        raise _naming(prompt, error) from error
+
+
+def _check_longest(
+    target: Target,
+    drafters: Mapping[str, Drafter],
+    prompts: Sequence[Prompt],
+    ids: Mapping[str, Tensor],
+    settings: DecodeSettings,
+) -> None:
+    """Opens a session for the longest prompt: what it allows, all others fit into."""
+    longest = max(prompts, key=lambda prompt: len(ids[prompt.question_id]))
+    rule = make_rule(settings.verification, settings.temperature, settings.seed, target.vocab_size)
+    try:
+        Session(target, ids[longest.question_id], rule, settings.max_new_tokens, drafters)
+    except DraftgymError as error:
+        raise _naming(longest, error) from error
+
+
+def _warm_up(
+    decoders: Mapping[str, SpeculativeDecoder],
+    prompts: Sequence[Prompt],
+    ids: Mapping[str, Tensor],
+    settings: DecodeSettings,
+) -> None:
+    """First calls pay for memory and kernels; that is no policy's fault."""
+    few = DecodeSettings(
+        min(WARM_UP_TOKENS, settings.max_new_tokens),
+        settings.temperature,
+        settings.seed,
+        settings.verification,
+    )
+    for decoder in decoders.values():
+        write(decoder, ids[prompts[0].question_id], few)
+
+
+def _naming(prompt: Prompt, error: DraftgymError) -> DraftgymError:
+    return DraftgymError(f"prompt {prompt.question_id!r}: {error.problem}", error.remedy)

@@ -1,0 +1,172 @@
+"""What `evaluate.py` does: policies over prompts, a table, and the same figures as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from decoding.arms import PLAIN
+from decoding.decoder import PlainPolicy, RoutingPolicy, SpeculativeDecoder
+from decoding.drafting import Drafter
+from decoding.errors import DraftgymError
+from decoding.target import Target
+from decoding.verification import make_rule
+from drafters.library import find_checkpoints
+from policies.registry import all_policies, make_policy, shipped_router
+from rollouts.decode import DecodedText, DecodeSettings, decode_prompts, encode_prompt, write
+from rollouts.options import DecodingOptions
+from rollouts.prompt_sets import Prompt, interleave_categories, load_prompts
+from rollouts.provenance import describe_drafters, describe_host, describe_target
+from rollouts.report import Difference, Row, SecondsPredictor, find_differences, make_rows
+from rollouts.report import report_json as to_json
+from rollouts.table import print_report
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateArgs(DecodingOptions):
+    """Compare policies on real decoding.
+
+    Attributes:
+        policies: Whom to compare: plain, a drafter (eagle3), a drafter with a draft length
+            (eagle3:6), random, entropy (tuned threshold), entropy:1.5 (nats) or the folder of a
+            trained policy. Default: every policy there is. Plain decoding always runs: it is the
+            reference for text and speed.
+        prompts: heldout or train (shipped sets), or a JSON-lines file with question_id, category,
+            turns.
+        categories: Keep only these categories.
+        limit_per_category: Keep at most this many prompts of each category.
+        json: Write the figures to this file, with everything needed to judge them.
+    """
+
+    policies: tuple[str, ...] | None = None
+    prompts: str = "heldout"
+    categories: tuple[str, ...] | None = None
+    limit_per_category: int | None = None
+    json: Path | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished comparison.
+
+    Attributes:
+        environment: Where and how it was measured.
+        rows: One per policy and category, `all` last.
+        differences: Texts that are not plain decoding's.
+        texts: The texts themselves, with their rounds.
+    """
+
+    environment: dict[str, Any]
+    rows: list[Row]
+    differences: list[Difference]
+    texts: list[DecodedText]
+
+
+def evaluate(args: EvaluateArgs) -> Evaluation:
+    """Runs what the command line asks for, prints the table and writes the JSON file.
+
+    Raises:
+        DraftgymError: Anything the user can mend; found before decoding starts.
+    """
+    make_rule(args.verification, args.temperature, args.seed, vocab_size=1)
+    prompts = load_prompts(
+        args.prompts, limit_per_category=args.limit_per_category, categories=args.categories
+    )
+    if args.json is not None:
+        check_writable(args.json)
+    target, drafters = args.load()
+    policies = chosen_policies(args.policies, drafters, target, args.seed)
+    environment = describe_run(args, target, drafters)
+    result = compare(target, drafters, policies, prompts, args.settings, environment)
+    print_report(result.environment, result.rows, result.differences)
+    if args.json is not None:
+        body = to_json(result.environment, result.rows, result.differences)
+        args.json.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+def compare(
+    target: Target,
+    drafters: Mapping[str, Drafter],
+    policies: Mapping[str, RoutingPolicy],
+    prompts: Sequence[Prompt],
+    settings: DecodeSettings,
+    environment: Mapping[str, Any] | None = None,
+    predict_seconds: SecondsPredictor | None = None,
+    progress: bool = True,
+) -> Evaluation:
+    """Decodes every prompt with every policy and sums up.
+
+    Args:
+        target: The target.
+        drafters: Drafters by name.
+        policies: Policies by name; plain decoding is added where it is missing.
+        prompts: What to write about.
+        settings: How.
+        environment: Goes into the result as it is.
+        predict_seconds: A cost model, to show how well it predicts the measured seconds.
+        progress: Whether to show a progress bar.
+    """
+    policies = dict(policies) if PLAIN in policies else {PLAIN: PlainPolicy(), **policies}
+    dealt = interleave_categories(prompts)
+    texts = decode_prompts(target, drafters, policies, dealt, settings, progress)
+
+    def margins(text: DecodedText) -> list[float]:
+        """Margins of a plain text, written again: recording them would slow the measured one."""
+        plain = SpeculativeDecoder(target, {}, PlainPolicy())
+        return write(plain, encode_prompt(target, text.prompt), settings, True).margins
+
+    rows = make_rows(texts, list(policies), predict_seconds)
+    return Evaluation(dict(environment or {}), rows, find_differences(texts, margins), texts)
+
+
+def chosen_policies(
+    specs: Sequence[str] | None, drafters: Mapping[str, Drafter], target: Target, seed: int = 0
+) -> dict[str, RoutingPolicy]:
+    """Policies by the name that tables show; None stands for every policy there is.
+
+    Raises:
+        DraftgymError: An unknown policy, or two of one name.
+    """
+    policies: dict[str, RoutingPolicy] = {}
+    for spec in all_policies(drafters, shipped_router(target)) if specs is None else specs:
+        policy = make_policy(spec, drafters, target, seed)
+        if policy.name in policies:
+            raise DraftgymError(
+                f"policy {policy.name!r} is named twice", "name every policy once in --policies"
+            )
+        policies[policy.name] = policy
+    return policies
+
+
+def describe_run(
+    args: EvaluateArgs, target: Target, drafters: Mapping[str, Drafter]
+) -> dict[str, Any]:
+    """Everything needed to judge the figures and to measure them again."""
+    rule = make_rule(args.verification, args.temperature, args.seed, target.vocab_size)
+    return {
+        **describe_target(target),
+        "drafters": describe_drafters(drafters, find_checkpoints(target, args.drafters)),
+        "prompts": args.prompts,
+        "categories": list(args.categories) if args.categories else None,
+        "limit_per_category": args.limit_per_category,
+        **asdict(args.settings),
+        "verification": rule.name,
+        **describe_host(),
+    }
+
+
+def check_writable(path: Path) -> None:
+    """Raises `DraftgymError` now rather than after an hour of decoding."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DraftgymError(
+            f"cannot make the folder of {path}: {error.strerror}", "name another file with --json"
+        ) from error
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise DraftgymError(f"cannot write {path}", "name another file with --json")

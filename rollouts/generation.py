@@ -1,0 +1,107 @@
+"""What `generate.py` does: one prompt, one text."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from decoding.decoder import Generation, SpeculativeDecoder
+from decoding.verification import make_rule
+from policies.registry import default_policy, make_policy, shipped_router
+from rollouts.options import DecodingOptions
+from rollouts.table import make_console, print_stats
+
+UNFINISHED = "\ufffd"
+"""What half a character decodes to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateArgs(DecodingOptions):
+    """Write a text with a target, drafters and a policy.
+
+    Attributes:
+        prompt: What to say to the model; - reads standard input.
+        policy: Who chooses the drafter each round: plain, a drafter (eagle3), a drafter with a
+            draft length (eagle3:6), random, entropy, entropy:1.5 (nats) or the folder of a trained
+            policy. The policy changes the speed, never the text. Default: the shipped trained
+            router where it fits the target, else entropy, else a drafter.
+        max_new_tokens: Tokens to write at most.
+        stream: Print the text while it is written.
+        stats: Print every round and totals to standard error: arm, drafted and accepted tokens,
+            times.
+    """
+
+    prompt: str
+    policy: str | None = None
+    max_new_tokens: int = 256
+    stream: bool = False
+    stats: bool = False
+
+
+class TextStream:
+    """Token ids in, pieces of text out; a piece is never taken back.
+
+    Bytes of one character can come in several tokens, so text that may still change (unfinished
+    characters, trailing blanks, which some tokenizers drop before punctuation) is held back.
+
+    Args:
+        decode: Token ids to text.
+        emit: Takes the pieces.
+    """
+
+    def __init__(self, decode: Callable[[list[int]], str], emit: Callable[[str], None]) -> None:
+        self._decode, self._emit = decode, emit
+        self._tokens: list[int] = []
+        self._shown = ""
+
+    def add(self, tokens: list[int]) -> None:
+        """Takes a round's tokens and emits what is settled."""
+        self._tokens += tokens
+        text = self._decode(self._tokens)
+        self._show(text.rstrip().rstrip(UNFINISHED).rstrip())
+
+    def close(self) -> None:
+        """Emits what was held back."""
+        self._show(self._decode(self._tokens))
+
+    def _show(self, text: str) -> None:
+        if len(text) > len(self._shown):
+            self._emit(text[len(self._shown) :])
+            self._shown = text
+
+
+def generate(args: GenerateArgs) -> Generation:
+    """Writes the text that the command line asks for and prints it.
+
+    Raises:
+        DraftgymError: Anything the user can mend.
+    """
+    make_rule(args.verification, args.temperature, args.seed, vocab_size=1)
+    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    target, drafters = args.load()
+    spec = args.policy or default_policy(drafters, shipped_router(target))
+    decoder = SpeculativeDecoder(target, drafters, make_policy(spec, drafters, target, args.seed))
+    stream = TextStream(target.decode, _emit)
+    result = decoder.generate(
+        prompt,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        seed=args.seed,
+        verification=args.verification,
+        on_tokens=stream.add if args.stream else None,
+    )
+    if args.stream:
+        stream.close()
+        print()
+    else:
+        print(target.decode(result.tokens))
+    if args.stats:
+        console = make_console(stderr=True)
+        console.print(f"policy: {spec}", highlight=False, markup=False)
+        print_stats(result, target, console)
+    return result
+
+
+def _emit(piece: str) -> None:
+    print(piece, end="", flush=True)

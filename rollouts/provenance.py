@@ -1,0 +1,84 @@
+"""Where figures come from: what every result file says about its run."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from decoding.drafting import Drafter
+from decoding.target import Target
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def describe_host() -> dict[str, Any]:
+    """Processor, versions, revision and command of this process."""
+    import transformers
+
+    return {
+        "cpu": cpu_name(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "git_revision": git_revision(),
+        "command": command_line(),
+    }
+
+
+def describe_target(target: Target) -> dict[str, Any]:
+    """Which weights, in which numbers, and why in those."""
+    return {
+        "target": target.name,
+        "fingerprint": target.fingerprint,
+        "dtype": target.precision.dtype,
+        "threads": target.precision.threads,
+        "precision_reason": target.precision.reason,
+    }
+
+
+def describe_drafters(
+    drafters: Mapping[str, Drafter], folders: Mapping[str, Path]
+) -> dict[str, str | None]:
+    """Folder of each drafter's weights (None: it has none), relative to the project if inside."""
+    return {name: _short(folders[name]) if name in folders else None for name in drafters}
+
+
+def cpu_name() -> str:
+    """The processor's marketing name where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def command_line() -> str:
+    """How this process was started, without the folder that the project happens to lie in."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    script = ["-m", spec.name] if spec is not None else [_short(Path(sys.argv[0]))]
+    return shlex.join(["python", *script, *sys.argv[1:]])
+
+
+def git_revision() -> str | None:
+    """Commit of the code, with `-dirty` if files were changed since; None outside a clone."""
+    if not (ROOT / ".git").exists():
+        return None
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        done = subprocess.run([*command, "--exclude=*"], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def _short(folder: Path) -> str:
+    folder = folder.resolve()
+    return str(folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder)
