@@ -55,16 +55,31 @@ class DFlashObjective(Objective):
 
     def __call__(self, batch: FeatureBatch) -> ObjectiveOutput:
         """Loss of one batch, and top-1 agreement with the text at each block position."""
-        network, width = self.network, self.network.config.block_size
         anchors, valid = self._anchors(batch)
+        out = self.block_outputs(batch, anchors)
         rows = torch.arange(anchors.shape[0])[:, None, None]
-        offsets = anchors[..., None] + torch.arange(width)  # [B, R, width]
-        size = batch.tokens.shape[1]
+        offsets = anchors[..., None] + torch.arange(1, self.network.config.block_size)
+        labels = batch.tokens[rows, offsets.clamp(max=batch.tokens.shape[1] - 1)]
+        real = valid[..., None] & (offsets < batch.lengths[:, None, None])
+        return self._loss(out, self.labels[labels], real)
+
+    def block_outputs(self, batch: FeatureBatch, anchors: Tensor) -> Tensor:
+        """Normed outputs of the blocks that begin at `anchors`, behind each anchor.
+
+        Args:
+            batch: B texts.
+            anchors: Anchor positions `[B, R]`.
+
+        Returns:
+            `[B, R, block_size - 1, d]`.
+        """
+        network, width = self.network, self.network.config.block_size
+        positions = torch.arange(batch.tokens.shape[1])
         fused = network.fuse(batch.taps)
-        everywhere = self.rotary.at(torch.arange(size))
-        visible = torch.arange(size) < anchors[..., None]
-        blocks = self.rotary.at(offsets)
-        tokens = torch.full_like(offsets, network.config.mask_token_id)
+        everywhere = self.rotary.at(positions)
+        visible = positions < anchors[..., None]
+        blocks = self.rotary.at(anchors[..., None] + torch.arange(width))
+        tokens = anchors.new_full((*anchors.shape, width), network.config.mask_token_id)
         tokens[..., 0] = batch.tokens.gather(1, anchors)
         x = F.embedding(tokens, self.embedding).float()
         for layer in network.layers:
@@ -75,9 +90,8 @@ class DFlashObjective(Objective):
                 layer.self_attn.queries(normed, blocks), context, visible, own
             )
             x = layer.finish(x, attended)
-        labels = batch.tokens[rows, offsets[..., 1:].clamp(max=size - 1)]
-        real = valid[..., None] & (offsets[..., 1:] < batch.lengths[:, None, None])
-        return self._loss(network.norm(x[..., 1:, :]), self.labels[labels], real)
+        out: Tensor = network.norm(x[..., 1:, :])
+        return out
 
     def _anchors(self, batch: FeatureBatch) -> tuple[Tensor, Tensor]:
         """Random response positions `[B, R]` without repeats, and which of them are real."""

@@ -4,7 +4,7 @@ At step k (0-based) the query at position t stands for the draft's (k+1)-th toke
 reads its own output of step k - 1 and the embedding of x_{t+1+k}, and predicts the target's
 distribution of x_{t+2+k}. It sees the step-0 keys of positions up to t, and of the later steps only
 its own. The loss is the cross-entropy with the target's distribution, renormalised over the draft
-vocabulary; positions whose most likely token lies outside it are left out.
+vocabulary; positions whose next token lies outside it are left out.
 
 Only response positions are queries; the prompt contributes keys and values alone.
 """
@@ -100,4 +100,5 @@ class Eagle3Objective(Objective):
         covered = label >= 0
         soft = teacher[covered].float().softmax(-1)
         losses = F.cross_entropy(logits[covered].float(), soft, reduction="none")
-        return losses.sum() / max(1, label.shape[0]), (logits.argmax(-1) == label).float().mean()
+        rows = max(1, label.shape[0])  # short texts have no rows at the last steps
+        return losses.sum() / rows, (logits.argmax(-1) == label).sum() / rows
