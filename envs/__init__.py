@@ -1,0 +1,19 @@
+"""Gymnasium environments around real decoding. Importing this package registers them.
+
+* `draftgym/Router-v0` - `RouterEnv`: which drafter and how many tokens, each round.
+* `draftgym/RouterMeasured-v0` - the same rewarded by wall-clock; its spec says nondeterministic.
+"""
+
+from gymnasium.envs.registration import register
+
+from envs.router import RouterEnv
+
+__all__ = ["RouterEnv"]
+
+register(id="draftgym/Router-v0", entry_point="envs.router:RouterEnv")
+register(
+    id="draftgym/RouterMeasured-v0",
+    entry_point="envs.router:RouterEnv",
+    kwargs={"latency": "measured"},
+    nondeterministic=True,
+)

@@ -47,7 +47,7 @@ class DFlashSettings(DrafterSettings):
     """Draft layers."""
     block_size: int = 8
     """Anchor plus masks."""
-    anchors: int = 128
+    anchors: int = 256
     """Random anchors per text and visit."""
     gamma: float = 4.0
     """Decay of the position weights."""

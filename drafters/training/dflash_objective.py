@@ -35,7 +35,7 @@ class DFlashObjective(Objective):
         self,
         network: DFlashNetwork,
         target: Target,
-        anchors: int = 128,
+        anchors: int = 256,
         gamma: float = 4.0,
         seed: int = 0,
     ) -> None:

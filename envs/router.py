@@ -1,0 +1,205 @@
+"""The router environment: which drafter, how many tokens, each round of real decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, SupportsInt
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from decoding.arms import check_arms, default_arms, parse_arm
+from decoding.drafting import Drafter
+from decoding.errors import DraftgymError
+from decoding.latency import CostModel, load_cost_model
+from decoding.observation import Observation, RouterObserver, signal_names
+from decoding.round import RoundRecord, play_round
+from decoding.session import Session
+from decoding.target import Target, load_target
+from decoding.verification import make_rule
+from drafters.library import load_drafters
+from rollouts.prompt_sets import Prompt, load_prompts
+
+LATENCIES = ("calibrated", "measured")
+
+
+class RouterEnv(gym.Env[Observation, np.int64]):
+    """Speculative decoding in which the agent picks a drafter and a draft length every round.
+
+    ## Description
+    An episode writes the answer to one prompt with a real target model. Each step is one round of
+    speculative decoding: the chosen drafter proposes tokens, the target verifies them in one pass,
+    and the accepted ones plus one token of the target's own are committed. Whatever is chosen, the
+    text is the one that the target alone would have written; the agent only decides how soon it
+    is there. The choice between an autoregressive and a block-diffusion drafter is WhiFlash's
+    (arXiv 2606.07710); lists with several lengths give joint control of both.
+
+    ## Action Space
+    `Discrete(n)`, the index of an arm. Arms are given as text: `eagle3:4` drafts up to 4 tokens
+    with the EAGLE-3 head, `plain` drafts none. Default: one arm per loaded drafter.
+
+    ## Observation Space
+    A `Dict` of facts that cost no drafter call.
+
+    `hidden` is the target's final hidden state at the last verified position, `Box(d,)`.
+    `signals` is a `Box` with these entries (`decoding.observation.signal_names` lists them):
+
+    | Num | Observation | Min | Max |
+    |-----|-------------|-----|-----|
+    | 0 | entropy of the target's last distribution (nats) | 0 | log(vocabulary) |
+    | 1 | top-1 minus top-2 probability of it | 0 | 1 |
+    | 2 | top-1 probability of it | 0 | 1 |
+    | 3 | log(1 + context length) / 4 | 0 | Inf |
+    | 4 | share of the token limit still open | 0 | 1 |
+    | 5 | tokens committed in the last round / 4 | 0 | Inf |
+    | 6, 8, .. | running mean of a drafter's accepted tokens (one entry per drafter) | 0 | Inf |
+    | 7, 9, .. | log(1 + its backlog) / 4 | 0 | Inf |
+    | last n | one-hot of the arm chosen last (all 0 at the start) | 0 | 1 |
+
+    ## Rewards
+    `committed - latency_price * (round seconds / target step seconds)`: tokens gained, minus the
+    time of the round measured in steps of plain decoding. With `latency_price=1` the return is
+    exactly the number of target steps saved over plain decoding (which earns 0 a round).
+
+    ## Starting State
+    A prompt drawn from the prompt set with the environment's seed, prefilled, its first token
+    written. `reset(options={"prompt": question_id})` names one.
+
+    ## Episode End
+    Terminated when the target ends the text or `max_new_tokens` are written. There is no
+    truncation of its own; pass `max_episode_steps` to `gymnasium.make` for a limit on rounds.
+
+    ## Arguments
+    * `target`: what `--target` takes, or a loaded `Target` to share it between environments.
+    * `drafters`: loaded drafters by name; default: the shipped ones that fit, and n-gram.
+    * `arms`: list of arm texts.
+    * `prompts`: prompt set (`train`, `heldout`), a file, or a list of `Prompt`.
+    * `max_new_tokens`: token limit of an episode.
+    * `temperature`: 0 verifies greedily, above 0 with coupled noise (seeded per episode).
+    * `latency_price`: the knob between tokens and time.
+    * `latency`: `calibrated` rewards with the host's cost model and is reproducible; `measured`
+      rewards with this round's wall-clock and is not.
+    * `cost_model`: a `CostModel` to use instead of the host's.
+    * `dtype`, `threads`: how to load the target.
+    * `render_mode`: `ansi` renders the text written so far.
+
+    ```pycon
+    >>> import gymnasium as gym
+    >>> import envs
+    >>> env = gym.make("draftgym/Router-v0")  # doctest: +SKIP
+    ```
+
+    ## Version History
+    * v0: first version
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 10}
+
+    def __init__(
+        self,
+        target: str | Target = "smollm2-135m",
+        drafters: Mapping[str, Drafter] | None = None,
+        arms: Sequence[str] | None = None,
+        prompts: str | Sequence[Prompt] = "train",
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        latency_price: float = 1.0,
+        latency: str = "calibrated",
+        cost_model: CostModel | None = None,
+        dtype: str = "auto",
+        threads: int | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        if latency not in LATENCIES:
+            raise DraftgymError(f"unknown latency {latency!r}", f"use {' or '.join(LATENCIES)}")
+        self.target = load_target(target, dtype, threads) if isinstance(target, str) else target
+        self.drafters = dict(load_drafters(self.target) if drafters is None else drafters)
+        self.arms = tuple(map(parse_arm, arms)) if arms else default_arms(self.drafters)
+        check_arms(self.arms, self.drafters)
+        self.prompts = load_prompts(prompts) if isinstance(prompts, str) else list(prompts)
+        self.max_new_tokens, self.temperature = max_new_tokens, temperature
+        self.latency_price, self.latency = latency_price, latency
+        self.cost_model = cost_model or load_cost_model(self.target, self.drafters)
+        self.render_mode = render_mode
+        signals, width = len(signal_names(self.arms)), self.target.hidden_size
+        self.action_space = spaces.Discrete(len(self.arms))
+        self.observation_space = spaces.Dict(
+            {
+                "signals": spaces.Box(0.0, np.inf, (signals,), np.float32),
+                "hidden": spaces.Box(-np.inf, np.inf, (width,), np.float32),
+            }
+        )
+        self._order: list[int] = []
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Starts the next prompt; see the class for `options`."""
+        super().reset(seed=seed)
+        if seed is not None:
+            self._order = []
+        self.prompt = self._next_prompt(options or {})
+        rule = make_rule(
+            None,
+            self.temperature,
+            int(self.np_random.integers(2**62)),
+            self.target.vocab_size,
+        )
+        ids = self.target.encode(self.prompt.text)
+        self.session = Session(self.target, ids, rule, self.max_new_tokens, self.drafters)
+        self.session.prefill()
+        self.observer = RouterObserver(self.arms)
+        if self.session.finished:  # the target had nothing to say: a step would be illegal
+            return self.reset()
+        return self._observe(), {"question_id": self.prompt.question_id}
+
+    def step(
+        self, action: SupportsInt
+    ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Plays one round with arm `action`."""
+        index = int(action)
+        if not self.action_space.contains(index):
+            raise ValueError(f"action {action!r} is not one of the {len(self.arms)} arms")
+        record = play_round(self.session, self.arms[index])
+        self.observer.update(index, record)
+        steps = self._round_seconds(record) / self.cost_model.step_seconds(record.context)
+        reward = len(record.committed) - self.latency_price * steps
+        info = {
+            "arm": str(record.arm),
+            "committed": len(record.committed),
+            "accepted": record.accepted,
+            "drafted": len(record.drafted),
+            "target_steps": steps,
+            "wall_seconds": record.times.total,
+        }
+        return self._observe(), reward, self.session.finished, False, info
+
+    def render(self) -> str | None:  # type: ignore[override]
+        """The text written so far, in render mode `ansi`."""
+        if self.render_mode != "ansi":
+            return None
+        return self.target.decode(self.session.new_tokens)
+
+    def _observe(self) -> Observation:
+        return self.observer.observe(self.session)
+
+    def _round_seconds(self, record: RoundRecord) -> float:
+        if self.latency == "measured":
+            return record.times.total
+        return self.cost_model.round_seconds(
+            record.arm, len(record.drafted), record.context, record.caught_up
+        )
+
+    def _next_prompt(self, options: dict[str, Any]) -> Prompt:
+        wanted = options.get("prompt")
+        if wanted is not None:
+            for prompt in self.prompts:
+                if prompt.question_id == str(wanted):
+                    return prompt
+            raise DraftgymError(
+                f"no prompt with question_id {wanted!r}", "name one of the environment's prompts"
+            )
+        if not self._order:  # every prompt once, in a new order, before any comes again
+            self._order = self.np_random.permutation(len(self.prompts)).tolist()
+        return self.prompts[self._order.pop()]
