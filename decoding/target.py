@@ -142,7 +142,9 @@ def load_target(
         check_supported(config, name)
         bars = transformers.utils.logging
         bars.disable_progress_bar()
-        model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=precision.torch_dtype)
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            source, dtype=precision.torch_dtype, output_loading_info=True
+        )
         bars.enable_progress_bar()
     except DraftgymError:
         raise
@@ -152,6 +154,11 @@ def load_target(
             "check the name, the folder's files (safetensors may be truncated) and, for a Hub id, "
             "the network",
         ) from error
+    if missing := sorted(report["missing_keys"]):  # transformers fills them with random numbers
+        raise DraftgymError(
+            f"the weights of target {name!r} lack {missing[0]} ({len(missing)} tensors missing)",
+            "download or convert the model again; its files are incomplete",
+        )
     return wrap_model(model, _load_tokenizer(source), name, precision)
 
 

@@ -105,10 +105,16 @@ def _tensor(weight: Tensor | None, dtype: torch.dtype) -> Any:
 
 def check_finite(decoder: Decoder, name: str) -> None:
     """Raises `DraftgymError` when any weight is NaN or infinite."""
-    named = [("embedding", decoder.embedding), ("head", decoder.head)]
+    named = [
+        ("embedding", decoder.embedding),
+        ("head", decoder.head),
+        ("final norm", decoder.final_norm),
+    ]
     for index, layer in enumerate(decoder.layers):
         named += [
-            (f"layer {index} {key}", value) for key, value in vars(layer).items() if value is not None
+            (f"layer {index} {key}", value)
+            for key, value in vars(layer).items()
+            if value is not None
         ]
     for label, tensor in named:
         if not bool(torch.isfinite(tensor).all()):
