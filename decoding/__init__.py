@@ -1,0 +1,1 @@
+"""The decoding loop: target, cache, verification, session, round, decoder, cost model."""

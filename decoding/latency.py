@@ -156,7 +156,7 @@ def calibrate(
     contexts = sorted({min(context, limit) for context in contexts})
     session = _random_session(target, drafters, contexts[-1])
     passes = {}
-    for context in contexts:
+    for context in reversed(contexts):  # rolling back only ever shortens the cache
         session.cache.roll_back(context)
         runs = {rows: _pass(session, rows) for rows in ROWS}
         passes[context] = _curve(runs, repeats)
@@ -215,7 +215,9 @@ def _curve(runs: Mapping[int, Callable[[], object]], repeats: int) -> Curve:
             run()
             if repeat:
                 seconds[at].append(time.perf_counter() - start)
-    return Curve(tuple(float(at) for at in runs), tuple(median(times) for times in seconds.values()))
+    return Curve(
+        tuple(float(at) for at in runs), tuple(median(times) for times in seconds.values())
+    )
 
 
 def _pass(session: Session, rows: int) -> Callable[[], object]:

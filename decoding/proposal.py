@@ -33,8 +33,9 @@ class Proposal:
         n = self.tokens.shape[0]
         if self.parents.shape != (n,) or self.logprobs.shape != (n,):
             raise ValueError(
-                f"tokens, parents and logprobs must all have shape [n]; got {tuple(self.tokens.shape)}, "
-                f"{tuple(self.parents.shape)}, {tuple(self.logprobs.shape)}"
+                "tokens, parents and logprobs must all have shape [n]; got "
+                f"{tuple(self.tokens.shape)}, {tuple(self.parents.shape)}, "
+                f"{tuple(self.logprobs.shape)}"
             )
         if n and bool((self.parents >= torch.arange(n)).any() | (self.parents < -1).any()):
             raise ValueError("every parent must come before its child (-1 is the anchor)")

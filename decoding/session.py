@@ -108,7 +108,7 @@ class Session:
         return "stop" if self._stopped else "length" if self.remaining <= 0 else "running"
 
     def features(self, layers: Sequence[int], start: int, stop: int) -> Tensor:
-        """Concatenated taps of `layers` at positions `start .. stop - 1`, `[stop - start, k * d]`."""
+        """Taps of `layers` side by side at positions `start .. stop - 1`, `[stop - start, k * d]`."""
         columns = [self._column[layer] for layer in layers]
         return self._taps[start:stop, columns].flatten(1)
 
@@ -123,9 +123,7 @@ class Session:
         prompt = self.tokens
         rows = NewRows(self.cache, prompt, logits_from=len(prompt) - 1)
         output = self.target.decoder.forward([rows], self.tap_layers)[0]
-        verdict = self.rule.verify(
-            Proposal.empty(), output.logits, self._length - 1, with_margins
-        )
+        verdict = self.rule.verify(Proposal.empty(), output.logits, self._length - 1, with_margins)
         self._taps[: len(prompt)] = output.taps
         self.cache.keep(len(prompt))
         self._remember(output, 0)

@@ -1,0 +1,1 @@
+"""Drafters: EAGLE-3, DFlash, prompt lookup; their checkpoints and training."""

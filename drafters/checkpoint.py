@@ -17,10 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from decoding.drafting import Drafter
 from decoding.errors import DraftgymError
 from decoding.target import Target
 from drafters import dflash, eagle3
-from decoding.drafting import Drafter
 from drafters.dflash import DFlashConfig, DFlashDrafter, DFlashNetwork
 from drafters.eagle3 import Eagle3Config, Eagle3Drafter, Eagle3Network
 from drafters.vocabulary import from_d2t
@@ -91,7 +91,8 @@ def read_checkpoint(folder: Path, target_layers: int) -> Checkpoint:
         network = _build(kind, body, tensors, target_layers)
     except KeyError as error:
         raise DraftgymError(
-            f"{folder / 'config.json'} lacks {error}", "copy the config.json of that checkpoint again"
+            f"{folder / 'config.json'} lacks {error}",
+            "copy the config.json of that checkpoint again",
         ) from error
     _load_weights(network, tensors, folder)
     return Checkpoint(network, body.get("draftgym", {}).get("target_fingerprint"))
@@ -185,7 +186,8 @@ def _read_json(folder: Path) -> dict[str, Any]:
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        tensors: dict[str, Tensor] = load_file(path)
+        return tensors
     except (OSError, SafetensorError) as error:
         raise DraftgymError(
             f"cannot read {path}: {error}", "the file is damaged or missing; copy it again"

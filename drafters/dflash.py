@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from decoding.cache import KVCache
+from decoding.drafting import DraftContext, Drafter
 from decoding.layers import attend
 from decoding.proposal import Proposal
-from decoding.drafting import DraftContext, Drafter
 from drafters.modules import AttentionShape, GatedMLP, Projections, RMSNorm, rotary_table
 from drafters.vocabulary import from_d2t, to_maps
 
@@ -111,6 +111,11 @@ class DFlashNetwork(nn.Module):
         self.register_buffer("d2t", d2t)
         self.register_buffer("t2d", t2d)
 
+    @property
+    def blocks(self) -> list[DFlashLayer]:
+        """The layers, typed."""
+        return [layer for layer in self.layers if isinstance(layer, DFlashLayer)]
+
     def fuse(self, taps: Tensor) -> Tensor:
         """Context features `[..., d]` of concatenated taps `[..., k * d]`."""
         out: Tensor = self.hidden_norm(self.fc(taps))
@@ -172,7 +177,7 @@ class DFlashDrafter(Drafter):
             return 0
         fused = self.network.fuse(context.features(self.tap_layers, start, stop))
         cos_sin = self.rotary.at(torch.arange(start, stop))
-        for index, layer in enumerate(self.network.layers):
+        for index, layer in enumerate(self.network.blocks):
             state.cache.write(index, *layer.self_attn.keys_values(fused, cos_sin))
         state.cache.keep(stop - start)
         return stop - start
@@ -190,7 +195,7 @@ class DFlashDrafter(Drafter):
         block[0] = context.tokens[anchor]
         cos_sin = self.rotary.at(torch.arange(anchor, anchor + config.block_size))
         x = F.embedding(block, self.embedding)
-        for index, layer in enumerate(self.network.layers):
+        for index, layer in enumerate(self.network.blocks):
             normed = layer.input_layernorm(x)
             keys_values = layer.self_attn.keys_values(normed, cos_sin)
             keys, values = state.cache.write(index, *keys_values)

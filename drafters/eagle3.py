@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from decoding.cache import KVCache
+from decoding.drafting import DraftContext, Drafter
 from decoding.layers import attend
 from decoding.proposal import Proposal
-from decoding.drafting import DraftContext, Drafter
 from drafters.modules import AttentionShape, GatedMLP, Projections, RMSNorm, rotary_table
 from drafters.vocabulary import from_d2t, to_maps
 

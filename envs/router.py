@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, SupportsInt
+from typing import Any, SupportsInt
 
 import gymnasium as gym
 import numpy as np
@@ -94,7 +94,10 @@ class RouterEnv(gym.Env[Observation, np.int64]):
     * v0: first version
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 10}
+    metadata = {  # noqa: RUF012 - Gymnasium declares it as an instance variable
+        "render_modes": ["ansi"],
+        "render_fps": 10,
+    }
 
     def __init__(
         self,
@@ -129,7 +132,7 @@ class RouterEnv(gym.Env[Observation, np.int64]):
                 "signals": spaces.Box(0.0, np.inf, (signals,), np.float32),
                 "hidden": spaces.Box(-np.inf, np.inf, (width,), np.float32),
             }
-        )
+        )  # type: ignore[assignment]  # Dict's spaces are untyped in Gymnasium
         self._order: list[int] = []
 
     def reset(
@@ -154,9 +157,7 @@ class RouterEnv(gym.Env[Observation, np.int64]):
             return self.reset()
         return self._observe(), {"question_id": self.prompt.question_id}
 
-    def step(
-        self, action: SupportsInt
-    ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    def step(self, action: SupportsInt) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Plays one round with arm `action`."""
         index = int(action)
         if not self.action_space.contains(index):
@@ -171,7 +172,6 @@ class RouterEnv(gym.Env[Observation, np.int64]):
             "accepted": record.accepted,
             "drafted": len(record.drafted),
             "target_steps": steps,
-            "wall_seconds": record.times.total,
         }
         return self._observe(), reward, self.session.finished, False, info
 

@@ -47,9 +47,7 @@ def test_router_never_changes_text(
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_no_single_arm_changes_text(
-    target: Target, drafters: dict[str, Drafter], arm: str
-) -> None:
+def test_no_single_arm_changes_text(target: Target, drafters: dict[str, Drafter], arm: str) -> None:
     prompt = torch.tensor([5, 9, 5, 9, 5, 9, 7])
     expected = SpeculativeDecoder(target, {}, PlainPolicy()).generate(prompt, 40).tokens
     policy = Dice([parse_arm(arm)], 0)

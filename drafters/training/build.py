@@ -117,7 +117,7 @@ def _start_as_last_layers(network: DFlashNetwork, target: Target) -> None:
     sources = target.decoder.layers[-len(network.layers) :]
     network.hidden_norm.weight.copy_(sources[0].input_norm)
     groups = shape.kv_heads * shape.head_dim
-    for layer, source in zip(network.layers, sources, strict=False):
+    for layer, source in zip(network.blocks, sources, strict=False):
         attention, mlp = layer.self_attn, layer.mlp
         q, k, v = source.qkv.split([shape.heads * shape.head_dim, groups, groups])
         gate, up = source.gate_up.chunk(2)

@@ -20,7 +20,7 @@ from drafters.training.objective import Objective, ObjectiveOutput
 from drafters.vocabulary import draft_labels, from_d2t
 
 
-class DFlashObjective(Objective):
+class DFlashObjective(Objective[DFlashNetwork]):
     """Cross-entropy on random blocks (arXiv 2602.06036, section 4.2).
 
     Args:
@@ -82,7 +82,7 @@ class DFlashObjective(Objective):
         tokens = anchors.new_full((*anchors.shape, width), network.config.mask_token_id)
         tokens[..., 0] = batch.tokens.gather(1, anchors)
         x = F.embedding(tokens, self.embedding).float()
-        for layer in network.layers:
+        for layer in network.blocks:
             normed = layer.input_layernorm(x)
             context = layer.self_attn.keys_values(fused, everywhere)
             own = layer.self_attn.keys_values(normed, blocks)

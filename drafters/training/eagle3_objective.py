@@ -24,7 +24,7 @@ from drafters.training.objective import Objective, ObjectiveOutput
 from drafters.vocabulary import draft_labels, from_d2t
 
 
-class Eagle3Objective(Objective):
+class Eagle3Objective(Objective[Eagle3Network]):
     """Training-time test (arXiv 2503.01840, section 3).
 
     Args:

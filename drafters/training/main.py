@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -62,7 +63,7 @@ def train(args: Eagle3Args | DFlashArgs) -> Path:
     print(f"target {target.name}: {target.precision}")
     corpus = load_corpus(args.corpus, target.vocab_size)
     print(f"corpus: {len(corpus.train)} texts, {corpus.response_tokens} response tokens")
-    objective: Objective
+    objective: Objective[Any]
     if isinstance(args, Eagle3Args):
         objective = build_eagle3(args.drafter, target, corpus)
     else:

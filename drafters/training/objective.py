@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from torch import Tensor
 
@@ -26,7 +27,10 @@ class ObjectiveOutput:
     agreement: list[Tensor]
 
 
-class Objective(ABC):
+Network = TypeVar("Network", Eagle3Network, DFlashNetwork)
+
+
+class Objective(ABC, Generic[Network]):
     """A loss over batches of target features.
 
     Attributes:
@@ -34,7 +38,7 @@ class Objective(ABC):
         tap_layers: Target layers it reads.
     """
 
-    network: Eagle3Network | DFlashNetwork
+    network: Network
     tap_layers: tuple[int, ...]
 
     @abstractmethod

@@ -95,7 +95,7 @@ class Trainer:
 
     def __init__(
         self,
-        objective: Objective,
+        objective: Objective[Any],
         target: Target,
         corpus: Corpus,
         folder: Path,
@@ -127,7 +127,7 @@ class Trainer:
         try:
             while progress.seconds < budget:
                 metrics = self._update(next(batches))
-                bar.n = min(round(progress.seconds), bar.total)
+                bar.n = min(round(progress.seconds), round(budget))
                 bar.set_postfix(metrics)
                 if progress.seconds - saved >= config.save_minutes * 60:
                     saved = progress.seconds

@@ -1,0 +1,63 @@
+"""SB3's view of the router network: the deployable encoder as its features extractor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import torch
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import Tensor, nn
+
+from policies.network import RouterEncoder, RouterNetwork
+
+
+class RouterExtractor(BaseFeaturesExtractor):
+    """Wraps `RouterEncoder`, so that what is trained is what is exported.
+
+    Args:
+        observation_space: The router environment's.
+        width: Features.
+    """
+
+    def __init__(self, observation_space: gym.spaces.Dict, width: int = 64) -> None:
+        super().__init__(observation_space, features_dim=width)
+        signals, hidden = (_width(observation_space[key]) for key in ("signals", "hidden"))
+        self.encoder = RouterEncoder(signals, hidden, width)
+
+    def forward(self, observations: dict[str, Tensor]) -> Tensor:
+        """Features `[n, width]`."""
+        out: Tensor = self.encoder(observations["signals"], observations["hidden"])
+        return out
+
+
+def policy_kwargs(width: int) -> dict[str, Any]:
+    """Arguments for `MultiInputPolicy`: shared encoder, linear policy head, small value head."""
+    return {
+        "features_extractor_class": RouterExtractor,
+        "features_extractor_kwargs": {"width": width},
+        "net_arch": {"pi": [], "vf": [width]},
+    }
+
+
+@torch.no_grad()
+def deployable_network(policy: ActorCriticPolicy) -> RouterNetwork:
+    """Copies the acting part of an SB3 policy into a `RouterNetwork`."""
+    extractor, scores = policy.features_extractor, policy.action_net
+    assert isinstance(extractor, RouterExtractor) and isinstance(scores, nn.Linear)
+    mix = extractor.encoder.mix
+    network = RouterNetwork(
+        signals=mix.in_features - mix.out_features,
+        hidden=extractor.encoder.hidden.in_features,
+        arms=scores.out_features,
+        width=mix.out_features,
+    )
+    network.encoder.load_state_dict(extractor.encoder.state_dict())
+    network.scores.load_state_dict(scores.state_dict())
+    return network
+
+
+def _width(space: gym.Space[Any]) -> int:
+    assert space.shape is not None, "signals and hidden are boxes"
+    return int(space.shape[0])

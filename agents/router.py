@@ -1,0 +1,179 @@
+"""What `train_router.py` does: PPO on live decoding, then an exported policy."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import CallbackList
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.monitor import Monitor
+
+from agents.callbacks import DecodingMetrics, SaveRun, StopAfter
+from agents.hyperparameters import RouterPPO
+from agents.network import deployable_network, policy_kwargs
+from decoding.errors import DraftgymError
+from decoding.latency import load_cost_model, write_cost_model
+from decoding.target import load_target
+from drafters.library import load_drafters
+from envs.router import RouterEnv
+from policies.learned import save_learned_policy
+from rollouts.provenance import describe_host
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterArgs:
+    """Train a router with PPO on real decoding.
+
+    Attributes:
+        rounds: Environment steps to train for, over all resumed sessions.
+        minutes: Stop earlier when this much time has passed; the run can be resumed.
+        run: Run folder; resumed when it exists.
+        arms: What the router chooses from, such as eagle3:4 dflash:7 ngram:8 plain. Default: one
+            arm per loaded drafter.
+        prompts: Prompt set or file to train on.
+        max_new_tokens: Token limit of an episode.
+        temperature: 0 for greedy decoding.
+        latency_price: Price of a target step in tokens: higher prefers short rounds.
+        latency: calibrated (reproducible) or measured (wall-clock).
+        target: Embedded target, Hugging Face folder, Hub id or .gguf file.
+        drafters: Drafter checkpoints beside or instead of the shipped ones.
+        dtype: auto, float32 or bfloat16.
+        threads: CPU threads; default: all cores.
+        seed: Seed of prompts, exploration and initial weights.
+        ppo: Hyperparameters.
+    """
+
+    rounds: int = 6000
+    minutes: float | None = None
+    run: Path = Path("runs/router")
+    arms: tuple[str, ...] = ()
+    prompts: str = "train"
+    max_new_tokens: int = 96
+    temperature: float = 0.0
+    latency_price: float = 1.0
+    latency: str = "calibrated"
+    target: str = "smollm2-135m"
+    drafters: tuple[Path, ...] = ()
+    dtype: str = "auto"
+    threads: int | None = None
+    seed: int = 0
+    ppo: RouterPPO = field(default_factory=RouterPPO)
+
+
+def train_router(args: RouterArgs) -> Path:
+    """Trains, saves and exports; returns the folder of the exported policy.
+
+    Raises:
+        DraftgymError: Bad settings, or a run folder that cannot be resumed with them.
+    """
+    env = make_env(args)
+    args.run.mkdir(parents=True, exist_ok=True)
+    write_cost_model(env.cost_model, args.run / "cost_model.json")
+    model = build_model(args, env)
+    done = model.num_timesteps
+    _write_config(args)
+    print(
+        f"target {env.target.name} on {env.target.precision.dtype}: {env.target.precision.reason}"
+    )
+    print(f"arms: {' '.join(map(str, env.arms))}; {done} of {args.rounds} rounds done")
+    exported = args.run / "policy"
+
+    def save() -> None:
+        _save_zip(model, args.run)
+        provenance = describe_run(args, model.num_timesteps)
+        network = deployable_network(model.policy)
+        save_learned_policy(network, env.arms, env.target, exported, provenance)
+
+    callbacks = CallbackList([DecodingMetrics(), SaveRun(save), StopAfter(args.minutes)])
+    try:
+        if done < args.rounds:
+            model.learn(args.rounds - done, callbacks, reset_num_timesteps=False, progress_bar=True)
+    finally:
+        save()
+        model.logger.close()
+    print(f"{model.num_timesteps} rounds; policy exported to {exported}")
+    return exported
+
+
+def make_env(args: RouterArgs) -> RouterEnv:
+    """The training environment of a run."""
+    target = load_target(args.target, args.dtype, args.threads)
+    drafters = load_drafters(target, args.drafters)
+    print("measuring the cost model of this host (once)", file=sys.stderr)
+    return RouterEnv(
+        target=target,
+        drafters=drafters,
+        arms=args.arms or None,
+        prompts=args.prompts,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        latency_price=args.latency_price,
+        latency=args.latency,
+        cost_model=load_cost_model(target, drafters),
+    )
+
+
+def build_model(args: RouterArgs, env: RouterEnv) -> PPO:
+    """A fresh PPO agent, or the run folder's."""
+    saved = args.run / "model.zip"
+    monitored = Monitor(env)
+    if saved.exists():
+        model = _load_zip(saved, monitored)
+        # A resumed run must not replay its first prompts and choices.
+        model.set_random_seed(args.seed + model.num_timesteps)
+    else:
+        settings = asdict(args.ppo)
+        width = settings.pop("width")
+        model = PPO(
+            "MultiInputPolicy",
+            monitored,
+            policy_kwargs=policy_kwargs(width),
+            seed=args.seed,
+            device="cpu",
+            **settings,
+        )
+    model.set_logger(configure(str(args.run), ["tensorboard", "json"]))
+    torch.set_num_threads(env.target.precision.threads)  # SB3 leaves its own setting behind
+    return model
+
+
+def describe_run(args: RouterArgs, rounds: int) -> dict[str, Any]:
+    """Provenance of an exported policy."""
+    return {"settings": _plain(asdict(args)), "rounds": rounds, "host": describe_host()}
+
+
+def _load_zip(path: Path, env: Monitor[Any, Any]) -> PPO:
+    try:
+        return PPO.load(path, env=env, device="cpu")
+    except Exception as error:  # SB3 raises many kinds for a damaged or foreign zip
+        reason = str(error).splitlines()[0] if str(error) else repr(error)
+        raise DraftgymError(
+            f"cannot resume from {path}: {reason}",
+            "its arms or target differ from these settings, or it is damaged; name another --run",
+        ) from error
+
+
+def _save_zip(model: PPO, folder: Path) -> None:
+    partial = folder / "model.partial.zip"
+    model.save(partial)
+    partial.replace(folder / "model.zip")
+
+
+def _write_config(args: RouterArgs) -> None:
+    body = {"command": sys.argv, "settings": _plain(asdict(args)), "host": describe_host()}
+    (args.run / "config.json").write_text(json.dumps(body, indent=2) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """JSON form of nested settings."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
