@@ -8,7 +8,7 @@ and SGLang write it, DFlash as z-lab writes it. Our own additions sit under the 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,9 @@ def load_drafter(folder: Path, target: Target) -> Drafter:
     network = checkpoint.network
     check_fits(folder, checkpoint, target)
     network.to(target.decoder.dtype).requires_grad_(False)
+    # Published drafters name the length of their training texts; rotary angles go on beyond it.
+    longest = max(network.config.max_position_embeddings, target.context_limit)
+    network.config = replace(network.config, max_position_embeddings=longest)
     embedding, head = target.decoder.embedding, target.decoder.head
     if isinstance(network, Eagle3Network):
         return Eagle3Drafter(network, embedding, checkpoint.fingerprint)
@@ -87,11 +90,23 @@ def read_checkpoint(folder: Path, target_layers: int) -> Checkpoint:
     body = _read_json(folder)
     tensors = _read_tensors(folder / "model.safetensors")
     kind = (body.get("architectures") or ["none"])[0]
+    if kind not in EAGLE3_ARCHITECTURES + DFLASH_ARCHITECTURES:
+        raise DraftgymError(
+            f"{folder}: the architecture {kind!r} is not a drafter's",
+            f"expected one of {', '.join(EAGLE3_ARCHITECTURES + DFLASH_ARCHITECTURES)}",
+        )
+    ids = _draft_ids(folder, body, tensors)
     try:
-        network = _build(kind, body, tensors, target_layers)
+        network = _build(kind, body, ids, target_layers)
     except KeyError as error:
         raise DraftgymError(
             f"{folder / 'config.json'} lacks {error}",
+            "copy the config.json of that checkpoint again",
+        ) from error
+    except (ArithmeticError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+        # Whatever is wrong with a size or a rotary setting shows when the network is built.
+        raise DraftgymError(
+            f"{folder / 'config.json'} does not describe a drafter: {error}",
             "copy the config.json of that checkpoint again",
         ) from error
     _load_weights(network, tensors, folder)
@@ -99,20 +114,29 @@ def read_checkpoint(folder: Path, target_layers: int) -> Checkpoint:
 
 
 def _build(
-    kind: str, body: dict[str, Any], tensors: dict[str, Tensor], target_layers: int
+    kind: str, body: dict[str, Any], ids: Tensor | None, target_layers: int
 ) -> Eagle3Network | DFlashNetwork:
     if kind in EAGLE3_ARCHITECTURES:
-        return Eagle3Network(_eagle3_config(body, tensors, target_layers), _draft_ids(tensors))
-    if kind in DFLASH_ARCHITECTURES:
-        return DFlashNetwork(_dflash_config(body, tensors), _draft_ids(tensors))
-    raise DraftgymError(
-        f"checkpoint architecture {kind!r} is not a drafter",
-        f"expected one of {', '.join(EAGLE3_ARCHITECTURES + DFLASH_ARCHITECTURES)}",
-    )
+        return Eagle3Network(_eagle3_config(body, target_layers), ids)
+    return DFlashNetwork(_dflash_config(body, ids), ids)
 
 
-def _draft_ids(tensors: dict[str, Tensor]) -> Tensor | None:
-    return from_d2t(tensors["d2t"]) if "d2t" in tensors else None
+def _draft_ids(folder: Path, body: dict[str, Any], tensors: dict[str, Tensor]) -> Tensor | None:
+    """Target ids of the draft vocabulary; None when it is the whole vocabulary."""
+    remedy = "the config and the weights are not of one drafter; copy the checkpoint again"
+    vocab = body.get("vocab_size")
+    size = body.get("draft_vocab_size") or vocab
+    if "d2t" not in tensors:
+        if size != vocab:
+            raise DraftgymError(f"{folder} drafts {size} of {vocab} tokens but has no d2t", remedy)
+        return None
+    ids = from_d2t(tensors["d2t"])
+    ascending = bool((ids.diff() > 0).all()) and int(ids[0]) >= 0
+    if len(ids) != body.get("draft_vocab_size", len(ids)) or not ascending:
+        raise DraftgymError(f"{folder}: d2t does not list {size} ascending token ids", remedy)
+    if isinstance(vocab, int) and int(ids[-1]) >= vocab > 0:
+        raise DraftgymError(f"{folder}: d2t names token {int(ids[-1])} of {vocab}", remedy)
+    return ids
 
 
 def _load_weights(network: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
@@ -163,10 +187,16 @@ def check_fits(folder: Path, checkpoint: Checkpoint, target: Target) -> None:
                 f"target {target.name!r} has {target_has}",
                 remedy,
             )
-    if max(config.tap_layers) >= shape.layers:
+    if min(config.tap_layers) < 0 or max(config.tap_layers) >= shape.layers:
         raise DraftgymError(
-            f"drafter {folder} taps layer {max(config.tap_layers)}, "
+            f"drafter {folder} taps layers {list(config.tap_layers)}, "
             f"target {target.name!r} has {shape.layers} layers",
+            remedy,
+        )
+    mask = getattr(config, "mask_token_id", 0)
+    if not 0 <= mask < shape.vocab:
+        raise DraftgymError(
+            f"drafter {folder} has mask token {mask}, target {target.name!r} has {shape.vocab}",
             remedy,
         )
 
@@ -181,6 +211,8 @@ def _read_json(folder: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise DraftgymError(f"cannot read {path}: {error}", "copy the checkpoint again") from error
+    if not isinstance(body, dict):
+        raise DraftgymError(f"{path} is not a JSON object", "copy the checkpoint again")
     return body
 
 
@@ -247,9 +279,7 @@ def _shared_json(config: Eagle3Config | DFlashConfig) -> dict[str, Any]:
     return shared | _rope_json(config.rope_parameters) | fixed
 
 
-def _eagle3_config(
-    body: dict[str, Any], tensors: dict[str, Tensor], target_layers: int
-) -> Eagle3Config:
+def _eagle3_config(body: dict[str, Any], target_layers: int) -> Eagle3Config:
     shared = _shared_config(body)
     taps = body.get("draftgym", {}).get("tap_layers") or eagle3.default_taps(target_layers)
     return Eagle3Config(
@@ -272,10 +302,10 @@ def _eagle3_json(network: Eagle3Network) -> dict[str, Any]:
     }
 
 
-def _dflash_config(body: dict[str, Any], tensors: dict[str, Tensor]) -> DFlashConfig:
+def _dflash_config(body: dict[str, Any], ids: Tensor | None) -> DFlashConfig:
     shared = _shared_config(body)
     block = body.get("dflash_config", {})
-    covered = tensors["d2t"].shape[0] if "d2t" in tensors else shared["vocab_size"]
+    covered = shared["vocab_size"] if ids is None else len(ids)
     return DFlashConfig(
         **shared,
         num_hidden_layers=body["num_hidden_layers"],

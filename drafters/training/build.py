@@ -122,18 +122,18 @@ def _start_as_last_layers(network: DFlashNetwork, target: Target) -> None:
         q, k, v = source.qkv.split([shape.heads * shape.head_dim, groups, groups])
         gate, up = source.gate_up.chunk(2)
         pairs = [
-            (attention.q_proj, q),
-            (attention.k_proj, k),
-            (attention.v_proj, v),
-            (attention.o_proj, source.out),
-            (mlp.gate_proj, gate),
-            (mlp.up_proj, up),
-            (mlp.down_proj, source.down),
-            (layer.input_layernorm, source.input_norm),
-            (layer.post_attention_layernorm, source.post_norm),
+            (attention.q_proj.weight, q),
+            (attention.k_proj.weight, k),
+            (attention.v_proj.weight, v),
+            (attention.o_proj.weight, source.out),
+            (mlp.gate_proj.weight, gate),
+            (mlp.up_proj.weight, up),
+            (mlp.down_proj.weight, source.down),
+            (layer.input_layernorm.weight, source.input_norm),
+            (layer.post_attention_layernorm.weight, source.post_norm),
         ]
-        for module, weight in pairs:
-            module.weight.copy_(weight)
+        for weight, start in pairs:
+            weight.copy_(start)
 
 
 def _initial(folder: Path, target: Target, kind: type[Any]) -> Any:

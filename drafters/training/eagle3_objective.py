@@ -68,8 +68,7 @@ class Eagle3Objective(Objective[Eagle3Network]):
             queries = layer.self_attn.queries(pair, cos_sin).unsqueeze(2)
             if step:
                 own.append(layer.self_attn.keys_values(pair, cos_sin))
-            mine = None if not own else tuple(torch.stack(x, 2) for x in zip(*own, strict=True))
-            attended = block_attention(queries, context, visible, mine).squeeze(2)
+            attended = block_attention(queries, context, visible, _stack(own)).squeeze(2)
             feature = layer.finish(feature, attended)
             usable = valid & (index + step + 2 < batch.lengths[:, None])
             at = (rows.expand_as(index)[usable], (index + step + 1)[usable])
@@ -102,3 +101,11 @@ class Eagle3Objective(Objective[Eagle3Network]):
         losses = F.cross_entropy(logits[covered].float(), soft, reduction="none")
         rows = max(1, label.shape[0])  # short texts have no rows at the last steps
         return losses.sum() / rows, (logits.argmax(-1) == label).sum() / rows
+
+
+def _stack(own: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor] | None:
+    """Keys and values of the later steps as `[B, R, steps, G, D]`; None before the first."""
+    if not own:
+        return None
+    keys, values = zip(*own, strict=True)
+    return torch.stack(keys, 2), torch.stack(values, 2)
