@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from decoding.target import load_target
+from decoding.drafting import Drafter
+from decoding.target import Target, load_target
+from drafters.checkpoint import load_drafter
 from drafters.training.build import (
     DFlashSettings,
     Eagle3Settings,
@@ -56,8 +59,20 @@ class DFlashArgs(DrafterArgs):
     """The drafter and its objective."""
 
 
-def train(args: Eagle3Args | DFlashArgs) -> Path:
-    """Trains until the budget is spent; returns the checkpoint folder."""
+MeasureDrafter = Callable[[Target, Drafter], dict[str, float]]
+"""Decodes held-out prompts with a drafter and names what came out."""
+
+
+def train(args: Eagle3Args | DFlashArgs, measure: MeasureDrafter | None = None) -> Path:
+    """Trains until the budget is spent.
+
+    Args:
+        args: Settings.
+        measure: Live measurement, called now and then with the current weights.
+
+    Returns:
+        The checkpoint folder.
+    """
     torch.manual_seed(args.trainer.seed)
     target = load_target(args.target, args.dtype, args.threads)
     print(f"target {target.name}: {target.precision}")
@@ -68,7 +83,11 @@ def train(args: Eagle3Args | DFlashArgs) -> Path:
         objective = build_eagle3(args.drafter, target, corpus)
     else:
         objective = build_dflash(args.drafter, target, corpus)
-    trainer = Trainer(objective, target, corpus, args.run, args.trainer)
+
+    def measure_folder(folder: Path) -> dict[str, float]:
+        return measure(target, load_drafter(folder, target)) if measure is not None else {}
+
+    trainer = Trainer(objective, target, corpus, args.run, args.trainer, measure_folder)
     trainer.run()
     print(f"checkpoint: {trainer.checkpoint}")
     return trainer.checkpoint

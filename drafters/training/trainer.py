@@ -207,7 +207,6 @@ class Trainer:
             return
         self.save()
         values = self.measure(self.checkpoint)
-        self.objective.network.train()
         for name, value in values.items():
             self.writer.add_scalar(f"heldout/{name}", value, self.progress.updates)
         self._record(values)
