@@ -159,7 +159,7 @@ def _load_weights(network: nn.Module, tensors: dict[str, Tensor], folder: Path) 
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise DraftgymError(
                 f"{folder}: {name} holds NaN or infinite weights",
-                "use an earlier checkpoint, or train again with a lower --lr",
+                "use an earlier checkpoint, or train again with a lower --trainer.lr",
             )
     network.load_state_dict(given)
 

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from decoding.errors import DraftgymError
 
+LONGEST_TEXT = 768
+"""Tokens of a training text; the rest is cut, since attention costs its square."""
+
 
 @dataclass(frozen=True)
 class Text:
@@ -71,7 +74,7 @@ class Corpus:
 
 
 def load_corpus(
-    path: Path, vocab: int, max_length: int = 768, validation: int = 40, seed: int = 0
+    path: Path, vocab: int, max_length: int = LONGEST_TEXT, validation: int = 40, seed: int = 0
 ) -> Corpus:
     """Reads a corpus.
 
@@ -97,7 +100,7 @@ def load_corpus(
 
 
 def _usable(text: Text) -> bool:
-    return text.tokens.shape[0] - text.prompt_length >= 4
+    return text.prompt_length > 0 and text.tokens.shape[0] - text.prompt_length >= 4
 
 
 def _read(path: Path, vocab: int, max_length: int) -> list[Text]:
@@ -106,19 +109,22 @@ def _read(path: Path, vocab: int, max_length: int) -> list[Text]:
     if not path.exists():
         raise DraftgymError(f"no corpus at {path}", "give a Parquet file with --corpus")
     try:
-        table = parquet.read_table(path, columns=["prompt", "response"])
+        rows = parquet.read_table(path, columns=["prompt", "response"]).to_pylist()
+        pairs = [(len(row["prompt"]), _tokens(row)[:max_length]) for row in rows]
     except Exception as error:  # pyarrow raises many kinds
         raise DraftgymError(
             f"cannot read corpus {path}: {error}",
             "it must be Parquet with list columns `prompt` and `response` of token ids",
         ) from error
-    texts = []
-    for row in table.to_pylist():
-        tokens = torch.tensor(row["prompt"] + row["response"], dtype=torch.long)[:max_length]
-        if tokens.numel() and int(tokens.max()) >= vocab:
+    for _, tokens in pairs:
+        strange = tokens[(tokens < 0) | (tokens >= vocab)]
+        if len(strange):
             raise DraftgymError(
-                f"corpus {path} holds token id {int(tokens.max())}, the target has {vocab}",
+                f"corpus {path} holds token id {int(strange[0])}, the target has {vocab}",
                 "use responses of this target",
             )
-        texts.append(Text(tokens, len(row["prompt"])))
-    return texts
+    return [Text(tokens, prompt_length) for prompt_length, tokens in pairs]
+
+
+def _tokens(row: dict[str, list[int]]) -> Tensor:
+    return torch.tensor(row["prompt"] + row["response"], dtype=torch.long)

@@ -28,7 +28,6 @@ class DFlashObjective(Objective[DFlashNetwork]):
         target: The target; its embedding and head are shared and frozen.
         anchors: Random anchors per text, drawn anew each visit.
         gamma: Decay of the position weights; the paper's choice for blocks of 8 is 4.
-        seed: Seed of the anchors.
     """
 
     def __init__(
@@ -37,7 +36,6 @@ class DFlashObjective(Objective[DFlashNetwork]):
         target: Target,
         anchors: int = 256,
         gamma: float = 4.0,
-        seed: int = 0,
     ) -> None:
         self.network = network
         self.tap_layers = network.config.tap_layers
@@ -46,16 +44,15 @@ class DFlashObjective(Objective[DFlashNetwork]):
         ids = from_d2t(network.d2t)
         self.draft_head = target.decoder.head[ids].clone()
         self.labels = draft_labels(ids, target.vocab_size)
-        self.generator = torch.Generator().manual_seed(seed)
         config = network.config
         self.weights = torch.exp(-torch.arange(config.block_size - 1) / gamma)
         self.rotary = rotary_table(
             config.rope_parameters, config.head_dim, config.max_position_embeddings
         )
 
-    def __call__(self, batch: FeatureBatch) -> ObjectiveOutput:
+    def __call__(self, batch: FeatureBatch, seed: int = 0) -> ObjectiveOutput:
         """Loss of one batch, and top-1 agreement with the text at each block position."""
-        anchors, valid = self._anchors(batch)
+        anchors, valid = self._anchors(batch, seed)
         out = self.block_outputs(batch, anchors)
         rows = torch.arange(anchors.shape[0])[:, None, None]
         offsets = anchors[..., None] + torch.arange(1, self.network.config.block_size)
@@ -93,11 +90,12 @@ class DFlashObjective(Objective[DFlashNetwork]):
         out: Tensor = network.norm(x[..., 1:, :])
         return out
 
-    def _anchors(self, batch: FeatureBatch) -> tuple[Tensor, Tensor]:
+    def _anchors(self, batch: FeatureBatch, seed: int) -> tuple[Tensor, Tensor]:
         """Random response positions `[B, R]` without repeats, and which of them are real."""
         first, counts = batch.prompt_lengths, batch.lengths - 1 - batch.prompt_lengths
         longest = int(counts.max())
-        keys = torch.rand(len(counts), longest, generator=self.generator)
+        generator = torch.Generator().manual_seed(seed)
+        keys = torch.rand(len(counts), longest, generator=generator)
         keys.masked_fill_(torch.arange(longest) >= counts[:, None], 2.0)
         picks = keys.argsort(1)[:, : self.anchors]
         valid = picks < counts[:, None]

@@ -49,7 +49,7 @@ class Eagle3Objective(Objective[Eagle3Network]):
             config.rope_parameters, config.head_dim, config.max_position_embeddings
         )
 
-    def __call__(self, batch: FeatureBatch) -> ObjectiveOutput:
+    def __call__(self, batch: FeatureBatch, seed: int = 0) -> ObjectiveOutput:
         """Loss of one batch, and top-1 agreement with the text at each step."""
         network, layer = self.network, self.network.midlayer
         index, valid = self._queries(batch)

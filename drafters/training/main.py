@@ -18,9 +18,12 @@ from drafters.training.build import (
     build_dflash,
     build_eagle3,
 )
-from drafters.training.corpus import load_corpus
+from drafters.training.corpus import LONGEST_TEXT, load_corpus
 from drafters.training.objective import Objective
 from drafters.training.trainer import Trainer, TrainerConfig
+
+LONGEST_DRAFT = 64
+"""Positions that a draft may reach behind the end of a text."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,8 @@ def train(args: Eagle3Args | DFlashArgs, measure: MeasureDrafter | None = None) 
     torch.manual_seed(args.trainer.seed)
     target = load_target(args.target, args.dtype, args.threads)
     print(f"target {target.name}: {target.precision}")
-    corpus = load_corpus(args.corpus, target.vocab_size)
+    longest = min(LONGEST_TEXT, target.context_limit - LONGEST_DRAFT)
+    corpus = load_corpus(args.corpus, target.vocab_size, longest)
     print(f"corpus: {len(corpus.train)} texts, {corpus.response_tokens} response tokens")
     objective: Objective[Any]
     if isinstance(args, Eagle3Args):

@@ -42,5 +42,10 @@ class Objective(ABC, Generic[Network]):
     tap_layers: tuple[int, ...]
 
     @abstractmethod
-    def __call__(self, batch: FeatureBatch) -> ObjectiveOutput:
-        """Loss and agreement on one batch."""
+    def __call__(self, batch: FeatureBatch, seed: int = 0) -> ObjectiveOutput:
+        """Loss and agreement on one batch.
+
+        Args:
+            batch: Features of some texts.
+            seed: Seed of whatever is drawn, so that a resumed run draws what it would have drawn.
+        """

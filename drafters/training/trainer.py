@@ -151,16 +151,13 @@ class Trainer:
         lr = learning_rate(self.config, self.progress.seconds / (self.config.minutes * 60))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        loss, agreement, tokens = self._loss(texts)
+        loss, agreement, tokens = self._loss(texts, seed=self.progress.updates + 1)
         value = float(loss.detach())
-        if not math.isfinite(value):
-            raise DraftgymError(
-                f"the loss became {value} after {self.progress.updates} updates",
-                f"lower --lr; {self.folder} holds the last good state",
-            )
+        self._require_finite("loss", value)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.objective.network.parameters(), self.config.clip)
+        self._require_finite("gradient", float(norm))  # before it can spoil the weights
         self.optimizer.step()
         seconds = time.perf_counter() - start
         progress = self.progress
@@ -176,11 +173,18 @@ class Trainer:
             self._write_positions("agreement/train", agreement)
         return {"loss": f"{value:.3f}", "top1": f"{agreement[0]:.2f}"}
 
-    def _loss(self, texts: Sequence[Text]) -> tuple[Tensor, list[float], int]:
+    def _require_finite(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise DraftgymError(
+                f"the {what} became {value} after {self.progress.updates} updates",
+                f"lower --trainer.lr; {self.folder} holds the last good state",
+            )
+
+    def _loss(self, texts: Sequence[Text], seed: int = 0) -> tuple[Tensor, list[float], int]:
         batch = target_features(self.target, texts, self.objective.tap_layers)
         low = self.target.decoder.dtype == torch.bfloat16
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
-            output = self.objective(batch)
+            output = self.objective(batch, seed)
         return output.loss, [float(x) for x in output.agreement], batch.response_tokens
 
     @torch.no_grad()
@@ -248,10 +252,10 @@ class Trainer:
             state: dict[str, Any] = torch.load(path, weights_only=True)
             self.objective.network.load_state_dict(state["network"])
             self.optimizer.load_state_dict(state["optimizer"])
+            self.progress = Progress(**state["progress"])
         except Exception as error:  # torch raises many kinds for a damaged file
             raise DraftgymError(
-                f"cannot resume from {path}: {str(error).splitlines()[0]}",
+                f"cannot resume from {path}: {(str(error) or repr(error)).splitlines()[0]}",
                 "it is damaged or of other settings; name another --run, or delete that folder",
             ) from error
-        self.progress = Progress(**state["progress"])
         print(f"resuming {self.folder} at update {self.progress.updates}")
