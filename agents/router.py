@@ -105,7 +105,6 @@ def make_env(args: RouterArgs) -> RouterEnv:
     """The training environment of a run."""
     target = load_target(args.target, args.dtype, args.threads)
     drafters = load_drafters(target, args.drafters)
-    print("measuring the cost model of this host (once)", file=sys.stderr)
     return RouterEnv(
         target=target,
         drafters=drafters,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -115,9 +116,9 @@ class CostModel:
                 {name: curve(c) for name, c in body["draft"].items()},
                 {name: curve(c) for name, c in body["catch_up"].items()},
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DraftgymError(
-                f"not a cost model: {error!r}", "delete the file; it is measured again"
+                f"not a cost model: {error!r}", "measure it again: delete this file"
             ) from error
 
 
@@ -152,7 +153,8 @@ def calibrate(
         repeats: Timings per point, after one warm-up; the median counts.
         contexts: Context lengths for the target's passes.
     """
-    limit = target.context_limit - max(ROWS) - 1
+    longest = max((drafter.max_draft_length for drafter in drafters.values()), default=0)
+    limit = target.context_limit - max(ROWS) - longest - 2
     contexts = sorted({min(context, limit) for context in contexts})
     session = _random_session(target, drafters, contexts[-1])
     passes = {}
@@ -171,18 +173,33 @@ def calibrate(
 
 
 def load_cost_model(target: Target, drafters: Mapping[str, Drafter]) -> CostModel:
-    """The host's cost model from the user cache, measured when missing."""
+    """The host's cost model from the user cache, measured when missing.
+
+    Raises:
+        DraftgymError: The cached file is damaged.
+    """
     host = _host(target, drafters)
     key = hashlib.sha256(json.dumps(host, sort_keys=True).encode()).hexdigest()[:16]
     path = cache_folder() / "cost-models" / f"{key}.json"
     if path.is_file():
-        return CostModel.from_json(path.read_text())
+        return _read_cost_model(path)
+    print("measuring the cost model of this host (once)", file=sys.stderr)
     model = calibrate(target, drafters)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(model.to_json())
     partial.replace(path)
     return model
+
+
+def _read_cost_model(path: Path) -> CostModel:
+    try:
+        return CostModel.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, DraftgymError) as error:
+        problem = error.problem if isinstance(error, DraftgymError) else str(error)
+        raise DraftgymError(
+            f"{path}: {problem}", "delete the file; it is measured again"
+        ) from error
 
 
 def _host(target: Target, drafters: Mapping[str, Drafter]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ machine (clock, heat, neighbours) hits all alike.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -64,7 +64,25 @@ def decode_prompts(
     settings: DecodeSettings,
     progress: bool = True,
 ) -> list[DecodedText]:
-    """Writes every prompt with every policy.
+    """Writes every prompt with every policy; arguments and errors as `decode_each`.
+
+    Returns:
+        Prompt by prompt, and within a prompt in the order in which the policies ran.
+    """
+    each = decode_each(target, drafters, policies, prompts, settings, progress)
+    return [text for texts in each for text in texts]
+
+
+def decode_each(
+    target: Target,
+    drafters: Mapping[str, Drafter],
+    policies: Mapping[str, RoutingPolicy],
+    prompts: Sequence[Prompt],
+    settings: DecodeSettings,
+    progress: bool = True,
+    label: str = "decoding",
+) -> Iterator[list[DecodedText]]:
+    """Writes prompt by prompt, so that a long run can save what it has.
 
     Args:
         target: The target.
@@ -73,9 +91,10 @@ def decode_prompts(
         prompts: What to write about, decoded in this order (first turns only).
         settings: How.
         progress: Whether to show a progress bar.
+        label: What the progress bar says.
 
-    Returns:
-        Prompt by prompt, and within a prompt in the order in which the policies ran.
+    Yields:
+        One prompt's texts, in the order in which the policies ran.
 
     Raises:
         DraftgymError: A prompt does not fit (the message names its `question_id`), or bad settings;
@@ -88,19 +107,17 @@ def decode_prompts(
     used = {name: one for decoder in decoders.values() for name, one in decoder.drafters.items()}
     _check_longest(target, used, prompts, ids, settings)
     _warm_up(decoders, prompts, ids, settings)
-    texts = []
     total = len(prompts) * len(policies)
     pause = 0.2 if sys.stderr.isatty() else 10.0  # seconds; a log file wants few lines
-    with tqdm(
-        total=total, desc="decoding", unit="text", disable=not progress, mininterval=pause
-    ) as bar:
+    with tqdm(total=total, desc=label, unit="text", disable=not progress, mininterval=pause) as bar:
         for turn, prompt in enumerate(prompts):
+            texts = []
             for name in turn_order(list(policies), turn):
                 bar.set_postfix_str(name, refresh=False)
                 generation = write(decoders[name], ids[prompt.question_id], settings)
                 texts.append(DecodedText(prompt, name, generation))
                 bar.update()
-    return texts
+            yield texts
 
 
 def turn_order(names: Sequence[str], turn: int) -> list[str]:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from decoding.arms import PLAIN
-from decoding.decoder import PlainPolicy, RoutingPolicy, SpeculativeDecoder
+from decoding.decoder import Generation, PlainPolicy, RoutingPolicy, SpeculativeDecoder
 from decoding.drafting import Drafter
 from decoding.errors import DraftgymError
+from decoding.latency import CostModel, load_cost_model
 from decoding.target import Target
 from decoding.verification import make_rule
 from drafters.library import find_checkpoints
@@ -81,7 +82,8 @@ def evaluate(args: EvaluateArgs) -> Evaluation:
     target, drafters = args.load()
     policies = chosen_policies(args.policies, drafters, target, args.seed)
     environment = describe_run(args, target, drafters)
-    result = compare(target, drafters, policies, prompts, args.settings, environment)
+    predict = cost_predictor(load_cost_model(target, drafters))
+    result = compare(target, drafters, policies, prompts, args.settings, environment, predict)
     print_report(result.environment, result.rows, result.differences)
     if args.json is not None:
         body = to_json(result.environment, result.rows, result.differences)
@@ -115,13 +117,28 @@ def compare(
     dealt = interleave_categories(prompts)
     texts = decode_prompts(target, drafters, policies, dealt, settings, progress)
 
-    def margins(text: DecodedText) -> list[float]:
-        """Margins of a plain text, written again: recording them would slow the measured one."""
-        plain = SpeculativeDecoder(target, {}, PlainPolicy())
-        return write(plain, encode_prompt(target, text.prompt), settings, True).margins
-
     rows = make_rows(texts, list(policies), predict_seconds)
-    return Evaluation(dict(environment or {}), rows, find_differences(texts, margins), texts)
+    differences = find_differences(texts, lambda text: plain_margins(target, text.prompt, settings))
+    return Evaluation(dict(environment or {}), rows, differences, texts)
+
+
+def plain_margins(target: Target, prompt: Prompt, settings: DecodeSettings) -> list[float]:
+    """Margins of a prompt's plain text, written again: recording them slows a measured one."""
+    plain = SpeculativeDecoder(target, {}, PlainPolicy())
+    return write(plain, encode_prompt(target, prompt), settings, with_margins=True).margins
+
+
+def cost_predictor(model: CostModel) -> SecondsPredictor:
+    """Decode seconds of a text by a cost model: the sum over its rounds, decisions left out."""
+
+    def seconds(text: Generation) -> float:
+        records = [item.record for item in text.rounds]
+        return sum(
+            model.round_seconds(one.arm, len(one.drafted), one.context, one.caught_up)
+            for one in records
+        )
+
+    return seconds
 
 
 def chosen_policies(

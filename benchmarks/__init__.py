@@ -1,0 +1,1 @@
+"""Measurements that stand behind the README's claims; each is a command."""

@@ -1,0 +1,260 @@
+"""Does every policy write plain decoding's text, token for token? Float32, held-out prompts.
+
+    $ python -m benchmarks.losslessness --json losslessness.json
+    $ python -m benchmarks.losslessness --per-category 1 --max-new-tokens 48 --json quick.json
+
+Every prompt is written greedily (temperature 0) and with coupled noise (temperature 1, one seed),
+by plain decoding and by every policy. One pass over several rows and several passes over one row
+round differently, so a near tie between two tokens may flip; such a text is reported with the
+margin that plain decoding's token had there. A difference with a larger margin is a bug: the
+command then ends with status 1.
+
+Finished prompts are kept in `<json>.partial.jsonl`: an interrupted run goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich import box
+from rich.table import Table
+
+from decoding.arms import PLAIN
+from decoding.decoder import RoutingPolicy
+from decoding.drafting import Drafter
+from decoding.errors import DraftgymError, exit_on_user_error
+from decoding.target import Target, load_target
+from drafters.library import find_checkpoints, load_drafters
+from rollouts.decode import DecodedText, DecodeSettings, decode_each
+from rollouts.evaluation import check_writable, chosen_policies, plain_margins
+from rollouts.prompt_sets import Prompt, interleave_categories, load_prompts
+from rollouts.provenance import describe_drafters, describe_host, describe_target, git_revision
+from rollouts.report import find_differences
+from rollouts.table import make_console
+
+NEAR_TIE = 1e-3
+"""Largest margin (logits, or scores with noise) at which rounding explains a flipped token."""
+
+Record = dict[str, Any]
+"""One prompt in one mode: how many tokens, and which policies' texts differ where."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LosslessnessArgs:
+    """What to compare.
+
+    Attributes:
+        json: Result file; finished prompts are kept beside it until it is written.
+        per_category: Prompts of each category.
+        max_new_tokens: Tokens per text at most.
+        policies: Which ones; default: every policy there is, the shipped router included.
+        prompts: heldout or train (shipped sets), or a JSON-lines file.
+        target: Embedded target, Hugging Face folder, Hub id or .gguf file.
+        drafters: Drafter checkpoints beside or instead of the shipped ones.
+        threads: CPU threads; default: every core this process may use.
+        seed: Seed of the sampling noise at temperature 1 (and of the random policy).
+    """
+
+    json: Path
+    per_category: int = 12
+    max_new_tokens: int = 96
+    policies: tuple[str, ...] | None = None
+    prompts: str = "heldout"
+    target: str = "smollm2-135m"
+    drafters: tuple[Path, ...] = ()
+    threads: int | None = None
+    seed: int = 0
+
+    @property
+    def modes(self) -> dict[str, DecodeSettings]:
+        """The two rules that promise plain decoding's text."""
+        return {
+            "greedy": DecodeSettings(self.max_new_tokens, 0.0, self.seed, "greedy"),
+            "coupled": DecodeSettings(self.max_new_tokens, 1.0, self.seed, "coupled"),
+        }
+
+    @property
+    def partial(self) -> Path:
+        """Where finished prompts are kept."""
+        return self.json.with_name(self.json.name + ".partial.jsonl")
+
+
+def measure(args: LosslessnessArgs) -> dict[str, Any]:
+    """Decodes what is still missing, prints the table, writes and returns the result.
+
+    Raises:
+        DraftgymError: Bad settings, or a partial file of other settings.
+    """
+    check_writable(args.json)
+    prompts = interleave_categories(
+        load_prompts(args.prompts, limit_per_category=args.per_category)
+    )
+    target = load_target(args.target, "float32", args.threads)
+    drafters = load_drafters(target, args.drafters)
+    policies = chosen_policies(args.policies, drafters, target, args.seed)
+    if PLAIN not in policies:
+        policies = {**chosen_policies([PLAIN], drafters, target), **policies}
+    settings = describe_settings(args, target, drafters, list(policies))
+    records = read_partial(args.partial, settings)
+    for mode, how in args.modes.items():
+        done = {record["question_id"] for record in records if record["mode"] == mode}
+        missing = [prompt for prompt in prompts if prompt.question_id not in done]
+        records += decode_mode(mode, how, target, drafters, policies, missing, args.partial)
+    revisions = list(dict.fromkeys(record["git_revision"] for record in records))
+    environment = {**settings, **describe_target(target), **describe_host()}
+    environment["git_revision"] = revisions[0] if len(revisions) == 1 else revisions
+    result = summarise(records, list(policies), environment)
+    print_result(result)
+    args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    args.partial.unlink()
+    return result
+
+
+def decode_mode(
+    mode: str,
+    settings: DecodeSettings,
+    target: Target,
+    drafters: Mapping[str, Drafter],
+    policies: Mapping[str, RoutingPolicy],
+    prompts: Sequence[Prompt],
+    partial: Path,
+) -> list[Record]:
+    """Decodes prompts in one mode, appending each one's record to the partial file."""
+    records: list[Record] = []
+    if not prompts:
+        return records
+    texts_of_prompts = decode_each(
+        target, drafters, policies, prompts, settings, label=f"{mode} float32"
+    )
+    with partial.open("a", encoding="utf-8") as file:
+        for texts in texts_of_prompts:
+            records.append(make_record(mode, settings, target, texts))
+            file.write(json.dumps(records[-1]) + "\n")
+            file.flush()
+    return records
+
+
+def make_record(
+    mode: str, settings: DecodeSettings, target: Target, texts: Sequence[DecodedText]
+) -> Record:
+    """Compares one prompt's texts."""
+    differences = find_differences(texts, lambda text: plain_margins(target, text.prompt, settings))
+    prompt = texts[0].prompt
+    return {
+        "mode": mode,
+        "question_id": prompt.question_id,
+        "category": prompt.category,
+        "git_revision": git_revision(),
+        "tokens": {text.policy: len(text.generation.tokens) for text in texts},
+        "differences": [asdict(one) for one in differences],
+    }
+
+
+def describe_settings(
+    args: LosslessnessArgs, target: Target, drafters: Mapping[str, Drafter], policies: list[str]
+) -> dict[str, Any]:
+    """What must not change when a run goes on."""
+    return {
+        "fingerprint": target.fingerprint,
+        "drafters": describe_drafters(drafters, find_checkpoints(target, args.drafters)),
+        "policies": policies,
+        "prompts": args.prompts,
+        "per_category": args.per_category,
+        "max_new_tokens": args.max_new_tokens,
+        "seed": args.seed,
+    }
+
+
+def read_partial(path: Path, settings: Mapping[str, Any]) -> list[Record]:
+    """Records of an interrupted run; starts the file where there is none.
+
+    Raises:
+        DraftgymError: The file belongs to other settings, or is damaged.
+    """
+    if not path.exists():
+        path.write_text(json.dumps(settings) + "\n", encoding="utf-8")
+        return []
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]  # a kill may have cut the last line
+    remedy = "delete it to start over, or name another file with --json"
+    try:
+        header, *records = [json.loads(line) for line in whole.splitlines()]
+    except ValueError as error:
+        raise DraftgymError(f"{path} is damaged: {error}", remedy) from error
+    changed = [key for key in settings if header.get(key) != settings[key]]
+    if changed:
+        raise DraftgymError(f"{path} was started with other {', '.join(changed)}", remedy)
+    path.write_text(whole, encoding="utf-8")
+    print(f"going on after {len(records)} finished prompts of {path}", file=sys.stderr)
+    return records
+
+
+def summarise(
+    records: Sequence[Record], policies: Sequence[str], environment: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Counts per mode and policy, and every difference."""
+    differences = [
+        {"mode": record["mode"], **one} for record in records for one in record["differences"]
+    ]
+    rows = []
+    for mode in dict.fromkeys(record["mode"] for record in records):
+        mine = [record for record in records if record["mode"] == mode]
+        for policy in policies:
+            differing = [d for d in differences if d["mode"] == mode and d["policy"] == policy]
+            rows.append(
+                {
+                    "mode": mode,
+                    "policy": policy,
+                    "prompts": len(mine),
+                    "tokens": sum(record["tokens"][policy] for record in mine),
+                    "identical_texts": len(mine) - len(differing),
+                    "near_ties": len(differing) - len(larger_than_rounding(differing)),
+                }
+            )
+    return {"environment": dict(environment), "rows": rows, "differences": differences}
+
+
+def larger_than_rounding(differences: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Differences that no near tie explains."""
+    return [d for d in differences if d["margin"] is None or d["margin"] > NEAR_TIE]
+
+
+def print_result(result: Mapping[str, Any]) -> None:
+    """The table and every difference."""
+    facts, console = result["environment"], make_console()
+    title = (
+        "{target}, {dtype}, threads {threads}; up to {max_new_tokens} tokens; coupled: "
+        "temperature 1, seed {seed}"
+    ).format(**facts)
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    for name in ["mode", "policy", "prompts", "tokens", "same text", "near ties", "different"]:
+        justify = "left" if name in ("mode", "policy") else "right"
+        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for row in result["rows"]:
+        same, ties = row["identical_texts"], row["near_ties"]
+        different = row["prompts"] - same - ties
+        counts = [row["prompts"], row["tokens"], same, ties, different]
+        table.add_row(row["mode"], row["policy"], *map(str, counts))
+    console.print(table)
+    if not result["differences"]:
+        console.print("every text is plain decoding's, token for token")
+    for one in result["differences"]:
+        margin = "unknown" if one["margin"] is None else f"{one['margin']:.2g}"
+        console.print(
+            f"{one['mode']} {one['policy']}: {one['question_id']} from token {one['index']} "
+            f"({one['plain_token']} -> {one['policy_token']}), margin {margin}",
+            highlight=False,
+            markup=False,
+        )
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        outcome = measure(tyro.cli(LosslessnessArgs, description=__doc__))
+        sys.exit(1 if larger_than_rounding(outcome["differences"]) else 0)
