@@ -11,13 +11,13 @@ import hashlib
 import json
 import sys
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,7 +50,7 @@ class Curve:
 
     def __call__(self, x: float) -> float:
         """Cost at `x` in seconds."""
-        return float(np.interp(x, self.at, self.seconds))
+        return _interpolate(x, self.at, self.seconds)
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class CostModel:
         """Cost of a target pass over `rows` new rows behind `context` cached positions."""
         contexts = sorted(self.target_pass)
         costs = [self.target_pass[c](rows) for c in contexts]
-        return float(np.interp(context, contexts, costs))
+        return _interpolate(context, contexts, costs)
 
     def step_seconds(self, context: int) -> float:
         """One target step: the cost of a token in plain decoding."""
@@ -120,6 +120,15 @@ class CostModel:
             raise DraftgymError(
                 f"not a cost model: {error!r}", "measure it again: delete this file"
             ) from error
+
+
+def _interpolate(x: float, at: Sequence[float], values: Sequence[float]) -> float:
+    """Linear in between, flat outside; numpy would spend most of its time on making arrays."""
+    right = bisect_right(at, x)
+    if right == 0 or right == len(at):
+        return values[max(0, right - 1)]
+    part = (x - at[right - 1]) / (at[right] - at[right - 1])
+    return values[right - 1] + part * (values[right] - values[right - 1])
 
 
 class PrefixView:
