@@ -59,32 +59,50 @@ class RoundRecord:
 
 
 def play_round(session: Session, arm: Arm, with_margins: bool = False) -> RoundRecord:
-    """Plays one round of a session.
+    """Plays one round of one session; see `play_rounds`."""
+    return play_rounds([session], [arm], with_margins)[0]
+
+
+def play_rounds(
+    sessions: Sequence[Session], arms: Sequence[Arm], with_margins: bool = False
+) -> list[RoundRecord]:
+    """Plays one round of several sessions that share a target: one verification pass for all.
 
     Args:
-        session: A prefilled session that is not finished.
-        arm: What to draft with; its length is cut to what can still be committed.
+        sessions: Prefilled sessions that are not finished.
+        arms: What each drafts with; lengths are cut to what can still be committed.
         with_margins: Whether to record the target's margins.
+
+    Returns:
+        One record per session. Verification is one pass, so every record carries its whole time.
     """
-    context = session.cache.length
+    contexts = [session.cache.length for session in sessions]
+    drafts = [_draft(session, arm) for session, arm in zip(sessions, arms, strict=True)]
     start = time.perf_counter()
-    caught_up, proposal, drafting = _draft(session, arm)
-    drafted = time.perf_counter()
-    output, verdict = verify_batch([session], [proposal], with_margins)[0]
-    verified = time.perf_counter()
-    committed = session.commit(proposal, verdict, output)
-    end = time.perf_counter()
-    times = RoundTimes(drafting - start, drafted - drafting, verified - drafted, end - verified)
-    return RoundRecord(
-        arm,
-        context,
-        proposal.tokens.tolist(),
-        len(verdict.path),
-        committed,
-        caught_up,
-        times,
-        verdict.margins[: len(committed)],
-    )
+    verified = verify_batch(sessions, [draft.proposal for draft in drafts], with_margins)
+    verify_seconds = time.perf_counter() - start
+    records = []
+    for session, arm, context, draft, (output, verdict) in zip(
+        sessions, arms, contexts, drafts, verified, strict=True
+    ):
+        start = time.perf_counter()
+        committed = session.commit(draft.proposal, verdict, output)
+        commit_seconds = time.perf_counter() - start
+        records.append(
+            RoundRecord(
+                arm,
+                context,
+                draft.proposal.tokens.tolist(),
+                len(verdict.path),
+                committed,
+                draft.caught_up,
+                RoundTimes(
+                    draft.catch_up_seconds, draft.draft_seconds, verify_seconds, commit_seconds
+                ),
+                verdict.margins[: len(committed)],
+            )
+        )
+    return records
 
 
 def verify_batch(
@@ -108,13 +126,26 @@ def verify_batch(
     return results
 
 
-def _draft(session: Session, arm: Arm) -> tuple[int, Proposal, float]:
-    """Catch up, then draft; returns the backlog, the proposal and when drafting began."""
+@dataclass(frozen=True)
+class _Draft:
+    """A proposal with what it took."""
+
+    proposal: Proposal
+    caught_up: int = 0
+    catch_up_seconds: float = 0.0
+    draft_seconds: float = 0.0
+
+
+def _draft(session: Session, arm: Arm) -> _Draft:
+    """Catches the arm's drafter up, then lets it propose."""
     length = min(arm.length, session.remaining - 1)  # the target adds one token by itself
     if not arm.drafts or length < 1:
-        return 0, Proposal.empty(), time.perf_counter()
+        return _Draft(Proposal.empty())
     drafter = session.drafters[arm.drafter]
     state = session.state_of(drafter)
+    start = time.perf_counter()
     caught_up = drafter.catch_up(state, session)
-    began = time.perf_counter()
-    return caught_up, drafter.propose(state, session, length), began
+    caught = time.perf_counter()
+    proposal = drafter.propose(state, session, length)
+    end = time.perf_counter()
+    return _Draft(proposal, caught_up, caught - start, end - caught)

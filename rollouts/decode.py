@@ -16,6 +16,8 @@ from tqdm import tqdm
 from decoding.decoder import Generation, RoutingPolicy, SpeculativeDecoder
 from decoding.drafting import Drafter
 from decoding.errors import DraftgymError
+from decoding.observation import RouterObserver
+from decoding.round import play_rounds
 from decoding.session import Session
 from decoding.target import Target
 from decoding.verification import make_rule
@@ -143,6 +145,39 @@ def write(
         verification=settings.verification,
         with_margins=with_margins,
     )
+
+
+def write_together(
+    target: Target,
+    drafters: Mapping[str, Drafter],
+    policies: Mapping[str, RoutingPolicy],
+    ids: Tensor,
+    settings: DecodeSettings,
+) -> dict[str, list[int]]:
+    """One text per policy, all verified in the same passes: much faster, but without times.
+
+    Returns:
+        New token ids by policy.
+    """
+    sessions, observers = {}, {}
+    for name, policy in policies.items():
+        rule = make_rule(
+            settings.verification, settings.temperature, settings.seed, target.vocab_size
+        )
+        sessions[name] = Session(target, ids, rule, settings.max_new_tokens, drafters)
+        sessions[name].prefill()
+        observers[name] = RouterObserver(policy.arms)
+    while running := [name for name, session in sessions.items() if not session.finished]:
+        actions = []
+        for name in running:
+            policy = policies[name]
+            observation = observers[name].observe(sessions[name]) if policy.observes else {}
+            actions.append(int(policy.predict(observation, deterministic=True)[0]))
+        arms = [policies[name].arms[action] for name, action in zip(running, actions, strict=True)]
+        records = play_rounds([sessions[name] for name in running], arms)
+        for name, action, record in zip(running, actions, records, strict=True):
+            observers[name].update(action, record)
+    return {name: session.new_tokens for name, session in sessions.items()}
 
 
 def encode_prompt(target: Target, prompt: Prompt) -> Tensor:

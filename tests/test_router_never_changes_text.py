@@ -13,6 +13,7 @@ from decoding.arms import Arm, parse_arm
 from decoding.decoder import PlainPolicy, SpeculativeDecoder
 from decoding.drafting import Drafter
 from decoding.target import Target
+from rollouts.decode import DecodeSettings, write, write_together
 
 ARMS = ["eagle3:1", "eagle3:4", "dflash:2", "dflash:4", "ngram:6", "plain"]
 
@@ -52,6 +53,19 @@ def test_no_single_arm_changes_text(target: Target, drafters: dict[str, Drafter]
     expected = SpeculativeDecoder(target, {}, PlainPolicy()).generate(prompt, 40).tokens
     policy = Dice([parse_arm(arm)], 0)
     assert SpeculativeDecoder(target, drafters, policy).generate(prompt, 40).tokens == expected
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_policies_in_shared_passes_keep_their_texts(
+    target: Target, drafters: dict[str, Drafter], temperature: float
+) -> None:
+    prompt = torch.tensor([5, 9, 5, 9, 5, 9, 7])
+    arms = tuple(parse_arm(text) for text in ARMS)
+    policies = {f"dice-{seed}": Dice(arms, seed) for seed in range(3)}
+    settings = DecodeSettings(40, temperature)
+    expected = write(SpeculativeDecoder(target, {}, PlainPolicy()), prompt, settings).tokens
+    texts = write_together(target, drafters, policies, prompt, settings)
+    assert texts == dict.fromkeys(policies, expected)
 
 
 def test_drafts_are_accepted_and_refused_in_these_tests(
