@@ -124,6 +124,8 @@ def test_evaluate_prints_a_table_and_writes_json(files: Files, tmp_path: Path) -
     totals = {row["policy"]: row for row in body["rows"] if row["category"] == "all"}
     assert list(totals) == ["plain", "eagle3", "entropy:1"]
     assert all(row["identical_texts"] == row["prompts"] == 3 for row in totals.values())
+    assert all(row["predicted_seconds"] > 0 for row in body["rows"])
+    assert "predicted" in done.stdout
     assert body["differences"] == []
     facts = body["environment"]
     assert facts["dtype"] == "float32" and facts["verification"] == "greedy"
