@@ -27,7 +27,7 @@ class Dice:
         self.arms = arms
         self.rng = np.random.default_rng(seed)
 
-    def predict(self, observation: Any, *rest: Any) -> tuple[int, None]:
+    def predict(self, observation: Any, *rest: Any, **named: Any) -> tuple[int, None]:
         """A random arm."""
         return int(self.rng.integers(len(self.arms))), None
 
