@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import CallbackList
-from stable_baselines3.common.logger import configure
+from stable_baselines3.common.logger import JSONOutputFormat, Logger, TensorBoardOutputFormat
 from stable_baselines3.common.monitor import Monitor
 
 from agents.callbacks import DecodingMetrics, SaveRun, StopAfter
@@ -22,7 +22,7 @@ from decoding.latency import load_cost_model, write_cost_model
 from decoding.target import load_target
 from drafters.library import load_drafters
 from envs.router import RouterEnv
-from policies.learned import save_learned_policy
+from policies.learned import load_learned_policy, save_learned_policy
 from rollouts.provenance import describe_host
 
 
@@ -46,7 +46,7 @@ class RouterArgs:
         dtype: auto, float32 or bfloat16.
         threads: CPU threads; default: all cores.
         seed: Seed of prompts, exploration and initial weights.
-        ppo: Hyperparameters.
+        ppo: Hyperparameters; a resumed run keeps the ones it was started with.
     """
 
     rounds: int = 6000
@@ -73,10 +73,9 @@ def train_router(args: RouterArgs) -> Path:
         DraftgymError: Bad settings, or a run folder that cannot be resumed with them.
     """
     env = make_env(args)
-    args.run.mkdir(parents=True, exist_ok=True)
-    write_cost_model(env.cost_model, args.run / "cost_model.json")
-    model = build_model(args, env)
+    model = build_model(args, env)  # refuses another run's folder before anything is written
     done = model.num_timesteps
+    write_cost_model(env.cost_model, args.run / "cost_model.json")
     _write_config(args)
     print(
         f"target {env.target.name} on {env.target.precision.dtype}: {env.target.precision.reason}"
@@ -119,10 +118,15 @@ def make_env(args: RouterArgs) -> RouterEnv:
 
 
 def build_model(args: RouterArgs, env: RouterEnv) -> PPO:
-    """A fresh PPO agent, or the run folder's."""
+    """A fresh PPO agent, or the run folder's.
+
+    Raises:
+        DraftgymError: The folder's run has other arms or another target, or is damaged.
+    """
     saved = args.run / "model.zip"
     monitored = Monitor(env)
     if saved.exists():
+        _check_same_choice(args.run / "policy", env)
         model = _load_zip(saved, monitored)
         # A resumed run must not replay its first prompts and choices.
         model.set_random_seed(args.seed + model.num_timesteps)
@@ -137,14 +141,36 @@ def build_model(args: RouterArgs, env: RouterEnv) -> PPO:
             device="cpu",
             **settings,
         )
-    model.set_logger(configure(str(args.run), ["tensorboard", "json"]))
+    args.run.mkdir(parents=True, exist_ok=True)
+    outputs = [TensorBoardOutputFormat(str(args.run)), MetricLines(args.run / "metrics.jsonl")]
+    model.set_logger(Logger(str(args.run), outputs))
     torch.set_num_threads(env.target.precision.threads)  # SB3 leaves its own setting behind
     return model
+
+
+class MetricLines(JSONOutputFormat):
+    """Metrics as JSON lines, appended: SB3's own writer empties the file of a resumed run."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("a", encoding="utf-8")
 
 
 def describe_run(args: RouterArgs, rounds: int) -> dict[str, Any]:
     """Provenance of an exported policy."""
     return {"settings": _plain(asdict(args)), "rounds": rounds, "host": describe_host()}
+
+
+def _check_same_choice(exported: Path, env: RouterEnv) -> None:
+    """Arms of the same number fit the saved network, but mean something else."""
+    if not exported.is_dir():
+        return
+    arms = load_learned_policy(exported, env.target).arms
+    if arms != env.arms:
+        raise DraftgymError(
+            f"{exported.parent} was trained with arms {' '.join(map(str, arms))}, "
+            f"asked for: {' '.join(map(str, env.arms))}",
+            "name the same --arms, or another --run",
+        )
 
 
 def _load_zip(path: Path, env: Monitor[Any, Any]) -> PPO:

@@ -130,6 +130,16 @@ class Session:
         self._append([verdict.next_token])
         return verdict
 
+    def start_like(self, other: Session) -> None:
+        """Takes over what a session of the same prompt, rule and drafters knows after prefill."""
+        size = other.prompt_length
+        self.cache.keys[:, :, :size] = other.cache.keys[:, :, :size]
+        self.cache.values[:, :, :size] = other.cache.values[:, :, :size]
+        self.cache.keep(size)
+        self._taps[:size] = other._taps[:size]
+        self.last_hidden, self.last_logits = other.last_hidden, other.last_logits
+        self._append(other.tokens[size : size + 1].tolist())
+
     def verification_rows(self, proposal: Proposal) -> NewRows:
         """The target rows that verify a proposal: the anchor, then its nodes."""
         self.cache.require(len(proposal) + 1)

@@ -101,19 +101,26 @@ def load_learned_policy(folder: Path, target: Target) -> LearnedPolicy:
             f"{body['target_fingerprint']}), {target.name!r} has {target.fingerprint}",
             f"name that target with --target, or {AGAIN}",
         )
-    arms = tuple(parse_arm(text) for text in body["arms"])
-    if body["signals"] != signal_names(arms):
-        raise DraftgymError(f"policy {folder} reads signals that this version lacks", AGAIN)
-    network = RouterNetwork(len(body["signals"]), body["hidden_size"], len(arms), body["width"])
+    arms = _read_arms(folder, body)
     try:
+        network = RouterNetwork(len(body["signals"]), body["hidden_size"], len(arms), body["width"])
         weights = load_file(folder / WEIGHTS)
         network.load_state_dict(weights)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, SafetensorError, RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split())  # torch lists what is missing on further lines
         raise DraftgymError(f"cannot read {folder / WEIGHTS}: {reason}", AGAIN) from error
     if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
         raise DraftgymError(f"policy {folder} has NaN or infinite weights", AGAIN)
     return LearnedPolicy(network, arms, name=folder.name)
+
+
+def _read_arms(folder: Path, body: Mapping[str, Any]) -> tuple[Arm, ...]:
+    if not isinstance(body["arms"], list) or not body["arms"]:
+        raise DraftgymError(f"{folder / BODY} lists no arms", AGAIN)
+    arms = tuple(parse_arm(str(text)) for text in body["arms"])
+    if body["signals"] != signal_names(arms):
+        raise DraftgymError(f"policy {folder} reads signals that this version lacks", AGAIN)
+    return arms
 
 
 def _read_body(folder: Path) -> dict[str, Any]:

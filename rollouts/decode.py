@@ -158,14 +158,21 @@ def write_together(
 
     Returns:
         New token ids by policy.
+
+    Raises:
+        DraftgymError: The rule draws from one stream of random numbers, which cannot be shared.
     """
+    if settings.verification == "rejection":
+        raise DraftgymError(
+            "texts under rejection verification cannot share passes", "use greedy or coupled"
+        )
+    rule = make_rule(settings.verification, settings.temperature, settings.seed, target.vocab_size)
+    first = Session(target, ids, rule, settings.max_new_tokens, drafters)
+    first.prefill()
     sessions, observers = {}, {}
     for name, policy in policies.items():
-        rule = make_rule(
-            settings.verification, settings.temperature, settings.seed, target.vocab_size
-        )
         sessions[name] = Session(target, ids, rule, settings.max_new_tokens, drafters)
-        sessions[name].prefill()
+        sessions[name].start_like(first)
         observers[name] = RouterObserver(policy.arms)
     while running := [name for name, session in sessions.items() if not session.finished]:
         actions = []

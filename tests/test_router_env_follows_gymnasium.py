@@ -8,7 +8,6 @@ from dataclasses import replace
 import gymnasium as gym
 import numpy as np
 import pytest
-import torch
 from gymnasium.utils.env_checker import check_env as gymnasium_check
 from stable_baselines3.common.env_checker import check_env as sb3_check
 
@@ -19,23 +18,12 @@ from decoding.errors import DraftgymError
 from decoding.latency import CostModel, calibrate
 from decoding.target import Target
 from envs.router import RouterEnv
-from rollouts.prompt_sets import Prompt
-
-PROMPTS = [Prompt(f"p{i}", "chat", (f"{i}",)) for i in range(4)]
-ARMS = ("eagle3:3", "dflash:4", "ngram:4", "plain")
-
-
-class NumberedTarget(Target):
-    """A tiny target whose prompts are numbers that seed token ids."""
-
-    def encode(self, prompt: str) -> torch.Tensor:
-        """Six random ids."""
-        return torch.randint(4, 60, (6,), generator=torch.Generator().manual_seed(int(prompt)))
+from tests.tiny import ARMS, PROMPTS, numbered_target
 
 
 @pytest.fixture(scope="module")
 def numbered(target: Target) -> Target:
-    return NumberedTarget(**vars(target))
+    return numbered_target(target)
 
 
 @pytest.fixture(scope="module")

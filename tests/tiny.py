@@ -13,6 +13,7 @@ from decoding.target import Target, wrap_model
 from drafters.dflash import DFlashConfig, DFlashDrafter, DFlashNetwork
 from drafters.eagle3 import Eagle3Config, Eagle3Drafter, Eagle3Network
 from drafters.ngram import NgramDrafter
+from rollouts.prompt_sets import Prompt
 
 VOCAB = 61
 SIZES = {
@@ -97,3 +98,23 @@ def tiny_drafters(target: Target) -> dict[str, Drafter]:
     """One drafter of each kind, by name."""
     made = (tiny_eagle3(target), tiny_dflash(target), NgramDrafter(shortest=1))
     return {drafter.name: drafter for drafter in made}
+
+
+PROMPTS = [Prompt(f"p{i}", "chat", (f"{i}",)) for i in range(4)]
+"""Prompts that a `NumberedTarget` reads."""
+
+ARMS = ("eagle3:3", "dflash:4", "ngram:4", "plain")
+"""Arms for the tiny drafters."""
+
+
+class NumberedTarget(Target):
+    """A tiny target whose prompts are numbers that seed token ids."""
+
+    def encode(self, prompt: str) -> torch.Tensor:
+        """Six random ids."""
+        return torch.randint(4, 60, (6,), generator=torch.Generator().manual_seed(int(prompt)))
+
+
+def numbered_target(target: Target) -> NumberedTarget:
+    """The same target, reading numbers."""
+    return NumberedTarget(**vars(target))
