@@ -33,7 +33,7 @@ class DraftContext(Protocol):
         """All committed token ids `[n]`."""
 
     def features(self, layers: Sequence[int], start: int, stop: int) -> Tensor:
-        """Taps of `layers` at positions `start .. stop - 1`, side by side: `[stop - start, k * d]`."""
+        """Taps of `layers` at positions `start .. stop - 1`: `[stop - start, k * d]`."""
 
 
 class Drafter(ABC):

@@ -108,7 +108,7 @@ class Session:
         return "stop" if self._stopped else "length" if self.remaining <= 0 else "running"
 
     def features(self, layers: Sequence[int], start: int, stop: int) -> Tensor:
-        """Taps of `layers` at positions `start .. stop - 1`, side by side: `[stop - start, k * d]`."""
+        """Taps of `layers` at positions `start .. stop - 1`: `[stop - start, k * d]`."""
         columns = [self._column[layer] for layer in layers]
         return self._taps[start:stop, columns].flatten(1)
 
