@@ -117,7 +117,10 @@ def load_learned_policy(folder: Path, target: Target) -> LearnedPolicy:
 def _read_arms(folder: Path, body: Mapping[str, Any]) -> tuple[Arm, ...]:
     if not isinstance(body["arms"], list) or not body["arms"]:
         raise DraftgymError(f"{folder / BODY} lists no arms", AGAIN)
-    arms = tuple(parse_arm(str(text)) for text in body["arms"])
+    try:
+        arms = tuple(parse_arm(str(text)) for text in body["arms"])
+    except DraftgymError as error:
+        raise DraftgymError(f"{folder / BODY}: {error.problem}", AGAIN) from error
     if body["signals"] != signal_names(arms):
         raise DraftgymError(f"policy {folder} reads signals that this version lacks", AGAIN)
     return arms

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -47,15 +46,13 @@ def test_a_plain_round_costs_one_target_step() -> None:
 
 
 def test_json_keeps_the_model() -> None:
-    assert CostModel.from_json(MODEL.to_json()) == CostModel(
-        MODEL.host, MODEL.target_pass, MODEL.draft, MODEL.catch_up
-    )
+    assert CostModel.from_json(MODEL.to_json()) == MODEL
 
 
 def test_calibration_covers_every_drafter_and_rises_with_work(
     target: Target, drafters: dict[str, Drafter]
 ) -> None:
-    model = calibrate(target, drafters, repeats=5)
+    model = calibrate(target, drafters, repeats=9)
     assert set(model.draft) == set(model.catch_up) == set(drafters)
     curves = [*model.target_pass.values(), *model.draft.values()]
     assert all(seconds > 0 for curve in curves for seconds in curve.seconds)
@@ -102,7 +99,3 @@ def test_a_damaged_cache_file_is_named_with_a_remedy(
     with pytest.raises(DraftgymError) as caught:
         load_cost_model(target, drafters)
     assert str(file) in caught.value.problem and "delete" in caught.value.remedy
-
-
-def test_json_of_a_model_names_its_host() -> None:
-    assert json.loads(MODEL.to_json())["host"] == {"dtype": "float32"}
