@@ -14,9 +14,9 @@ from decoding.arms import PLAIN, Arm, check_arms
 from decoding.drafting import Drafter
 from decoding.observation import RouterObserver
 from decoding.round import RoundRecord, play_round
+from decoding.rules import make_rule
 from decoding.session import Session
 from decoding.target import Target
-from decoding.verification import make_rule
 
 
 class RoutingPolicy(Protocol):

@@ -20,13 +20,19 @@ from torch import Tensor, nn
 from decoding.drafting import Drafter
 from decoding.errors import DraftgymError
 from decoding.target import Target
-from drafters import dflash, eagle3
-from drafters.dflash import DFlashConfig, DFlashDrafter, DFlashNetwork
-from drafters.eagle3 import Eagle3Config, Eagle3Drafter, Eagle3Network
+from drafters import dflash
+from drafters.dflash import DFlashDrafter, DFlashNetwork
+from drafters.eagle3 import Eagle3Drafter, Eagle3Network
+from drafters.formats import (
+    DFLASH_ARCHITECTURES,
+    EAGLE3_ARCHITECTURES,
+    dflash_config,
+    dflash_json,
+    eagle3_config,
+    eagle3_json,
+)
 from drafters.vocabulary import from_d2t
 
-EAGLE3_ARCHITECTURES = ("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM")
-DFLASH_ARCHITECTURES = ("DFlashDraftModel",)
 IGNORED_TENSORS = ("embed_tokens.weight",)  # a copy of the target's, which is used instead
 
 
@@ -54,7 +60,11 @@ def save_checkpoint(
     }
     save_file(tensors, folder / "model.safetensors.partial", metadata={"format": "pt"})
     (folder / "model.safetensors.partial").replace(folder / "model.safetensors")
-    body = _eagle3_json(network) if isinstance(network, Eagle3Network) else _dflash_json(network)
+    body = (
+        eagle3_json(network.config)
+        if isinstance(network, Eagle3Network)
+        else dflash_json(network.config)
+    )
     ours: dict[str, Any] = {"tap_layers": list(network.config.tap_layers)}
     if target is not None:
         ours |= {"target": target.name, "target_fingerprint": target.fingerprint}
@@ -117,8 +127,8 @@ def _build(
     kind: str, body: dict[str, Any], ids: Tensor | None, target_layers: int
 ) -> Eagle3Network | DFlashNetwork:
     if kind in EAGLE3_ARCHITECTURES:
-        return Eagle3Network(_eagle3_config(body, target_layers), ids)
-    return DFlashNetwork(_dflash_config(body, ids), ids)
+        return Eagle3Network(eagle3_config(body, target_layers), ids)
+    return DFlashNetwork(dflash_config(body, ids), ids)
 
 
 def _draft_ids(folder: Path, body: dict[str, Any], tensors: dict[str, Tensor]) -> Tensor | None:
@@ -224,112 +234,6 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise DraftgymError(
             f"cannot read {path}: {error}", "the file is damaged or missing; copy it again"
         ) from error
-
-
-def _rope(body: dict[str, Any]) -> dict[str, Any]:
-    """Rotary settings, from the new key or the two old ones."""
-    if body.get("rope_parameters"):
-        return dict(body["rope_parameters"])
-    scaling = dict(body.get("rope_scaling") or {})
-    if "type" in scaling:
-        scaling["rope_type"] = scaling.pop("type")
-    return {"rope_theta": body.get("rope_theta", 10000.0)} | scaling
-
-
-def _rope_json(rope: dict[str, Any]) -> dict[str, Any]:
-    """Both spellings: older serving stacks read only `rope_theta` and `rope_scaling`."""
-    scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
-    plain = scaling.get("rope_type", "default") == "default"
-    return {
-        "rope_theta": rope["rope_theta"],
-        "rope_scaling": None if plain else scaling,
-        "rope_parameters": {"rope_type": "default"} | rope,
-    }
-
-
-def _shared_config(body: dict[str, Any]) -> dict[str, Any]:
-    heads = body["num_attention_heads"]
-    return {
-        "hidden_size": body["hidden_size"],
-        "intermediate_size": body["intermediate_size"],
-        "num_attention_heads": heads,
-        "num_key_value_heads": body.get("num_key_value_heads", heads),
-        "head_dim": body.get("head_dim") or body["hidden_size"] // heads,
-        "rms_norm_eps": body.get("rms_norm_eps", 1e-6),
-        "vocab_size": body["vocab_size"],
-        "max_position_embeddings": body["max_position_embeddings"],
-        "rope_parameters": _rope(body),
-    }
-
-
-def _shared_json(config: Eagle3Config | DFlashConfig) -> dict[str, Any]:
-    names = (
-        "hidden_size intermediate_size num_attention_heads num_key_value_heads head_dim "
-        "rms_norm_eps vocab_size max_position_embeddings draft_vocab_size"
-    )
-    shared = {name: getattr(config, name) for name in names.split()}
-    fixed = {
-        "attention_bias": False,
-        "hidden_act": "silu",
-        "initializer_range": 0.02,
-        "tie_word_embeddings": False,
-        "torch_dtype": "bfloat16",
-        "use_cache": True,
-    }
-    return shared | _rope_json(config.rope_parameters) | fixed
-
-
-def _eagle3_config(body: dict[str, Any], target_layers: int) -> Eagle3Config:
-    shared = _shared_config(body)
-    taps = body.get("draftgym", {}).get("tap_layers") or eagle3.default_taps(target_layers)
-    return Eagle3Config(
-        **shared,
-        target_hidden_size=body.get("target_hidden_size") or shared["hidden_size"],
-        draft_vocab_size=body.get("draft_vocab_size") or shared["vocab_size"],
-        tap_layers=tuple(taps),
-    )
-
-
-def _eagle3_json(network: Eagle3Network) -> dict[str, Any]:
-    # The tap layers' published key means different things to different loaders, so native
-    # checkpoints leave it out and rely on the default taps.
-    return {
-        "architectures": ["LlamaForCausalLMEagle3"],
-        "model_type": "llama",
-        "num_hidden_layers": 1,
-        "norm_before_residual": False,
-        **_shared_json(network.config),
-    }
-
-
-def _dflash_config(body: dict[str, Any], ids: Tensor | None) -> DFlashConfig:
-    shared = _shared_config(body)
-    block = body.get("dflash_config", {})
-    covered = shared["vocab_size"] if ids is None else len(ids)
-    return DFlashConfig(
-        **shared,
-        num_hidden_layers=body["num_hidden_layers"],
-        draft_vocab_size=covered,
-        tap_layers=tuple(block["target_layer_ids"]),
-        block_size=block.get("block_size") or body["block_size"],
-        mask_token_id=block["mask_token_id"],
-    )
-
-
-def _dflash_json(network: DFlashNetwork) -> dict[str, Any]:
-    config = network.config
-    return {
-        "architectures": ["DFlashDraftModel"],
-        "model_type": "qwen3",
-        "num_hidden_layers": config.num_hidden_layers,
-        "layer_types": ["full_attention"] * config.num_hidden_layers,
-        "block_size": config.block_size,
-        "dflash_config": {
-            "mask_token_id": config.mask_token_id,
-            "target_layer_ids": list(config.tap_layers),
-        },
-        **_shared_json(config),
-    }
 
 
 def default_dflash_taps(target_layers: int) -> tuple[int, ...]:

@@ -11,7 +11,8 @@ from typing import Any
 from decoding.drafting import Drafter
 from decoding.errors import DraftgymError
 from decoding.target import Target
-from drafters.checkpoint import DFLASH_ARCHITECTURES, EAGLE3_ARCHITECTURES, load_drafter
+from drafters.checkpoint import load_drafter
+from drafters.formats import DFLASH_ARCHITECTURES, EAGLE3_ARCHITECTURES
 from drafters.ngram import NgramDrafter
 
 SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints"

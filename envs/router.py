@@ -15,9 +15,9 @@ from decoding.errors import DraftgymError
 from decoding.latency import CostModel, load_cost_model
 from decoding.observation import Observation, RouterObserver, signal_names
 from decoding.round import RoundRecord, play_round
+from decoding.rules import make_rule
 from decoding.session import Session
 from decoding.target import Target, load_target
-from decoding.verification import make_rule
 from drafters.library import load_drafters
 from rollouts.prompt_sets import Prompt, load_prompts
 

@@ -18,9 +18,9 @@ from decoding.drafting import Drafter
 from decoding.errors import DraftgymError
 from decoding.observation import RouterObserver
 from decoding.round import play_rounds
+from decoding.rules import make_rule
 from decoding.session import Session
 from decoding.target import Target
-from decoding.verification import make_rule
 from rollouts.prompt_sets import Prompt
 
 WARM_UP_TOKENS = 16

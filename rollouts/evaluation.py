@@ -14,8 +14,8 @@ from decoding.decoder import Generation, PlainPolicy, RoutingPolicy, Speculative
 from decoding.drafting import Drafter
 from decoding.errors import DraftgymError
 from decoding.latency import CostModel, load_cost_model
+from decoding.rules import make_rule
 from decoding.target import Target
-from decoding.verification import make_rule
 from drafters.library import find_checkpoints
 from policies.registry import all_policies, make_policy, shipped_router
 from rollouts.decode import DecodedText, DecodeSettings, decode_prompts, encode_prompt, write

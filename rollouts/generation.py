@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from decoding.decoder import Generation, SpeculativeDecoder
-from decoding.verification import make_rule
+from decoding.rules import make_rule
 from policies.registry import default_policy, make_policy, shipped_router
 from rollouts.options import DecodingOptions
 from rollouts.table import make_console, print_stats

@@ -12,9 +12,9 @@ from decoding.arms import parse_arm
 from decoding.drafting import Drafter
 from decoding.proposal import Proposal
 from decoding.round import play_round
+from decoding.rules import make_rule
 from decoding.session import Session
 from decoding.target import Target
-from decoding.verification import make_rule
 
 NAMES = ["eagle3", "dflash", "ngram"]
 HISTORIES = {

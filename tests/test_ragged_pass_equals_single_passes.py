@@ -13,10 +13,10 @@ from decoding.cache import KVCache
 from decoding.drafting import Drafter
 from decoding.proposal import Proposal
 from decoding.round import play_round, verify_batch
+from decoding.rules import make_rule
 from decoding.session import Session
 from decoding.target import Target
 from decoding.transformer import NewRows, PassOutput
-from decoding.verification import make_rule
 from tests.tiny import tiny_target
 
 CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}

@@ -17,15 +17,9 @@ from torch import Tensor
 
 from decoding.errors import DraftgymError
 from decoding.proposal import Proposal
-from decoding.verification import (
-    Coins,
-    CoupledRule,
-    GreedyRule,
-    RejectionRule,
-    Verdict,
-    VerificationRule,
-    make_rule,
-)
+from decoding.rejection import Coins, RejectionRule
+from decoding.rules import make_rule
+from decoding.verification import CoupledRule, GreedyRule, Verdict, VerificationRule
 
 VOCAB = 4
 TEMPERATURE = 0.7
