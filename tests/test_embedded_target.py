@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from decoding import embedded
+from decoding import conversion, embedded
 from decoding.errors import DraftgymError
 
 NAME = "smollm2-135m"
@@ -127,7 +127,7 @@ def test_second_call_neither_downloads_nor_converts(cache: Path, downloads: list
 def test_converted_weights_are_the_dequantised_ones(tmp_path: Path) -> None:
     source = tmp_path / "tiny.gguf"
     write_tiny_gguf(source)
-    embedded.convert_gguf(source, tmp_path / "tiny")
+    conversion.convert_gguf(source, tmp_path / "tiny")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "tiny")
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(source).tensors}
     stored = tensors["blk.0.ffn_down.weight"]
@@ -159,7 +159,7 @@ def test_half_written_folder_is_replaced_not_used(cache: Path, downloads: list[P
 
 
 def test_target_of_another_release_is_made_again(downloads: list[Path]) -> None:
-    marker = embedded.embedded_target(NAME) / embedded.PROVENANCE
+    marker = embedded.embedded_target(NAME) / conversion.PROVENANCE
     marker.write_text(json.dumps({"sha256": "of an older release"}))
     embedded.embedded_target(NAME)
     assert len(downloads) == 2
@@ -258,7 +258,7 @@ def test_conversion_never_overwrites_a_users_folder(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
     with pytest.raises(DraftgymError, match="already exists"):
-        embedded.convert_gguf(source, tmp_path / "mine")
+        conversion.convert_gguf(source, tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
 
 
