@@ -34,7 +34,7 @@ class RouterArgs:
         rounds: Environment steps to train for, over all resumed sessions.
         minutes: Stop earlier when this much time has passed; the run can be resumed.
         run: Run folder; resumed when it exists.
-        arms: What the router chooses from, such as eagle3:4 dflash:7 ngram:8 plain. Default: one
+        arms: What the router chooses from, such as eagle3:3 dflash:3 ngram:8 plain. Default: one
             arm per loaded drafter.
         prompts: Prompt set or file to train on.
         max_new_tokens: Token limit of an episode.

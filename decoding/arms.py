@@ -33,7 +33,7 @@ class Arm:
         return f"{self.drafter}:{self.length}" if self.drafts else PLAIN
 
 
-DEFAULT_LENGTHS = {"eagle3": 4, "dflash": 7, "ngram": 8}
+DEFAULT_LENGTHS = {"eagle3": 3, "dflash": 3, "ngram": 8}
 
 
 def parse_arm(text: str) -> Arm:

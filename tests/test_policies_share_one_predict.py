@@ -118,7 +118,7 @@ def test_entropy_above_the_threshold_takes_the_autoregressive_arm() -> None:
     assert policy.predict({"signals": signals})[0].tolist() == [1, 1, 1, 0]
 
 
-@pytest.mark.parametrize(("threshold", "arm"), [(0.0, "eagle3:4"), (50.0, "dflash:4")])
+@pytest.mark.parametrize(("threshold", "arm"), [(0.0, "eagle3:3"), (50.0, "dflash:3")])
 def test_extreme_thresholds_are_fixed_arms_in_real_decoding(
     target: Target, drafters: dict[str, Drafter], threshold: float, arm: str
 ) -> None:
