@@ -1,7 +1,7 @@
 """Train a router on real decoding: which drafter, how many tokens, each round.
 
     $ python train_router.py                          # a short run on the shipped drafters
-    $ python train_router.py --arms eagle3:1 eagle3:3 dflash:3 ngram:8 plain --rounds 20000
+    $ python train_router.py --arms eagle3:2 eagle3:5 dflash:2 ngram:8 plain --rounds 20000
     $ tensorboard --logdir runs                       # watch it
 
 A run folder is resumed when it exists; `<run>/policy` is the deployable policy.
