@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,11 +17,17 @@ from agents.hyperparameters import RouterPPO
 from agents.network import deployable_network, policy_kwargs
 from decoding.errors import DraftgymError
 from decoding.latency import load_cost_model, write_cost_model
+from decoding.provenance import (
+    command_line,
+    describe_host,
+    git_revision,
+    plain,
+    write_run_config,
+)
 from decoding.target import load_target
 from drafters.library import load_drafters
 from envs.router import RouterEnv
 from policies.learned import load_learned_policy, save_learned_policy
-from rollouts.provenance import describe_host
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +80,7 @@ def train_router(args: RouterArgs) -> Path:
     model = build_model(args, env)  # refuses another run's folder before anything is written
     done = model.num_timesteps
     write_cost_model(env.cost_model, args.run / "cost_model.json")
-    _write_config(args)
+    write_run_config(args.run, args, env.target)
     print(
         f"target {env.target.name} on {env.target.precision.dtype}: {env.target.precision.reason}"
     )
@@ -88,6 +92,7 @@ def train_router(args: RouterArgs) -> Path:
         provenance = describe_run(args, model.num_timesteps)
         network = deployable_network(model.policy)
         save_learned_policy(network, env.arms, env.target, exported, provenance)
+        (exported / "README.md").write_text(policy_card(args, env, model.num_timesteps))
 
     callbacks = CallbackList([DecodingMetrics(), SaveRun(save), StopAfter(args.minutes)])
     try:
@@ -155,9 +160,29 @@ class MetricLines(JSONOutputFormat):
         self.file = path.open("a", encoding="utf-8")
 
 
+def policy_card(args: RouterArgs, env: RouterEnv, rounds: int) -> str:
+    """The card beside an exported policy: what it is, how it was made, how to use it."""
+    drafters = ", ".join(env.drafters)
+    return f"""# Router for {env.target.name}
+
+Chooses each round of speculative decoding among {", ".join(f"`{arm}`" for arm in env.arms)}.
+
+| | |
+|---|---|
+| target | {env.target.name}, fingerprint `{env.target.fingerprint}`, {env.target.precision.dtype} |
+| drafters | {drafters} |
+| trained | {rounds} rounds of live decoding, PPO, seed {args.seed}, prompts `{args.prompts}` |
+| reward | tokens - {args.latency_price} x target steps, {args.latency} latency |
+| made by | `{command_line()}` at revision `{git_revision()}` |
+
+    python generate.py --policy FOLDER --prompt "..."
+    python evaluate.py --policies FOLDER
+"""
+
+
 def describe_run(args: RouterArgs, rounds: int) -> dict[str, Any]:
     """Provenance of an exported policy."""
-    return {"settings": _plain(asdict(args)), "rounds": rounds, "host": describe_host()}
+    return {"settings": plain(asdict(args)), "rounds": rounds, "host": describe_host()}
 
 
 def _check_same_choice(exported: Path, env: RouterEnv) -> None:
@@ -188,17 +213,3 @@ def _save_zip(model: PPO, folder: Path) -> None:
     partial = folder / "model.partial.zip"
     model.save(partial)
     partial.replace(folder / "model.zip")
-
-
-def _write_config(args: RouterArgs) -> None:
-    body = {"command": sys.argv, "settings": _plain(asdict(args)), "host": describe_host()}
-    (args.run / "config.json").write_text(json.dumps(body, indent=2) + "\n")
-
-
-def _plain(value: Any) -> Any:
-    """JSON form of nested settings."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value

@@ -35,6 +35,7 @@ from decoding.arms import PLAIN, Arm, default_arms
 from decoding.drafting import Drafter
 from decoding.errors import DraftgymError, exit_on_user_error
 from decoding.observation import Observation, signal_names
+from decoding.provenance import describe_host, describe_target
 from decoding.round import RoundRecord
 from decoding.target import Target, load_target
 from drafters.library import load_drafters
@@ -43,7 +44,6 @@ from policies.learned import LearnedPolicy
 from policies.network import RouterNetwork
 from policies.registry import make_policy, shipped_router
 from rollouts.prompt_sets import interleave_categories, load_prompts
-from rollouts.provenance import describe_host, describe_target
 from rollouts.table import make_console
 
 LIMIT = 0.03

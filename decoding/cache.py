@@ -39,7 +39,7 @@ class KVCache:
         if self.length + rows > self.capacity:
             raise DraftgymError(
                 f"{self.length + rows} positions do not fit the cache of {self.capacity}",
-                "shorten the prompt, lower --max-new-tokens, or raise --max-context",
+                "shorten the prompt or lower --max-new-tokens",
             )
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

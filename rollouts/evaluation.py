@@ -14,6 +14,7 @@ from decoding.decoder import Generation, PlainPolicy, RoutingPolicy, Speculative
 from decoding.drafting import Drafter
 from decoding.errors import DraftgymError
 from decoding.latency import CostModel, load_cost_model
+from decoding.provenance import describe_drafters, describe_host, describe_target
 from decoding.rules import make_rule
 from decoding.target import Target
 from drafters.library import find_checkpoints
@@ -21,7 +22,6 @@ from policies.registry import all_policies, make_policy, shipped_router
 from rollouts.decode import DecodedText, DecodeSettings, decode_prompts, encode_prompt, write
 from rollouts.options import DecodingOptions
 from rollouts.prompt_sets import Prompt, interleave_categories, load_prompts
-from rollouts.provenance import describe_drafters, describe_host, describe_target
 from rollouts.report import Difference, Row, SecondsPredictor, find_differences, make_rows
 from rollouts.report import report_json as to_json
 from rollouts.table import print_report

@@ -17,6 +17,7 @@ from typing import Any
 import tyro
 
 from decoding.errors import DraftgymError, exit_on_user_error
+from decoding.provenance import describe_drafters, describe_host, describe_target
 from drafters.library import find_checkpoints
 from policies.entropy import (
     THRESHOLD_FILE,
@@ -28,7 +29,6 @@ from policies.registry import make_policy
 from rollouts.decode import DecodedText, decode_prompts
 from rollouts.options import DecodingOptions
 from rollouts.prompt_sets import interleave_categories, load_prompts
-from rollouts.provenance import describe_drafters, describe_host, describe_target
 
 GRID = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 12.0)
 """Nats. 0 is the autoregressive arm alone, 12 (above the entropy of 160,000 equally likely tokens)

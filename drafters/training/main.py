@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from decoding.drafting import Drafter
+from decoding.provenance import write_run_config
 from decoding.target import Target, load_target
 from drafters.checkpoint import load_drafter
 from drafters.training.build import (
@@ -91,6 +92,8 @@ def train(args: Eagle3Args | DFlashArgs, measure: MeasureDrafter | None = None) 
     def measure_folder(folder: Path) -> dict[str, float]:
         return measure(target, load_drafter(folder, target)) if measure is not None else {}
 
+    args.run.mkdir(parents=True, exist_ok=True)
+    write_run_config(args.run, args, target)
     trainer = Trainer(objective, target, corpus, args.run, args.trainer, measure_folder)
     trainer.run()
     print(f"checkpoint: {trainer.checkpoint}")

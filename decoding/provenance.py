@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,27 @@ def describe_drafters(
 ) -> dict[str, str | None]:
     """Folder of each drafter's weights (None: it has none), relative to the project if inside."""
     return {name: _short(folders[name]) if name in folders else None for name in drafters}
+
+
+def write_run_config(folder: Path, settings: Any, target: Target) -> None:
+    """Writes `config.json` of a run folder: settings, command, revision, versions, target.
+
+    Args:
+        folder: The run folder.
+        settings: A dataclass, possibly nested.
+        target: What it runs on.
+    """
+    body = {"settings": plain(asdict(settings)), **describe_target(target), **describe_host()}
+    (folder / "config.json").write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+
+
+def plain(value: Any) -> Any:
+    """JSON form of nested settings."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def cpu_name() -> str:
