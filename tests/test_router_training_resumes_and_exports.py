@@ -238,7 +238,7 @@ def test_a_run_folder_says_how_it_was_made(train: Train, costs: CostModel) -> No
     args = train()
     config = json.loads((args.run / "config.json").read_text())
     assert config["settings"]["arms"] == list(ARMS) and config["settings"]["ppo"]["n_steps"] == 16
-    assert {"cpu", "torch", "git_revision"} <= set(config["host"])
+    assert {"cpu", "torch", "git_revision", "fingerprint"} <= set(config)
     assert CostModel.from_json((args.run / "cost_model.json").read_text()) == costs
     body = json.loads((args.run / "policy" / "policy.json").read_text())
     assert body["provenance"]["rounds"] == 32 and body["arms"] == list(ARMS)
