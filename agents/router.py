@@ -18,6 +18,7 @@ from agents.network import deployable_network, policy_kwargs
 from decoding.errors import DraftgymError
 from decoding.latency import load_cost_model, write_cost_model
 from decoding.provenance import (
+    check_run_folder,
     command_line,
     describe_host,
     git_revision,
@@ -76,6 +77,7 @@ def train_router(args: RouterArgs) -> Path:
     Raises:
         DraftgymError: Bad settings, or a run folder that cannot be resumed with them.
     """
+    check_args(args)
     env = make_env(args)
     model = build_model(args, env)  # refuses another run's folder before anything is written
     done = model.num_timesteps
@@ -103,6 +105,17 @@ def train_router(args: RouterArgs) -> Path:
         model.logger.close()
     print(f"{model.num_timesteps} rounds; policy exported to {exported}")
     return exported
+
+
+def check_args(args: RouterArgs) -> None:
+    """Raises `DraftgymError` for settings that cannot work, before anything is loaded."""
+    if args.rounds < 1:
+        raise DraftgymError(f"--rounds is {args.rounds}", "train for at least one round")
+    if args.minutes is not None and not args.minutes >= 0:
+        raise DraftgymError(f"--minutes is {args.minutes}", "give zero or more, or leave it out")
+    if args.ppo.n_steps < 2 or args.ppo.batch_size < 2:
+        raise DraftgymError("an update needs at least two rounds", "raise --ppo.n-steps")
+    check_run_folder(args.run)
 
 
 def make_env(args: RouterArgs) -> RouterEnv:

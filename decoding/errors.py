@@ -7,7 +7,9 @@ instead of a stack trace.
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -28,7 +30,12 @@ class DraftgymError(Exception):
 
 @contextmanager
 def exit_on_user_error(stop: Callable[[int], object] = sys.exit) -> Iterator[None]:
-    """Prints a `DraftgymError` as text and ends the process with status 2."""
+    """Prints a `DraftgymError` as text and ends the process with status 2.
+
+    SIGTERM is treated like Ctrl-C, so that a training run that is killed politely saves its state.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except DraftgymError as error:

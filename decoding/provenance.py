@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from decoding.drafting import Drafter
+from decoding.errors import DraftgymError
 from decoding.target import Target
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,6 +51,16 @@ def describe_drafters(
 ) -> dict[str, str | None]:
     """Folder of each drafter's weights (None: it has none), relative to the project if inside."""
     return {name: _short(folders[name]) if name in folders else None for name in drafters}
+
+
+def check_run_folder(folder: Path) -> None:
+    """Makes a run folder; raises `DraftgymError` where that is impossible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DraftgymError(
+            f"cannot write to {folder}: {error.strerror}", "name another folder with --run"
+        ) from error
 
 
 def write_run_config(folder: Path, settings: Any, target: Target) -> None:

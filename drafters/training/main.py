@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from decoding.drafting import Drafter
-from decoding.provenance import write_run_config
+from decoding.errors import DraftgymError
+from decoding.provenance import check_run_folder, write_run_config
 from decoding.target import Target, load_target
 from drafters.checkpoint import load_drafter
 from drafters.training.build import (
@@ -77,6 +78,7 @@ def train(args: Eagle3Args | DFlashArgs, measure: MeasureDrafter | None = None) 
     Returns:
         The checkpoint folder.
     """
+    _check_args(args)
     torch.manual_seed(args.trainer.seed)
     target = load_target(args.target, args.dtype, args.threads)
     print(f"target {target.name}: {target.precision}")
@@ -92,9 +94,24 @@ def train(args: Eagle3Args | DFlashArgs, measure: MeasureDrafter | None = None) 
     def measure_folder(folder: Path) -> dict[str, float]:
         return measure(target, load_drafter(folder, target)) if measure is not None else {}
 
-    args.run.mkdir(parents=True, exist_ok=True)
     write_run_config(args.run, args, target)
     trainer = Trainer(objective, target, corpus, args.run, args.trainer, measure_folder)
     trainer.run()
     print(f"checkpoint: {trainer.checkpoint}")
     return trainer.checkpoint
+
+
+def _check_args(args: Eagle3Args | DFlashArgs) -> None:
+    """Raises `DraftgymError` for settings that cannot work, before anything is loaded."""
+    if not args.trainer.minutes > 0:
+        raise DraftgymError(
+            f"--trainer.minutes is {args.trainer.minutes}", "give a positive number of minutes"
+        )
+    if args.trainer.batch_size < 1:
+        raise DraftgymError("--trainer.batch-size is below one", "train on at least one text")
+    if isinstance(args, DFlashArgs) and args.drafter.block_size < 2:
+        raise DraftgymError(
+            f"--drafter.block-size is {args.drafter.block_size}",
+            "a block is the anchor and at least one mask: use 2 or more",
+        )
+    check_run_folder(args.run)

@@ -1,0 +1,68 @@
+"""A user's mistake ends with text and a status, never with a stack trace; a kill saves first."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from agents.hyperparameters import RouterPPO
+from agents.router import RouterArgs, train_router
+from decoding.errors import DraftgymError, exit_on_user_error
+from drafters.training.build import DFlashSettings
+from drafters.training.main import DFlashArgs, train
+from drafters.training.trainer import TrainerConfig
+
+
+def test_a_mistake_prints_problem_and_remedy(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped, exit_on_user_error():
+        raise DraftgymError("the prompt is empty", "give some text")
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: the prompt is empty\n  remedy: give some text\n"
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_kill_runs_what_saves(sent: signal.Signals) -> None:
+    before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    saved = []
+    try:
+        with pytest.raises(SystemExit) as stopped, exit_on_user_error():
+            try:
+                os.kill(os.getpid(), sent)
+                time.sleep(5)
+            finally:
+                saved.append(True)
+    finally:
+        for one, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(one, handler)
+    assert stopped.value.code == 130 and saved
+
+
+def test_router_settings_that_cannot_work_are_refused(tmp_path: Path) -> None:
+    good = RouterArgs(run=tmp_path / "run", target="never-loaded")
+    (tmp_path / "file").touch()
+    for args, word in [
+        (replace(good, rounds=0), "--rounds"),
+        (replace(good, minutes=-1.0), "--minutes"),
+        (replace(good, ppo=RouterPPO(n_steps=1)), "--ppo.n-steps"),
+        (replace(good, run=tmp_path / "file"), "--run"),
+    ]:
+        with pytest.raises(DraftgymError, match=word):
+            train_router(args)
+
+
+def test_drafter_settings_that_cannot_work_are_refused(tmp_path: Path) -> None:
+    good = DFlashArgs(corpus=tmp_path / "none", run=tmp_path / "run", target="never-loaded")
+    (tmp_path / "file").touch()
+    for args, word in [
+        (replace(good, trainer=TrainerConfig(minutes=0)), "minutes"),
+        (replace(good, trainer=TrainerConfig(batch_size=0)), "batch-size"),
+        (replace(good, drafter=DFlashSettings(block_size=1)), "block"),
+        (replace(good, run=tmp_path / "file"), "--run"),
+    ]:
+        with pytest.raises(DraftgymError, match=word):
+            train(args)
