@@ -26,7 +26,7 @@ from decoding.provenance import (
     write_run_config,
 )
 from decoding.target import load_target
-from drafters.library import load_drafters
+from drafters.loading import load_drafters
 from envs.router import RouterEnv
 from policies.learned import load_learned_policy, save_learned_policy
 

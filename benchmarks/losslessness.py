@@ -33,7 +33,7 @@ from decoding.drafting import Drafter
 from decoding.errors import DraftgymError, exit_on_user_error
 from decoding.provenance import describe_drafters, describe_host, describe_target, git_revision
 from decoding.target import Target, load_target
-from drafters.library import find_checkpoints, load_drafters
+from drafters.loading import find_checkpoints, load_drafters
 from rollouts.decode import DecodedText, DecodeSettings, encode_prompt, write, write_together
 from rollouts.evaluation import check_writable, chosen_policies, plain_margins
 from rollouts.prompt_sets import Prompt, interleave_categories, load_prompts

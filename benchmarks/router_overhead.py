@@ -38,7 +38,7 @@ from decoding.observation import Observation, signal_names
 from decoding.provenance import describe_host, describe_target
 from decoding.round import RoundRecord
 from decoding.target import Target, load_target
-from drafters.library import load_drafters
+from drafters.loading import load_drafters
 from envs.router import RouterEnv
 from policies.learned import LearnedPolicy
 from policies.network import RouterNetwork

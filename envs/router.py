@@ -18,7 +18,7 @@ from decoding.round import RoundRecord, play_round
 from decoding.rules import make_rule
 from decoding.session import Session
 from decoding.target import Target, load_target
-from drafters.library import load_drafters
+from drafters.loading import load_drafters
 from rollouts.prompt_sets import Prompt, load_prompts
 
 LATENCIES = ("calibrated", "measured")

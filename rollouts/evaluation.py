@@ -17,7 +17,7 @@ from decoding.latency import CostModel, load_cost_model
 from decoding.provenance import describe_drafters, describe_host, describe_target
 from decoding.rules import make_rule
 from decoding.target import Target
-from drafters.library import find_checkpoints
+from drafters.loading import find_checkpoints
 from policies.registry import all_policies, make_policy, shipped_router
 from rollouts.decode import DecodedText, DecodeSettings, decode_prompts, encode_prompt, write
 from rollouts.options import DecodingOptions

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from decoding.drafting import Drafter
 from decoding.target import Target, load_target
-from drafters.library import load_drafters
+from drafters.loading import load_drafters
 from rollouts.decode import DecodeSettings
 
 

@@ -18,7 +18,7 @@ import tyro
 
 from decoding.errors import DraftgymError, exit_on_user_error
 from decoding.provenance import describe_drafters, describe_host, describe_target
-from drafters.library import find_checkpoints
+from drafters.loading import find_checkpoints
 from policies.entropy import (
     THRESHOLD_FILE,
     ThresholdMeasurement,

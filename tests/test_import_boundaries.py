@@ -51,7 +51,7 @@ def test_the_table_knows_every_room() -> None:
 
 def test_deployment_loads_no_training_library() -> None:
     code = (
-        "import sys, decoding.decoder, drafters.library, policies.registry, policies.learned\n"
+        "import sys, decoding.decoder, drafters.loading, policies.registry, policies.learned\n"
         "print([m for m in ('stable_baselines3', 'gymnasium', 'tensorboard') if m in sys.modules])"
     )
     done = subprocess.run(

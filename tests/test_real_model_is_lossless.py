@@ -7,7 +7,7 @@ import pytest
 from decoding.decoder import PlainPolicy, SpeculativeDecoder
 from decoding.drafting import Drafter
 from decoding.target import Target, load_target
-from drafters.library import load_drafters
+from drafters.loading import load_drafters
 from policies.registry import make_policy, shipped_router
 from rollouts.decode import DecodeSettings, write, write_together
 

@@ -10,7 +10,7 @@ import pytest
 from decoding.errors import DraftgymError
 from decoding.target import Target
 from drafters.checkpoint import save_checkpoint
-from drafters.library import find_checkpoints, load_drafters
+from drafters.loading import find_checkpoints, load_drafters
 from tests.tiny import tiny_eagle3, tiny_target
 from tests.tiny_text import save_drafters
 
