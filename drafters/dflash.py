@@ -18,7 +18,7 @@ from decoding.cache import KVCache
 from decoding.drafting import DraftContext, Drafter
 from decoding.layers import attend
 from decoding.proposal import Proposal
-from drafters.modules import AttentionShape, GatedMLP, Projections, RMSNorm, rotary_table
+from drafters.modules import DraftLayer, RMSNorm, rotary_table
 from drafters.vocabulary import from_d2t, to_maps
 
 
@@ -67,25 +67,11 @@ def default_taps(target_layers: int, taps: int) -> tuple[int, ...]:
     return tuple(max(0, round(1 + i * span / (taps - 1))) for i in range(taps))
 
 
-class DFlashLayer(nn.Module):
+class DFlashLayer(DraftLayer):
     """A Qwen3-style layer; context keys and values come from outside."""
 
     def __init__(self, config: DFlashConfig) -> None:
-        super().__init__()
-        size, eps = config.hidden_size, config.rms_norm_eps
-        shape = AttentionShape(
-            size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
-        )
-        self.input_layernorm = RMSNorm(size, eps)
-        self.self_attn = Projections(shape, inputs=size, norm_eps=eps)
-        self.post_attention_layernorm = RMSNorm(size, eps)
-        self.mlp = GatedMLP(size, config.intermediate_size)
-
-    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """Residuals and MLP after attention."""
-        mixed = x + self.self_attn.o_proj(attended)
-        out: Tensor = mixed + self.mlp(self.post_attention_layernorm(mixed))
-        return out
+        super().__init__(config, inputs=config.hidden_size, query_key_norms=True)
 
 
 class DFlashNetwork(nn.Module):

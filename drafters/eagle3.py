@@ -19,7 +19,7 @@ from decoding.cache import KVCache
 from decoding.drafting import DraftContext, Drafter
 from decoding.layers import attend
 from decoding.proposal import Proposal
-from drafters.modules import AttentionShape, GatedMLP, Projections, RMSNorm, rotary_table
+from drafters.modules import DraftLayer, RMSNorm, rotary_table
 from drafters.vocabulary import from_d2t, to_maps
 
 
@@ -62,30 +62,19 @@ def default_taps(target_layers: int) -> tuple[int, int, int]:
     return (low, max(middle, 0), max(high, 0))
 
 
-class Eagle3Layer(nn.Module):
-    """The one decoder layer; its input is the pair (embedding, feature), twice as wide."""
+class Eagle3Layer(DraftLayer):
+    """The one decoder layer; its input is the pair (embedding, feature), twice as wide.
+
+    Its residual is the un-normed feature.
+    """
 
     def __init__(self, config: Eagle3Config) -> None:
-        super().__init__()
-        size, eps = config.hidden_size, config.rms_norm_eps
-        shape = AttentionShape(
-            size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
-        )
-        self.hidden_norm = RMSNorm(size, eps)
-        self.input_layernorm = RMSNorm(size, eps)
-        self.self_attn = Projections(shape, inputs=2 * size)
-        self.post_attention_layernorm = RMSNorm(size, eps)
-        self.mlp = GatedMLP(size, config.intermediate_size)
+        super().__init__(config, inputs=2 * config.hidden_size, query_key_norms=False)
+        self.hidden_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def pair(self, embedding: Tensor, feature: Tensor) -> Tensor:
         """The attention input `[..., 2d]`: normed embedding first, then normed feature."""
         return torch.cat([self.input_layernorm(embedding), self.hidden_norm(feature)], dim=-1)
-
-    def finish(self, feature: Tensor, attended: Tensor) -> Tensor:
-        """Residuals and MLP after attention; the residual is the un-normed feature."""
-        mixed = feature + self.self_attn.o_proj(attended)
-        out: Tensor = mixed + self.mlp(self.post_attention_layernorm(mixed))
-        return out
 
 
 class Eagle3Network(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,34 @@ class AttentionShape:
     head_dim: int
 
 
+class LayerSizes(Protocol):
+    """The sizes that both drafters' configs have."""
+
+    @property
+    def hidden_size(self) -> int:
+        """Width, d."""
+
+    @property
+    def intermediate_size(self) -> int:
+        """Width of the MLP."""
+
+    @property
+    def num_attention_heads(self) -> int:
+        """Query heads."""
+
+    @property
+    def num_key_value_heads(self) -> int:
+        """Key/value heads."""
+
+    @property
+    def head_dim(self) -> int:
+        """Size of a head."""
+
+    @property
+    def rms_norm_eps(self) -> float:
+        """Epsilon of the norms."""
+
+
 class Projections(nn.Module):
     """Query, key, value and output projections, with optional norms of queries and keys.
 
@@ -81,6 +109,33 @@ class Projections(nn.Module):
         split = (self.shape.kv_heads, self.shape.head_dim)
         k, v = self.k_proj(x).unflatten(-1, split), self.v_proj(x).unflatten(-1, split)
         return rotate(self.k_norm(k) if self.has_norms else k, cos_sin), v
+
+
+class DraftLayer(nn.Module):
+    """What a decoder layer of either drafter consists of, besides how it attends.
+
+    Args:
+        config: Sizes.
+        inputs: Width of what is projected.
+        query_key_norms: Whether queries and keys are normed (Qwen3 style).
+    """
+
+    def __init__(self, config: LayerSizes, inputs: int, query_key_norms: bool) -> None:
+        super().__init__()
+        size, eps = config.hidden_size, config.rms_norm_eps
+        shape = AttentionShape(
+            size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        )
+        self.input_layernorm = RMSNorm(size, eps)
+        self.self_attn = Projections(shape, inputs, eps if query_key_norms else None)
+        self.post_attention_layernorm = RMSNorm(size, eps)
+        self.mlp = GatedMLP(size, config.intermediate_size)
+
+    def finish(self, residual: Tensor, attended: Tensor) -> Tensor:
+        """Residuals and MLP after attention, `[..., d]`."""
+        mixed = residual + self.self_attn.o_proj(attended)
+        out: Tensor = mixed + self.mlp(self.post_attention_layernorm(mixed))
+        return out
 
 
 def block_attention(
