@@ -67,7 +67,7 @@ class Generation:
         prompt_tokens: Length of the prompt.
         rounds: Every round in order.
         prefill_seconds: Time to the first token.
-        decode_seconds: Time of all rounds, decisions included.
+        decode_seconds: Time of all rounds, decisions included, streaming not.
         finish_reason: `stop` or `length`.
         first_margin: The target's margin at the first token, when margins were asked for.
     """
@@ -169,8 +169,7 @@ class SpeculativeDecoder:
         state, start = None, time.perf_counter()
         verdict = session.prefill(with_margins)
         result.first_margin, result.prompt_tokens = verdict.margins, len(ids)
-        began = time.perf_counter()
-        result.prefill_seconds = began - start
+        result.prefill_seconds = time.perf_counter() - start
         yield session.new_tokens
         while not session.finished:
             deciding = time.perf_counter()
@@ -181,7 +180,7 @@ class SpeculativeDecoder:
             record = play_round(session, self.policy.arms[int(action)], with_margins)
             observer.update(int(action), record)
             result.rounds.append(DecodedRound(record, decided))
-            result.decode_seconds = time.perf_counter() - began
+            result.decode_seconds += time.perf_counter() - deciding
             yield record.committed
         result.tokens = session.new_tokens
         result.finish_reason = session.finish_reason

@@ -40,8 +40,9 @@ class RoundRecord:
         arm: What was chosen.
         context: Positions in the target's cache when the round began.
         drafted: Proposed token ids.
-        accepted: How many drafted tokens the target accepted.
-        committed: Token ids added to the text (accepted ones and the target's own).
+        accepted: How many drafted tokens the target accepted (none behind a stop token).
+        committed: Token ids added to the text (accepted ones and the target's own, unless the text
+            ended before it).
         caught_up: Positions that the drafter had missed and encoded first (its backlog).
         times: Wall-clock of the phases.
         margins: Per committed token, how far the target's choice was ahead of the runner-up;
@@ -93,7 +94,7 @@ def play_rounds(
                 arm,
                 context,
                 draft.proposal.tokens.tolist(),
-                len(verdict.path),
+                min(len(verdict.path), len(committed)),
                 committed,
                 draft.caught_up,
                 RoundTimes(

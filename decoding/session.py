@@ -153,15 +153,18 @@ class Session:
     def commit(self, proposal: Proposal, verdict: Verdict, output: PassOutput) -> list[int]:
         """Keeps what verification accepted; returns the committed tokens.
 
-        Tokens behind a stop token or the token limit are dropped.
+        Tokens behind a stop token or the token limit are dropped, and so are their rows.
         """
-        rows = torch.tensor([0] + [node + 1 for node in verdict.path])
+        accepted = proposal.tokens[verdict.path].tolist()
+        tokens = self._append([*accepted, verdict.next_token])
+        # The anchor's row, and those of the committed tokens but the newest (the next anchor).
+        rows = torch.tensor([0, *(node + 1 for node in verdict.path)][: len(tokens)])
         kept, base = len(rows), self.cache.length
         self._taps[base : base + kept] = output.taps[rows]
         straight = proposal.is_chain  # then the accepted rows already lie in order
         self.cache.keep(kept if straight else rows)
         self._remember(output, int(rows[-1]))
-        return self._append([*proposal.tokens[verdict.path].tolist(), verdict.next_token])
+        return tokens
 
     def signals(self) -> Signals:
         """How sure the target was when it chose the newest token."""
@@ -174,12 +177,13 @@ class Session:
         self.last_hidden, self.last_logits = output.hidden[row], output.logits[row]
 
     def _append(self, tokens: list[int]) -> list[int]:
+        """Adds tokens up to the limit or the first stop token; returns those that were added."""
+        tokens = tokens[: self.remaining]
         for count, token in enumerate(tokens, start=1):
             if token in self.target.stop_tokens:
                 self._stopped = True
                 tokens = tokens[:count]
                 break
-        tokens = tokens[: self.remaining]
         self._tokens[self._length : self._length + len(tokens)] = torch.tensor(tokens)
         self._length += len(tokens)
         return tokens

@@ -12,7 +12,12 @@ from decoding.proposal import Proposal
 
 @dataclass
 class NgramState:
-    """Where each n-gram of the text ended most recently, for every n."""
+    """Index of the text so far.
+
+    Attributes:
+        length: How many positions are indexed.
+        last_seen: For every n-gram, the position behind its most recent occurrence.
+    """
 
     length: int = 0
     last_seen: dict[tuple[int, ...], int] = field(default_factory=dict)
