@@ -11,6 +11,8 @@ from decoding.arms import Arm
 from decoding.errors import DraftgymError
 from policies.base import Policy
 
+_KEY_MASK = (1 << 128) - 1
+
 
 class RandomPolicy(Policy):
     """Every arm with the same probability, whatever `deterministic` says: it has no best action.
@@ -19,7 +21,7 @@ class RandomPolicy(Policy):
 
     Args:
         arms: What to choose from.
-        seed: Seed of the die.
+        seed: Seed of the die, any integer.
         name: How tables call it.
 
     Raises:
@@ -33,7 +35,7 @@ class RandomPolicy(Policy):
             raise DraftgymError("policy 'random' has no arms", "load at least one drafter")
         self.name = name
         self.arms = tuple(arms)
-        self._generator = np.random.default_rng(seed)
+        self._generator = np.random.default_rng(seed & _KEY_MASK)  # numpy wants no negative one
 
     def choose(
         self, observation: Mapping[str, NDArray[np.float32]], count: int, deterministic: bool
