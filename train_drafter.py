@@ -1,18 +1,15 @@
 """Train a drafter on the target's own responses.
 
-    $ python train_drafter.py eagle3 --corpus responses.parquet --trainer.minutes 45
-    $ python train_drafter.py dflash --corpus responses.parquet --trainer.minutes 45
-    $ python train_drafter.py eagle3 --help           # all options
-    $ tensorboard --logdir runs                       # watch it
+python train_drafter.py eagle3 --corpus responses.parquet --minutes 45
+python train_drafter.py dflash --corpus responses.parquet --minutes 45
 
-A run folder is resumed when it exists; `<run>/checkpoint` is the drafter, for `--drafters`.
+A run folder is resumed when it exists. Watch it with `tensorboard --logdir runs`.
 """
 
 from __future__ import annotations
 
 import tyro
 
-from decoding.arms import default_arms
 from decoding.drafting import Drafter
 from decoding.errors import exit_on_user_error
 from decoding.target import Target
@@ -24,9 +21,7 @@ from rollouts.prompt_sets import load_prompts
 def measure(target: Target, drafter: Drafter) -> dict[str, float]:
     """Acceptance by position on a few held-out prompts of each category."""
     prompts = load_prompts("heldout", limit_per_category=2)
-    drafters = {drafter.name: drafter}
-    arm = str(default_arms(drafters)[0])
-    rounds = decode_rounds(target, drafters, arm, prompts, max_new_tokens=48)
+    rounds = decode_rounds(target, {drafter.name: drafter}, drafter.name, prompts, 48)
     return summarise([record for records in rounds.values() for record in records])
 
 

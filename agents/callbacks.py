@@ -1,7 +1,7 @@
 """What happens beside learning: metrics of decoding, saves, and the time budget.
 
 * `DecodingMetrics` - acceptance length, share of each arm and tokens per second to TensorBoard
-* `SaveRun` - the SB3 zip (to train on) and the exported policy (to deploy), between updates
+* `SaveRun` - the SB3 zip (to train on) and the exported policy (to deploy), now and then
 * `StopAfter` - ends training when the minutes are up
 """
 
@@ -38,7 +38,7 @@ class DecodingMetrics(BaseCallback):
 
 
 class SaveRun(BaseCallback):
-    """Saves between updates, when the last save is old enough.
+    """Saves after every few updates and at the end.
 
     Args:
         save: Writes everything; called with nothing.

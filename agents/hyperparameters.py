@@ -11,17 +11,17 @@ class RouterPPO:
 
     Attributes:
         n_steps: Rounds per update.
-        batch_size: Rounds per minibatch of an update.
+        batch_size: Minibatch of an update.
         n_epochs: Passes over the rounds of an update; high, because rounds are dear.
         learning_rate: Adam's step size.
         gamma: Discount. A choice is felt within a few rounds (staleness of the other drafter), so
             a short horizon loses little and tames the variance of a long text.
-        gae_lambda: Advantage estimate: 0 trusts the value network, 1 the rewards that came.
+        gae_lambda: Bias-variance knob of the advantage estimate.
         ent_coef: Entropy bonus: keeps every arm tried.
-        clip_range: How far an update may move the probability of a choice, as a share of it.
+        clip_range: PPO's clipping.
         vf_coef: Weight of the value loss.
-        max_grad_norm: Gradients of a larger norm are scaled down to this one.
-        width: Width of the network: features that the policy's scores are computed from.
+        max_grad_norm: Gradient clipping.
+        width: Features of the encoder.
     """
 
     n_steps: int = 256

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from stable_baselines3.common.monitor import Monitor
 from agents.callbacks import DecodingMetrics, SaveRun, StopAfter
 from agents.hyperparameters import RouterPPO
 from agents.network import deployable_network, policy_kwargs
-from decoding.errors import DraftgymError, check_number
+from decoding.errors import DraftgymError
 from decoding.latency import load_cost_model, write_cost_model
 from decoding.provenance import (
     check_run_folder,
@@ -30,38 +30,28 @@ from drafters.loading import load_drafters
 from envs.router import RouterEnv
 from policies.learned import load_learned_policy, save_learned_policy
 
-LARGEST_SEED = 2**31
-"""SB3 takes 32 bits; a resumed run adds the rounds it has done."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class RouterArgs:
     """Train a router with PPO on real decoding.
 
     Attributes:
-        rounds: Rounds of decoding to train for, over all resumed sessions, completed to a whole
-            update.
-        minutes: Stop earlier, after so many minutes of this session; the run can be resumed.
-        run: Run folder; resumed when it holds a run. The deployable policy is in its folder policy.
+        rounds: Environment steps to train for, over all resumed sessions.
+        minutes: Stop earlier when this much time has passed; the run can be resumed.
+        run: Run folder; resumed when it exists.
         arms: What the router chooses from, such as eagle3:3 dflash:3 ngram:8 plain. Default: one
             arm per loaded drafter.
-        prompts: train or heldout (shipped sets), or a JSON-lines file with question_id, category,
-            turns. Keep held-out prompts for the evaluation.
-        max_new_tokens: Tokens to write at most for a prompt (an episode).
-        temperature: 0 takes the likeliest token every time; 1 samples from the model's
-            distribution.
-        latency_price: What a target step of time costs in tokens; higher prefers short rounds. At 1
-            the return is the target steps saved over plain decoding.
-        latency: What a round is said to take: calibrated (by the host's cost model, reproducible)
-            or measured (wall-clock).
-        target: The language model whose text is written: smollm2-135m (embedded), a Hugging Face
-            folder, a Hub id (owner/name) or a .gguf file.
-        drafters: Drafter checkpoints (EAGLE-3, DFlash) to use beside the shipped ones that fit the
-            target, or instead of one of the same kind. Prompt lookup (ngram) is always there.
-        dtype: auto (a probe picks the faster one), float32 or bfloat16.
-        threads: CPU threads; default: every core this process may use.
+        prompts: Prompt set or file to train on.
+        max_new_tokens: Token limit of an episode.
+        temperature: 0 for greedy decoding.
+        latency_price: Price of a target step in tokens: higher prefers short rounds.
+        latency: calibrated (reproducible) or measured (wall-clock).
+        target: Embedded target, Hugging Face folder, Hub id or .gguf file.
+        drafters: Drafter checkpoints beside or instead of the shipped ones.
+        dtype: auto, float32 or bfloat16.
+        threads: CPU threads; default: all cores.
         seed: Seed of prompts, exploration and initial weights.
-        ppo: Hyperparameters of PPO. A resumed run keeps the ones it was started with.
+        ppo: Hyperparameters; a resumed run keeps the ones it was started with.
     """
 
     rounds: int = 6000
@@ -90,7 +80,6 @@ def train_router(args: RouterArgs) -> Path:
     check_args(args)
     env = make_env(args)
     model = build_model(args, env)  # refuses another run's folder before anything is written
-    args = replace(args, ppo=hyperparameters_of(model))  # a resumed run keeps its own
     done = model.num_timesteps
     write_cost_model(env.cost_model, args.run / "cost_model.json")
     write_run_config(args.run, args, env.target)
@@ -120,22 +109,12 @@ def train_router(args: RouterArgs) -> Path:
 
 def check_args(args: RouterArgs) -> None:
     """Raises `DraftgymError` for settings that cannot work, before anything is loaded."""
-    check_number("--rounds", args.rounds, least=1)
-    if args.minutes is not None:
-        check_number("--minutes", args.minutes, above=0)
-    check_number("--max-new-tokens", args.max_new_tokens, least=2)  # the prefill writes the first
-    check_number("--latency-price", args.latency_price, least=0)
-    check_number("--seed", args.seed, least=0, most=LARGEST_SEED)
-    ppo = args.ppo
-    check_number("--ppo.n-steps", ppo.n_steps, least=2)
-    check_number("--ppo.batch-size", ppo.batch_size, least=2)
-    check_number("--ppo.n-epochs", ppo.n_epochs, least=1)
-    check_number("--ppo.learning-rate", ppo.learning_rate, above=0)
-    check_number("--ppo.gamma", ppo.gamma, least=0, most=1)
-    check_number("--ppo.gae-lambda", ppo.gae_lambda, least=0, most=1)
-    check_number("--ppo.clip-range", ppo.clip_range, above=0)
-    check_number("--ppo.max-grad-norm", ppo.max_grad_norm, above=0)
-    check_number("--ppo.width", ppo.width, least=1)
+    if args.rounds < 1:
+        raise DraftgymError(f"--rounds is {args.rounds}", "train for at least one round")
+    if args.minutes is not None and not args.minutes >= 0:
+        raise DraftgymError(f"--minutes is {args.minutes}", "give zero or more, or leave it out")
+    if args.ppo.n_steps < 2 or args.ppo.batch_size < 2:
+        raise DraftgymError("an update needs at least two rounds", "raise --ppo.n-steps")
     check_run_folder(args.run)
 
 
@@ -185,15 +164,6 @@ def build_model(args: RouterArgs, env: RouterEnv) -> PPO:
     model.set_logger(Logger(str(args.run), outputs))
     torch.set_num_threads(env.target.precision.threads)  # SB3 leaves its own setting behind
     return model
-
-
-def hyperparameters_of(model: PPO) -> RouterPPO:
-    """What an agent learns with."""
-    values: dict[str, Any] = {one.name: getattr(model, one.name, None) for one in fields(RouterPPO)}
-    schedule: Any = model.clip_range  # SB3 has made one of the number
-    values["clip_range"] = schedule(1.0)
-    values["width"] = model.policy.features_extractor.features_dim
-    return RouterPPO(**values)
 
 
 class MetricLines(JSONOutputFormat):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shlex
 import subprocess
@@ -56,13 +55,12 @@ def describe_drafters(
 
 def check_run_folder(folder: Path) -> None:
     """Makes a run folder; raises `DraftgymError` where that is impossible."""
-    remedy = "name another folder with --run"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DraftgymError(f"cannot write to {folder}: {error.strerror}", remedy) from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise DraftgymError(f"cannot write to {folder}: permission denied", remedy)
+        raise DraftgymError(
+            f"cannot write to {folder}: {error.strerror}", "name another folder with --run"
+        ) from error
 
 
 def write_run_config(folder: Path, settings: Any, target: Target) -> None:

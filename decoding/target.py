@@ -61,19 +61,9 @@ class Target:
         return self.decoder.shape.hidden
 
     def encode(self, prompt: str) -> Tensor:
-        """Token ids `[n]` of a user prompt, in the chat template where the model has one.
-
-        Raises:
-            DraftgymError: The prompt is empty or no Unicode text, or there is no tokenizer.
-        """
+        """Token ids `[n]` of a user prompt, in the chat template where the model has one."""
         if not prompt.strip():
             raise DraftgymError("the prompt is empty", "give some text with --prompt")
-        try:
-            prompt.encode("utf-8")
-        except UnicodeEncodeError as error:  # bytes of another encoding arrive as lone surrogates
-            raise DraftgymError(
-                f"character {error.start + 1} of the prompt is not text", "write it in UTF-8"
-            ) from error
         tokenizer = self._require_tokenizer()
         if getattr(tokenizer, "chat_template", None):
             message = [{"role": "user", "content": prompt}]

@@ -19,7 +19,6 @@ from decoding.rules import make_rule
 from decoding.session import Session
 from decoding.target import Target, load_target
 from drafters.loading import load_drafters
-from rollouts.decode import DecodeSettings, check_longest, encode_prompt
 from rollouts.prompt_sets import Prompt, load_prompts
 
 LATENCIES = ("calibrated", "measured")
@@ -43,7 +42,7 @@ class RouterEnv(gym.Env[Observation, np.int64]):
     ## Observation Space
     A `Dict` of facts that cost no drafter call.
 
-    `hidden` is the target's final hidden state where it chose the newest token, `Box(d,)`.
+    `hidden` is the target's final hidden state at the last verified position, `Box(d,)`.
     `signals` is a `Box` with these entries (`decoding.observation.signal_names` lists them):
 
     | Num | Observation | Min | Max |
@@ -51,11 +50,11 @@ class RouterEnv(gym.Env[Observation, np.int64]):
     | 0 | entropy of the target's last distribution (nats) | 0 | log(vocabulary) |
     | 1 | top-1 minus top-2 probability of it | 0 | 1 |
     | 2 | top-1 probability of it | 0 | 1 |
-    | 3 | log(1 + positions in the target's cache) / 4 | 0 | Inf |
+    | 3 | log(1 + context length) / 4 | 0 | Inf |
     | 4 | share of the token limit still open | 0 | 1 |
     | 5 | tokens committed in the last round / 4 | 0 | Inf |
-    | 6, 8, .. | running mean of a drafter's accepted tokens, 1 before its first round | 0 | Inf |
-    | 7, 9, .. | log(1 + positions since its last round began, or all before it) / 4 | 0 | Inf |
+    | 6, 8, .. | running mean of a drafter's accepted tokens (one entry per drafter) | 0 | Inf |
+    | 7, 9, .. | log(1 + its backlog) / 4 | 0 | Inf |
     | last n | one-hot of the arm chosen last (all 0 at the start) | 0 | 1 |
 
     ## Rewards
@@ -65,8 +64,7 @@ class RouterEnv(gym.Env[Observation, np.int64]):
 
     ## Starting State
     A prompt drawn from the prompt set with the environment's seed, prefilled, its first token
-    written; every prompt comes once before any comes again. `reset(options={"prompt":
-    question_id})` names one. A prompt whose answer ends with its first token is skipped.
+    written. `reset(options={"prompt": question_id})` names one.
 
     ## Episode End
     Terminated when the target ends the text or `max_new_tokens` are written. There is no
@@ -79,7 +77,7 @@ class RouterEnv(gym.Env[Observation, np.int64]):
     * `prompts`: prompt set (`train`, `heldout`), a file, or a list of `Prompt`.
     * `max_new_tokens`: token limit of an episode.
     * `temperature`: 0 verifies greedily, above 0 with coupled noise (seeded per episode).
-    * `latency_price`: price of a target step in tokens, the knob between tokens and time.
+    * `latency_price`: the knob between tokens and time.
     * `latency`: `calibrated` rewards with the host's cost model and is reproducible; `measured`
       rewards with this round's wall-clock and is not.
     * `cost_model`: a `CostModel` to use instead of the host's.
@@ -124,7 +122,6 @@ class RouterEnv(gym.Env[Observation, np.int64]):
         check_arms(self.arms, self.drafters)
         self.prompts = load_prompts(prompts) if isinstance(prompts, str) else list(prompts)
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
-        self._check_episodes()
         self.latency_price, self.latency = latency_price, latency
         self.cost_model = cost_model or load_cost_model(self.target, self.drafters)
         self.render_mode = render_mode
@@ -141,25 +138,24 @@ class RouterEnv(gym.Env[Observation, np.int64]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Starts the next prompt; see the class for `options`.
-
-        Raises:
-            DraftgymError: The prompt that `options` names is unknown, or the target ends its answer
-                to every prompt at once.
-        """
+        """Starts the next prompt; see the class for `options`."""
         super().reset(seed=seed)
         if seed is not None:
             self._order = []
-        for _ in range(1 + len(self.prompts)):
-            self.prompt = self._next_prompt(options or {})
-            self.session = self._start(self.prompt)
-            if not self.session.finished:
-                self.observer = RouterObserver(self.arms)
-                return self._observe(), {"question_id": self.prompt.question_id}
-            options = None  # the target had nothing to say, a step would be illegal: the next one
-        raise DraftgymError(
-            "the target ends its answer to every prompt at once", "give the environment others"
+        self.prompt = self._next_prompt(options or {})
+        rule = make_rule(
+            None,
+            self.temperature,
+            int(self.np_random.integers(2**62)),
+            self.target.vocab_size,
         )
+        ids = self.target.encode(self.prompt.text)
+        self.session = Session(self.target, ids, rule, self.max_new_tokens, self.drafters)
+        self.session.prefill()
+        self.observer = RouterObserver(self.arms)
+        if self.session.finished:  # the target had nothing to say: a step would be illegal
+            return self.reset()
+        return self._observe(), {"question_id": self.prompt.question_id}
 
     def step(self, action: SupportsInt) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Plays one round with arm `action`."""
@@ -184,29 +180,6 @@ class RouterEnv(gym.Env[Observation, np.int64]):
         if self.render_mode != "ansi":
             return None
         return self.target.decode(self.session.new_tokens)
-
-    def _check_episodes(self) -> None:
-        """Refuses what would fail in the middle of training."""
-        if not self.prompts:
-            raise DraftgymError("the environment has no prompts", "give at least one")
-        if self.max_new_tokens < 2:
-            raise DraftgymError(
-                f"max_new_tokens is {self.max_new_tokens}, and the first token comes with the "
-                "prompt",
-                "allow at least two, so that there is a round to play",
-            )
-        ids = {prompt.question_id: encode_prompt(self.target, prompt) for prompt in self.prompts}
-        settings = DecodeSettings(self.max_new_tokens, self.temperature)
-        check_longest(self.target, self.drafters, self.prompts, ids, settings)
-
-    def _start(self, prompt: Prompt) -> Session:
-        """A prefilled session with sampling noise of its own."""
-        seed = int(self.np_random.integers(2**62))
-        rule = make_rule(None, self.temperature, seed, self.target.vocab_size)
-        ids = self.target.encode(prompt.text)
-        session = Session(self.target, ids, rule, self.max_new_tokens, self.drafters)
-        session.prefill()
-        return session
 
     def _observe(self) -> Observation:
         return self.observer.observe(self.session)

@@ -11,8 +11,6 @@ from decoding.arms import Arm
 from decoding.errors import DraftgymError
 from policies.base import Policy
 
-_KEY_MASK = (1 << 128) - 1
-
 
 class RandomPolicy(Policy):
     """Every arm with the same probability, whatever `deterministic` says: it has no best action.
@@ -21,7 +19,7 @@ class RandomPolicy(Policy):
 
     Args:
         arms: What to choose from.
-        seed: Seed of the die, any integer.
+        seed: Seed of the die.
         name: How tables call it.
 
     Raises:
@@ -35,7 +33,7 @@ class RandomPolicy(Policy):
             raise DraftgymError("policy 'random' has no arms", "load at least one drafter")
         self.name = name
         self.arms = tuple(arms)
-        self._generator = np.random.default_rng(seed & _KEY_MASK)  # numpy wants no negative one
+        self._generator = np.random.default_rng(seed)
 
     def choose(
         self, observation: Mapping[str, NDArray[np.float32]], count: int, deterministic: bool

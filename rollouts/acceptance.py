@@ -23,7 +23,6 @@ from decoding.errors import exit_on_user_error
 from decoding.round import RoundRecord
 from decoding.target import Target
 from policies.fixed import FixedPolicy
-from rollouts.evaluation import check_writable
 from rollouts.options import DecodingOptions
 from rollouts.prompt_sets import Prompt, interleave_categories, load_prompts
 
@@ -76,8 +75,6 @@ def summarise(rounds: Sequence[RoundRecord]) -> dict[str, float]:
 
 def measure_acceptance(args: AcceptanceArgs) -> dict[str, dict[str, float]]:
     """Decodes, prints and returns the figures per category and for `all`."""
-    if args.json is not None:
-        check_writable(args.json)
     target, drafters = args.load()
     prompts = interleave_categories(
         load_prompts(args.prompts, limit_per_category=args.limit_per_category)

@@ -107,7 +107,7 @@ def decode_each(
         name: SpeculativeDecoder(target, drafters, policy) for name, policy in policies.items()
     }
     used = {name: one for decoder in decoders.values() for name, one in decoder.drafters.items()}
-    check_longest(target, used, prompts, ids, settings)
+    _check_longest(target, used, prompts, ids, settings)
     _warm_up(decoders, prompts, ids, settings)
     total = len(prompts) * len(policies)
     pause = 0.2 if sys.stderr.isatty() else 10.0  # seconds; a log file wants few lines
@@ -195,25 +195,14 @@ def encode_prompt(target: Target, prompt: Prompt) -> Tensor:
         raise _naming(prompt, error) from error
 
 
-def check_longest(
+def _check_longest(
     target: Target,
     drafters: Mapping[str, Drafter],
     prompts: Sequence[Prompt],
     ids: Mapping[str, Tensor],
     settings: DecodeSettings,
 ) -> None:
-    """Opens a session for the longest prompt: what it allows, all others fit into.
-
-    Args:
-        target: The target.
-        drafters: Drafters that are going to be used; room for their drafts is needed too.
-        prompts: What to write about.
-        ids: Token ids of each prompt, by its question id.
-        settings: How.
-
-    Raises:
-        DraftgymError: It does not fit (the message names its `question_id`), or bad settings.
-    """
+    """Opens a session for the longest prompt: what it allows, all others fit into."""
     longest = max(prompts, key=lambda prompt: len(ids[prompt.question_id]))
     rule = make_rule(settings.verification, settings.temperature, settings.seed, target.vocab_size)
     try:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from decoding.decoder import Generation, SpeculativeDecoder
-from decoding.errors import DraftgymError
 from decoding.rules import make_rule
 from policies.registry import default_policy, make_policy, shipped_router
 from rollouts.options import DecodingOptions
@@ -79,7 +78,7 @@ def generate(args: GenerateArgs) -> Generation:
         DraftgymError: Anything the user can mend.
     """
     make_rule(args.verification, args.temperature, args.seed, vocab_size=1)
-    prompt = _read_input() if args.prompt == "-" else args.prompt
+    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     target, drafters = args.load()
     spec = args.policy or default_policy(drafters, shipped_router(target))
     decoder = SpeculativeDecoder(target, drafters, make_policy(spec, drafters, target, args.seed))
@@ -102,16 +101,6 @@ def generate(args: GenerateArgs) -> Generation:
         console.print(f"policy: {spec}", highlight=False, markup=False)
         print_stats(result, target, console)
     return result
-
-
-def _read_input() -> str:
-    try:
-        return sys.stdin.read()
-    except UnicodeDecodeError as error:
-        raise DraftgymError(
-            f"standard input is not {error.encoding} (byte {error.start + 1})",
-            "convert the text to UTF-8, for example with iconv",
-        ) from error
 
 
 def _emit(piece: str) -> None:

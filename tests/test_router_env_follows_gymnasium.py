@@ -132,10 +132,6 @@ def test_bad_settings_are_refused_with_a_remedy(make: Callable[..., RouterEnv]) 
         ({"latency": "guessed"}, "calibrated"),
         ({"arms": ["eagle:3"]}, "did you mean 'eagle3'"),
         ({"arms": ["dflash:99"]}, "at most 4"),
-        ({"max_new_tokens": 1}, "at least two"),
-        ({"max_new_tokens": 999}, "prompt 'p0'"),
-        ({"temperature": float("nan")}, "temperature nan"),
-        ({"prompts": []}, "no prompts"),
     ]:
         with pytest.raises(DraftgymError, match=word):
             make(**changes)
@@ -161,12 +157,3 @@ def test_a_text_that_ends_at_once_is_skipped(
     for _ in range(8):
         _, info = env.reset()
         assert first[info["question_id"]] != silent
-
-
-def test_a_target_that_has_nothing_to_say_is_an_error(
-    make: Callable[..., RouterEnv], numbered: Target
-) -> None:
-    everything = frozenset(range(numbered.vocab_size))
-    env = make(target=replace(numbered, stop_tokens=everything))
-    with pytest.raises(DraftgymError, match="ends its answer"):
-        env.reset()

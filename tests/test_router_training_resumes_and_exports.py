@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -157,14 +157,6 @@ def test_a_resumed_run_goes_on_from_its_saved_rounds(train: Train) -> None:
     assert seen == [16, 32, 48, 64]
 
 
-def test_a_resumed_run_keeps_its_hyperparameters_and_says_so(train: Train) -> None:
-    args = train(rounds=16)
-    train(rounds=32, ppo=replace(TINY, n_steps=8, gamma=0.9, clip_range=0.1, width=32))
-    for path in (args.run / "config.json", args.run / "policy" / "policy.json"):
-        body = json.loads(path.read_text())
-        assert body.get("provenance", body)["settings"]["ppo"] == asdict(TINY)
-
-
 def test_a_resumed_run_sees_other_prompts_than_at_its_start(train: Train) -> None:
     args = train(rounds=16)
     fresh = build_model(replace(args, run=args.run / "fresh"), make_env(args))
@@ -202,7 +194,7 @@ def test_resuming_a_damaged_run_is_refused(train: Train) -> None:
 
 
 def test_training_stops_when_the_minutes_are_up(train: Train, target: Target) -> None:
-    args = train(rounds=10_000, minutes=1e-9)
+    args = train(rounds=10_000, minutes=0.0)
     assert rounds_of(args) == 1
     assert load_learned_policy(args.run / "policy", target).arms
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from decoding.errors import DraftgymError, check_number
+from decoding.errors import DraftgymError
 from decoding.target import Target
 from drafters.checkpoint import check_fits, default_dflash_taps, read_checkpoint
 from drafters.dflash import DFlashConfig, DFlashNetwork
@@ -21,49 +21,38 @@ from drafters.vocabulary import most_frequent
 
 @dataclass(frozen=True)
 class DrafterSettings:
-    """What both drafters share.
-
-    Attributes:
-        draft_vocab: Tokens the drafter can propose: the most frequent of the corpus, at most the
-            target's vocabulary. Fewer draft faster, more agree more often.
-        init: Checkpoint folder to start from; its sizes and vocabulary are kept. Default: start
-            from the target's own weights.
-    """
+    """What both drafters share."""
 
     draft_vocab: int = 8192
+    """Tokens the drafter can propose: the most frequent of the corpus."""
     init: Path | None = None
+    """Checkpoint folder to start from; its sizes and vocabulary are kept."""
 
 
 @dataclass(frozen=True)
 class Eagle3Settings(DrafterSettings):
-    """The EAGLE-3 head and its objective.
-
-    Attributes:
-        steps: How many of its own tokens deep the head is trained (training-time test).
-        decay: Step k, counted from 0, weighs decay ** k in the loss.
-    """
+    """The EAGLE-3 head and its objective."""
 
     steps: int = 5
+    """Steps of the training-time test."""
     decay: float = 0.8
+    """Weight of step k is decay ** k."""
 
 
 @dataclass(frozen=True)
 class DFlashSettings(DrafterSettings):
-    """The DFlash drafter and its objective.
-
-    Attributes:
-        layers: Draft layers.
-        block_size: Positions of a block: the last written token and the masks that are drafted.
-        anchors: Random block starts per text, drawn anew at each visit.
-        gamma: Position k of a block, counted from 1, weighs exp(-(k - 1) / gamma) in the loss.
-        mask_token_id: Token that stands for a mask; default: the tokenizer's mask or unknown token.
-    """
+    """The DFlash drafter and its objective."""
 
     layers: int = 3
+    """Draft layers."""
     block_size: int = 8
+    """Anchor plus masks."""
     anchors: int = 256
+    """Random anchors per text and visit."""
     gamma: float = 4.0
+    """Decay of the position weights."""
     mask_token_id: int | None = None
+    """Token that stands for a mask; default: the tokenizer's mask or unknown token."""
 
 
 def build_eagle3(settings: Eagle3Settings, target: Target, corpus: Corpus) -> Eagle3Objective:
@@ -80,7 +69,7 @@ def build_eagle3(settings: Eagle3Settings, target: Target, corpus: Corpus) -> Ea
         config = Eagle3Config(
             **_sizes(target),
             target_hidden_size=shape.hidden,
-            draft_vocab_size=len(ids),
+            draft_vocab_size=settings.draft_vocab,
             tap_layers=default_taps(shape.layers),
         )
         network = Eagle3Network(config, ids)
@@ -107,7 +96,7 @@ def build_dflash(settings: DFlashSettings, target: Target, corpus: Corpus) -> DF
         config = DFlashConfig(
             **_sizes(target),
             num_hidden_layers=settings.layers,
-            draft_vocab_size=len(ids),
+            draft_vocab_size=settings.draft_vocab,
             tap_layers=default_dflash_taps(shape.layers),
             block_size=settings.block_size,
             mask_token_id=_mask_token(settings, target),
@@ -151,8 +140,7 @@ def _initial(folder: Path, target: Target, kind: type[Any]) -> Any:
     checkpoint = read_checkpoint(folder, target.decoder.shape.layers)
     if not isinstance(checkpoint.network, kind):
         raise DraftgymError(
-            f"--drafter.init {folder} is a {type(checkpoint.network).__name__}, "
-            f"not a {kind.__name__}",
+            f"--init {folder} is a {type(checkpoint.network).__name__}, not a {kind.__name__}",
             "start from a checkpoint of the drafter being trained",
         )
     check_fits(folder, checkpoint, target)
@@ -177,9 +165,6 @@ def _sizes(target: Target) -> dict[str, Any]:
 
 def _mask_token(settings: DFlashSettings, target: Target) -> int:
     if settings.mask_token_id is not None:
-        check_number(
-            "--drafter.mask-token-id", settings.mask_token_id, least=0, most=target.vocab_size - 1
-        )
         return settings.mask_token_id
     for name in ("mask_token_id", "unk_token_id"):
         token = getattr(target.tokenizer, name, None)
@@ -187,7 +172,7 @@ def _mask_token(settings: DFlashSettings, target: Target) -> int:
             return int(token)
     raise DraftgymError(
         f"the tokenizer of {target.name!r} has neither a mask nor an unknown token",
-        "name a token that never occurs in responses with --drafter.mask-token-id",
+        "name a token that never occurs in responses with --mask-token-id",
     )
 
 

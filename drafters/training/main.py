@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from decoding.drafting import Drafter
-from decoding.errors import check_number
+from decoding.errors import DraftgymError
 from decoding.provenance import check_run_folder, write_run_config
 from decoding.target import Target, load_target
 from drafters.checkpoint import load_drafter
@@ -30,49 +30,38 @@ LONGEST_DRAFT = 64
 
 @dataclass(frozen=True)
 class DrafterArgs:
-    """Settings that both drafters share.
-
-    Attributes:
-        corpus: Parquet file, or a folder of them, with the target's own responses: columns prompt
-            and response, lists of token ids.
-        run: Run folder; resumed when it holds a run. The drafter is in its folder checkpoint.
-        target: The model to draft for: smollm2-135m (embedded), a Hugging Face folder, a .gguf
-            file or a Hub id (owner/name).
-        dtype: The target's numbers: auto (a probe picks the faster one), float32 or bfloat16.
-        threads: CPU threads; default: every core this process may use.
-        trainer: The training loop.
-    """
+    """Settings that both drafters share."""
 
     corpus: Path
+    """Parquet file (or folder) of the target's responses: columns prompt, response."""
     run: Path
+    """Run folder; resumed when it exists."""
     target: str = "smollm2-135m"
+    """Embedded target, Hugging Face folder, Hub id or .gguf file."""
     dtype: str = "auto"
+    """auto, float32 or bfloat16."""
     threads: int | None = None
+    """CPU threads; default: all cores."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    """The loop."""
 
 
 @dataclass(frozen=True)
 class Eagle3Args(DrafterArgs):
-    """Train an EAGLE-3 head: it drafts token by token from the target's hidden states.
-
-    Attributes:
-        drafter: The head and its objective.
-    """
+    """Train an EAGLE-3 head (autoregressive)."""
 
     run: Path = Path("runs/eagle3")
     drafter: Eagle3Settings = field(default_factory=Eagle3Settings)
+    """The head and its objective."""
 
 
 @dataclass(frozen=True)
 class DFlashArgs(DrafterArgs):
-    """Train a DFlash drafter: it drafts a whole block in one pass (block diffusion).
-
-    Attributes:
-        drafter: The drafter and its objective.
-    """
+    """Train a DFlash drafter (block diffusion)."""
 
     run: Path = Path("runs/dflash")
     drafter: DFlashSettings = field(default_factory=DFlashSettings)
+    """The drafter and its objective."""
 
 
 MeasureDrafter = Callable[[Target, Drafter], dict[str, float]]
@@ -114,22 +103,15 @@ def train(args: Eagle3Args | DFlashArgs, measure: MeasureDrafter | None = None) 
 
 def _check_args(args: Eagle3Args | DFlashArgs) -> None:
     """Raises `DraftgymError` for settings that cannot work, before anything is loaded."""
-    trainer, drafter = args.trainer, args.drafter
-    check_number("--trainer.minutes", trainer.minutes, above=0)
-    check_number("--trainer.batch-size", trainer.batch_size, least=1)
-    check_number("--trainer.lr", trainer.lr, above=0)
-    check_number("--trainer.warmup", trainer.warmup, least=0, most=0.99)
-    check_number("--trainer.clip", trainer.clip, above=0)
-    check_number("--trainer.save-minutes", trainer.save_minutes, least=0)
-    check_number("--trainer.measure-minutes", trainer.measure_minutes, least=0)
-    check_number("--trainer.seed", trainer.seed, least=0)
-    check_number("--drafter.draft-vocab", drafter.draft_vocab, least=1)
-    if isinstance(drafter, Eagle3Settings):
-        check_number("--drafter.steps", drafter.steps, least=1, most=LONGEST_DRAFT)
-        check_number("--drafter.decay", drafter.decay, above=0)
-    else:
-        check_number("--drafter.layers", drafter.layers, least=1)
-        check_number("--drafter.block-size", drafter.block_size, least=2, most=LONGEST_DRAFT)
-        check_number("--drafter.anchors", drafter.anchors, least=1)
-        check_number("--drafter.gamma", drafter.gamma, above=0)
+    if not args.trainer.minutes > 0:
+        raise DraftgymError(
+            f"--trainer.minutes is {args.trainer.minutes}", "give a positive number of minutes"
+        )
+    if args.trainer.batch_size < 1:
+        raise DraftgymError("--trainer.batch-size is below one", "train on at least one text")
+    if isinstance(args, DFlashArgs) and args.drafter.block_size < 2:
+        raise DraftgymError(
+            f"--drafter.block-size is {args.drafter.block_size}",
+            "a block is the anchor and at least one mask: use 2 or more",
+        )
     check_run_folder(args.run)

@@ -1,9 +1,9 @@
 """The training loop of a drafter: one loop for every objective.
 
-The budget is minutes of updates, because time is what a laptop's owner has; validation and saves
-come on top. The learning rate follows the share of the budget that is spent, and a resumed run goes
-on where it stopped. Every few minutes the run folder gets a full state (`state.pt`, to resume) and
-the weights as a checkpoint folder (`checkpoint/`, to use).
+The budget is wall-clock minutes, because that is what a laptop's owner has; the learning rate
+follows the share of the budget that is spent, and a resumed run goes on where it stopped. Every few
+minutes the run folder gets a full state (`state.pt`, to resume) and the weights as a checkpoint
+folder (`checkpoint/`, to use).
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ class TrainerConfig:
     """Knobs of the loop.
 
     Attributes:
-        minutes: Time for updates, over all resumed sessions; validation and saves come on top.
+        minutes: Training budget, over all resumed sessions.
         batch_size: Texts per update.
         lr: Peak learning rate.
-        warmup: Share of the budget with a rising learning rate; it falls for the rest.
-        clip: Gradients of a larger norm are scaled down to this one.
+        warmup: Share of the budget with a rising learning rate.
+        clip: Largest gradient norm.
         save_minutes: Minutes between saves.
         measure_minutes: Minutes between validations (agreement on texts set aside, acceptance in
             decoding held-out prompts); 0 for none but the last.
-        seed: Seed of the order of the texts and of fresh weights.
+        seed: Seed of the batch order.
     """
 
     minutes: float = 45.0
