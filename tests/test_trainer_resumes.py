@@ -17,7 +17,7 @@ from decoding.decoder import PlainPolicy, SpeculativeDecoder
 from decoding.errors import DraftgymError
 from decoding.target import Target
 from drafters.checkpoint import load_drafter
-from drafters.training import trainer as trainer_module
+from drafters.training import throughput
 from drafters.training.corpus import Corpus, Text, load_corpus
 from drafters.training.dflash_objective import DFlashObjective
 from drafters.training.eagle3_objective import Eagle3Objective
@@ -37,7 +37,7 @@ KINDS = ["eagle3", "dflash"]
 def one_second_updates(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that an update reads twice, one second apart; the learning rate follows it."""
     ticks = itertools.count()
-    monkeypatch.setattr(trainer_module.time, "perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: float(next(ticks)))
 
 
 def objective_of(kind: str, target: Target) -> Objective:

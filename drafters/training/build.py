@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ from decoding.target import Target
 from drafters.checkpoint import check_fits, default_dflash_taps, read_checkpoint
 from drafters.dflash import DFlashConfig, DFlashNetwork
 from drafters.eagle3 import Eagle3Config, Eagle3Network, default_taps
+from drafters.training.candidates import CandidateSampler
 from drafters.training.corpus import Corpus
-from drafters.training.dflash_objective import DFlashObjective
+from drafters.training.dflash_objective import DFlashObjective, Labels, Weighting
 from drafters.training.eagle3_objective import Eagle3Objective
-from drafters.vocabulary import most_frequent
+from drafters.vocabulary import from_d2t, most_frequent
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,10 @@ class DrafterSettings:
     """Tokens the drafter can propose: the most frequent of the corpus."""
     init: Path | None = None
     """Checkpoint folder to start from; its sizes and vocabulary are kept."""
+    frequent: int = 2048
+    """Most frequent draft tokens, which take part in the softmax of every batch."""
+    others: int = 768
+    """Other draft tokens drawn for each batch to stand for the rest; 0 takes all, always."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +49,17 @@ class DFlashSettings(DrafterSettings):
     """The DFlash drafter and its objective."""
 
     layers: int = 3
-    """Draft layers."""
-    block_size: int = 8
-    """Anchor plus masks."""
+    """Draft layers of a fresh drafter."""
+    block_size: int | None = None
+    """Anchor plus masks; default 8, or that of --drafter.init."""
     anchors: int = 256
     """Random anchors per text and visit."""
     gamma: float = 4.0
     """Decay of the position weights."""
+    labels: Labels = "soft"
+    """Learn the text's tokens (hard) or the target's distributions (soft)."""
+    weighting: Weighting = "decay"
+    """Weights of block positions: fixed decay, or dpace (they follow the drafter's progress)."""
     mask_token_id: int | None = None
     """Token that stands for a mask; default: the tokenizer's mask or unknown token."""
 
@@ -79,7 +88,19 @@ def build_eagle3(settings: Eagle3Settings, target: Target, corpus: Corpus) -> Ea
             network.fc.weight[:, -shape.hidden :] = torch.eye(shape.hidden)
             network.lm_head.weight.copy_(target.decoder.head[ids])
             network.norm.weight.copy_(target.decoder.final_norm)
-    return Eagle3Objective(network, target, settings.steps, settings.decay)
+    sampler = _sampler(settings, network, target, corpus)
+    return Eagle3Objective(network, target, settings.steps, settings.decay, sampler)
+
+
+def _sampler(
+    settings: DrafterSettings,
+    network: Eagle3Network | DFlashNetwork,
+    target: Target,
+    corpus: Corpus,
+) -> CandidateSampler:
+    """Draws rows of the network's draft vocabulary, by how often the corpus has them."""
+    counts = corpus.token_counts(target.vocab_size)[from_d2t(network.d2t)]
+    return CandidateSampler(len(counts), most_frequent(counts, settings.frequent), settings.others)
 
 
 def build_dflash(settings: DFlashSettings, target: Target, corpus: Corpus) -> DFlashObjective:
@@ -90,6 +111,8 @@ def build_dflash(settings: DFlashSettings, target: Target, corpus: Corpus) -> DF
     """
     if settings.init is not None:
         network = _initial(settings.init, target, DFlashNetwork)
+        if settings.block_size is not None:  # no weight depends on it
+            network.config = replace(network.config, block_size=settings.block_size)
     else:
         shape = target.decoder.shape
         ids = most_frequent(corpus.token_counts(shape.vocab), settings.draft_vocab)
@@ -98,13 +121,21 @@ def build_dflash(settings: DFlashSettings, target: Target, corpus: Corpus) -> DF
             num_hidden_layers=settings.layers,
             draft_vocab_size=settings.draft_vocab,
             tap_layers=default_dflash_taps(shape.layers),
-            block_size=settings.block_size,
+            block_size=settings.block_size or 8,
             mask_token_id=_mask_token(settings, target),
         )
         network = DFlashNetwork(config, ids)
         network.apply(_small_normal)
         _start_as_last_layers(network, target)
-    return DFlashObjective(network, target, settings.anchors, settings.gamma)
+    return DFlashObjective(
+        network,
+        target,
+        settings.anchors,
+        settings.gamma,
+        settings.labels,
+        settings.weighting,
+        _sampler(settings, network, target, corpus),
+    )
 
 
 @torch.no_grad()

@@ -74,7 +74,12 @@ class Corpus:
 
 
 def load_corpus(
-    path: Path, vocab: int, max_length: int = LONGEST_TEXT, validation: int = 40, seed: int = 0
+    path: Path,
+    vocab: int,
+    max_length: int = LONGEST_TEXT,
+    validation: int = 40,
+    seed: int = 0,
+    hottest: float | None = None,
 ) -> Corpus:
     """Reads a corpus.
 
@@ -84,11 +89,12 @@ def load_corpus(
         max_length: Longer texts are cut.
         validation: Texts set aside, chosen by the seed.
         seed: Seed of that choice.
+        hottest: Texts sampled at a higher temperature are left out; None keeps all.
 
     Raises:
         DraftgymError: Missing file or columns, ids of another tokenizer, too few texts.
     """
-    texts = [text for text in _read(path, vocab, max_length) if _usable(text)]
+    texts = [text for text in _read(path, vocab, max_length, hottest) if _usable(text)]
     if len(texts) <= validation:
         raise DraftgymError(
             f"{path} has {len(texts)} usable texts, fewer than the {validation} to validate on",
@@ -103,18 +109,22 @@ def _usable(text: Text) -> bool:
     return text.prompt_length > 0 and text.tokens.shape[0] - text.prompt_length >= 4
 
 
-def _read(path: Path, vocab: int, max_length: int) -> list[Text]:
+def _read(path: Path, vocab: int, max_length: int, hottest: float | None) -> list[Text]:
     import pyarrow.parquet as parquet
 
     if not path.exists():
         raise DraftgymError(f"no corpus at {path}", "give a Parquet file with --corpus")
     try:
-        rows = parquet.read_table(path, columns=["prompt", "response"]).to_pylist()
+        columns = ["prompt", "response"] + ([] if hottest is None else ["temperature"])
+        rows = parquet.read_table(path, columns=columns).to_pylist()
+        if hottest is not None:
+            rows = [row for row in rows if row["temperature"] <= hottest]
         pairs = [(len(row["prompt"]), _tokens(row)[:max_length]) for row in rows]
     except Exception as error:  # pyarrow raises many kinds
         raise DraftgymError(
             f"cannot read corpus {path}: {error}",
-            "it must be Parquet with list columns `prompt` and `response` of token ids",
+            "it must be Parquet with list columns `prompt` and `response` of token ids (and "
+            "`temperature`, where texts are to be chosen by it)",
         ) from error
     for _, tokens in pairs:
         strange = tokens[(tokens < 0) | (tokens >= vocab)]

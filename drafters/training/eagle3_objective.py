@@ -19,6 +19,7 @@ from decoding.layers import RotaryTable
 from decoding.target import Target
 from drafters.eagle3 import Eagle3Network
 from drafters.modules import block_attention, rotary_table
+from drafters.training.candidates import Candidates, CandidateSampler, draw
 from drafters.training.features import FeatureBatch
 from drafters.training.objective import Objective, ObjectiveOutput
 from drafters.vocabulary import draft_labels, from_d2t
@@ -32,12 +33,18 @@ class Eagle3Objective(Objective[Eagle3Network]):
         target: The target; its head gives the soft labels.
         steps: Draft steps unrolled.
         decay: Weight of step k is `decay ** k`.
+        sampler: Draws the draft-vocabulary rows that take part in a training batch; None takes all.
     """
 
     def __init__(
-        self, network: Eagle3Network, target: Target, steps: int = 5, decay: float = 0.8
+        self,
+        network: Eagle3Network,
+        target: Target,
+        steps: int = 5,
+        decay: float = 0.8,
+        sampler: CandidateSampler | None = None,
     ) -> None:
-        self.network = network
+        self.network, self.sampler = network, sampler
         self.tap_layers = network.config.tap_layers
         self.steps, self.decay = steps, decay
         self.embedding = target.decoder.embedding
@@ -49,9 +56,11 @@ class Eagle3Objective(Objective[Eagle3Network]):
             config.rope_parameters, config.head_dim, config.max_position_embeddings
         )
 
-    def __call__(self, batch: FeatureBatch, seed: int = 0) -> ObjectiveOutput:
+    def __call__(self, batch: FeatureBatch, seed: int | None = None) -> ObjectiveOutput:
         """Loss of one batch, and top-1 agreement with the text at each step."""
         network, layer = self.network, self.network.midlayer
+        labels = self.labels[batch.tokens]
+        head = _Head(network, self.draft_head, draw(self.sampler, labels, seed))
         index, valid = self._queries(batch)
         rows = torch.arange(index.shape[0])[:, None]
         feature = network.fc(batch.taps)
@@ -59,7 +68,7 @@ class Eagle3Objective(Objective[Eagle3Network]):
         everywhere = self.rotary.at(torch.arange(batch.tokens.shape[1]))
         context = layer.self_attn.keys_values(pair, everywhere)
         visible = torch.arange(batch.tokens.shape[1]) <= index[..., None]  # [B, R, S]
-        teacher = F.linear(batch.hidden, self.draft_head.to(batch.hidden.dtype))
+        teacher = head.teacher(batch.hidden)
         pair, feature = pair[rows, index], feature[rows, index]
         loss, agreement = torch.zeros(()), []
         own: list[tuple[Tensor, Tensor]] = []
@@ -72,7 +81,8 @@ class Eagle3Objective(Objective[Eagle3Network]):
             feature = layer.finish(feature, attended)
             usable = valid & (index + step + 2 < batch.lengths[:, None])
             at = (rows.expand_as(index)[usable], (index + step + 1)[usable])
-            step_loss, hits = self._step_loss(feature[usable], teacher[at], batch.tokens, at)
+            label = head.columns(labels[at[0], at[1] + 1])
+            step_loss, hits = _step_loss(head.logits(feature[usable]), teacher[at], label)
             loss = loss + self.decay**step * step_loss
             agreement.append(hits)
             following = batch.tokens[rows, (index + step + 2).clamp(max=batch.tokens.shape[1] - 1)]
@@ -90,17 +100,48 @@ class Eagle3Objective(Objective[Eagle3Network]):
     def _embed(self, tokens: Tensor) -> Tensor:
         return F.embedding(tokens, self.embedding).float()
 
-    def _step_loss(
-        self, out: Tensor, teacher: Tensor, tokens: Tensor, at: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Soft cross-entropy, and whether the top-1 token equals the text's, over usable rows."""
-        logits = self.network.logits(out)
-        label = self.labels[tokens[at[0], at[1] + 1]]
-        covered = label >= 0
-        soft = teacher[covered].float().softmax(-1)
-        losses = F.cross_entropy(logits[covered].float(), soft, reduction="none")
-        rows = max(1, label.shape[0])  # short texts have no rows at the last steps
-        return losses.sum() / rows, (logits.argmax(-1) == label).sum() / rows
+
+class _Head:
+    """The LM heads of student and teacher, over the whole draft vocabulary or a batch's candidates.
+
+    Args:
+        network: The student.
+        teacher: The target's rows of the draft vocabulary `[Vd, d]`.
+        candidates: What takes part, or None for all.
+    """
+
+    def __init__(
+        self, network: Eagle3Network, teacher: Tensor, candidates: Candidates | None
+    ) -> None:
+        self.network, self.candidates = network, candidates
+        self.rows = teacher if candidates is None else teacher[candidates.rows]
+
+    def teacher(self, hidden: Tensor) -> Tensor:
+        """The target's scores `[..., m]` of its final hidden states."""
+        bias = None if self.candidates is None else self.candidates.bias.to(hidden.dtype)
+        return F.linear(hidden, self.rows.to(hidden.dtype), bias)
+
+    def logits(self, out: Tensor) -> Tensor:
+        """The student's scores `[..., m]` of its layer outputs."""
+        if self.candidates is None:
+            return self.network.logits(out)
+        weight = self.network.lm_head.weight[self.candidates.rows]
+        return F.linear(self.network.norm(out), weight, self.candidates.bias)
+
+    def columns(self, labels: Tensor) -> Tensor:
+        """Where rows of the draft vocabulary stand among the scores; -1 stays -1."""
+        if self.candidates is None:
+            return labels
+        return torch.where(labels < 0, -1, self.candidates.column[labels])
+
+
+def _step_loss(logits: Tensor, teacher: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """Soft cross-entropy, and whether the top-1 token equals the text's, over usable rows."""
+    covered = label >= 0
+    soft = teacher[covered].float().softmax(-1)
+    losses = F.cross_entropy(logits[covered].float(), soft, reduction="none")
+    rows = max(1, label.shape[0])  # short texts have no rows at the last steps
+    return losses.sum() / rows, (logits.argmax(-1) == label).sum() / rows
 
 
 def _stack(own: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor] | None:

@@ -1,17 +1,30 @@
-"""What the target says about a batch of texts: taps and final hidden states, padded."""
+"""What the target says about a batch of texts: taps and final hidden states, padded.
+
+A pass of the target costs more than a pass of a drafter, and it says the same at every visit of a
+text. `FeatureCache` therefore keeps its answers on disk, one file per text, for all epochs and for
+every drafter that is trained on the same texts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from decoding.errors import DraftgymError
 from decoding.target import Target
 from decoding.transformer import NewRows
 from drafters.training.corpus import Text
+
+HIDDEN = "hidden"
 
 
 @dataclass(frozen=True)
@@ -38,20 +51,108 @@ class FeatureBatch:
         return int((self.lengths - self.prompt_lengths).sum())
 
 
+@dataclass(frozen=True)
+class TextFeatures:
+    """The target's answer to one text of n tokens.
+
+    Attributes:
+        taps: Concatenated taps `[n, k * d]`.
+        hidden: Final hidden states after the last norm `[n, d]`.
+    """
+
+    taps: Tensor
+    hidden: Tensor
+
+
 def target_features(
     target: Target, texts: Sequence[Text], tap_layers: Sequence[int]
 ) -> FeatureBatch:
     """Runs the target once over whole texts, all in one ragged pass."""
+    return pad_features(texts, run_target(target, texts, tap_layers))
+
+
+def run_target(
+    target: Target, texts: Sequence[Text], tap_layers: Sequence[int]
+) -> list[TextFeatures]:
+    """One ragged pass over whole texts."""
     decoder = target.decoder
     rows = [NewRows(decoder.new_cache(len(text.tokens)), text.tokens) for text in texts]
     outputs = decoder.forward(rows, tap_layers, with_logits=False)
     # Clones: autograd cannot save tensors that were made in inference mode.
-    taps = [output.taps.flatten(1).clone() for output in outputs]
-    hidden = [output.hidden.clone() for output in outputs]
+    return [TextFeatures(o.taps.flatten(1).clone(), o.hidden.clone()) for o in outputs]
+
+
+def pad_features(texts: Sequence[Text], features: Sequence[TextFeatures]) -> FeatureBatch:
+    """Puts the features of several texts into one padded batch."""
     return FeatureBatch(
         tokens=pad_sequence([text.tokens for text in texts], batch_first=True),
         lengths=torch.tensor([len(text.tokens) for text in texts]),
         prompt_lengths=torch.tensor([text.prompt_length for text in texts]),
-        taps=pad_sequence(taps, batch_first=True),
-        hidden=pad_sequence(hidden, batch_first=True),
+        taps=pad_sequence([item.taps for item in features], batch_first=True),
+        hidden=pad_sequence([item.hidden for item in features], batch_first=True),
     )
+
+
+class FeatureCache:
+    """Features on disk, filled as they are asked for. Several trainings may share a folder.
+
+    Stored in bfloat16: about `(layers + 1) * 2 * d` bytes a token.
+
+    Args:
+        folder: Where the files lie; None computes features anew each time.
+        target: The target.
+        layers: Layers to store, so that drafters with other taps find theirs in the same files.
+    """
+
+    def __init__(self, folder: Path | None, target: Target, layers: Iterable[int]) -> None:
+        self.target, self.layers = target, tuple(sorted(set(layers)))
+        self.folder = None
+        if folder is not None:
+            self.folder = folder / target.fingerprint
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise DraftgymError(
+                    f"cannot write to {folder}: {error.strerror}",
+                    "name another folder with --features",
+                ) from error
+
+    def batch(self, texts: Sequence[Text], tap_layers: Sequence[int]) -> FeatureBatch:
+        """Features of some texts; what the folder lacks is computed in one pass and stored."""
+        if self.folder is None:
+            return target_features(self.target, texts, tap_layers)
+        found = {index: self._read(text, tap_layers) for index, text in enumerate(texts)}
+        missing = [index for index, item in found.items() if item is None]
+        if missing:
+            layers = sorted({*self.layers, *tap_layers})
+            news = run_target(self.target, [texts[index] for index in missing], layers)
+            for index, item in zip(missing, news, strict=True):
+                self._write(texts[index], layers, item)
+                found[index] = self._read(texts[index], tap_layers)
+        return pad_features(texts, [item for item in found.values() if item is not None])
+
+    def _path(self, text: Text) -> Path:
+        assert self.folder is not None
+        name = hashlib.sha256(text.tokens.numpy().tobytes()).hexdigest()[:24]
+        return self.folder / f"{name}.safetensors"
+
+    def _read(self, text: Text, tap_layers: Sequence[int]) -> TextFeatures | None:
+        """The stored features; None if there are none, or none of a layer, or a damaged file."""
+        dtype = self.target.decoder.dtype
+        try:
+            with safe_open(self._path(text), "pt") as file:
+                taps = [file.get_tensor(str(layer)) for layer in tap_layers]
+                hidden = file.get_tensor(HIDDEN)
+        except (OSError, SafetensorError):
+            return None
+        joined = torch.cat(taps, dim=-1) if taps else hidden.new_empty(len(hidden), 0)
+        return TextFeatures(joined.to(dtype), hidden.to(dtype))
+
+    def _write(self, text: Text, layers: Sequence[int], features: TextFeatures) -> None:
+        parts = features.taps.to(torch.bfloat16).chunk(max(1, len(layers)), dim=-1)
+        tensors = {str(layer): part.clone() for layer, part in zip(layers, parts, strict=False)}
+        tensors[HIDDEN] = features.hidden.to(torch.bfloat16)
+        path = self._path(text)
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        save_file(tensors, partial)
+        partial.replace(path)

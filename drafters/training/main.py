@@ -13,7 +13,8 @@ from decoding.drafting import Drafter
 from decoding.errors import DraftgymError
 from decoding.provenance import check_run_folder, write_run_config
 from decoding.target import Target, load_target
-from drafters.checkpoint import load_drafter
+from drafters.checkpoint import default_dflash_taps, load_drafter
+from drafters.eagle3 import default_taps
 from drafters.training.build import (
     DFlashSettings,
     Eagle3Settings,
@@ -21,6 +22,7 @@ from drafters.training.build import (
     build_eagle3,
 )
 from drafters.training.corpus import LONGEST_TEXT, load_corpus
+from drafters.training.features import FeatureCache
 from drafters.training.objective import Objective
 from drafters.training.trainer import Trainer, TrainerConfig
 
@@ -36,6 +38,12 @@ class DrafterArgs:
     """Parquet file (or folder) of the target's responses: columns prompt, response."""
     run: Path
     """Run folder; resumed when it exists."""
+    hottest: float | None = None
+    """Leave out texts sampled at a higher temperature (column `temperature`); 0 keeps the greedy
+    ones. Default: all."""
+    features: Path | None = None
+    """Folder where the target's hidden states are kept for later visits and other drafters (8 KB a
+    token for the embedded target); default: the target runs at every visit."""
     target: str = "smollm2-135m"
     """Embedded target, Hugging Face folder, Hub id or .gguf file."""
     dtype: str = "auto"
@@ -83,7 +91,7 @@ def train(args: Eagle3Args | DFlashArgs, measure: MeasureDrafter | None = None) 
     target = load_target(args.target, args.dtype, args.threads)
     print(f"target {target.name}: {target.precision}")
     longest = min(LONGEST_TEXT, target.context_limit - LONGEST_DRAFT)
-    corpus = load_corpus(args.corpus, target.vocab_size, longest)
+    corpus = load_corpus(args.corpus, target.vocab_size, longest, hottest=args.hottest)
     print(f"corpus: {len(corpus.train)} texts, {corpus.response_tokens} response tokens")
     objective: Objective[Any]
     if isinstance(args, Eagle3Args):
@@ -95,7 +103,12 @@ def train(args: Eagle3Args | DFlashArgs, measure: MeasureDrafter | None = None) 
         return measure(target, load_drafter(folder, target)) if measure is not None else {}
 
     write_run_config(args.run, args, target)
-    trainer = Trainer(objective, target, corpus, args.run, args.trainer, measure_folder)
+    layers = {
+        *default_taps(target.decoder.shape.layers),
+        *default_dflash_taps(target.decoder.shape.layers),
+    }
+    features = FeatureCache(args.features, target, {*layers, *objective.tap_layers})
+    trainer = Trainer(objective, target, corpus, args.run, args.trainer, measure_folder, features)
     trainer.run()
     print(f"checkpoint: {trainer.checkpoint}")
     return trainer.checkpoint
@@ -109,7 +122,7 @@ def _check_args(args: Eagle3Args | DFlashArgs) -> None:
         )
     if args.trainer.batch_size < 1:
         raise DraftgymError("--trainer.batch-size is below one", "train on at least one text")
-    if isinstance(args, DFlashArgs) and args.drafter.block_size < 2:
+    if isinstance(args, DFlashArgs) and (args.drafter.block_size or 2) < 2:
         raise DraftgymError(
             f"--drafter.block-size is {args.drafter.block_size}",
             "a block is the anchor and at least one mask: use 2 or more",

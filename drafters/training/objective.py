@@ -42,10 +42,11 @@ class Objective(ABC, Generic[Network]):
     tap_layers: tuple[int, ...]
 
     @abstractmethod
-    def __call__(self, batch: FeatureBatch, seed: int = 0) -> ObjectiveOutput:
+    def __call__(self, batch: FeatureBatch, seed: int | None = None) -> ObjectiveOutput:
         """Loss and agreement on one batch.
 
         Args:
             batch: Features of some texts.
             seed: Seed of whatever is drawn, so that a resumed run draws what it would have drawn.
+                None for validation: the whole vocabulary takes part, and draws are always the same.
         """

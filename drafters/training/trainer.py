@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,8 +24,9 @@ from decoding.errors import DraftgymError
 from decoding.target import Target
 from drafters.checkpoint import save_checkpoint
 from drafters.training.corpus import Corpus, Text
-from drafters.training.features import target_features
+from drafters.training.features import FeatureCache
 from drafters.training.objective import Objective
+from drafters.training.throughput import count_flops, matmul_peak
 
 Measure = Callable[[Path], dict[str, float]]
 """Live measurement of a checkpoint folder: metric name to value."""
@@ -65,6 +65,7 @@ class Progress:
     updates: int = 0
     seconds: float = 0.0
     response_tokens: int = 0
+    tera_flops: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -91,6 +92,7 @@ class Trainer:
         folder: Run folder; resumed when it holds `state.pt`.
         config: Knobs.
         measure: Live measurement of a checkpoint on held-out prompts.
+        features: Where the target's features come from; default: computed at every visit.
     """
 
     def __init__(
@@ -101,9 +103,12 @@ class Trainer:
         folder: Path,
         config: TrainerConfig,
         measure: Measure | None = None,
+        features: FeatureCache | None = None,
     ) -> None:
         self.objective, self.target, self.corpus = objective, target, corpus
         self.folder, self.config, self.measure = folder, config, measure
+        self.features = features or FeatureCache(None, target, ())
+        self.peak = matmul_peak()
         self.progress = Progress()
         self.optimizer = torch.optim.AdamW(
             objective.network.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0
@@ -147,31 +152,41 @@ class Trainer:
 
     def _update(self, texts: Sequence[Text]) -> dict[str, str]:
         """One optimiser step; returns what the progress bar shows."""
-        start = time.perf_counter()
-        lr = learning_rate(self.config, self.progress.seconds / (self.config.minutes * 60))
+        progress = self.progress
+        lr = learning_rate(self.config, progress.seconds / (self.config.minutes * 60))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        loss, agreement, tokens = self._loss(texts, seed=self.progress.updates + 1)
-        value = float(loss.detach())
-        self._require_finite("loss", value)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.objective.network.parameters(), self.config.clip)
-        self._require_finite("gradient", float(norm))  # before it can spoil the weights
-        self.optimizer.step()
-        seconds = time.perf_counter() - start
-        progress = self.progress
+        with count_flops() as rate:
+            loss, agreement, tokens = self._loss(texts, seed=progress.updates + 1)
+            value = float(loss.detach())
+            self._require_finite("loss", value)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            parameters = self.objective.network.parameters()
+            norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.clip)
+            self._require_finite("gradient", float(norm))  # before it can spoil the weights
+            self.optimizer.step()
         progress.updates += 1
-        progress.seconds += seconds
+        progress.seconds += rate.seconds
         progress.response_tokens += tokens
+        progress.tera_flops += rate.flops / 1e12
         if progress.updates % 10 == 0:
-            step = progress.updates
-            self.writer.add_scalar("losses/train", value, step)
-            self.writer.add_scalar("losses/gradient_norm", float(norm), step)
-            self.writer.add_scalar("charts/learning_rate", lr, step)
-            self.writer.add_scalar("charts/tokens_per_second", tokens / seconds, step)
+            self._write_scalars(
+                {
+                    "losses/train": value,
+                    "losses/gradient_norm": float(norm),
+                    "charts/learning_rate": lr,
+                    "charts/tokens_per_second": tokens / rate.seconds,
+                    "charts/gflops": rate.gflops,
+                    "charts/share_of_matmul_peak": rate.gflops / self.peak,
+                }
+            )
             self._write_positions("agreement/train", agreement)
         return {"loss": f"{value:.3f}", "top1": f"{agreement[0]:.2f}"}
+
+    def _write_scalars(self, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, self.progress.updates)
 
     def _require_finite(self, what: str, value: float) -> None:
         if not math.isfinite(value):
@@ -180,8 +195,10 @@ class Trainer:
                 f"lower --trainer.lr; {self.folder} holds the last good state",
             )
 
-    def _loss(self, texts: Sequence[Text], seed: int = 0) -> tuple[Tensor, list[float], int]:
-        batch = target_features(self.target, texts, self.objective.tap_layers)
+    def _loss(
+        self, texts: Sequence[Text], seed: int | None = None
+    ) -> tuple[Tensor, list[float], int]:
+        batch = self.features.batch(texts, self.objective.tap_layers)
         low = self.target.decoder.dtype == torch.bfloat16
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
             output = self.objective(batch, seed)
@@ -227,6 +244,9 @@ class Trainer:
             "updates": progress.updates,
             "minutes": round(progress.seconds / 60, 2),
             "response_tokens": progress.response_tokens,
+            "tokens_per_second": round(progress.response_tokens / max(progress.seconds, 1e-9), 1),
+            "gflops": round(1000 * progress.tera_flops / max(progress.seconds, 1e-9), 1),
+            "matmul_peak_gflops": round(self.peak, 1),
         }
         progress.history.append(where | entry)
         with (self.folder / "metrics.jsonl").open("a") as file:

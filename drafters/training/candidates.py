@@ -1,0 +1,72 @@
+"""Softmax over a sample of the vocabulary: what makes training on a large vocabulary affordable.
+
+A language-model head over all V tokens costs as much as the rest of a small drafter. A batch needs
+only some of its rows: the tokens that occur in it, the most frequent ones, and a random sample that
+stands for all others. Each sampled row's score gets `log(rest / sampled)` added, so that a sum over
+the sample estimates the sum over the rest; teacher and student are corrected alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Rows of a head that take part in one batch.
+
+    Attributes:
+        rows: Ascending row numbers `[m]`.
+        bias: What is added to the scores of these rows `[m]`.
+        column: For every row of the head its place in `rows`, -1 if it has none, `[V]`.
+    """
+
+    rows: Tensor
+    bias: Tensor
+    column: Tensor
+
+
+class CandidateSampler:
+    """Draws the candidates of a batch.
+
+    Args:
+        vocab: Rows of the head, V.
+        frequent: Rows that always take part (ids).
+        others: Further rows drawn at random per batch; 0 takes every row, always.
+    """
+
+    def __init__(self, vocab: int, frequent: Tensor, others: int) -> None:
+        self.vocab, self.frequent, self.others = vocab, frequent, others
+
+    def draw(self, present: Tensor, seed: int) -> Candidates:
+        """Candidates for a batch.
+
+        Args:
+            present: Rows that must take part (any shape; negative ones are ignored).
+            seed: Seed of the draw.
+        """
+        chosen = torch.zeros(self.vocab, dtype=torch.bool)
+        chosen[self.frequent] = True
+        chosen[present[present >= 0]] = True
+        rest = (~chosen).nonzero()[:, 0]
+        if self.others and len(rest) > self.others:
+            generator = torch.Generator().manual_seed(seed)
+            drawn = rest[torch.randperm(len(rest), generator=generator)[: self.others]]
+        else:
+            drawn = rest
+        bias = torch.zeros(self.vocab)
+        if len(drawn):
+            bias[drawn] = torch.log(torch.tensor(len(rest) / len(drawn)))
+        chosen[drawn] = True
+        rows = chosen.nonzero()[:, 0]
+        column = torch.full((self.vocab,), -1)
+        column[rows] = torch.arange(len(rows))
+        return Candidates(rows, bias[rows], column)
+
+
+def draw(sampler: CandidateSampler | None, present: Tensor, seed: int | None) -> Candidates | None:
+    """The candidates of a training batch; None (all rows) without a sampler or for validation."""
+    return None if sampler is None or seed is None else sampler.draw(present, seed)
