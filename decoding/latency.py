@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from decoding.arms import Arm
-from decoding.drafting import Drafter
+from decoding.drafting import Drafter, DraftShape
 from decoding.embedded import cache_folder
 from decoding.errors import DraftgymError
 from decoding.session import Session
@@ -253,7 +253,7 @@ def _pass(session: Session, rows: int) -> Callable[[], object]:
 
 
 def _draft(session: Session, drafter: Drafter, length: int) -> Callable[[], object]:
-    return lambda: drafter.propose(session.state_of(drafter), session, length)
+    return lambda: drafter.propose(session.state_of(drafter), session, DraftShape(length))
 
 
 def _catch_up_curve(

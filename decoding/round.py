@@ -139,14 +139,14 @@ class _Draft:
 
 def _draft(session: Session, arm: Arm) -> _Draft:
     """Catches the arm's drafter up, then lets it propose."""
-    length = min(arm.length, session.remaining - 1)  # the target adds one token by itself
-    if not arm.drafts or length < 1:
+    shape = arm.shape.cut(session.remaining - 1)  # the target adds one token by itself
+    if not arm.drafts or shape.depth < 1:
         return _Draft(Proposal.empty())
     drafter = session.drafters[arm.drafter]
     state = session.state_of(drafter)
     start = time.perf_counter()
     caught_up = drafter.catch_up(state, session)
     caught = time.perf_counter()
-    proposal = drafter.propose(state, session, length)
+    proposal = drafter.propose(state, session, shape)
     end = time.perf_counter()
     return _Draft(proposal, caught_up, caught - start, end - caught)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from decoding.cache import KVCache
-from decoding.drafting import DraftContext, Drafter
+from decoding.drafting import DraftContext, Drafter, DraftShape
 from decoding.layers import attend
 from decoding.proposal import Proposal
 from drafters.modules import DraftLayer, RMSNorm, rotary_table
@@ -169,8 +169,8 @@ class DFlashDrafter(Drafter):
         return stop - start
 
     @torch.inference_mode()
-    def propose(self, state: DFlashState, context: DraftContext, length: int) -> Proposal:
-        """One pass over the anchor and `length` masks.
+    def propose(self, state: DFlashState, context: DraftContext, shape: DraftShape) -> Proposal:
+        """One pass over the anchor and the masks behind it.
 
         The block always has its trained width: a shorter draft is its beginning, so that a draft
         length changes what is verified and never what is proposed.
@@ -187,6 +187,6 @@ class DFlashDrafter(Drafter):
             keys, values = state.cache.write(index, *keys_values)
             queries = layer.self_attn.queries(normed, cos_sin)
             x = layer.finish(x, attend(queries, keys, values, None))
-        logits = F.linear(self.network.norm(x[1 : length + 1]), self.head).float()
-        positions = list(range(anchor + 1, anchor + 1 + length))
+        logits = F.linear(self.network.norm(x[1 : shape.depth + 1]), self.head).float()
+        positions = list(range(anchor + 1, anchor + 1 + shape.depth))
         return Proposal.chain(*context.rule.draft(logits, positions, self.draft_ids))

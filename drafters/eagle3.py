@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from decoding.cache import KVCache
-from decoding.drafting import DraftContext, Drafter
+from decoding.drafting import DraftContext, Drafter, DraftShape
 from decoding.layers import attend
 from decoding.proposal import Proposal
 from drafters.modules import DraftLayer, RMSNorm, rotary_table
@@ -160,12 +160,12 @@ class Eagle3Drafter(Drafter):
         return stop - start
 
     @torch.inference_mode()
-    def propose(self, state: Eagle3State, context: DraftContext, length: int) -> Proposal:
+    def propose(self, state: Eagle3State, context: DraftContext, shape: DraftShape) -> Proposal:
         """Runs the newest position in full, then feeds the head its own output and tokens."""
         newest, committed = context.tokens.shape[0] - 2, state.cache.length
         pair, feature = self._pair(context, newest, newest + 1)
         tokens, logprobs, probs = [], [], []
-        for step in range(length):
+        for step in range(shape.depth):
             out = self._step(state.cache, pair, feature, newest + step)
             logits = self.network.logits(out).float()
             token, logprob, prob = context.rule.draft(logits, [newest + step + 2], self.draft_ids)
