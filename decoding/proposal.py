@@ -60,6 +60,11 @@ class Proposal:
         """Whether every node hangs below the node before it."""
         return bool((self.parents == torch.arange(-1, len(self) - 1)).all())
 
+    @property
+    def depth(self) -> int:
+        """Tokens on the longest path."""
+        return len(self) if self.is_chain else int(self.depths().max())
+
     def depths(self) -> Tensor:
         """Distance of each node from the anchor, shape `[n]`; the anchor's children have 1."""
         depths: list[int] = []

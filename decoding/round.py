@@ -40,6 +40,7 @@ class RoundRecord:
         arm: What was chosen.
         context: Positions in the target's cache when the round began.
         drafted: Proposed token ids.
+        depth: Tokens on the longest proposed path; as many as drafted where it is a chain.
         accepted: How many drafted tokens the target accepted (none behind a stop token).
         committed: Token ids added to the text (accepted ones and the target's own, unless the text
             ended before it).
@@ -52,6 +53,7 @@ class RoundRecord:
     arm: Arm
     context: int
     drafted: list[int]
+    depth: int
     accepted: int
     committed: list[int]
     caught_up: int
@@ -94,6 +96,7 @@ def play_rounds(
                 arm,
                 context,
                 draft.proposal.tokens.tolist(),
+                draft.proposal.depth,
                 min(len(verdict.path), len(committed)),
                 committed,
                 draft.caught_up,
