@@ -15,8 +15,9 @@ from stable_baselines3.common.monitor import Monitor
 from agents.callbacks import DecodingMetrics, SaveRun, StopAfter
 from agents.hyperparameters import RouterPPO
 from agents.network import deployable_network, policy_kwargs
+from decoding.calibration import load_cost_model
 from decoding.errors import DraftgymError
-from decoding.latency import load_cost_model, write_cost_model
+from decoding.latency import write_cost_model
 from decoding.provenance import (
     check_run_folder,
     command_line,

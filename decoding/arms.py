@@ -1,4 +1,4 @@
-"""Arms: what a policy chooses from, each a drafter with a draft length."""
+"""Arms: what a policy chooses from, each a drafter with a draft length or the shape of a tree."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from decoding.drafting import Drafter
+from decoding.drafting import Drafter, DraftShape
 from decoding.errors import DraftgymError
 
 PLAIN = "plain"
@@ -18,11 +18,18 @@ class Arm:
 
     Attributes:
         drafter: Name of the drafter; `plain` drafts nothing.
-        length: Most tokens to draft.
+        length: Most tokens to draft on one path.
+        nodes: Most tokens of a tree (the anchor is not counted); None drafts a chain.
     """
 
     drafter: str
     length: int
+    nodes: int | None = None
+
+    @property
+    def shape(self) -> DraftShape:
+        """How much the drafter is asked for."""
+        return DraftShape(self.length, self.nodes)
 
     @property
     def drafts(self) -> bool:
@@ -30,28 +37,50 @@ class Arm:
         return self.drafter != PLAIN and self.length > 0
 
     def __str__(self) -> str:
-        return f"{self.drafter}:{self.length}" if self.drafts else PLAIN
+        if not self.drafts:
+            return PLAIN
+        return f"{self.drafter}:{self.length}" + (f"x{self.nodes}" if self.nodes else "")
 
 
 DEFAULT_LENGTHS = {"eagle3": 3, "dflash": 3, "ngram": 8}
 
 
 def parse_arm(text: str) -> Arm:
-    """Reads `plain`, `eagle3` (default length) or `eagle3:4`.
+    """Reads an arm as users write it.
+
+    `plain` drafts nothing, `eagle3` a chain of default length, `eagle3:4` a chain of 4 tokens and
+    `eagle3:5x16` a tree of at most 16 tokens, at most 5 deep.
 
     Raises:
-        DraftgymError: The length is not a positive number.
+        DraftgymError: A number is missing or not positive, or the tree has fewer nodes than levels.
     """
-    name, _, length = text.strip().partition(":")
+    name, _, size = text.strip().partition(":")
     if name == PLAIN:
         return Arm(PLAIN, 0)
-    if not length:
+    if not size:
         return Arm(name, DEFAULT_LENGTHS.get(name, 4))
-    if not length.isdecimal() or int(length) < 1:
+    length, cross, nodes = size.partition("x")
+    if not _is_count(length):
         raise DraftgymError(
             f"arm {text!r} has draft length {length!r}", "write a positive number, as in eagle3:4"
         )
-    return Arm(name, int(length))
+    if not cross:
+        return Arm(name, int(length))
+    if not _is_count(nodes):
+        raise DraftgymError(
+            f"arm {text!r} has node budget {nodes!r}",
+            "write depth x nodes, both positive, as in eagle3:5x16",
+        )
+    if int(nodes) < int(length):
+        raise DraftgymError(
+            f"arm {text!r} is a tree of {int(nodes)} nodes, which cannot be {int(length)} deep",
+            f"give it {int(length)} nodes or more, or write {name}:{int(nodes)}x{int(nodes)}",
+        )
+    return Arm(name, int(length), int(nodes))
+
+
+def _is_count(text: str) -> bool:
+    return text.isdecimal() and int(text) >= 1
 
 
 def check_arms(arms: Iterable[Arm], drafters: Mapping[str, Drafter]) -> None:
@@ -72,6 +101,21 @@ def check_arms(arms: Iterable[Arm], drafters: Mapping[str, Drafter]) -> None:
                 f"arm {str(arm)!r} drafts more than {arm.drafter} can",
                 f"use a length of at most {drafter.max_draft_length}",
             )
+        if arm.nodes is not None:
+            _check_tree(arm, arm.nodes, drafter)
+
+
+def _check_tree(arm: Arm, nodes: int, drafter: Drafter) -> None:
+    if not drafter.max_tree_nodes:
+        raise DraftgymError(
+            f"arm {str(arm)!r} asks for a tree, but {arm.drafter} drafts chains only",
+            f"write {arm.drafter}:{arm.length}, or give the tree to another drafter",
+        )
+    if nodes > drafter.max_tree_nodes:
+        raise DraftgymError(
+            f"arm {str(arm)!r} has more nodes than {arm.drafter} can draft",
+            f"use at most {drafter.max_tree_nodes} nodes",
+        )
 
 
 def default_arms(drafters: Mapping[str, Drafter]) -> tuple[Arm, ...]:

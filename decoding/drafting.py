@@ -11,12 +11,43 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from decoding.proposal import Proposal
 from decoding.verification import VerificationRule
+
+MAX_TREE_NODES = 64
+"""Largest node budget of any drafter; sessions and the cost model reserve and measure up to it."""
+
+
+@dataclass(frozen=True)
+class DraftShape:
+    """How much to draft after the anchor.
+
+    Attributes:
+        depth: Most tokens on one path; for a chain its length.
+        nodes: Most tokens in all (the anchor is not counted); None asks for a chain.
+    """
+
+    depth: int
+    nodes: int | None = None
+
+    @property
+    def is_tree(self) -> bool:
+        """Whether branches are asked for."""
+        return self.nodes is not None
+
+    @property
+    def budget(self) -> int:
+        """Most tokens in all."""
+        return self.depth if self.nodes is None else self.nodes
+
+    def cut(self, depth: int) -> DraftShape:
+        """The same shape, at most `depth` deep."""
+        return self if depth >= self.depth else replace(self, depth=depth)
 
 
 class DraftContext(Protocol):
@@ -43,12 +74,14 @@ class Drafter(ABC):
         name: How arms and tables call it.
         tap_layers: 0-based target layers whose output it reads.
         max_draft_length: Most tokens (on one path) it can propose.
+        max_tree_nodes: Most nodes of a tree it can propose; 0 where it draws chains only.
         needs_target: Fingerprint of the target it was trained for; None fits any.
     """
 
     name: str
     tap_layers: tuple[int, ...] = ()
     max_draft_length: int
+    max_tree_nodes: int = 0
     needs_target: str | None = None
 
     @abstractmethod
@@ -60,9 +93,10 @@ class Drafter(ABC):
         """Extends `state` to all committed positions; returns how many were new."""
 
     @abstractmethod
-    def propose(self, state: Any, context: DraftContext, length: int) -> Proposal:
-        """Drafts up to `length` tokens after the anchor. The state must be caught up.
+    def propose(self, state: Any, context: DraftContext, shape: DraftShape) -> Proposal:
+        """Drafts up to `shape` tokens after the anchor. The state must be caught up.
 
-        The result's `draft_probs` and tokens follow `context.rule.draft`, so that proposals agree
-        with the target's sampling noise under `coupled` and are sampled under `rejection`.
+        The tokens (and `draft_probs`) of a chain come from `context.rule.draft`, so that proposals
+        agree with the target's sampling noise under `coupled` and are sampled under `rejection`.
+        Those of a tree are the best of `context.rule.candidates`, never sampled.
         """

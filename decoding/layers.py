@@ -87,6 +87,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     return out.view(groups, share, n, dim).permute(2, 0, 1, 3).reshape(n, heads * dim)
 
 
-def additive_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """Turns a boolean mask (True = may see) into an additive one."""
-    return torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, float("-inf"))
+def additive_mask(visible: Tensor, keys: int, dtype: torch.dtype) -> Tensor:
+    """Turns a boolean mask over the newest keys into an additive one over all.
+
+    Args:
+        visible: True = may see, `[n, m]`; about the last m keys.
+        keys: All keys; every row sees those before the last m.
+        dtype: Dtype of the queries.
+
+    Returns:
+        `[n, keys]`.
+    """
+    mask = torch.zeros(visible.shape[0], keys, dtype=dtype)
+    mask[:, keys - visible.shape[1] :].masked_fill_(~visible, float("-inf"))
+    return mask

@@ -91,6 +91,13 @@ class RejectionRule(VerificationRule):
             full[:, vocab.to(full.device)] = probs
         return *chosen_tokens(logits, ids, vocab), full
 
+    def ranking(
+        self, logits: Tensor, positions: Sequence[int], vocab: Tensor | None = None
+    ) -> Tensor:
+        """Logits / T, as a child is accepted with its share of softmax(target's logits / T)."""
+        check_draft(logits, vocab, self.vocab_size)
+        return logits.float() / self.temperature
+
     def verify(
         self, proposal: Proposal, logits: Tensor, position: int, with_margins: bool = False
     ) -> Verdict:

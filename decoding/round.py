@@ -40,6 +40,7 @@ class RoundRecord:
         arm: What was chosen.
         context: Positions in the target's cache when the round began.
         drafted: Proposed token ids.
+        depth: Tokens on the longest proposed path; as many as drafted where it is a chain.
         accepted: How many drafted tokens the target accepted (none behind a stop token).
         committed: Token ids added to the text (accepted ones and the target's own, unless the text
             ended before it).
@@ -52,6 +53,7 @@ class RoundRecord:
     arm: Arm
     context: int
     drafted: list[int]
+    depth: int
     accepted: int
     committed: list[int]
     caught_up: int
@@ -94,6 +96,7 @@ def play_rounds(
                 arm,
                 context,
                 draft.proposal.tokens.tolist(),
+                draft.proposal.depth,
                 min(len(verdict.path), len(committed)),
                 committed,
                 draft.caught_up,
@@ -139,14 +142,14 @@ class _Draft:
 
 def _draft(session: Session, arm: Arm) -> _Draft:
     """Catches the arm's drafter up, then lets it propose."""
-    length = min(arm.length, session.remaining - 1)  # the target adds one token by itself
-    if not arm.drafts or length < 1:
+    shape = arm.shape.cut(session.remaining - 1)  # the target adds one token by itself
+    if not arm.drafts or shape.depth < 1:
         return _Draft(Proposal.empty())
     drafter = session.drafters[arm.drafter]
     state = session.state_of(drafter)
     start = time.perf_counter()
     caught_up = drafter.catch_up(state, session)
     caught = time.perf_counter()
-    proposal = drafter.propose(state, session, length)
+    proposal = drafter.propose(state, session, shape)
     end = time.perf_counter()
     return _Draft(proposal, caught_up, caught - start, end - caught)

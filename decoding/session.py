@@ -44,7 +44,8 @@ class Session:
         rule: Verification rule.
         max_new_tokens: Tokens to write at most.
         drafters: Drafters that may be used, by name; their taps are recorded.
-        capacity: Positions to reserve; by default what the request can need.
+        capacity: Positions to reserve; by default what the request can need. The target's cache
+            gets more rows than that where a drafter draws trees: nodes share positions, not rows.
 
     Raises:
         DraftgymError: Empty prompt, or a prompt that does not fit.
@@ -66,7 +67,8 @@ class Session:
         self.target, self.rule, self.drafters = target, rule, drafters
         self.max_new_tokens = max_new_tokens
         self.prompt_length = len(prompt)
-        self.cache = target.decoder.new_cache(self.capacity)
+        widest = max((drafter.max_tree_nodes for drafter in drafters.values()), default=0)
+        self.cache = target.decoder.new_cache(self.capacity + max(0, widest - longest))
         self.tap_layers = tuple(
             sorted({layer for drafter in drafters.values() for layer in drafter.tap_layers})
         )

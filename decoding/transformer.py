@@ -58,8 +58,9 @@ class NewRows:
         cache: The sequence's cache; its `length` is where the new rows begin.
         tokens: Token ids `[n]`.
         positions: Absolute positions `[n]`, or None for consecutive ones.
-        visible: Who sees whom among the new rows, bool `[n, n]`, or None for causal. All of them
-            see every cached position.
+        visible: Who sees whom among the newest keys, bool `[n, m]`, or None for causal new rows.
+            The last n of the m keys are the new rows; any before are the newest cached ones (a tree
+            that grows by levels). All new rows see every other cached position.
         logits_from: Logits are computed for rows from this one on (prefill needs only the last).
     """
 
@@ -180,11 +181,10 @@ class Decoder:
     def _mask(self, rows: NewRows) -> Tensor | None:
         """Additive mask `[n, length + n]` of one sequence; None when nothing is hidden."""
         n = rows.tokens.shape[0]
-        if n == 1:
+        if rows.visible is None and n == 1:
             return None
         visible = rows.visible if rows.visible is not None else torch.ones(n, n).tril().bool()
-        past = torch.ones(n, rows.cache.length, dtype=torch.bool)
-        return additive_mask(torch.cat([past, visible], dim=1), self.dtype)
+        return additive_mask(visible, rows.cache.length + n, self.dtype)
 
     def _outputs(
         self,

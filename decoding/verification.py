@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from decoding.errors import DraftgymError
@@ -20,6 +21,21 @@ from decoding.proposal import Proposal
 
 Drafted = tuple[Tensor, Tensor, Tensor | None]
 """Token ids `[n]`, log-probabilities `[n]`, draft distributions `[n, vocab]` or None."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The best few tokens after each of several prefixes, from which trees are drawn.
+
+    Attributes:
+        tokens: Ids in the target's vocabulary, best first `[n, k]`.
+        logprobs: Log-probability that the drafter gives each, at temperature 1 `[n, k]`.
+        scores: How likely the rule is to commit each, as a log-probability `[n, k]`, at most 0.
+    """
+
+    tokens: Tensor
+    logprobs: Tensor
+    scores: Tensor
 
 
 @dataclass(frozen=True)
@@ -66,6 +82,47 @@ class VerificationRule(ABC):
             softmax(logits), at temperature 1, `[n]`; the distributions that they were sampled from
             over the target's vocabulary `[n, vocab]`, or None if they were not sampled.
         """
+
+    def ranking(
+        self, logits: Tensor, positions: Sequence[int], vocab: Tensor | None = None
+    ) -> Tensor:
+        """What a tree's tokens are ranked by: float32 `[n, draft_vocab]`; arguments as `draft`.
+
+        softmax(ranking) is the chance that the target picks each token if its own scores differ
+        from these by independent Gumbel errors. That is the drafter's distribution itself for
+        sampling, and a fair guess at how sure an argmax is.
+        """
+        return logits.float()
+
+    def candidates(
+        self, logits: Tensor, positions: Sequence[int], count: int, vocab: Tensor | None = None
+    ) -> Candidates:
+        """The `count` best tokens of each row (all of them in a smaller draft vocabulary).
+
+        They are a function of the logits, never sampled: a tree of sampled tokens would need
+        another verification. Where `draft` does not sample, the first one is its pick.
+
+        Args:
+            logits: Draft logits `[n, draft_vocab]`.
+            positions: Absolute position of each token being drafted, length n.
+            count: How many per row.
+            vocab: Target id of each row of the draft vocabulary; None if they are the same.
+
+        Raises:
+            DraftgymError: A row holds NaN.
+        """
+        ranking = self.ranking(logits, positions, vocab)
+        first = ranking.argmax(-1, keepdim=True)
+        rows = ranking.topk(min(count, ranking.shape[-1])).indices
+        # Of equal scores, argmax and topk may take different ones first; argmax decides.
+        rows = torch.cat([first, rows.where(rows != first, rows[:, :1])[:, 1:]], dim=1)
+        scores = ranking.gather(-1, rows) - ranking.logsumexp(-1, keepdim=True)
+        check_finite(float(scores[:, 0].sum()), "drafter")
+        logprobs = logits.float().gather(-1, rows) - logits.float().logsumexp(-1, keepdim=True)
+        # Rounding may lift a sure token above 0, but no child may outrank its parent.
+        return Candidates(
+            rows if vocab is None else vocab.to(rows.device)[rows], logprobs, scores.clamp(max=0)
+        )
 
     @abstractmethod
     def verify(
@@ -136,11 +193,23 @@ class CoupledRule(VerificationRule):
         self, logits: Tensor, positions: Sequence[int], vocab: Tensor | None = None
     ) -> Drafted:
         """Argmax with the target's noise; see `VerificationRule.draft`."""
+        choices = self.ranking(logits, positions, vocab).argmax(-1)
+        return *chosen_tokens(logits, choices, vocab), None
+
+    def ranking(
+        self, logits: Tensor, positions: Sequence[int], vocab: Tensor | None = None
+    ) -> Tensor:
+        """Logits / T plus the target's noise; see `VerificationRule.ranking`.
+
+        The target's choice is the argmax of *its* logits / T plus the same noise, so what is left
+        to guess is only how far the logits differ.
+        """
         check_draft(logits, vocab, self.noise.vocab_size)
-        noise = self.noise.rows(positions, logits.device)
+        shared = positions[:1] if len(set(positions)) == 1 else positions  # one level of a tree
+        noise = self.noise.rows(shared, logits.device)
         # Draft rows without a map are the first target ids (some models pad their vocabulary).
         noise = noise[:, : logits.shape[1]] if vocab is None else noise[:, vocab.to(noise.device)]
-        return *chosen_tokens(logits, self._scores(logits, noise).argmax(-1), vocab), None
+        return self._scores(logits, noise)
 
     def verify(
         self, proposal: Proposal, logits: Tensor, position: int, with_margins: bool = False

@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from decoding.cache import KVCache
-from decoding.drafting import DraftContext, Drafter
+from decoding.drafting import MAX_TREE_NODES, DraftContext, Drafter, DraftShape
 from decoding.layers import attend
 from decoding.proposal import Proposal
 from drafters.modules import DraftLayer, RMSNorm, rotary_table
+from drafters.tree import best_first_tree
 from drafters.vocabulary import from_d2t, to_maps
 
 
@@ -116,7 +117,7 @@ class DFlashState:
 
 
 class DFlashDrafter(Drafter):
-    """Drafts a chain of up to `block_size - 1` tokens in one pass.
+    """Drafts a chain of up to `block_size - 1` tokens, or a tree as deep, in one pass.
 
     Args:
         network: The trained drafter, in the target's dtype.
@@ -140,6 +141,7 @@ class DFlashDrafter(Drafter):
         self.needs_target = needs_target
         self.tap_layers = config.tap_layers
         self.max_draft_length = config.block_size - 1
+        self.max_tree_nodes = MAX_TREE_NODES
         self.dtype = network.fc.weight.dtype
         self.embedding = embedding
         full = config.draft_vocab_size == config.vocab_size
@@ -169,8 +171,8 @@ class DFlashDrafter(Drafter):
         return stop - start
 
     @torch.inference_mode()
-    def propose(self, state: DFlashState, context: DraftContext, length: int) -> Proposal:
-        """One pass over the anchor and `length` masks.
+    def propose(self, state: DFlashState, context: DraftContext, shape: DraftShape) -> Proposal:
+        """One pass over the anchor and the masks behind it.
 
         The block always has its trained width: a shorter draft is its beginning, so that a draft
         length changes what is verified and never what is proposed.
@@ -187,6 +189,9 @@ class DFlashDrafter(Drafter):
             keys, values = state.cache.write(index, *keys_values)
             queries = layer.self_attn.queries(normed, cos_sin)
             x = layer.finish(x, attend(queries, keys, values, None))
-        logits = F.linear(self.network.norm(x[1 : length + 1]), self.head).float()
-        positions = list(range(anchor + 1, anchor + 1 + length))
+        logits = F.linear(self.network.norm(x[1 : shape.depth + 1]), self.head).float()
+        positions = list(range(anchor + 1, anchor + 1 + shape.depth))
+        if shape.is_tree:
+            levels = context.rule.candidates(logits, positions, shape.budget, self.draft_ids)
+            return best_first_tree(shape, levels)
         return Proposal.chain(*context.rule.draft(logits, positions, self.draft_ids))

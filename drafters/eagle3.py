@@ -16,10 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from decoding.cache import KVCache
-from decoding.drafting import DraftContext, Drafter
-from decoding.layers import attend
+from decoding.drafting import MAX_TREE_NODES, DraftContext, Drafter, DraftShape
+from decoding.layers import additive_mask, attend
 from decoding.proposal import Proposal
+from decoding.verification import Candidates
 from drafters.modules import DraftLayer, RMSNorm, rotary_table
+from drafters.tree import Frontier, children_per_node, grow_tree, scratch_rows
 from drafters.vocabulary import from_d2t, to_maps
 
 
@@ -110,7 +112,7 @@ class Eagle3State:
 
 
 class Eagle3Drafter(Drafter):
-    """Drafts a chain, one token per step.
+    """Drafts a chain one token per step, or a tree one level per step.
 
     Args:
         network: The trained head, in the target's dtype.
@@ -133,6 +135,7 @@ class Eagle3Drafter(Drafter):
         self.needs_target = needs_target
         self.tap_layers = config.tap_layers
         self.max_draft_length = 16
+        self.max_tree_nodes = MAX_TREE_NODES
         self.dtype = network.fc.weight.dtype
         self.draft_ids = from_d2t(network.d2t)
         limit = config.max_position_embeddings
@@ -141,7 +144,7 @@ class Eagle3Drafter(Drafter):
     def new_state(self, capacity: int) -> Eagle3State:
         """An empty one-layer cache, with room for a draft behind the committed positions."""
         config = self.network.config
-        room = capacity + self.max_draft_length
+        room = capacity + 1 + scratch_rows(self.max_draft_length)
         return Eagle3State(
             KVCache(1, config.num_key_value_heads, room, config.head_dim, self.dtype)
         )
@@ -160,12 +163,14 @@ class Eagle3Drafter(Drafter):
         return stop - start
 
     @torch.inference_mode()
-    def propose(self, state: Eagle3State, context: DraftContext, length: int) -> Proposal:
+    def propose(self, state: Eagle3State, context: DraftContext, shape: DraftShape) -> Proposal:
         """Runs the newest position in full, then feeds the head its own output and tokens."""
+        if shape.is_tree:
+            return self._propose_tree(state.cache, context, shape)
         newest, committed = context.tokens.shape[0] - 2, state.cache.length
         pair, feature = self._pair(context, newest, newest + 1)
         tokens, logprobs, probs = [], [], []
-        for step in range(length):
+        for step in range(shape.depth):
             out = self._step(state.cache, pair, feature, newest + step)
             logits = self.network.logits(out).float()
             token, logprob, prob = context.rule.draft(logits, [newest + step + 2], self.draft_ids)
@@ -181,16 +186,51 @@ class Eagle3Drafter(Drafter):
             torch.cat(tokens), torch.cat(logprobs), torch.cat(drawn) if drawn else None
         )
 
+    def _propose_tree(self, cache: KVCache, context: DraftContext, shape: DraftShape) -> Proposal:
+        """The dynamic tree; a level is one step over the best nodes of the level above."""
+        newest, committed = context.tokens.shape[0] - 2, cache.length
+        children = children_per_node(shape.budget)
+        pair, features = self._pair(context, newest, newest + 1)
+
+        def step(pair: Tensor, feature: Tensor, depth: int, visible: Tensor | None) -> Candidates:
+            nonlocal features
+            features = self._step(cache, pair, feature, newest + depth, visible)
+            cache.keep(len(features))
+            positions = [newest + depth + 2] * len(features)
+            logits = self.network.logits(features).float()
+            return context.rule.candidates(logits, positions, children, self.draft_ids)
+
+        def expand(frontier: Frontier) -> Candidates:
+            feature = features[frontier.parents]
+            embedding = F.embedding(frontier.tokens, self.embedding)
+            pair = self.network.midlayer.pair(embedding, feature)
+            return step(pair, feature, frontier.depth, frontier.visible)
+
+        proposal = grow_tree(shape, step(pair, features, 0, None), expand)
+        cache.roll_back(committed)
+        return proposal
+
     def _pair(self, context: DraftContext, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Attention inputs `[m, 2d]` and features `[m, d]` of committed positions."""
         feature = self.network.fc(context.features(self.tap_layers, start, stop))
         embedding = F.embedding(context.tokens[start + 1 : stop + 1], self.embedding)
         return self.network.midlayer.pair(embedding, feature), feature
 
-    def _step(self, cache: KVCache, pair: Tensor, feature: Tensor, position: int) -> Tensor:
-        """The layer's output `[1, d]` at one position."""
+    def _step(
+        self,
+        cache: KVCache,
+        pair: Tensor,
+        feature: Tensor,
+        position: int,
+        visible: Tensor | None = None,
+    ) -> Tensor:
+        """The layer's output `[w, d]` for rows that share a position.
+
+        They see every key, or of the newest keys those that `visible` `[w, r]` allows.
+        """
         layer = self.network.midlayer
         cos_sin = self.rotary.at(torch.tensor([position]))
         keys, values = cache.write(0, *layer.self_attn.keys_values(pair, cos_sin))
-        attended = attend(layer.self_attn.queries(pair, cos_sin), keys, values, None)
+        mask = None if visible is None else additive_mask(visible, keys.shape[1], self.dtype)
+        attended = attend(layer.self_attn.queries(pair, cos_sin), keys, values, mask)
         return layer.finish(feature, attended)

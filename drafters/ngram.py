@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from decoding.drafting import DraftContext, Drafter
+from decoding.drafting import DraftContext, Drafter, DraftShape
 from decoding.proposal import Proposal
 
 
@@ -55,13 +55,13 @@ class NgramDrafter(Drafter):
         state.length = max(start, stop)
         return stop - start
 
-    def propose(self, state: NgramState, context: DraftContext, length: int) -> Proposal:
-        """Copies up to `length` tokens; each gets log-probability 0 (it is a sure guess)."""
+    def propose(self, state: NgramState, context: DraftContext, shape: DraftShape) -> Proposal:
+        """Copies a chain; each token gets log-probability 0 (it is a sure guess)."""
         tokens = context.tokens
         newest = tokens[-self.longest :].tolist()
         for size in range(min(self.longest, len(newest)), self.shortest - 1, -1):
             follows = state.last_seen.get(tuple(newest[-size:]))
             if follows is not None:
-                copied = tokens[follows : follows + length].clone()
+                copied = tokens[follows : follows + shape.depth].clone()
                 return Proposal.chain(copied, torch.zeros(len(copied)))
         return Proposal.empty()

@@ -10,9 +10,10 @@ import numpy as np
 from gymnasium import spaces
 
 from decoding.arms import check_arms, default_arms, parse_arm
+from decoding.calibration import load_cost_model
 from decoding.drafting import Drafter
 from decoding.errors import DraftgymError
-from decoding.latency import CostModel, load_cost_model
+from decoding.latency import CostModel
 from decoding.observation import Observation, RouterObserver, signal_names
 from decoding.round import RoundRecord, play_round
 from decoding.rules import make_rule
@@ -188,7 +189,7 @@ class RouterEnv(gym.Env[Observation, np.int64]):
         if self.latency == "measured":
             return record.times.total
         return self.cost_model.round_seconds(
-            record.arm, len(record.drafted), record.context, record.caught_up
+            record.arm, len(record.drafted), record.context, record.caught_up, record.depth
         )
 
     def _next_prompt(self, options: dict[str, Any]) -> Prompt:

@@ -3,7 +3,7 @@
     $ python -m rollouts.acceptance --arm eagle3:4 --limit-per-category 4
 
 Every round of every text counts alike. `accepted_k` is the share of rounds with at least k drafted
-tokens in which the first k were accepted; the acceptance length adds the target's own token.
+tokens on a path in which k were accepted; the acceptance length adds the target's own token.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class AcceptanceArgs(DecodingOptions):
     """Measure a drafter's acceptance.
 
     Attributes:
-        arm: Drafter and draft length.
+        arm: Drafter and draft length (eagle3:4), or depth and nodes of a tree (eagle3:5x16).
         prompts: heldout, train, or a JSON-lines file.
         limit_per_category: Keep at most this many prompts of each category.
         json: Write the figures to this file.
@@ -66,8 +66,8 @@ def summarise(rounds: Sequence[RoundRecord]) -> dict[str, float]:
     """Acceptance length and the share of rounds accepted up to each draft position."""
     committed = sum(len(record.committed) for record in rounds)
     result = {"acceptance_length": committed / max(1, len(rounds))}
-    for position in range(1, max((len(record.drafted) for record in rounds), default=0) + 1):
-        long = [record for record in rounds if len(record.drafted) >= position]
+    for position in range(1, max((record.depth for record in rounds), default=0) + 1):
+        long = [record for record in rounds if record.depth >= position]
         kept = sum(record.accepted >= position for record in long)
         result[f"accepted_{position}"] = kept / len(long)
     return result

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from decoding.arms import PLAIN
+from decoding.calibration import load_cost_model
 from decoding.decoder import Generation, PlainPolicy, RoutingPolicy, SpeculativeDecoder
 from decoding.drafting import Drafter
 from decoding.errors import DraftgymError
-from decoding.latency import CostModel, load_cost_model
+from decoding.latency import CostModel
 from decoding.provenance import describe_drafters, describe_host, describe_target
 from decoding.rules import make_rule
 from decoding.target import Target
@@ -134,7 +135,7 @@ def cost_predictor(model: CostModel) -> SecondsPredictor:
     def seconds(text: Generation) -> float:
         records = [item.record for item in text.rounds]
         return sum(
-            model.round_seconds(one.arm, len(one.drafted), one.context, one.caught_up)
+            model.round_seconds(one.arm, len(one.drafted), one.context, one.caught_up, one.depth)
             for one in records
         )
 

@@ -13,9 +13,9 @@ import pytest
 from benchmarks import losslessness, router_overhead
 from benchmarks.losslessness import NEAR_TIE, LosslessnessArgs, larger_than_rounding, measure
 from benchmarks.router_overhead import Sample, TimedRouterEnv, collect, summarise
+from decoding.calibration import calibrate
 from decoding.drafting import Drafter
 from decoding.errors import DraftgymError
-from decoding.latency import calibrate
 from decoding.target import Target, load_target
 from rollouts.decode import write_together
 from tests.tiny import ARMS, PROMPTS, numbered_target

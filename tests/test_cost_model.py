@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-import decoding.latency
+import decoding.calibration
 from decoding.arms import Arm
+from decoding.calibration import ROWS, calibrate, load_cost_model
 from decoding.drafting import Drafter
 from decoding.errors import DraftgymError
-from decoding.latency import ROWS, CostModel, Curve, calibrate, load_cost_model
+from decoding.latency import CostModel, Curve
 from decoding.target import Target
 
 MODEL = CostModel(
@@ -74,7 +75,7 @@ def test_the_second_run_reads_what_the_first_measured(
         calls.append(set(drafters))
         return MODEL
 
-    monkeypatch.setattr(decoding.latency, "calibrate", count)
+    monkeypatch.setattr(decoding.calibration, "calibrate", count)
     first, second = (load_cost_model(target, drafters) for _ in range(2))
     assert len(calls) == 1 and first == second == MODEL
     load_cost_model(target, {"ngram": drafters["ngram"]})
@@ -92,7 +93,7 @@ def test_a_damaged_cache_file_is_named_with_a_remedy(
     monkeypatch: pytest.MonkeyPatch,
     text: str,
 ) -> None:
-    monkeypatch.setattr(decoding.latency, "calibrate", lambda *_: MODEL)
+    monkeypatch.setattr(decoding.calibration, "calibrate", lambda *_: MODEL)
     load_cost_model(target, drafters)
     [file] = cache.iterdir()
     file.write_text(text)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from decoding.drafting import DraftShape
 from decoding.layers import rotate
 from decoding.target import Target
 from drafters.dflash import DFlashNetwork
@@ -92,11 +93,11 @@ def test_eagle3_equals_the_full_layer_over_all_positions(
     if first < length:  # catch up in two goes, with a draft in between
         early = FeatureContext(batch, 0, first, rule)
         drafter.catch_up(state, early)
-        drafter.propose(state, early, 3)
+        drafter.propose(state, early, DraftShape(3))
     context = FeatureContext(batch, 0, length, rule)
     drafter.catch_up(state, context)
     rule.heard.clear()
-    drafter.propose(state, context, 4)
+    drafter.propose(state, context, DraftShape(4))
     expected = eagle3_reference(drafter, batch, length, batch.tokens[0, length : length + 4])
     torch.testing.assert_close(torch.stack(rule.heard), torch.stack(expected), **CLOSE)
 
@@ -113,11 +114,11 @@ def test_dflash_equals_recomputing_the_whole_context(
     if first < length:
         early = FeatureContext(batch, 0, first, rule)
         drafter.catch_up(state, early)
-        drafter.propose(state, early, 4)
+        drafter.propose(state, early, DraftShape(4))
     context = FeatureContext(batch, 0, length, rule)
     drafter.catch_up(state, context)
     rule.heard.clear()
-    drafter.propose(state, context, 4)
+    drafter.propose(state, context, DraftShape(4))
     expected = dflash_reference(drafter.network, target, batch, length)
     torch.testing.assert_close(torch.stack(rule.heard), expected, **CLOSE)
 
@@ -135,7 +136,7 @@ def test_catching_up_runs_no_attention_and_no_mlp(
         context = FeatureContext(batch, 0, 12, ForcedRule(batch.tokens[0]))
         assert drafter.catch_up(state, context) == 12 - (1 if drafter.name == "dflash" else 2)
         with pytest.raises(TypeError):
-            drafter.propose(state, context, 1)
+            drafter.propose(state, context, DraftShape(1))
 
 
 def test_the_references_of_these_tests_read_the_context(target: Target) -> None:

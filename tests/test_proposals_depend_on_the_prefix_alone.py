@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from decoding.arms import parse_arm
-from decoding.drafting import Drafter
+from decoding.drafting import Drafter, DraftShape
 from decoding.proposal import Proposal
 from decoding.round import play_round
 from decoding.rules import make_rule
@@ -48,7 +48,7 @@ def propose(session: Session, drafter: Drafter, length: int) -> Proposal:
     """Catches up and proposes without playing a round."""
     state = session.state_of(drafter)
     drafter.catch_up(state, session)
-    return drafter.propose(state, session, length)
+    return drafter.propose(state, session, DraftShape(length))
 
 
 def assert_same(one: Proposal, other: Proposal) -> None:
@@ -93,8 +93,8 @@ def test_lazy_catch_up_equals_catching_up_after_every_round(
     assert drafter.catch_up(lazy.state_of(drafter), lazy) == 0
     length = top_length(drafter)
     assert_same(
-        drafter.propose(lazy.state_of(drafter), lazy, length),
-        drafter.propose(eager.state_of(drafter), eager, length),
+        drafter.propose(lazy.state_of(drafter), lazy, DraftShape(length)),
+        drafter.propose(eager.state_of(drafter), eager, DraftShape(length)),
     )
     for one, other in zip(encoded(lazy, drafter), encoded(eager, drafter), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from decoding.arms import parse_arm
 from decoding.cache import KVCache
-from decoding.drafting import Drafter
+from decoding.drafting import Drafter, DraftShape
 from decoding.proposal import Proposal
 from decoding.round import play_round, verify_batch
 from decoding.rules import make_rule
@@ -111,7 +111,7 @@ def draft(sessions: list[Session]) -> list[Proposal]:
             continue
         state = session.state_of(drafter)
         drafter.catch_up(state, session)
-        proposals.append(drafter.propose(state, session, 2 + i))
+        proposals.append(drafter.propose(state, session, DraftShape(2 + i)))
     return proposals
 
 

@@ -12,10 +12,11 @@ from gymnasium.utils.env_checker import check_env as gymnasium_check
 from stable_baselines3.common.env_checker import check_env as sb3_check
 
 import envs
+from decoding.calibration import calibrate
 from decoding.decoder import PlainPolicy, SpeculativeDecoder
 from decoding.drafting import Drafter
 from decoding.errors import DraftgymError
-from decoding.latency import CostModel, calibrate
+from decoding.latency import CostModel
 from decoding.target import Target
 from envs.router import RouterEnv
 from tests.tiny import ARMS, PROMPTS, numbered_target

@@ -23,9 +23,10 @@ import agents.router
 from agents.hyperparameters import RouterPPO
 from agents.network import deployable_network
 from agents.router import RouterArgs, build_model, make_env, train_router
+from decoding.calibration import calibrate
 from decoding.drafting import Drafter
 from decoding.errors import DraftgymError
-from decoding.latency import CostModel, calibrate
+from decoding.latency import CostModel
 from decoding.observation import Observation
 from decoding.target import Target
 from envs.router import RouterEnv

@@ -10,7 +10,7 @@ import torch
 
 from decoding.arms import Arm, parse_arm
 from decoding.decoder import PlainPolicy, SpeculativeDecoder
-from decoding.drafting import DraftContext, Drafter
+from decoding.drafting import DraftContext, Drafter, DraftShape
 from decoding.proposal import Proposal
 from decoding.round import play_round
 from decoding.session import Session
@@ -37,10 +37,10 @@ class Prophet(Drafter):
         """It needs nothing."""
         return 0
 
-    def propose(self, state: None, context: DraftContext, length: int) -> Proposal:
+    def propose(self, state: None, context: DraftContext, shape: DraftShape) -> Proposal:
         """The next tokens of the text."""
         start = len(context.tokens)
-        tokens = self.text[start : start + length]
+        tokens = self.text[start : start + shape.depth]
         return Proposal.chain(tokens, torch.zeros(len(tokens)))
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from decoding.drafting import DraftShape
 from decoding.target import Target
 from drafters.dflash import DFlashDrafter, DFlashNetwork
 from drafters.eagle3 import Eagle3Drafter
@@ -74,7 +75,7 @@ def drafted_logits(
     context = FeatureContext(batch, row, length, rule)
     state = drafter.new_state(128)
     drafter.catch_up(state, context)
-    drafter.propose(state, context, draft)
+    drafter.propose(state, context, DraftShape(draft))
     return rule.heard
 
 

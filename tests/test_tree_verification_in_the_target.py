@@ -11,7 +11,7 @@ from torch import Tensor
 from decoding.arms import Arm
 from decoding.cache import KVCache
 from decoding.decoder import PlainPolicy, SpeculativeDecoder
-from decoding.drafting import DraftContext, Drafter
+from decoding.drafting import DraftContext, Drafter, DraftShape
 from decoding.proposal import Proposal
 from decoding.round import verify_batch
 from decoding.session import Session
@@ -139,7 +139,8 @@ class TreeDrafter(Drafter):
     """
 
     name = "trees"
-    max_draft_length = 12
+    max_draft_length = 4
+    max_tree_nodes = 12
 
     def __init__(self, truth: list[int], seed: int) -> None:
         self.truth = truth
@@ -152,21 +153,21 @@ class TreeDrafter(Drafter):
         """Nothing to catch up with."""
         return 0
 
-    def propose(self, state: None, context: DraftContext, length: int) -> Proposal:
-        """A random tree of up to 12 nodes, no deeper than `length`."""
+    def propose(self, state: None, context: DraftContext, shape: DraftShape) -> Proposal:
+        """A random tree of up to 12 nodes, no deeper than `shape`."""
         written = len(context.tokens)
         tokens: list[int] = []
         parents: list[int] = []
         true_nodes, depths = [-1], {-1: 0}
         for node in range(self._roll(12) + 1):
             depth = depths[true_nodes[-1]]
-            grow_truth = self._roll(3) > 0 and depth < length
+            grow_truth = self._roll(3) > 0 and depth < shape.depth
             if grow_truth and written + depth < len(self.truth):
                 parents.append(true_nodes[-1])
                 tokens.append(self.truth[written + depth])
                 true_nodes.append(node)
             else:
-                shallow = [n for n, d in depths.items() if d < length]
+                shallow = [n for n, d in depths.items() if d < shape.depth]
                 parents.append(shallow[self._roll(len(shallow))])
                 tokens.append(self._roll(60))
             depths[node] = depths[parents[-1]] + 1
@@ -179,7 +180,7 @@ class TreeDrafter(Drafter):
 class TreePolicy(PlainPolicy):
     """Always drafts trees."""
 
-    arms = (Arm("trees", 4),)
+    arms = (Arm("trees", 4, 12),)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])

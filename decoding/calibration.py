@@ -1,0 +1,210 @@
+"""Measures the cost model of this host, once, and keeps it in the user cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from decoding.drafting import MAX_TREE_NODES, Drafter, DraftShape
+from decoding.embedded import cache_folder
+from decoding.errors import DraftgymError
+from decoding.latency import CostModel, Curve
+from decoding.session import Session
+from decoding.target import Target
+from decoding.transformer import NewRows
+from decoding.verification import Candidates, GreedyRule, VerificationRule
+
+FORMAT = 2
+"""Part of what names a host's file, so that what older versions measured is measured again."""
+ROWS = (1, 2, 3, 5, 9, 17, 33, MAX_TREE_NODES + 1)
+CONTEXTS = (64, 256, 640)
+BACKLOGS = (1, 8, 64, 256)
+LENGTHS = (1, 2, 4, 8, 16)
+TREE_DEPTHS = (1, 2, 4, 8, 16)
+TREE_NODES = (4, 16, MAX_TREE_NODES)
+
+
+class PrefixView:
+    """A session as it was when it had only its first `length` tokens (a `DraftContext`)."""
+
+    def __init__(self, session: Session, length: int, rule: VerificationRule | None = None) -> None:
+        self.session, self.length = session, length
+        self.rule: VerificationRule = rule or session.rule
+
+    @property
+    def tokens(self) -> Tensor:
+        """The first tokens."""
+        return self.session.tokens[: self.length]
+
+    def features(self, layers: Sequence[int], start: int, stop: int) -> Tensor:
+        """Taps, as `Session.features`."""
+        return self.session.features(layers, start, stop)
+
+
+class _FullTrees(GreedyRule):
+    """Scores that make every tree as deep as it may be, however sure its drafter is."""
+
+    def candidates(
+        self, logits: Tensor, positions: Sequence[int], count: int, vocab: Tensor | None = None
+    ) -> Candidates:
+        """The usual tokens; each costs its rank, so that the best path has no end."""
+        usual = super().candidates(logits, positions, count, vocab)
+        ranks = torch.arange(usual.tokens.shape[1], dtype=torch.float32)
+        return replace(usual, scores=-ranks.expand_as(usual.scores))
+
+
+def calibrate(
+    target: Target,
+    drafters: Mapping[str, Drafter],
+    repeats: int = 7,
+    contexts: Sequence[int] = CONTEXTS,
+) -> CostModel:
+    """Measures the cost model on this host; takes some seconds.
+
+    Args:
+        target: The target.
+        drafters: Drafters by name.
+        repeats: Timings per point, after one warm-up; the median counts.
+        contexts: Context lengths for the target's passes.
+    """
+    longest = max((drafter.max_draft_length for drafter in drafters.values()), default=0)
+    limit = target.context_limit - max(ROWS) - longest - 2
+    contexts = sorted({min(context, limit) for context in contexts})
+    session = _random_session(target, drafters, contexts[-1])
+    passes, rows = {}, [n for n in ROWS if n <= contexts[-1]]
+    for context in reversed(contexts):  # rolling back only ever shortens the cache
+        session.cache.roll_back(context)
+        passes[context] = _curve({n: _pass(session, n) for n in rows}, repeats)
+    draft, catch_up, trees = {}, {}, {}
+    for name, drafter in drafters.items():
+        drafter.catch_up(session.state_of(drafter), session)
+        lengths = _up_to(LENGTHS, drafter.max_draft_length)
+        runs = {n: _draft(session, drafter, DraftShape(n)) for n in lengths}
+        draft[name] = _curve(runs, repeats)
+        if drafter.max_tree_nodes:
+            trees[name] = _tree_curves(session, drafter, repeats)
+        backlogs = [n for n in BACKLOGS if n < contexts[-1] - 4]
+        catch_up[name] = _catch_up_curve(session, drafter, backlogs, repeats)
+    return CostModel(_host(target, drafters), passes, draft, catch_up, trees)
+
+
+def load_cost_model(target: Target, drafters: Mapping[str, Drafter]) -> CostModel:
+    """The host's cost model from the user cache, measured when missing.
+
+    Raises:
+        DraftgymError: The cached file is damaged.
+    """
+    host = _host(target, drafters)
+    key = hashlib.sha256(json.dumps(host, sort_keys=True).encode()).hexdigest()[:16]
+    path = cache_folder() / "cost-models" / f"{key}.json"
+    if path.is_file():
+        return _read_cost_model(path)
+    print("measuring the cost model of this host (once)", file=sys.stderr)
+    model = calibrate(target, drafters)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(model.to_json())
+    partial.replace(path)
+    return model
+
+
+def _read_cost_model(path: Path) -> CostModel:
+    try:
+        return CostModel.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, DraftgymError) as error:
+        problem = error.problem if isinstance(error, DraftgymError) else str(error)
+        raise DraftgymError(
+            f"{path}: {problem}", "delete the file; it is measured again"
+        ) from error
+
+
+def _host(target: Target, drafters: Mapping[str, Drafter]) -> dict[str, Any]:
+    shape = target.decoder.shape
+    return {
+        "format": FORMAT,
+        "target": target.fingerprint,
+        "layers": shape.layers,
+        "dtype": target.precision.dtype,
+        "threads": target.precision.threads,
+        "drafters": {
+            name: [drafter.max_draft_length, drafter.max_tree_nodes]
+            for name, drafter in sorted(drafters.items())
+        },
+        "torch": torch.__version__,
+    }
+
+
+def _random_session(target: Target, drafters: Mapping[str, Drafter], context: int) -> Session:
+    """A session over random tokens: the arithmetic costs the same whatever the text says."""
+    generator = torch.Generator().manual_seed(0)
+    prompt = torch.randint(target.vocab_size, (context,), generator=generator)
+    session = Session(target, prompt, GreedyRule(), max(ROWS) + 1, drafters)
+    session.prefill()
+    return session
+
+
+def _curve(runs: Mapping[int, Callable[[], object]], repeats: int) -> Curve:
+    """Times each run `repeats` times, interleaved, after one warm-up of each."""
+    seconds: dict[int, list[float]] = {at: [] for at in runs}
+    for repeat in range(repeats + 1):
+        for at, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if repeat:
+                seconds[at].append(time.perf_counter() - start)
+    return Curve(
+        tuple(float(at) for at in runs), tuple(median(times) for times in seconds.values())
+    )
+
+
+def _pass(session: Session, rows: int) -> Callable[[], object]:
+    tokens = session.tokens[:rows]
+    decoder, taps = session.target.decoder, session.tap_layers
+    return lambda: decoder.forward([NewRows(session.cache, tokens)], taps)
+
+
+def _draft(session: Session, drafter: Drafter, shape: DraftShape) -> Callable[[], object]:
+    context = PrefixView(session, len(session.tokens), _FullTrees())
+    return lambda: drafter.propose(session.state_of(drafter), context, shape)
+
+
+def _tree_curves(session: Session, drafter: Drafter, repeats: int) -> dict[int, Curve]:
+    budgets = _up_to(TREE_NODES, drafter.max_tree_nodes)
+    return {
+        depth: _curve(
+            {nodes: _draft(session, drafter, DraftShape(depth, nodes)) for nodes in budgets},
+            repeats,
+        )
+        for depth in _up_to(TREE_DEPTHS, drafter.max_draft_length)
+    }
+
+
+def _up_to(points: Sequence[int], largest: int) -> list[int]:
+    """The points below `largest`, and `largest` itself."""
+    return [point for point in points if point < largest] + [largest]
+
+
+def _catch_up_curve(
+    session: Session, drafter: Drafter, backlogs: Sequence[int], repeats: int
+) -> Curve:
+    seconds: dict[int, list[float]] = {backlog: [] for backlog in backlogs}
+    for repeat in range(repeats + 1):
+        for backlog in backlogs:
+            state = drafter.new_state(session.capacity)
+            drafter.catch_up(state, PrefixView(session, len(session.tokens) - backlog))
+            start = time.perf_counter()
+            drafter.catch_up(state, session)
+            if repeat:
+                seconds[backlog].append(time.perf_counter() - start)
+    at = (0.0, *(float(backlog) for backlog in backlogs))
+    return Curve(at, (0.0, *(median(times) for times in seconds.values())))
