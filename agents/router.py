@@ -40,8 +40,8 @@ class RouterArgs:
         rounds: Environment steps to train for, over all resumed sessions.
         minutes: Stop earlier when this much time has passed; the run can be resumed.
         run: Run folder; resumed when it exists.
-        arms: What the router chooses from, such as eagle3:3 dflash:3 ngram:8 plain. Default: one
-            arm per loaded drafter.
+        arms: What the router chooses from, such as eagle3:3 dflash:3 ngram:8 plain; eagle3:5x16
+            is a tree of at most 16 tokens, 5 deep. Default: one arm per loaded drafter.
         prompts: Prompt set or file to train on.
         max_new_tokens: Token limit of an episode.
         temperature: 0 for greedy decoding.

@@ -38,7 +38,8 @@ class RouterEnv(gym.Env[Observation, np.int64]):
 
     ## Action Space
     `Discrete(n)`, the index of an arm. Arms are given as text: `eagle3:4` drafts up to 4 tokens
-    with the EAGLE-3 head, `plain` drafts none. Default: one arm per loaded drafter.
+    with the EAGLE-3 head, `eagle3:5x16` a tree of up to 16 tokens and 5 levels, `plain` none.
+    Default: one arm per loaded drafter, a chain.
 
     ## Observation Space
     A `Dict` of facts that cost no drafter call.

@@ -26,8 +26,9 @@ def make_policy(
     """Builds a policy.
 
     Args:
-        spec: `plain`; a drafter (`eagle3`) or a drafter with a draft length (`eagle3:4`); `random`;
-            `entropy` (tuned threshold) or `entropy:2.5` (nats); or the folder of a trained policy.
+        spec: `plain`; a drafter (`eagle3`), with a draft length (`eagle3:4`) or with the depth and
+            nodes of a tree (`eagle3:5x16`); `random`; `entropy` (tuned threshold) or `entropy:2.5`
+            (nats); or the folder of a trained policy.
         drafters: Loaded drafters by name.
         target: The target; a trained policy of another one is refused.
         seed: Seed of `random`.

@@ -34,9 +34,9 @@ class EvaluateArgs(DecodingOptions):
 
     Attributes:
         policies: Whom to compare: plain, a drafter (eagle3), a drafter with a draft length
-            (eagle3:6), random, entropy (tuned threshold), entropy:1.5 (nats) or the folder of a
-            trained policy. Default: every policy there is. Plain decoding always runs: it is the
-            reference for text and speed.
+            (eagle3:6) or a tree's depth and nodes (eagle3:5x16), random, entropy (tuned
+            threshold), entropy:1.5 (nats) or the folder of a trained policy. Default: every policy
+            there is. Plain decoding always runs: it is the reference for text and speed.
         prompts: heldout or train (shipped sets), or a JSON-lines file with question_id, category,
             turns.
         categories: Keep only these categories.

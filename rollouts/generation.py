@@ -23,9 +23,10 @@ class GenerateArgs(DecodingOptions):
     Attributes:
         prompt: What to say to the model; - reads standard input.
         policy: Who chooses the drafter each round: plain, a drafter (eagle3), a drafter with a
-            draft length (eagle3:6), random, entropy, entropy:1.5 (nats) or the folder of a trained
-            policy. The policy changes the speed, never the text. Default: the shipped trained
-            router where it fits the target, else entropy, else a drafter.
+            draft length (eagle3:6) or a tree's depth and nodes (eagle3:5x16), random, entropy,
+            entropy:1.5 (nats) or the folder of a trained policy. The policy changes the speed,
+            never the text. Default: the shipped trained router where it fits the target, else
+            entropy, else a drafter.
         max_new_tokens: Tokens to write at most.
         stream: Print the text while it is written.
         stats: Print every round and totals to standard error: arm, drafted and accepted tokens,

@@ -19,6 +19,7 @@ MODEL = CostModel(
     {10: Curve((1, 5), (1.0, 2.0)), 20: Curve((1, 5), (3.0, 4.0))},
     {"eagle3": Curve((1, 4), (0.1, 0.4))},
     {"eagle3": Curve((0, 10), (0.0, 1.0))},
+    {"eagle3": {1: Curve((4, 16), (0.1, 0.3)), 3: Curve((4, 16), (0.5, 0.7))}},
 )
 
 
@@ -40,6 +41,32 @@ def test_a_round_costs_the_sum_of_its_pieces() -> None:
     pass_of_five = 3.0  # halfway between the contexts: (2 + 4) / 2
     assert MODEL.round_seconds(arm, 4, 15, 5) == pytest.approx(pass_of_five + 0.4 + 0.5)
     assert MODEL.round_seconds(arm, 4, 15, 0) == pytest.approx(pass_of_five + 0.4)
+
+
+def test_a_tree_costs_what_its_shape_costs() -> None:
+    arm = Arm("eagle3", 3, 10)
+    pass_of_four = 2.75  # halfway between the contexts: (1.75 + 3.75) / 2
+    deep = MODEL.round_seconds(arm, 3, 15, 0, depth=3)
+    assert deep == pytest.approx(pass_of_four + 0.6)  # the nodes it was given, not those it drew
+    assert MODEL.round_seconds(arm, 3, 15, 0, depth=2) == pytest.approx(pass_of_four + 0.4)
+    assert MODEL.round_seconds(arm, 0, 15, 0, depth=0) == MODEL.step_seconds(15)
+    with pytest.raises(DraftgymError, match="dflash's trees"):
+        MODEL.round_seconds(Arm("dflash", 3, 10), 3, 15, 0, depth=3)
+
+
+def test_a_model_of_an_older_version_is_measured_again(
+    target: Target, drafters: dict[str, Drafter], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding.calibration, "calibrate", lambda *_: MODEL)
+    monkeypatch.setattr(decoding.calibration, "FORMAT", 1)
+    load_cost_model(target, drafters)
+    [old] = cache.iterdir()
+    old.write_text('{"host": {}, "target_pass": {}, "draft": {}, "catch_up": {}}')
+    monkeypatch.undo()
+    monkeypatch.setenv("DRAFTGYM_CACHE", str(cache.parent))
+    monkeypatch.setattr(decoding.calibration, "calibrate", lambda *_: MODEL)
+    assert load_cost_model(target, drafters) == MODEL
+    assert len(list(cache.iterdir())) == 2
 
 
 def test_a_plain_round_costs_one_target_step() -> None:
@@ -64,6 +91,9 @@ def test_calibration_covers_every_drafter_and_rises_with_work(
     eagle3 = model.draft["eagle3"]
     assert eagle3(8) > 2 * eagle3(1)  # autoregressive: a step per token
     assert model.catch_up["eagle3"](0) < model.catch_up["eagle3"](64)
+    assert set(model.trees) == {"eagle3", "dflash"}
+    deep, flat = model.trees["eagle3"][16](16), model.trees["eagle3"][1](16)
+    assert deep > 2 * flat  # a step per level
 
 
 def test_the_second_run_reads_what_the_first_measured(

@@ -23,7 +23,9 @@ HISTORIES = {
     "dflash": ["dflash:4"],
     "ngram": ["ngram:6"],
     "mixed": ["eagle3:2", "dflash:4", "plain", "ngram:3", "dflash:1", "eagle3:5"],
+    "trees": ["eagle3:4x20", "dflash:3x30", "plain", "eagle3:2x5", "dflash:4"],
 }
+TREES = {"eagle3": ["eagle3:1x4", "eagle3:5x24"], "dflash": ["dflash:2x6", "dflash:4x24"]}
 PROMPT = torch.tensor([5, 9, 5, 9, 5, 9, 7])
 WRITTEN = 24
 
@@ -44,11 +46,12 @@ def write(
     return session
 
 
-def propose(session: Session, drafter: Drafter, length: int) -> Proposal:
-    """Catches up and proposes without playing a round."""
+def propose(session: Session, drafter: Drafter, shape: DraftShape | int) -> Proposal:
+    """Catches up and proposes (a number asks for a chain) without playing a round."""
     state = session.state_of(drafter)
     drafter.catch_up(state, session)
-    return drafter.propose(state, session, DraftShape(length))
+    shape = DraftShape(shape) if isinstance(shape, int) else shape
+    return drafter.propose(state, session, shape)
 
 
 def assert_same(one: Proposal, other: Proposal) -> None:
@@ -133,6 +136,22 @@ def test_proposing_twice_gives_the_same(
     for other in NAMES:  # what the others draft in between does not matter either
         propose(session, drafters[other], 2)
     assert_same(propose(session, drafter, top_length(drafter)), first)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("arm", [arm for arms in TREES.values() for arm in arms])
+def test_every_history_of_a_prefix_gives_the_same_tree(
+    target: Target, drafters: dict[str, Drafter], arm: str, temperature: float
+) -> None:
+    chosen = parse_arm(arm)
+    drafter = drafters[chosen.drafter]
+    sessions = [write(target, drafters, arms, temperature) for arms in HISTORIES.values()]
+    trees = [propose(session, drafter, chosen.shape) for session in sessions]
+    assert not trees[0].is_chain
+    for other in trees[1:]:
+        assert_same(trees[0], other)
+    propose(sessions[0], drafter, DraftShape(3))  # no draft leaves a trace either
+    assert_same(propose(sessions[0], drafter, chosen.shape), trees[0])
 
 
 def test_other_prefixes_give_other_proposals(target: Target, drafters: dict[str, Drafter]) -> None:

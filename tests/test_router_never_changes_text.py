@@ -15,7 +15,9 @@ from decoding.drafting import Drafter
 from decoding.target import Target
 from rollouts.decode import DecodeSettings, write, write_together
 
-ARMS = ["eagle3:1", "eagle3:4", "dflash:2", "dflash:4", "ngram:6", "plain"]
+CHAINS = ["eagle3:1", "eagle3:4", "dflash:2", "dflash:4", "ngram:6", "plain"]
+TREES = ["eagle3:2x2", "eagle3:4x8", "eagle3:6x40", "dflash:2x5", "dflash:4x12", "dflash:4x64"]
+ARMS = CHAINS + TREES
 
 
 class Dice:
@@ -47,12 +49,48 @@ def test_router_never_changes_text(
     assert sum(len(item.record.committed) for item in result.rounds) == len(expected) - 1
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("arm", ARMS)
-def test_no_single_arm_changes_text(target: Target, drafters: dict[str, Drafter], arm: str) -> None:
+def test_no_single_arm_changes_text(
+    target: Target, drafters: dict[str, Drafter], arm: str, temperature: float
+) -> None:
     prompt = torch.tensor([5, 9, 5, 9, 5, 9, 7])
-    expected = SpeculativeDecoder(target, {}, PlainPolicy()).generate(prompt, 40).tokens
-    policy = Dice([parse_arm(arm)], 0)
-    assert SpeculativeDecoder(target, drafters, policy).generate(prompt, 40).tokens == expected
+    plain = SpeculativeDecoder(target, {}, PlainPolicy())
+    routed = SpeculativeDecoder(target, drafters, Dice([parse_arm(arm)], 0))
+    expected = plain.generate(prompt, 40, temperature).tokens
+    assert routed.generate(prompt, 40, temperature).tokens == expected
+
+
+@pytest.mark.parametrize("arm", ["eagle3:16x64", "eagle3:1x64", "dflash:4x64", "eagle3:16"])
+def test_texts_up_to_the_context_limit_are_written_with_every_shape(
+    target: Target, drafters: dict[str, Drafter], arm: str
+) -> None:
+    """The largest request that chains allow also fits with trees: nodes share positions."""
+    prompt = torch.randint(4, 60, (199,), generator=torch.Generator().manual_seed(3))
+    new_tokens = target.context_limit - len(prompt) - 17  # 17: a draft of 16 and the anchor
+    plain = SpeculativeDecoder(target, {}, PlainPolicy())
+    routed = SpeculativeDecoder(target, drafters, Dice([parse_arm(arm)], 0))
+    expected = plain.generate(prompt, new_tokens).tokens
+    assert len(expected) == new_tokens
+    assert routed.generate(prompt, new_tokens).tokens == expected
+
+
+@pytest.mark.parametrize("arm", ["eagle3:6x40", "dflash:4x12"])
+def test_trees_are_accepted_and_refused_in_these_tests(
+    target: Target, drafters: dict[str, Drafter], arm: str
+) -> None:
+    """Guards the tests above: trees are accepted, refused, and accepted off their first path."""
+    prompt = torch.tensor([5, 9, 5, 9, 5, 9, 7])
+    decoder = SpeculativeDecoder(target, drafters, Dice([parse_arm(arm)], 0))
+    records = [
+        item.record
+        for seed in range(4)
+        for item in decoder.generate(prompt, 60, temperature=1.0, seed=seed).rounds
+    ]
+    assert any(len(record.drafted) > record.depth for record in records)
+    kept = [record for record in records if record.accepted]
+    assert kept and any(record.committed[0] != record.drafted[0] for record in kept)
+    assert any(record.accepted == 0 for record in records if record.drafted)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

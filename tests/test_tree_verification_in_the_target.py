@@ -68,6 +68,24 @@ def test_every_tree_node_gets_the_logits_of_its_own_chain(
             )
 
 
+def test_a_tree_may_be_run_level_by_level(target: Target, drafters: dict[str, Drafter]) -> None:
+    """A drafter that is a small language model grows its trees this way."""
+    session = session_of(target, drafters)
+    whole = target.decoder.forward([session.verification_rows(TREE)])[0]
+    rows, mask = session.verification_rows(TREE), TREE.ancestor_mask()
+    assert rows.positions is not None
+    depths = torch.cat([torch.tensor([0]), TREE.depths()])
+    written = torch.empty(0, dtype=torch.long)
+    for depth in range(int(depths.max()) + 1):
+        level = (depths == depth).nonzero()[:, 0]
+        written = torch.cat([written, level])
+        seen = mask[level][:, written]
+        step = NewRows(session.cache, rows.tokens[level], rows.positions[level], seen)
+        output = target.decoder.forward([step])[0]
+        session.cache.keep(len(level))
+        torch.testing.assert_close(output.logits, whole.logits[level], **CLOSE)
+
+
 def test_an_accepted_branch_leaves_the_cache_of_plain_decoding(
     target: Target, drafters: dict[str, Drafter]
 ) -> None:

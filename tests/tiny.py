@@ -103,7 +103,7 @@ def tiny_drafters(target: Target) -> dict[str, Drafter]:
 PROMPTS = [Prompt(f"p{i}", "chat", (f"{i}",)) for i in range(4)]
 """Prompts that a `NumberedTarget` reads."""
 
-ARMS = ("eagle3:3", "dflash:4", "ngram:4", "plain")
+ARMS = ("eagle3:3", "dflash:4x8", "ngram:4", "plain")
 """Arms for the tiny drafters."""
 
 
