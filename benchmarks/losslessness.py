@@ -27,10 +27,11 @@ from rich import box
 from rich.table import Table
 from tqdm import tqdm
 
+from benchmarks.partial import Record, append_record, partial_path, read_partial
 from decoding.arms import PLAIN
 from decoding.decoder import Generation, PlainPolicy, RoutingPolicy, SpeculativeDecoder
 from decoding.drafting import Drafter
-from decoding.errors import DraftgymError, exit_on_user_error
+from decoding.errors import exit_on_user_error
 from decoding.provenance import describe_drafters, describe_host, describe_target, git_revision
 from decoding.target import Target, load_target
 from drafters.loading import find_checkpoints, load_drafters
@@ -42,9 +43,6 @@ from rollouts.table import make_console
 
 NEAR_TIE = 1e-3
 """Largest margin (logits, or scores with noise) at which rounding explains a flipped token."""
-
-Record = dict[str, Any]
-"""One prompt in one mode: how many tokens, and which policies' texts differ where."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +82,7 @@ class LosslessnessArgs:
     @property
     def partial(self) -> Path:
         """Where finished prompts are kept."""
-        return self.json.with_name(self.json.name + ".partial.jsonl")
+        return partial_path(self.json)
 
 
 def measure(args: LosslessnessArgs) -> dict[str, Any]:
@@ -131,18 +129,16 @@ def decode_mode(
     records: list[Record] = []
     plain = SpeculativeDecoder(target, {}, PlainPolicy())
     others = {name: policy for name, policy in policies.items() if name != PLAIN}
-    with partial.open("a", encoding="utf-8") as file:
-        for prompt in tqdm(prompts, desc=f"{mode} float32", unit="prompt", mininterval=1.0):
-            ids = encode_prompt(target, prompt)
-            alone = write(plain, ids, settings)
-            together = write_together(target, drafters, others, ids, settings)
-            texts = [DecodedText(prompt, PLAIN, alone)]
-            texts += [
-                DecodedText(prompt, name, Generation(tokens)) for name, tokens in together.items()
-            ]
-            records.append(make_record(mode, settings, target, texts))
-            file.write(json.dumps(records[-1]) + "\n")
-            file.flush()
+    for prompt in tqdm(prompts, desc=f"{mode} float32", unit="prompt", mininterval=1.0):
+        ids = encode_prompt(target, prompt)
+        alone = write(plain, ids, settings)
+        together = write_together(target, drafters, others, ids, settings)
+        texts = [DecodedText(prompt, PLAIN, alone)]
+        texts += [
+            DecodedText(prompt, name, Generation(tokens)) for name, tokens in together.items()
+        ]
+        records.append(make_record(mode, settings, target, texts))
+        append_record(partial, records[-1])
     return records
 
 
@@ -175,30 +171,6 @@ def describe_settings(
         "max_new_tokens": args.max_new_tokens,
         "seed": args.seed,
     }
-
-
-def read_partial(path: Path, settings: Mapping[str, Any]) -> list[Record]:
-    """Records of an interrupted run; starts the file where there is none.
-
-    Raises:
-        DraftgymError: The file belongs to other settings, or is damaged.
-    """
-    if not path.exists():
-        path.write_text(json.dumps(settings) + "\n", encoding="utf-8")
-        return []
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]  # a kill may have cut the last line
-    remedy = "delete it to start over, or name another file with --json"
-    try:
-        header, *records = [json.loads(line) for line in whole.splitlines()]
-    except ValueError as error:
-        raise DraftgymError(f"{path} is damaged: {error}", remedy) from error
-    changed = [key for key in settings if header.get(key) != settings[key]]
-    if changed:
-        raise DraftgymError(f"{path} was started with other {', '.join(changed)}", remedy)
-    path.write_text(whole, encoding="utf-8")
-    print(f"going on after {len(records)} finished prompts of {path}", file=sys.stderr)
-    return records
 
 
 def summarise(

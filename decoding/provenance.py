@@ -53,13 +53,13 @@ def describe_drafters(
     return {name: _short(folders[name]) if name in folders else None for name in drafters}
 
 
-def check_run_folder(folder: Path) -> None:
-    """Makes a run folder; raises `DraftgymError` where that is impossible."""
+def check_run_folder(folder: Path, option: str = "--run") -> None:
+    """Makes the folder that `option` names; raises `DraftgymError` where that is impossible."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DraftgymError(
-            f"cannot write to {folder}: {error.strerror}", "name another folder with --run"
+            f"cannot write to {folder}: {error.strerror}", f"name another folder with {option}"
         ) from error
 
 

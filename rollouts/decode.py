@@ -107,7 +107,7 @@ def decode_each(
         name: SpeculativeDecoder(target, drafters, policy) for name, policy in policies.items()
     }
     used = {name: one for decoder in decoders.values() for name, one in decoder.drafters.items()}
-    _check_longest(target, used, prompts, ids, settings)
+    check_longest(target, used, prompts, ids, settings)
     _warm_up(decoders, prompts, ids, settings)
     total = len(prompts) * len(policies)
     pause = 0.2 if sys.stderr.isatty() else 10.0  # seconds; a log file wants few lines
@@ -195,7 +195,7 @@ def encode_prompt(target: Target, prompt: Prompt) -> Tensor:
         raise _naming(prompt, error) from error
 
 
-def _check_longest(
+def check_longest(
     target: Target,
     drafters: Mapping[str, Drafter],
     prompts: Sequence[Prompt],

@@ -1,7 +1,8 @@
 """Texts to train drafters on: the target's own responses, as token ids in a Parquet file.
 
 Columns: `prompt` and `response`, lists of token ids (a response ends with the stop token where the
-target stopped by itself); others are ignored.
+target stopped by itself); others are ignored. `drafters.training.responses` describes the files
+that `python -m rollouts.respond` writes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from decoding.errors import DraftgymError
+from drafters.training.responses import check_target, shards_of
 
 LONGEST_TEXT = 768
 """Tokens of a training text; the rest is cut, since attention costs its square."""
@@ -80,6 +82,7 @@ def load_corpus(
     validation: int = 40,
     seed: int = 0,
     hottest: float | None = None,
+    fingerprint: str | None = None,
 ) -> Corpus:
     """Reads a corpus.
 
@@ -90,11 +93,18 @@ def load_corpus(
         validation: Texts set aside, chosen by the seed.
         seed: Seed of that choice.
         hottest: Texts sampled at a higher temperature are left out; None keeps all.
+        fingerprint: The target's; files that name another one are refused.
 
     Raises:
-        DraftgymError: Missing file or columns, ids of another tokenizer, too few texts.
+        DraftgymError: Missing file or columns, ids of another tokenizer, responses of another
+            target, too few texts.
     """
-    texts = [text for text in _read(path, vocab, max_length, hottest) if _usable(text)]
+    shards = shards_of(path)
+    if fingerprint is not None:
+        for shard in shards:
+            check_target(shard, fingerprint)
+    read = (text for shard in shards for text in _read(shard, vocab, max_length, hottest))
+    texts = [text for text in read if _usable(text)]
     if len(texts) <= validation:
         raise DraftgymError(
             f"{path} has {len(texts)} usable texts, fewer than the {validation} to validate on",
@@ -112,8 +122,6 @@ def _usable(text: Text) -> bool:
 def _read(path: Path, vocab: int, max_length: int, hottest: float | None) -> list[Text]:
     import pyarrow.parquet as parquet
 
-    if not path.exists():
-        raise DraftgymError(f"no corpus at {path}", "give a Parquet file with --corpus")
     try:
         columns = ["prompt", "response"] + ([] if hottest is None else ["temperature"])
         rows = parquet.read_table(path, columns=columns).to_pylist()

@@ -91,7 +91,13 @@ def train(args: Eagle3Args | DFlashArgs, measure: MeasureDrafter | None = None) 
     target = load_target(args.target, args.dtype, args.threads)
     print(f"target {target.name}: {target.precision}")
     longest = min(LONGEST_TEXT, target.context_limit - LONGEST_DRAFT)
-    corpus = load_corpus(args.corpus, target.vocab_size, longest, hottest=args.hottest)
+    corpus = load_corpus(
+        args.corpus,
+        target.vocab_size,
+        longest,
+        hottest=args.hottest,
+        fingerprint=target.fingerprint,
+    )
     print(f"corpus: {len(corpus.train)} texts, {corpus.response_tokens} response tokens")
     objective: Objective[Any]
     if isinstance(args, Eagle3Args):
