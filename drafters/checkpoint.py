@@ -108,10 +108,10 @@ def read_contents(folder: Path, target_layers: int | None = None) -> Contents:
         )
     stored = {form.inner(name): value for name, value in read_tensors(folder).items()}
     if "d2t" in stored:
-        body = {"draft_vocab_size": len(stored["d2t"])} | body
-    origin = form.origin(body)
+        body = {"draft_vocab_size": stored["d2t"].numel()} | body
     try:
-        config = form.read(body, origin.layers or target_layers)
+        origin = form.origin(body)
+        config = form.read(body, target_layers or origin.layers)
         rotary_table(config.rope_parameters, config.head_dim, 2)
         carried = form.carried(body)
     except DraftgymError as error:

@@ -108,7 +108,8 @@ def _fit(contents: Contents, source: Path, target: Target) -> Contents:
     network = build_network(contents, source)
     check_fits(source, network, contents.origin, target)
     note_differences(source, network, target)
-    return replace(contents, origin=Origin.of(target))
+    origin = Origin.of(target)
+    return replace(contents, origin=replace(origin, name=contents.origin.name or origin.name))
 
 
 def _table(name: str, contents: Contents, target: Target) -> Tensor:

@@ -67,6 +67,12 @@ def check_fits(folder: Path, network: Network, origin: Origin, target: Target) -
             f"target {target.name!r} has {shape.layers} layers",
             remedy,
         )
+    if origin.layers not in (None, shape.layers):
+        raise DraftgymError(
+            f"drafter {folder} was trained for a target of {origin.layers} layers, "
+            f"target {target.name!r} has {shape.layers} layers",
+            remedy,
+        )
     mask = getattr(config, "mask_token_id", 0)
     if not 0 <= mask < shape.vocab:
         raise DraftgymError(
