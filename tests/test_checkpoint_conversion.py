@@ -68,7 +68,8 @@ def native(folder: Path, kind: str, size: Size, dtype: torch.dtype = torch.bfloa
         name: value.to(dtype) if value.is_floating_point() else value
         for name, value in tensors_of(form, size).items()
     }
-    body = config_of(form, size) | {"torch_dtype": str(dtype).removeprefix("torch.")}
+    named = str(dtype).removeprefix("torch.")
+    body = config_of(form, size) | {"torch_dtype" if kind == "eagle3" else "dtype": named}
     return write_checkpoint(folder, body, stored)
 
 
