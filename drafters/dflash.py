@@ -59,7 +59,7 @@ class DFlashConfig:
     mask_token_id: int
 
 
-def default_taps(target_layers: int, taps: int) -> tuple[int, ...]:
+def default_taps(target_layers: int, taps: int = 5) -> tuple[int, ...]:
     """`taps` layers spread from the second to the third-last one (the published rule)."""
     if taps == 1:
         return (target_layers // 2,)

@@ -177,7 +177,8 @@ class DraftNetwork(nn.Module):
 
 def frozen_rows(count: int, width: int) -> nn.Embedding:
     """A table `[count, width]` to load a published one into; training leaves it as it is."""
-    return nn.Embedding.from_pretrained(torch.zeros(count, width), freeze=True)
+    table: nn.Embedding = nn.Embedding.from_pretrained(torch.zeros(count, width), freeze=True)
+    return table
 
 
 def block_attention(

@@ -17,7 +17,7 @@ class SpeculatorsDFlash(SpeculatorsFormat):
     """Format D of the field."""
 
     kind = "dflash"
-    demands = (EMBEDDING, HEAD)
+    demands: tuple[str, ...] = (EMBEDDING, HEAD)
 
     def read(self, body: dict[str, Any], target_layers: int | None) -> DFlashConfig:
         """Reads the nested config; layer ids are indices into `hidden_states`."""

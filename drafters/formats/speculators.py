@@ -24,7 +24,7 @@ class SpeculatorsFormat(CheckpointFormat):
     """A config with `speculators_model_type`."""
 
     name = "speculators"
-    demands = (EMBEDDING,)
+    demands: tuple[str, ...] = (EMBEDDING,)
 
     def recognises(self, body: dict[str, Any]) -> bool:
         """By `speculators_model_type`."""

@@ -21,8 +21,6 @@ from drafters.training.dflash_objective import DFlashObjective, Labels, Weightin
 from drafters.training.eagle3_objective import Eagle3Objective
 from drafters.vocabulary import from_d2t, most_frequent
 
-DFLASH_TAPS = 5  # the published number
-
 
 @dataclass(frozen=True)
 class DrafterSettings:
@@ -124,7 +122,7 @@ def build_dflash(settings: DFlashSettings, target: Target, corpus: Corpus) -> DF
             **_sizes(target),
             num_hidden_layers=settings.layers,
             draft_vocab_size=settings.draft_vocab,
-            tap_layers=default_dflash_taps(shape.layers, DFLASH_TAPS),
+            tap_layers=default_dflash_taps(shape.layers),
             block_size=settings.block_size or 8,
             mask_token_id=_mask_token(settings, target),
         )
