@@ -39,6 +39,7 @@ class Target:
         rope_parameters: Rotary settings of its config; drafters copy them.
         fingerprint: Short hash of its weights; drafters carry the same.
         precision: Chosen dtype and threads, with the reason.
+        architecture: Its transformers class; drafter checkpoints record it.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Target:
     rope_parameters: dict[str, Any]
     fingerprint: str
     precision: Precision
+    architecture: str = ""
 
     @property
     def vocab_size(self) -> int:
@@ -183,6 +185,7 @@ def wrap_model(model: Any, tokenizer: Any, name: str, precision: Precision) -> T
         rope_parameters=dict(model.config.rope_parameters),
         fingerprint=fingerprint(decoder),
         precision=precision,
+        architecture=type(model).__name__,
     )
 
 

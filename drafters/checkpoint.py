@@ -1,39 +1,31 @@
-"""Reading and writing drafter checkpoints in their native published form.
+"""Reading and writing drafter checkpoints: from a folder to a network and back.
 
-A checkpoint is a folder with `config.json` and `model.safetensors`: EAGLE-3 as SafeAILab, SpecForge
-and SGLang write it, DFlash as z-lab writes it. Our own additions sit under the config key
-`draftgym` (the fingerprint of the target, the tap layers), which other loaders ignore.
+Which words a folder uses is the business of `drafters.formats`; here its contents become a network
+that is checked against its config and against the target. Training writes the native formats.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from decoding.drafting import Drafter
 from decoding.errors import DraftgymError
 from decoding.target import Target
-from drafters import dflash
 from drafters.dflash import DFlashDrafter, DFlashNetwork
-from drafters.eagle3 import Eagle3Drafter, Eagle3Network
-from drafters.formats import (
-    DFLASH_ARCHITECTURES,
-    EAGLE3_ARCHITECTURES,
-    dflash_config,
-    dflash_json,
-    eagle3_config,
-    eagle3_json,
-)
-from drafters.vocabulary import from_d2t
+from drafters.eagle3 import Eagle3Config, Eagle3Drafter, Eagle3Network
+from drafters.fitting import Network, check_fits, note_differences, widen, without_copies
+from drafters.formats import FORMATS, find_format, recognise
+from drafters.formats.contents import EMBEDDING, HEAD, Contents, DrafterConfig, Origin
+from drafters.formats.files import read_json, read_tensors, write_contents
+from drafters.modules import rotary_table
+from drafters.vocabulary import from_d2t, to_maps
 
-IGNORED_TENSORS = ("embed_tokens.weight",)  # a copy of the target's, which is used instead
+MISMATCH = "the config and the weights are not of one drafter; copy the checkpoint again"
 
 
 @dataclass(frozen=True)
@@ -41,201 +33,181 @@ class Checkpoint:
     """A checkpoint read from disk.
 
     Attributes:
-        network: The weights, float32 or as stored.
-        fingerprint: The target it was trained for, where it says so.
+        network: The weights, float32.
+        origin: The target it was trained for, as far as it says so.
     """
 
-    network: Eagle3Network | DFlashNetwork
-    fingerprint: str | None
+    network: Network
+    origin: Origin
+
+    @property
+    def fingerprint(self) -> str | None:
+        """The target it was trained for, where it says so."""
+        return self.origin.fingerprint
 
 
-def save_checkpoint(
-    network: Eagle3Network | DFlashNetwork, folder: Path, target: Target | None = None
-) -> None:
-    """Writes a network as a bfloat16 checkpoint folder."""
-    folder.mkdir(parents=True, exist_ok=True)
+def save_checkpoint(network: Network, folder: Path, target: Target | None = None) -> None:
+    """Writes a network as a bfloat16 checkpoint folder in its native format."""
+    config = network.config
     tensors = {
-        name: (value.to(torch.bfloat16) if value.is_floating_point() else value).contiguous()
+        name: value.to(torch.bfloat16) if value.is_floating_point() else value
         for name, value in network.state_dict().items()
+        if name not in ("d2t", "t2d") or config.draft_vocab_size < config.vocab_size
     }
-    save_file(tensors, folder / "model.safetensors.partial", metadata={"format": "pt"})
-    (folder / "model.safetensors.partial").replace(folder / "model.safetensors")
-    body = (
-        eagle3_json(network.config)
-        if isinstance(network, Eagle3Network)
-        else dflash_json(network.config)
-    )
-    ours: dict[str, Any] = {"tap_layers": list(network.config.tap_layers)}
-    if target is not None:
-        ours |= {"target": target.name, "target_fingerprint": target.fingerprint}
-    (folder / "config.json").write_text(json.dumps(body | {"draftgym": ours}, indent=2) + "\n")
+    kind = "eagle3" if isinstance(network, Eagle3Network) else "dflash"
+    origin = Origin() if target is None else Origin.of(target)
+    write_contents(Contents(config, tensors, origin), folder, find_format(kind, kind))
 
 
 def load_drafter(folder: Path, target: Target) -> Drafter:
-    """Loads a checkpoint as a drafter for `target`.
+    """Loads a checkpoint of any format as a drafter for `target`.
 
     Raises:
-        DraftgymError: Missing or damaged files, NaN weights, or a drafter of another target.
+        DraftgymError: Missing or damaged files, NaN weights, settings that we do not support, or a
+            drafter of another target.
     """
-    checkpoint = read_checkpoint(folder, target.decoder.shape.layers)
+    checkpoint = read_checkpoint(folder, target)
     network = checkpoint.network
-    check_fits(folder, checkpoint, target)
+    check_fits(folder, network, checkpoint.origin, target)
+    note_differences(folder, network, target)
     network.to(target.decoder.dtype).requires_grad_(False)
-    # Published drafters name the length of their training texts; rotary angles go on beyond it.
-    longest = max(network.config.max_position_embeddings, target.context_limit)
-    network.config = replace(network.config, max_position_embeddings=longest)
+    widen(network, target)
     embedding, head = target.decoder.embedding, target.decoder.head
     if isinstance(network, Eagle3Network):
         return Eagle3Drafter(network, embedding, checkpoint.fingerprint)
     return DFlashDrafter(network, embedding, head, checkpoint.fingerprint)
 
 
-def read_checkpoint(folder: Path, target_layers: int) -> Checkpoint:
-    """Reads a checkpoint without a target.
+def read_checkpoint(folder: Path, target: Target | None = None) -> Checkpoint:
+    """Reads a checkpoint of any format.
 
     Args:
-        folder: Holds `config.json` and `model.safetensors`.
+        folder: Holds `config.json` and `model.safetensors` (or `pytorch_model.bin`).
+        target: Tells the default taps where a config leaves them unsaid, and which tables of the
+            checkpoint are only copies of its own.
+    """
+    contents = read_contents(folder, target.decoder.shape.layers if target else None)
+    if target is not None:
+        contents = without_copies(contents, target)
+    return Checkpoint(build_network(contents, folder), contents.origin)
+
+
+def read_contents(folder: Path, target_layers: int | None = None) -> Contents:
+    """Reads a folder of any format, without building a network.
+
+    Args:
+        folder: The checkpoint.
         target_layers: Layers of the target, for configs that leave the default taps unsaid.
     """
-    body = _read_json(folder)
-    tensors = _read_tensors(folder / "model.safetensors")
-    kind = (body.get("architectures") or ["none"])[0]
-    if kind not in EAGLE3_ARCHITECTURES + DFLASH_ARCHITECTURES:
+    body = read_json(folder)
+    form = recognise(body)
+    if form is None:
         raise DraftgymError(
-            f"{folder}: the architecture {kind!r} is not a drafter's",
-            f"expected one of {', '.join(EAGLE3_ARCHITECTURES + DFLASH_ARCHITECTURES)}",
+            f"{folder}: the architecture {_named(body)} is not a drafter's",
+            f"draftgym reads {', '.join(f'{form.name} ({form.kind})' for form in FORMATS)}",
         )
-    ids = _draft_ids(folder, body, tensors)
+    stored = {form.inner(name): value for name, value in read_tensors(folder).items()}
+    if "d2t" in stored:
+        body = {"draft_vocab_size": stored["d2t"].numel()} | body
     try:
-        network = _build(kind, body, ids, target_layers)
+        origin = form.origin(body)
+        config = form.read(body, target_layers or origin.layers)
+        rotary_table(config.rope_parameters, config.head_dim, 2)
+        carried = form.carried(body)
+    except DraftgymError as error:
+        raise DraftgymError(f"{folder / 'config.json'}: {error.problem}", error.remedy) from error
     except KeyError as error:
         raise DraftgymError(
-            f"{folder / 'config.json'} lacks {error}",
-            "copy the config.json of that checkpoint again",
+            f"{folder / 'config.json'} lacks {error}", "copy the config.json of it again"
         ) from error
     except (ArithmeticError, AttributeError, RuntimeError, TypeError, ValueError) as error:
-        # Whatever is wrong with a size or a rotary setting shows when the network is built.
+        # transformers says in many ways that rotary settings make no sense.
         raise DraftgymError(
             f"{folder / 'config.json'} does not describe a drafter: {error}",
             "copy the config.json of that checkpoint again",
         ) from error
-    _load_weights(network, tensors, folder)
-    return Checkpoint(network, body.get("draftgym", {}).get("target_fingerprint"))
+    maps = _maps(folder, config, stored)
+    floats = {name: value for name, value in stored.items() if name not in ("d2t", "t2d")}
+    return Contents(config, floats | maps, origin, carried)
 
 
-def _build(
-    kind: str, body: dict[str, Any], ids: Tensor | None, target_layers: int
-) -> Eagle3Network | DFlashNetwork:
-    if kind in EAGLE3_ARCHITECTURES:
-        return Eagle3Network(eagle3_config(body, target_layers), ids)
-    return DFlashNetwork(dflash_config(body, ids), ids)
+def build_network(contents: Contents, folder: Path) -> Network:
+    """The network of some contents, its weights loaded in float32.
 
-
-def _draft_ids(folder: Path, body: dict[str, Any], tensors: dict[str, Tensor]) -> Tensor | None:
-    """Target ids of the draft vocabulary; None when it is the whole vocabulary."""
-    remedy = "the config and the weights are not of one drafter; copy the checkpoint again"
-    vocab = body.get("vocab_size")
-    size = body.get("draft_vocab_size") or vocab
-    if "d2t" not in tensors:
-        if size != vocab:
-            raise DraftgymError(f"{folder} drafts {size} of {vocab} tokens but has no d2t", remedy)
-        return None
-    ids = from_d2t(tensors["d2t"])
-    ascending = bool((ids.diff() > 0).all()) and int(ids[0]) >= 0
-    if len(ids) != body.get("draft_vocab_size", len(ids)) or not ascending:
-        raise DraftgymError(f"{folder}: d2t does not list {size} ascending token ids", remedy)
-    if isinstance(vocab, int) and int(ids[-1]) >= vocab > 0:
-        raise DraftgymError(f"{folder}: d2t names token {int(ids[-1])} of {vocab}", remedy)
-    return ids
-
-
-def _load_weights(network: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
+    Raises:
+        DraftgymError: Tensors are missing, unexpected, misshapen or not finite.
+    """
+    config, tensors = contents.config, contents.tensors
+    ids = from_d2t(tensors["d2t"]) if "d2t" in tensors else None
+    own = EMBEDDING in tensors
+    network: Network
+    if isinstance(config, Eagle3Config):
+        network = Eagle3Network(config, ids, own)
+    else:
+        network = DFlashNetwork(config, ids, own, HEAD in tensors)
     wanted = network.state_dict()
-    given = {name: value for name, value in tensors.items() if name not in IGNORED_TENSORS}
-    given = {name: wanted[name] for name in ("d2t", "t2d") if name in wanted} | given
+    given = {name: wanted[name] for name in ("d2t", "t2d")} | tensors
     missing, extra = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
     if missing or extra:
         raise DraftgymError(
             f"{folder}: missing tensors {missing or 'none'}, unexpected tensors {extra or 'none'}",
-            "the config and the weights are not of one drafter; copy the checkpoint again",
+            MISMATCH,
         )
     for name, value in given.items():
-        if value.shape != wanted[name].shape:
-            raise DraftgymError(
-                f"{folder}: {name} has shape {tuple(value.shape)}, "
-                f"its config says {tuple(wanted[name].shape)}",
-                "the config and the weights are not of one drafter; copy the checkpoint again",
-            )
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise DraftgymError(
-                f"{folder}: {name} holds NaN or infinite weights",
-                "use an earlier checkpoint, or train again with a lower --trainer.lr",
-            )
+        _check_tensor(folder, name, value, wanted[name])
     network.load_state_dict(given)
+    return network
 
 
-def check_fits(folder: Path, checkpoint: Checkpoint, target: Target) -> None:
-    """Refuses a drafter of another target, by fingerprint first, by shape where it has none."""
-    remedy = f"name the target it was trained for, or train one with --target {target.name}"
-    if checkpoint.fingerprint not in (None, target.fingerprint):
-        raise DraftgymError(
-            f"drafter {folder} was trained for another target (fingerprint "
-            f"{checkpoint.fingerprint}, {target.name!r} has {target.fingerprint})",
-            remedy,
-        )
-    config, shape = checkpoint.network.config, target.decoder.shape
-    width = getattr(config, "target_hidden_size", config.hidden_size)
-    facts = [
-        ("hidden size", width, shape.hidden),
-        ("embedding width", config.hidden_size, shape.hidden),
-        ("vocabulary", config.vocab_size, shape.vocab),
-    ]
-    for label, drafter_has, target_has in facts:
-        if drafter_has != target_has:
+def _maps(folder: Path, config: DrafterConfig, stored: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`d2t` and `t2d`, checked; empty when the whole vocabulary is drafted."""
+    size, vocab = config.draft_vocab_size, config.vocab_size
+    if "d2t" not in stored:
+        if size != vocab:
             raise DraftgymError(
-                f"drafter {folder} expects {label} {drafter_has}, "
-                f"target {target.name!r} has {target_has}",
-                remedy,
+                f"{folder} drafts {size} of {vocab} tokens but has no d2t", MISMATCH
             )
-    if min(config.tap_layers) < 0 or max(config.tap_layers) >= shape.layers:
+        return {}
+    d2t = stored["d2t"]
+    if d2t.dtype not in (torch.int32, torch.int64) or d2t.shape != (size,):
         raise DraftgymError(
-            f"drafter {folder} taps layers {list(config.tap_layers)}, "
-            f"target {target.name!r} has {shape.layers} layers",
-            remedy,
+            f"{folder}: d2t has shape {tuple(d2t.shape)} and dtype {d2t.dtype}, its config says "
+            f"{size} offsets",
+            MISMATCH,
         )
-    mask = getattr(config, "mask_token_id", 0)
-    if not 0 <= mask < shape.vocab:
+    ids = from_d2t(d2t.long())
+    if not bool((ids.diff() > 0).all()) or int(ids[0]) < 0 or int(ids[-1]) >= vocab:
         raise DraftgymError(
-            f"drafter {folder} has mask token {mask}, target {target.name!r} has {shape.vocab}",
-            remedy,
+            f"{folder}: d2t does not list {size} ascending token ids below {vocab}", MISMATCH
+        )
+    offsets, covered = to_maps(ids, vocab)
+    if not torch.equal(stored.get("t2d", covered).bool(), covered):
+        raise DraftgymError(f"{folder}: t2d does not cover the tokens that d2t lists", MISMATCH)
+    return {"d2t": offsets, "t2d": covered} if size < vocab else {}
+
+
+def _check_tensor(folder: Path, name: str, value: Tensor, wanted: Tensor) -> None:
+    if value.shape != wanted.shape:
+        raise DraftgymError(
+            f"{folder}: {name} has shape {tuple(value.shape)}, "
+            f"its config says {tuple(wanted.shape)}",
+            MISMATCH,
+        )
+    if (
+        value.is_floating_point() != wanted.is_floating_point()
+        or value.element_size() < wanted.element_size() // 2
+    ):
+        raise DraftgymError(
+            f"{folder}: {name} is stored as {value.dtype}",
+            "use a checkpoint that is not quantised (float32, float16 or bfloat16)",
+        )
+    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        raise DraftgymError(
+            f"{folder}: {name} holds NaN or infinite weights",
+            "use an earlier checkpoint, or train again with a lower --trainer.lr",
         )
 
 
-def _read_json(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        body: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise DraftgymError(
-            f"no drafter checkpoint at {folder}", "train one with train_drafter.py"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise DraftgymError(f"cannot read {path}: {error}", "copy the checkpoint again") from error
-    if not isinstance(body, dict):
-        raise DraftgymError(f"{path} is not a JSON object", "copy the checkpoint again")
-    return body
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-        return tensors
-    except (OSError, SafetensorError) as error:
-        raise DraftgymError(
-            f"cannot read {path}: {error}", "the file is damaged or missing; copy it again"
-        ) from error
-
-
-def default_dflash_taps(target_layers: int) -> tuple[int, ...]:
-    """Five taps, the published number."""
-    return dflash.default_taps(target_layers, 5)
+def _named(body: dict[str, Any]) -> str:
+    kind = body.get("speculators_model_type")
+    return repr(kind if kind is not None else (body.get("architectures") or ["none"])[0])

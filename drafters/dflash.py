@@ -18,9 +18,9 @@ from decoding.cache import KVCache
 from decoding.drafting import MAX_TREE_NODES, DraftContext, Drafter, DraftShape
 from decoding.layers import attend
 from decoding.proposal import Proposal
-from drafters.modules import DraftLayer, RMSNorm, rotary_table
+from drafters.modules import DraftLayer, DraftNetwork, RMSNorm, frozen_rows, rotary_table
 from drafters.tree import best_first_tree
-from drafters.vocabulary import from_d2t, to_maps
+from drafters.vocabulary import from_d2t
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class DFlashConfig:
     mask_token_id: int
 
 
-def default_taps(target_layers: int, taps: int) -> tuple[int, ...]:
+def default_taps(target_layers: int, taps: int = 5) -> tuple[int, ...]:
     """`taps` layers spread from the second to the third-last one (the published rule)."""
     if taps == 1:
         return (target_layers // 2,)
@@ -75,33 +75,47 @@ class DFlashLayer(DraftLayer):
         super().__init__(config, inputs=config.hidden_size, query_key_norms=True)
 
 
-class DFlashNetwork(nn.Module):
+class DFlashNetwork(DraftNetwork):
     """The drafter's weights under their published names.
 
-    It has no embedding and no LM head of its own: both are the target's. `d2t` and `t2d` restrict
-    what it proposes, so that only those rows of the target's head are read.
+    Embedding and LM head are the target's, unless its checkpoint brings others. `d2t` and `t2d`
+    restrict what it proposes, so that only those rows of the target's head are read.
+
+    Args:
+        config: Sizes and wiring.
+        draft_ids: Target ids of the draft vocabulary, ascending `[Vd]`; None for the first Vd.
+        own_embedding: Whether the checkpoint brings an input embedding that is not the target's.
+        own_head: The same of the LM head.
     """
 
-    d2t: Tensor
-    t2d: Tensor
-
-    def __init__(self, config: DFlashConfig, draft_ids: Tensor | None = None) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        config: DFlashConfig,
+        draft_ids: Tensor | None = None,
+        own_embedding: bool = False,
+        own_head: bool = False,
+    ) -> None:
+        super().__init__(config, draft_ids, own_embedding)
         self.config = config
         size, eps = config.hidden_size, config.rms_norm_eps
         self.fc = nn.Linear(len(config.tap_layers) * size, size, bias=False)
         self.hidden_norm = RMSNorm(size, eps)
         self.layers = nn.ModuleList(DFlashLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(size, eps)
-        ids = torch.arange(config.draft_vocab_size) if draft_ids is None else draft_ids
-        d2t, t2d = to_maps(ids, config.vocab_size)
-        self.register_buffer("d2t", d2t)
-        self.register_buffer("t2d", t2d)
+        self.lm_head = frozen_rows(config.draft_vocab_size, size) if own_head else None
 
     @property
     def blocks(self) -> list[DFlashLayer]:
         """The layers, typed."""
         return [layer for layer in self.layers if isinstance(layer, DFlashLayer)]
+
+    def head(self, of_target: Tensor) -> Tensor:
+        """The LM head over the draft vocabulary `[Vd, d]`: its own, or the target's rows."""
+        if self.lm_head is not None:
+            return self.lm_head.weight
+        if self.config.draft_vocab_size == self.config.vocab_size:
+            return of_target
+        return of_target[from_d2t(self.d2t)]
 
     def fuse(self, taps: Tensor) -> Tensor:
         """Context features `[..., d]` of concatenated taps `[..., k * d]`."""
@@ -121,8 +135,8 @@ class DFlashDrafter(Drafter):
 
     Args:
         network: The trained drafter, in the target's dtype.
-        embedding: The target's input embedding `[V, d]`.
-        head: The target's LM head `[V, d]`.
+        embedding: The target's input embedding `[V, d]`, read where it has none of its own.
+        head: The target's LM head `[V, d]`, the same.
         needs_target: Fingerprint of the target it was trained for, or None.
         name: How arms call it.
     """
@@ -143,10 +157,10 @@ class DFlashDrafter(Drafter):
         self.max_draft_length = config.block_size - 1
         self.max_tree_nodes = MAX_TREE_NODES
         self.dtype = network.fc.weight.dtype
-        self.embedding = embedding
+        self.embedding = network.embedding(embedding)
         full = config.draft_vocab_size == config.vocab_size
         self.draft_ids = None if full else from_d2t(network.d2t)
-        self.head = head if self.draft_ids is None else head[self.draft_ids]
+        self.head = network.head(head)
         limit = config.max_position_embeddings
         self.rotary = rotary_table(config.rope_parameters, config.head_dim, limit).to(self.dtype)
 

@@ -20,9 +20,9 @@ from decoding.drafting import MAX_TREE_NODES, DraftContext, Drafter, DraftShape
 from decoding.layers import additive_mask, attend
 from decoding.proposal import Proposal
 from decoding.verification import Candidates
-from drafters.modules import DraftLayer, RMSNorm, rotary_table
+from drafters.modules import DraftLayer, DraftNetwork, RMSNorm, rotary_table
 from drafters.tree import Frontier, children_per_node, grow_tree, scratch_rows
-from drafters.vocabulary import from_d2t, to_maps
+from drafters.vocabulary import from_d2t
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,11 @@ class Eagle3Config:
         draft_vocab_size: Rows of the head's own LM head, Vd.
         max_position_embeddings: Longest sequence it can draft for.
         rope_parameters: Rotary settings (`rope_theta`, scaling); must match the target's.
-        tap_layers: Three 0-based target layers whose outputs are fused.
+        tap_layers: 0-based target layers whose outputs are fused (three, in published heads).
+        norm_before_residual: The layer's residual is the normed feature, not the feature itself.
+        norm_before_fc: The concatenated taps are normed before they are fused.
+        fc_norm: Each tap is normed before they are concatenated and fused.
+        norm_output: The next step reads the normed output (EAGLE-3.1), not the output itself.
     """
 
     hidden_size: int
@@ -56,6 +60,10 @@ class Eagle3Config:
     max_position_embeddings: int
     rope_parameters: dict[str, Any]
     tap_layers: tuple[int, ...]
+    norm_before_residual: bool = False
+    norm_before_fc: bool = False
+    fc_norm: bool = False
+    norm_output: bool = False
 
 
 def default_taps(target_layers: int) -> tuple[int, int, int]:
@@ -65,38 +73,65 @@ def default_taps(target_layers: int) -> tuple[int, int, int]:
 
 
 class Eagle3Layer(DraftLayer):
-    """The one decoder layer; its input is the pair (embedding, feature), twice as wide.
-
-    Its residual is the un-normed feature.
-    """
+    """The one decoder layer; its input is the pair (embedding, feature), twice as wide."""
 
     def __init__(self, config: Eagle3Config) -> None:
         super().__init__(config, inputs=2 * config.hidden_size, query_key_norms=False)
         self.hidden_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm_before_residual = config.norm_before_residual
 
     def pair(self, embedding: Tensor, feature: Tensor) -> Tensor:
         """The attention input `[..., 2d]`: normed embedding first, then normed feature."""
         return torch.cat([self.input_layernorm(embedding), self.hidden_norm(feature)], dim=-1)
 
+    def finish(self, residual: Tensor, attended: Tensor) -> Tensor:
+        """Residuals and MLP after attention; the residual is the feature, normed or not."""
+        if self.norm_before_residual:
+            residual = self.hidden_norm(residual)
+        return super().finish(residual, attended)
 
-class Eagle3Network(nn.Module):
-    """The head's weights under their native names (`fc`, `midlayer.*`, `norm`, `lm_head`, maps)."""
 
-    d2t: Tensor
-    t2d: Tensor
+class Eagle3Network(DraftNetwork):
+    """The head's weights under their native names (`fc`, `midlayer.*`, `norm`, `lm_head`, maps).
 
-    def __init__(self, config: Eagle3Config, draft_ids: Tensor | None = None) -> None:
-        super().__init__()
+    Args:
+        config: Sizes and wiring.
+        draft_ids: Target ids of the draft vocabulary, ascending `[Vd]`; None for the first Vd.
+        own_embedding: Whether the checkpoint brings an input embedding that is not the target's.
+    """
+
+    def __init__(
+        self, config: Eagle3Config, draft_ids: Tensor | None = None, own_embedding: bool = False
+    ) -> None:
+        super().__init__(config, draft_ids, own_embedding)
         self.config = config
-        taps = len(config.tap_layers) * config.target_hidden_size
-        self.fc = nn.Linear(taps, config.hidden_size, bias=False)
+        width, eps = config.target_hidden_size, config.rms_norm_eps
+        taps = len(config.tap_layers)
+        self.fc = nn.Linear(taps * width, config.hidden_size, bias=False)
+        if config.norm_before_fc:
+            self.input_norm = RMSNorm(taps * width, eps)
+        if config.fc_norm:
+            self.fc_norm = nn.ModuleList(RMSNorm(width, eps) for _ in range(taps))
         self.midlayer = Eagle3Layer(config)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
-        ids = torch.arange(config.draft_vocab_size) if draft_ids is None else draft_ids
-        d2t, t2d = to_maps(ids, config.vocab_size)
-        self.register_buffer("d2t", d2t)
-        self.register_buffer("t2d", t2d)
+
+    def fuse(self, taps: Tensor) -> Tensor:
+        """Features `[..., d]` of concatenated taps `[..., k * d_target]`."""
+        config = self.config
+        if config.norm_before_fc:
+            taps = self.input_norm(taps)
+        if config.fc_norm:
+            each = taps.chunk(len(config.tap_layers), dim=-1)
+            pairs = zip(self.fc_norm, each, strict=True)
+            taps = torch.cat([norm(tap) for norm, tap in pairs], dim=-1)
+        out: Tensor = self.fc(taps)
+        return out
+
+    def carry(self, out: Tensor) -> Tensor:
+        """The feature `[..., d]` that the next draft step reads, of a layer output."""
+        carried: Tensor = self.norm(out) if self.config.norm_output else out
+        return carried
 
     def logits(self, out: Tensor) -> Tensor:
         """Draft-vocabulary logits `[..., Vd]` of a layer output."""
@@ -116,7 +151,7 @@ class Eagle3Drafter(Drafter):
 
     Args:
         network: The trained head, in the target's dtype.
-        embedding: The target's input embedding `[V, d]`.
+        embedding: The target's input embedding `[V, d]`, read where the head has none of its own.
         needs_target: Fingerprint of the target it was trained for, or None.
         name: How arms call it.
     """
@@ -131,7 +166,7 @@ class Eagle3Drafter(Drafter):
         config = network.config
         self.name = name
         self.network = network.eval()
-        self.embedding = embedding
+        self.embedding = network.embedding(embedding)
         self.needs_target = needs_target
         self.tap_layers = config.tap_layers
         self.max_draft_length = 16
@@ -178,7 +213,7 @@ class Eagle3Drafter(Drafter):
             logprobs.append(logprob)
             probs.append(prob)
             state.cache.keep(1)
-            feature = out
+            feature = self.network.carry(out)
             pair = self.network.midlayer.pair(F.embedding(token, self.embedding), feature)
         state.cache.roll_back(committed)  # drafted positions are re-encoded from true taps
         drawn = [prob for prob in probs if prob is not None]
@@ -194,10 +229,11 @@ class Eagle3Drafter(Drafter):
 
         def step(pair: Tensor, feature: Tensor, depth: int, visible: Tensor | None) -> Candidates:
             nonlocal features
-            features = self._step(cache, pair, feature, newest + depth, visible)
-            cache.keep(len(features))
-            positions = [newest + depth + 2] * len(features)
-            logits = self.network.logits(features).float()
+            out = self._step(cache, pair, feature, newest + depth, visible)
+            cache.keep(len(out))
+            features = self.network.carry(out)
+            positions = [newest + depth + 2] * len(out)
+            logits = self.network.logits(out).float()
             return context.rule.candidates(logits, positions, children, self.draft_ids)
 
         def expand(frontier: Frontier) -> Candidates:
@@ -212,7 +248,7 @@ class Eagle3Drafter(Drafter):
 
     def _pair(self, context: DraftContext, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Attention inputs `[m, 2d]` and features `[m, d]` of committed positions."""
-        feature = self.network.fc(context.features(self.tap_layers, start, stop))
+        feature = self.network.fuse(context.features(self.tap_layers, start, stop))
         embedding = F.embedding(context.tokens[start + 1 : stop + 1], self.embedding)
         return self.network.midlayer.pair(embedding, feature), feature
 

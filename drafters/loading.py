@@ -12,11 +12,11 @@ from decoding.drafting import Drafter
 from decoding.errors import DraftgymError
 from decoding.target import Target
 from drafters.checkpoint import load_drafter
-from drafters.formats import DFLASH_ARCHITECTURES, EAGLE3_ARCHITECTURES
+from drafters.formats import recognise
 from drafters.ngram import NgramDrafter
 
 SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints"
-KINDS = {"eagle3": EAGLE3_ARCHITECTURES, "dflash": DFLASH_ARCHITECTURES}
+KINDS = ("eagle3", "dflash")
 
 
 def load_drafters(
@@ -81,9 +81,9 @@ def _fitting(target: Target, shipped: Path) -> list[Path]:
 
 
 def _kind(folder: Path) -> str | None:
-    """`eagle3` or `dflash` by the architecture in `config.json`, None for anything else."""
-    named = (_config(folder).get("architectures") or [None])[0]
-    return next((kind for kind, architectures in KINDS.items() if named in architectures), None)
+    """`eagle3` or `dflash` by the keys of `config.json`, None for anything else."""
+    form = recognise(_config(folder))
+    return form.kind if form else None
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from decoding.layers import RotaryTable, rms_norm, rotate
+from drafters.vocabulary import to_maps
 
 
 class RMSNorm(nn.Module):
@@ -50,8 +51,16 @@ class AttentionShape:
     head_dim: int
 
 
-class LayerSizes(Protocol):
+class NetworkSizes(Protocol):
     """The sizes that both drafters' configs have."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Target vocabulary, V."""
+
+    @property
+    def draft_vocab_size(self) -> int:
+        """Tokens that can be proposed, Vd."""
 
     @property
     def hidden_size(self) -> int:
@@ -120,7 +129,7 @@ class DraftLayer(nn.Module):
         query_key_norms: Whether queries and keys are normed (Qwen3 style).
     """
 
-    def __init__(self, config: LayerSizes, inputs: int, query_key_norms: bool) -> None:
+    def __init__(self, config: NetworkSizes, inputs: int, query_key_norms: bool) -> None:
         super().__init__()
         size, eps = config.hidden_size, config.rms_norm_eps
         shape = AttentionShape(
@@ -136,6 +145,40 @@ class DraftLayer(nn.Module):
         mixed = residual + self.self_attn.o_proj(attended)
         out: Tensor = mixed + self.mlp(self.post_attention_layernorm(mixed))
         return out
+
+
+class DraftNetwork(nn.Module):
+    """What both drafters' networks have: the draft vocabulary, and whose embedding they read.
+
+    Args:
+        config: Sizes.
+        draft_ids: Target ids of the draft vocabulary, ascending `[Vd]`; None for the first Vd.
+        own_embedding: Whether the checkpoint brings an input embedding that is not the target's.
+    """
+
+    d2t: Tensor
+    t2d: Tensor
+
+    def __init__(
+        self, config: NetworkSizes, draft_ids: Tensor | None = None, own_embedding: bool = False
+    ) -> None:
+        super().__init__()
+        ids = torch.arange(config.draft_vocab_size) if draft_ids is None else draft_ids
+        d2t, t2d = to_maps(ids, config.vocab_size)
+        self.register_buffer("d2t", d2t)
+        self.register_buffer("t2d", t2d)
+        size = config.hidden_size
+        self.embed_tokens = frozen_rows(config.vocab_size, size) if own_embedding else None
+
+    def embedding(self, of_target: Tensor) -> Tensor:
+        """The input embedding `[V, d]`: its own, or else the target's."""
+        return of_target if self.embed_tokens is None else self.embed_tokens.weight
+
+
+def frozen_rows(count: int, width: int) -> nn.Embedding:
+    """A table `[count, width]` to load a published one into; training leaves it as it is."""
+    table: nn.Embedding = nn.Embedding.from_pretrained(torch.zeros(count, width), freeze=True)
+    return table
 
 
 def block_attention(

@@ -15,7 +15,7 @@ from torch import Tensor
 from decoding.drafting import DraftShape
 from decoding.target import Target
 from drafters.dflash import DFlashDrafter, DFlashNetwork
-from drafters.eagle3 import Eagle3Drafter
+from drafters.eagle3 import Eagle3Drafter, Eagle3Network
 from drafters.training.dflash_objective import DFlashObjective
 from drafters.training.eagle3_objective import Eagle3Objective
 from drafters.training.features import FeatureBatch
@@ -28,8 +28,27 @@ SIZES = [(5, 9), (3, 14), (7, 6)]
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
 
 
-def eagle3_drafter(target: Target) -> Eagle3Drafter:
-    return tiny_eagle3(target, draft_vocab=40)
+WIRINGS: list[dict[str, bool]] = [
+    {},
+    {"norm_before_residual": True},
+    {"norm_before_fc": True, "norm_output": True},
+    {"fc_norm": True},
+]
+
+
+def eagle3_drafter(target: Target, **wiring: bool) -> Eagle3Drafter:
+    """An EAGLE-3 head, its norms not all ones, wired as published heads may be."""
+    drafter = tiny_eagle3(target, draft_vocab=40)
+    if not wiring:
+        return drafter
+    torch.manual_seed(4)
+    network = Eagle3Network(replace(drafter.network.config, **wiring))
+    network.load_state_dict(drafter.network.state_dict(), strict=False)
+    with torch.no_grad():
+        for name, weight in network.named_parameters():
+            if "norm" in name:
+                weight.add_(0.3 * torch.randn(weight.shape))
+    return Eagle3Drafter(network.requires_grad_(False), target.decoder.embedding)
 
 
 def dflash_drafter(target: Target) -> DFlashDrafter:
@@ -79,8 +98,11 @@ def drafted_logits(
     return rule.heard
 
 
-def test_eagle3_training_steps_equal_sequential_drafting(target: Target) -> None:
-    drafter = eagle3_drafter(target)
+@pytest.mark.parametrize("wiring", WIRINGS, ids=str)
+def test_eagle3_training_steps_equal_sequential_drafting(
+    target: Target, wiring: dict[str, bool]
+) -> None:
+    drafter = eagle3_drafter(target, **wiring)
     batch = random_batch(target, drafter.tap_layers, SIZES)
     trained = eagle3_step_logits(Eagle3Objective(drafter.network, target, STEPS), batch)
     assert len(trained) == STEPS

@@ -10,9 +10,11 @@ import torch
 
 from decoding.errors import DraftgymError
 from decoding.target import Target
-from drafters.checkpoint import check_fits, default_dflash_taps, read_checkpoint
+from drafters.checkpoint import read_checkpoint
 from drafters.dflash import DFlashConfig, DFlashNetwork
+from drafters.dflash import default_taps as default_dflash_taps
 from drafters.eagle3 import Eagle3Config, Eagle3Network, default_taps
+from drafters.fitting import check_fits, widen
 from drafters.training.candidates import CandidateSampler
 from drafters.training.corpus import Corpus
 from drafters.training.dflash_objective import DFlashObjective, Labels, Weighting
@@ -168,14 +170,15 @@ def _start_as_last_layers(network: DFlashNetwork, target: Target) -> None:
 
 
 def _initial(folder: Path, target: Target, kind: type[Any]) -> Any:
-    checkpoint = read_checkpoint(folder, target.decoder.shape.layers)
+    checkpoint = read_checkpoint(folder, target)
     if not isinstance(checkpoint.network, kind):
         raise DraftgymError(
             f"--init {folder} is a {type(checkpoint.network).__name__}, not a {kind.__name__}",
             "start from a checkpoint of the drafter being trained",
         )
-    check_fits(folder, checkpoint, target)
-    return checkpoint.network.float()
+    check_fits(folder, checkpoint.network, checkpoint.origin, target)
+    widen(checkpoint.network, target)
+    return checkpoint.network
 
 
 def _sizes(target: Target) -> dict[str, Any]:

@@ -54,9 +54,11 @@ class DFlashObjective(Objective[DFlashNetwork]):
         self.network, self.sampler = network, sampler
         self.tap_layers = network.config.tap_layers
         self.anchors, self.soft, self.weighting = anchors, labels == "soft", weighting
-        self.embedding = target.decoder.embedding
+        self.embedding = network.embedding(target.decoder.embedding)
         ids = from_d2t(network.d2t)
-        self.draft_head = target.decoder.head[ids].clone()
+        self.draft_head = network.head(target.decoder.head).clone()
+        own = network.lm_head is not None
+        self.teacher_head = target.decoder.head[ids] if own else self.draft_head
         self.labels = draft_labels(ids, target.vocab_size)
         config = network.config
         self.weights = torch.exp(-torch.arange(config.block_size - 1) / gamma)
@@ -147,6 +149,8 @@ class DFlashObjective(Objective[DFlashNetwork]):
         own = F.cross_entropy(logits, label, reduction="none")
         losses = own
         if teacher is not None:
+            if self.teacher_head is not self.draft_head:
+                head = self.teacher_head if chosen is None else self.teacher_head[chosen.rows]
             soft = F.linear(teacher, head.to(teacher.dtype), bias).float().softmax(-1)
             losses = F.cross_entropy(logits, soft, reduction="none")
         weights = self._position_weights(own.detach(), keep)[keep]

@@ -47,7 +47,7 @@ class Eagle3Objective(Objective[Eagle3Network]):
         self.network, self.sampler = network, sampler
         self.tap_layers = network.config.tap_layers
         self.steps, self.decay = steps, decay
-        self.embedding = target.decoder.embedding
+        self.embedding = network.embedding(target.decoder.embedding)
         ids = from_d2t(network.d2t)
         self.draft_head = target.decoder.head[ids].clone()
         self.labels = draft_labels(ids, target.vocab_size)
@@ -63,7 +63,7 @@ class Eagle3Objective(Objective[Eagle3Network]):
         head = _Head(network, self.draft_head, draw(self.sampler, labels, seed))
         index, valid = self._queries(batch)
         rows = torch.arange(index.shape[0])[:, None]
-        feature = network.fc(batch.taps)
+        feature = network.fuse(batch.taps)
         pair = layer.pair(self._embed(batch.tokens.roll(-1, 1)), feature)
         everywhere = self.rotary.at(torch.arange(batch.tokens.shape[1]))
         context = layer.self_attn.keys_values(pair, everywhere)
@@ -85,6 +85,7 @@ class Eagle3Objective(Objective[Eagle3Network]):
             step_loss, hits = _step_loss(head.logits(feature[usable]), teacher[at], label)
             loss = loss + self.decay**step * step_loss
             agreement.append(hits)
+            feature = network.carry(feature)
             following = batch.tokens[rows, (index + step + 2).clamp(max=batch.tokens.shape[1] - 1)]
             pair = layer.pair(self._embed(following), feature)
         return ObjectiveOutput(loss, agreement)

@@ -13,7 +13,8 @@ from decoding.drafting import Drafter
 from decoding.errors import DraftgymError
 from decoding.provenance import check_run_folder, write_run_config
 from decoding.target import Target, load_target
-from drafters.checkpoint import default_dflash_taps, load_drafter
+from drafters.checkpoint import load_drafter
+from drafters.dflash import default_taps as default_dflash_taps
 from drafters.eagle3 import default_taps
 from drafters.training.build import (
     DFlashSettings,

@@ -1,0 +1,50 @@
+"""The checkpoint formats that the field uses, and the table of them.
+
+| name | drafter | written and read by |
+|---|---|---|
+| `eagle3` | EAGLE-3 | SafeAILab, SpecForge, SGLang (vLLM reads it too) |
+| `speculators` | EAGLE-3 | speculators, vLLM |
+| `dflash` | DFlash | z-lab, SpecForge, SGLang, vLLM |
+| `speculators` | DFlash | speculators, vLLM |
+
+A format is a module with one class; `contents.py` says what they all read into. Which format a
+folder has is seen from keys of its `config.json`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from decoding.errors import DraftgymError
+from drafters.formats.contents import CheckpointFormat
+from drafters.formats.dflash_native import NativeDFlash
+from drafters.formats.dflash_speculators import SpeculatorsDFlash
+from drafters.formats.eagle3_native import NativeEagle3
+from drafters.formats.eagle3_speculators import SpeculatorsEagle3
+
+FORMATS: tuple[CheckpointFormat, ...] = (
+    NativeEagle3(),
+    SpeculatorsEagle3(),
+    NativeDFlash(),
+    SpeculatorsDFlash(),
+)
+
+
+def recognise(body: dict[str, Any]) -> CheckpointFormat | None:
+    """The format of a `config.json`, None for anything that is no drafter of ours."""
+    return next((form for form in FORMATS if form.recognises(body)), None)
+
+
+def find_format(name: str, kind: str) -> CheckpointFormat:
+    """The format called `name` for a kind of drafter (`eagle3`, `dflash`).
+
+    Raises:
+        DraftgymError: The format has no place for that kind.
+    """
+    for form in FORMATS:
+        if (form.name, form.kind) == (name, kind):
+            return form
+    fitting = " or ".join(form.name for form in FORMATS if form.kind == kind)
+    raise DraftgymError(
+        f"format {name!r} does not hold a drafter of kind {kind!r}", f"use --format {fitting}"
+    )

@@ -1,0 +1,111 @@
+"""DFlash as z-lab writes it: `dflash_config`, no embedding and no LM head of its own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from decoding.errors import DraftgymError
+from drafters.dflash import DFlashConfig
+from drafters.formats.contents import EMBEDDING, HEAD, CheckpointFormat, Contents, Origin
+from drafters.formats.decoder_keys import layer_ids, read_decoder, refuse, size, write_decoder
+
+ARCHITECTURES = ("DFlashDraftModel",)
+
+
+class NativeDFlash(CheckpointFormat):
+    """Format C of the field."""
+
+    name = "dflash"
+    kind = "dflash"
+    forbids = (EMBEDDING, HEAD)
+
+    def recognises(self, body: dict[str, Any]) -> bool:
+        """By architecture."""
+        return (body.get("architectures") or [None])[0] in ARCHITECTURES
+
+    def read(self, body: dict[str, Any], target_layers: int | None) -> DFlashConfig:
+        """Reads a flat config; what is DFlash's own stands under `dflash_config`, or beside it."""
+        nested = body.get("dflash_config")
+        body = body | (nested if isinstance(nested, dict) else {})
+        return read_dflash(body, body, layer_ids(body, "target_layer_ids"))
+
+    def write(self, contents: Contents) -> dict[str, Any]:
+        """Writes a flat config; layer ids are 0-based outputs, as ours."""
+        config = contents.config
+        assert isinstance(config, DFlashConfig)
+        reduced = config.draft_vocab_size < config.vocab_size
+        layers = contents.origin.layers
+        return {
+            "architectures": list(ARCHITECTURES),
+            "model_type": "qwen3",
+            "block_size": config.block_size,
+            "dflash_config": {
+                "mask_token_id": config.mask_token_id,
+                "target_layer_ids": list(config.tap_layers),
+            },
+            **stack_json(config),
+            **write_decoder(contents),
+            **({"draft_vocab_size": config.draft_vocab_size} if reduced else {}),
+            **({"num_target_layers": layers} if layers is not None else {}),
+            "dtype": contents.dtype,
+            "torch_dtype": contents.dtype,
+        }
+
+    def origin(self, body: dict[str, Any]) -> Origin:
+        """Its own config tells how many layers the target has."""
+        said = super().origin(body)
+        return replace(said, layers=said.layers or body.get("num_target_layers"))
+
+
+REFUSED: dict[str, tuple[Any, ...]] = {
+    "causal": (False, None),
+    "is_causal": (False, None),
+    "sample_from_anchor": (False, None),
+    "shift_label": (False, None),
+    "projector_type": ("dflash", None),
+}
+"""Keys of DFlash's relatives that change what a block means, with the values that do not."""
+
+
+def read_dflash(
+    layer: dict[str, Any], top: dict[str, Any], tap_layers: tuple[int, ...]
+) -> DFlashConfig:
+    """The config of a drafter from its layers' keys and its own."""
+    for key, harmless in REFUSED.items():
+        for body in (layer, top):
+            if key in body and body[key] not in harmless:
+                raise refuse(key, body[key])
+    types = layer.get("layer_types") or ()
+    if any(kind != "full_attention" for kind in types):
+        raise refuse("layer_types", types, "use a drafter whose layers are all full_attention")
+    shared = read_decoder(layer)
+    given = {key: value for key, value in top.items() if value is not None}
+    mask, width = given["mask_token_id"], given.get("target_hidden_size", shared["hidden_size"])
+    if type(mask) is not int:
+        raise DraftgymError(f"mask_token_id is {mask!r}, not a token id", "copy config.json again")
+    if width != shared["hidden_size"]:
+        raise refuse("target_hidden_size", width, "use a drafter as wide as its target")
+    if size(given, "block_size") < 2:
+        raise refuse("block_size", given["block_size"], "a block has an anchor and a mask at least")
+    return DFlashConfig(
+        **shared,
+        num_hidden_layers=size(layer, "num_hidden_layers"),
+        draft_vocab_size=size(
+            {"draft_vocab_size": shared["vocab_size"]} | given, "draft_vocab_size"
+        ),
+        tap_layers=tap_layers,
+        block_size=given["block_size"],
+        mask_token_id=mask,
+    )
+
+
+def stack_json(config: DFlashConfig) -> dict[str, Any]:
+    """The keys of its stack of layers, all of them without a window."""
+    return {
+        "num_hidden_layers": config.num_hidden_layers,
+        "layer_types": ["full_attention"] * config.num_hidden_layers,
+        "max_window_layers": config.num_hidden_layers,
+        "sliding_window": None,
+        "use_sliding_window": False,
+    }

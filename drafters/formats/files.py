@@ -1,0 +1,69 @@
+"""A checkpoint folder on disk: `config.json` beside `model.safetensors`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from decoding.errors import DraftgymError
+from drafters.formats.contents import CheckpointFormat, Contents, own_json
+
+WEIGHTS = "model.safetensors"
+OLD_WEIGHTS = "pytorch_model.bin"  # of the first published heads
+
+
+def read_json(folder: Path) -> dict[str, Any]:
+    """The `config.json` of a checkpoint folder.
+
+    Raises:
+        DraftgymError: It is missing or damaged.
+    """
+    path = folder / "config.json"
+    try:
+        body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DraftgymError(
+            f"no drafter checkpoint at {folder}", "train one with train_drafter.py"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise DraftgymError(f"cannot read {path}: {error}", "copy the checkpoint again") from error
+    if not isinstance(body, dict):
+        raise DraftgymError(f"{path} is not a JSON object", "copy the checkpoint again")
+    return body
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint folder, as stored.
+
+    Raises:
+        DraftgymError: They are missing or damaged.
+    """
+    old = folder / OLD_WEIGHTS
+    path = old if old.is_file() and not (folder / WEIGHTS).exists() else folder / WEIGHTS
+    try:
+        # Never unpickles more than tensors: a checkpoint must not be able to run code.
+        loaded = torch.load(path, "cpu", weights_only=True) if path == old else load_file(path)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise DraftgymError(
+            f"cannot read {path}: {(str(error) or repr(error)).splitlines()[0]}",
+            "the file is damaged or missing; copy it again",
+        ) from error
+    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
+        raise DraftgymError(f"{path} does not hold named tensors", "copy the checkpoint again")
+    return dict(loaded)
+
+
+def write_contents(contents: Contents, folder: Path, form: CheckpointFormat) -> None:
+    """Writes a checkpoint folder; a kill leaves an older one whole or is seen when loading."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {form.outer(name): value.contiguous() for name, value in contents.tensors.items()}
+    partial = folder / f"{WEIGHTS}.partial"
+    save_file(tensors, partial, metadata={"format": "pt"})
+    partial.replace(folder / WEIGHTS)
+    body = form.write(contents) | {"draftgym": own_json(contents)}
+    (folder / "config.json").write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
