@@ -24,6 +24,7 @@ from drafters.training.build import (
 from drafters.training.corpus import LONGEST_TEXT, load_corpus
 from drafters.training.features import FeatureCache
 from drafters.training.objective import Objective
+from drafters.training.small_lm_build import SmallLMSettings, build_small_lm
 from drafters.training.trainer import Trainer, TrainerConfig
 
 LONGEST_DRAFT = 64
@@ -72,11 +73,20 @@ class DFlashArgs(DrafterArgs):
     """The drafter and its objective."""
 
 
+@dataclass(frozen=True)
+class SmallLMArgs(DrafterArgs):
+    """Train a small language model (the target with most layers taken out)."""
+
+    run: Path = Path("runs/small-lm")
+    drafter: SmallLMSettings = field(default_factory=SmallLMSettings)
+    """The network and its objective."""
+
+
 MeasureDrafter = Callable[[Target, Drafter], dict[str, float]]
 """Decodes held-out prompts with a drafter and names what came out."""
 
 
-def train(args: Eagle3Args | DFlashArgs, measure: MeasureDrafter | None = None) -> Path:
+def train(args: Eagle3Args | DFlashArgs | SmallLMArgs, measure: MeasureDrafter | None = None) -> Path:
     """Trains until the budget is spent.
 
     Args:
@@ -96,8 +106,10 @@ def train(args: Eagle3Args | DFlashArgs, measure: MeasureDrafter | None = None) 
     objective: Objective[Any]
     if isinstance(args, Eagle3Args):
         objective = build_eagle3(args.drafter, target, corpus)
-    else:
+    elif isinstance(args, DFlashArgs):
         objective = build_dflash(args.drafter, target, corpus)
+    else:
+        objective = build_small_lm(args.drafter, target, corpus)
 
     def measure_folder(folder: Path) -> dict[str, float]:
         return measure(target, load_drafter(folder, target)) if measure is not None else {}
@@ -114,7 +126,7 @@ def train(args: Eagle3Args | DFlashArgs, measure: MeasureDrafter | None = None) 
     return trainer.checkpoint
 
 
-def _check_args(args: Eagle3Args | DFlashArgs) -> None:
+def _check_args(args: DrafterArgs) -> None:
     """Raises `DraftgymError` for settings that cannot work, before anything is loaded."""
     if not args.trainer.minutes > 0:
         raise DraftgymError(
