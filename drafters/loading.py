@@ -14,9 +14,14 @@ from decoding.target import Target
 from drafters.checkpoint import load_drafter
 from drafters.formats import DFLASH_ARCHITECTURES, EAGLE3_ARCHITECTURES
 from drafters.ngram import NgramDrafter
+from drafters.small_lm_folder import load_small_lm, small_lm_architectures
 
 SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints"
-KINDS = {"eagle3": EAGLE3_ARCHITECTURES, "dflash": DFLASH_ARCHITECTURES}
+KINDS = {
+    "eagle3": EAGLE3_ARCHITECTURES,
+    "dflash": DFLASH_ARCHITECTURES,
+    "small": small_lm_architectures(),
+}
 
 
 def load_drafters(
@@ -30,7 +35,7 @@ def load_drafters(
         shipped: Folder of the shipped checkpoints.
 
     Returns:
-        Drafters by name (`eagle3`, `dflash`, `ngram`); prompt lookup is always among them.
+        Drafters by name (`eagle3`, `dflash`, `small`, `ngram`); prompt lookup is always among them.
 
     Raises:
         DraftgymError: A folder is damaged or of another target, or two given ones are of one kind.
@@ -42,8 +47,19 @@ def load_drafters(
             "(ngram) is the only drafter. Train one with train_drafter.py, name it with --drafters",
             file=sys.stderr,
         )
-    loaded = [load_drafter(folder, target) for folder in found.values()]
+    loaded = [load_folder(folder, target) for folder in found.values()]
     return {drafter.name: drafter for drafter in [*loaded, NgramDrafter()]}
+
+
+def load_folder(folder: Path, target: Target) -> Drafter:
+    """Loads one checkpoint folder of any kind.
+
+    Raises:
+        DraftgymError: As `load_drafters`.
+    """
+    return (
+        load_small_lm(folder, target) if _kind(folder) == "small" else load_drafter(folder, target)
+    )
 
 
 def find_checkpoints(
@@ -81,7 +97,7 @@ def _fitting(target: Target, shipped: Path) -> list[Path]:
 
 
 def _kind(folder: Path) -> str | None:
-    """`eagle3` or `dflash` by the architecture in `config.json`, None for anything else."""
+    """A key of `KINDS` by the architecture in `config.json`, None for anything else."""
     named = (_config(folder).get("architectures") or [None])[0]
     return next((kind for kind, architectures in KINDS.items() if named in architectures), None)
 

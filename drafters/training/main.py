@@ -13,8 +13,9 @@ from decoding.drafting import Drafter
 from decoding.errors import DraftgymError
 from decoding.provenance import check_run_folder, write_run_config
 from decoding.target import Target, load_target
-from drafters.checkpoint import default_dflash_taps, load_drafter
+from drafters.checkpoint import default_dflash_taps
 from drafters.eagle3 import default_taps
+from drafters.loading import load_folder
 from drafters.training.build import (
     DFlashSettings,
     Eagle3Settings,
@@ -86,7 +87,9 @@ MeasureDrafter = Callable[[Target, Drafter], dict[str, float]]
 """Decodes held-out prompts with a drafter and names what came out."""
 
 
-def train(args: Eagle3Args | DFlashArgs | SmallLMArgs, measure: MeasureDrafter | None = None) -> Path:
+def train(
+    args: Eagle3Args | DFlashArgs | SmallLMArgs, measure: MeasureDrafter | None = None
+) -> Path:
     """Trains until the budget is spent.
 
     Args:
@@ -112,7 +115,7 @@ def train(args: Eagle3Args | DFlashArgs | SmallLMArgs, measure: MeasureDrafter |
         objective = build_small_lm(args.drafter, target, corpus)
 
     def measure_folder(folder: Path) -> dict[str, float]:
-        return measure(target, load_drafter(folder, target)) if measure is not None else {}
+        return measure(target, load_folder(folder, target)) if measure is not None else {}
 
     write_run_config(args.run, args, target)
     layers = {

@@ -55,7 +55,7 @@ def kept_layers(total: int, layers: int, last: int) -> list[int]:
     """
     if not 1 <= layers <= total:
         raise DraftgymError(
-            f"--drafter.layers is {layers}, the target has {total}", "keep at least one, at most all"
+            f"--drafter.layers is {layers}, the target has {total}", "keep some of its layers"
         )
     if last > layers:
         raise DraftgymError(

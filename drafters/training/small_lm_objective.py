@@ -28,7 +28,7 @@ class SmallLMObjective(Objective[Any]):
     """Soft cross-entropy with the target on response positions.
 
     Args:
-        network: A transformers causal LM (float32); its embedding and head are the target's, frozen.
+        network: A transformers causal LM (float32) with the target's embedding and head, frozen.
         target: The target; its head serves teacher and student.
         sampler: Draws the tokens that take part in a training batch; None takes all.
     """
