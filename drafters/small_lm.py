@@ -10,11 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from decoding.cache import KVCache
-from decoding.drafting import DraftContext, Drafter
+from decoding.drafting import MAX_TREE_NODES, DraftContext, Drafter, DraftShape
 from decoding.proposal import Proposal
 from decoding.transformer import Decoder, NewRows
+from decoding.verification import Candidates
+from drafters.tree import Frontier, children_per_node, grow_tree, scratch_rows
 
 
 @dataclass
@@ -25,7 +28,7 @@ class SmallLMState:
 
 
 class SmallLMDrafter(Drafter):
-    """Drafts a chain, one token per step.
+    """Drafts a chain one token per step, or a tree one level per step.
 
     Args:
         decoder: The small LM, in the target's dtype.
@@ -36,10 +39,12 @@ class SmallLMDrafter(Drafter):
         self.name = name
         self.decoder = decoder
         self.max_draft_length = 16
+        self.max_tree_nodes = MAX_TREE_NODES
 
     def new_state(self, capacity: int) -> SmallLMState:
         """An empty cache, with room for a draft behind the committed positions."""
-        return SmallLMState(self.decoder.new_cache(capacity + self.max_draft_length))
+        room = capacity + 1 + scratch_rows(self.max_draft_length)
+        return SmallLMState(self.decoder.new_cache(room))
 
     @torch.inference_mode()
     def catch_up(self, state: SmallLMState, context: DraftContext) -> int:
@@ -53,20 +58,44 @@ class SmallLMDrafter(Drafter):
         return stop - start
 
     @torch.inference_mode()
-    def propose(self, state: SmallLMState, context: DraftContext, length: int) -> Proposal:
-        """Runs the newest position, then one row for each token."""
-        cache, committed = state.cache, state.cache.length
+    def propose(self, state: SmallLMState, context: DraftContext, shape: DraftShape) -> Proposal:
+        """Runs the newest position, then the drafted tokens; their rows are forgotten again."""
+        committed = state.cache.length
+        draft = self._tree if shape.is_tree else self._chain
+        proposal = draft(state.cache, context, shape)
+        state.cache.roll_back(committed)
+        return proposal
+
+    def _chain(self, cache: KVCache, context: DraftContext, shape: DraftShape) -> Proposal:
         token = context.tokens[-1:]
         tokens, logprobs, probs = [], [], []
-        for step in range(1, length + 1):
-            logits = self.decoder.forward([NewRows(cache, token)], ())[0].logits
-            cache.keep(1)
-            token, logprob, prob = context.rule.draft(logits, [committed + step], None)
+        for _ in range(shape.depth):
+            logits = self._run(NewRows(cache, token))
+            token, logprob, prob = context.rule.draft(logits, [cache.length], None)
             tokens.append(token)
             logprobs.append(logprob)
             probs.append(prob)
-        cache.roll_back(committed)
         drawn = [prob for prob in probs if prob is not None]
         return Proposal.chain(
             torch.cat(tokens), torch.cat(logprobs), torch.cat(drawn) if drawn else None
         )
+
+    def _tree(self, cache: KVCache, context: DraftContext, shape: DraftShape) -> Proposal:
+        children, anchor = children_per_node(shape.budget), cache.length
+
+        def step(rows: NewRows, depth: int) -> Candidates:
+            logits = self._run(rows)
+            return context.rule.candidates(logits, [anchor + depth + 1] * len(logits), children)
+
+        def expand(frontier: Frontier) -> Candidates:
+            positions = torch.full_like(frontier.tokens, anchor + frontier.depth)
+            rows = NewRows(cache, frontier.tokens, positions, frontier.visible)
+            return step(rows, frontier.depth)
+
+        return grow_tree(shape, step(NewRows(cache, context.tokens[-1:]), 0), expand)
+
+    def _run(self, rows: NewRows) -> Tensor:
+        """Logits `[n, V]` of new rows, which stay in the cache."""
+        logits = self.decoder.forward([rows], ())[0].logits
+        rows.cache.keep(len(logits))
+        return logits
