@@ -16,13 +16,14 @@ from decoding.rules import make_rule
 from decoding.session import Session
 from decoding.target import Target
 
-NAMES = ["eagle3", "dflash", "ngram"]
+NAMES = ["eagle3", "dflash", "small", "ngram"]
 HISTORIES = {
     "plain": ["plain"],
     "eagle3": ["eagle3:4"],
     "dflash": ["dflash:4"],
+    "small": ["small:4"],
     "ngram": ["ngram:6"],
-    "mixed": ["eagle3:2", "dflash:4", "plain", "ngram:3", "dflash:1", "eagle3:5"],
+    "mixed": ["eagle3:2", "dflash:4", "plain", "ngram:3", "small:3", "dflash:1", "eagle3:5"],
 }
 PROMPT = torch.tensor([5, 9, 5, 9, 5, 9, 7])
 WRITTEN = 24
