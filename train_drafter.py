@@ -2,6 +2,7 @@
 
 python train_drafter.py eagle3 --corpus responses.parquet --minutes 45
 python train_drafter.py dflash --corpus responses.parquet --minutes 45
+python train_drafter.py small-lm --corpus responses.parquet --minutes 45
 
 A run folder is resumed when it exists. Watch it with `tensorboard --logdir runs`.
 """
@@ -13,7 +14,7 @@ import tyro
 from decoding.drafting import Drafter
 from decoding.errors import exit_on_user_error
 from decoding.target import Target
-from drafters.training.main import DFlashArgs, Eagle3Args, train
+from drafters.training.main import DFlashArgs, Eagle3Args, SmallLMArgs, train
 from rollouts.acceptance import decode_rounds, summarise
 from rollouts.prompt_sets import load_prompts
 
@@ -29,7 +30,8 @@ if __name__ == "__main__":
     with exit_on_user_error():
         train(
             tyro.extras.subcommand_cli_from_dict(
-                {"eagle3": Eagle3Args, "dflash": DFlashArgs}, description=__doc__
+                {"eagle3": Eagle3Args, "dflash": DFlashArgs, "small-lm": SmallLMArgs},
+                description=__doc__,
             ),
             measure,
         )

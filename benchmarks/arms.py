@@ -118,7 +118,9 @@ def summarise(traces: Traces, arms: Sequence[Arm], cost: Cost) -> dict[str, Any]
     groups = {**traces, "all": [text for texts in traces.values() for text in texts]}
     best = _best_of_each_drafter(groups["all"], arms, cost)
     return {
-        "arms": {str(arm): {name: _arm(t, arm, cost) for name, t in groups.items()} for arm in arms},
+        "arms": {
+            str(arm): {name: _arm(t, arm, cost) for name, t in groups.items()} for arm in arms
+        },
         "duels": {
             f"{first} / {second}": _duels(groups, first, second)
             for first, second in combinations(best, 2)
@@ -142,9 +144,7 @@ def _arm(texts: Sequence[TextTrace], arm: Arm, cost: Cost) -> dict[str, float]:
     }
 
 
-def _best_of_each_drafter(
-    texts: Sequence[TextTrace], arms: Sequence[Arm], cost: Cost
-) -> list[Arm]:
+def _best_of_each_drafter(texts: Sequence[TextTrace], arms: Sequence[Arm], cost: Cost) -> list[Arm]:
     """The fastest arm of every drafter."""
     names = dict.fromkeys(arm.drafter for arm in arms)
     return [
@@ -159,8 +159,7 @@ def _best_of_each_drafter(
 def _duels(groups: Traces, first: Arm, second: Arm) -> dict[str, Any]:
     by_category = {name: asdict(duel(texts, first, second)) for name, texts in groups.items()}
     by_position = {
-        f"from_{part.start}": asdict(duel(groups["all"], first, second, part))
-        for part in POSITIONS
+        f"from_{part.start}": asdict(duel(groups["all"], first, second, part)) for part in POSITIONS
     }
     return by_category | by_position
 

@@ -42,7 +42,7 @@ class Arm:
         return f"{self.drafter}:{self.length}" + (f"x{self.nodes}" if self.nodes else "")
 
 
-DEFAULT_LENGTHS = {"eagle3": 3, "dflash": 3, "ngram": 8}
+DEFAULT_LENGTHS = {"eagle3": 3, "dflash": 3, "small": 3, "ngram": 8}
 
 
 def parse_arm(text: str) -> Arm:

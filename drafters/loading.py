@@ -14,9 +14,10 @@ from decoding.target import Target
 from drafters.checkpoint import load_drafter
 from drafters.formats import recognise
 from drafters.ngram import NgramDrafter
+from drafters.small_lm_folder import load_small_lm, small_lm_architectures
 
 SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints"
-KINDS = ("eagle3", "dflash")
+KINDS = ("eagle3", "dflash", "small")
 
 
 def load_drafters(
@@ -30,7 +31,7 @@ def load_drafters(
         shipped: Folder of the shipped checkpoints.
 
     Returns:
-        Drafters by name (`eagle3`, `dflash`, `ngram`); prompt lookup is always among them.
+        Drafters by name (`eagle3`, `dflash`, `small`, `ngram`); prompt lookup is always among them.
 
     Raises:
         DraftgymError: A folder is damaged or of another target, or two given ones are of one kind.
@@ -42,8 +43,19 @@ def load_drafters(
             "(ngram) is the only drafter. Train one with train_drafter.py, name it with --drafters",
             file=sys.stderr,
         )
-    loaded = [load_drafter(folder, target) for folder in found.values()]
+    loaded = [load_folder(folder, target) for folder in found.values()]
     return {drafter.name: drafter for drafter in [*loaded, NgramDrafter()]}
+
+
+def load_folder(folder: Path, target: Target) -> Drafter:
+    """Loads one checkpoint folder of any kind.
+
+    Raises:
+        DraftgymError: As `load_drafters`.
+    """
+    return (
+        load_small_lm(folder, target) if _kind(folder) == "small" else load_drafter(folder, target)
+    )
 
 
 def find_checkpoints(
@@ -81,9 +93,12 @@ def _fitting(target: Target, shipped: Path) -> list[Path]:
 
 
 def _kind(folder: Path) -> str | None:
-    """`eagle3` or `dflash` by the keys of `config.json`, None for anything else."""
-    form = recognise(_config(folder))
-    return form.kind if form else None
+    """One of `KINDS` by the keys of `config.json`, None for anything else."""
+    body = _config(folder)
+    form = recognise(body)
+    if form is not None:
+        return form.kind
+    return "small" if (body.get("architectures") or [None])[0] in small_lm_architectures() else None
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -16,14 +16,15 @@ from decoding.rules import make_rule
 from decoding.session import Session
 from decoding.target import Target
 
-NAMES = ["eagle3", "dflash", "ngram"]
+NAMES = ["eagle3", "dflash", "small", "ngram"]
 HISTORIES = {
     "plain": ["plain"],
     "eagle3": ["eagle3:4"],
     "dflash": ["dflash:4"],
+    "small": ["small:4"],
     "ngram": ["ngram:6"],
-    "mixed": ["eagle3:2", "dflash:4", "plain", "ngram:3", "dflash:1", "eagle3:5"],
-    "trees": ["eagle3:4x20", "dflash:3x30", "plain", "eagle3:2x5", "dflash:4"],
+    "mixed": ["eagle3:2", "dflash:4", "plain", "ngram:3", "small:3", "dflash:1", "eagle3:5"],
+    "trees": ["eagle3:4x20", "dflash:3x30", "plain", "small:3x9", "eagle3:2x5", "dflash:4"],
 }
 TREES = {"eagle3": ["eagle3:1x4", "eagle3:5x24"], "dflash": ["dflash:2x6", "dflash:4x24"]}
 PROMPT = torch.tensor([5, 9, 5, 9, 5, 9, 7])

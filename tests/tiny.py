@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,9 +11,11 @@ import transformers
 from decoding.drafting import Drafter
 from decoding.probe import Precision
 from decoding.target import Target, wrap_model
+from decoding.transformer import Decoder
 from drafters.dflash import DFlashConfig, DFlashDrafter, DFlashNetwork
 from drafters.eagle3 import Eagle3Config, Eagle3Drafter, Eagle3Network
 from drafters.ngram import NgramDrafter
+from drafters.small_lm import SmallLMDrafter
 from rollouts.prompt_sets import Prompt
 
 VOCAB = 61
@@ -94,9 +97,19 @@ def tiny_dflash(target: Target, seed: int = 2, block_size: int = 5) -> DFlashDra
     return DFlashDrafter(network, target.decoder.embedding, target.decoder.head)
 
 
+def tiny_small_lm(target: Target) -> SmallLMDrafter:
+    """A small LM that has most of the target's layers, so that they often agree."""
+    whole = target.decoder
+    layers = [*whole.layers[:-2], whole.layers[-1]]
+    shape = replace(whole.shape, layers=len(layers))
+    parts = (whole.embedding, whole.final_norm, whole.head, whole.rotary)
+    return SmallLMDrafter(Decoder(shape, layers, *parts))
+
+
 def tiny_drafters(target: Target) -> dict[str, Drafter]:
     """One drafter of each kind, by name."""
-    made = (tiny_eagle3(target), tiny_dflash(target), NgramDrafter(shortest=1))
+    neural = (tiny_eagle3(target), tiny_dflash(target), tiny_small_lm(target))
+    made = (*neural, NgramDrafter(shortest=1))
     return {drafter.name: drafter for drafter in made}
 
 

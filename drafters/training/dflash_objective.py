@@ -9,6 +9,7 @@ hence position weights: fixed ones that fall as `exp(-(k - 1) / gamma)`, or D-PA
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from decoding.target import Target
+from drafters.checkpoint import save_checkpoint
 from drafters.dflash import DFlashNetwork
 from drafters.modules import block_attention, rotary_table
 from drafters.training.candidates import Candidates, CandidateSampler, draw
@@ -81,6 +83,10 @@ class DFlashObjective(Objective[DFlashNetwork]):
         # The target's distribution of a token is read off the position before it.
         teacher = batch.hidden[rows, inside - 1][keep] if self.soft else None
         return self._loss(out[keep], label[keep], teacher, keep, real, chosen)
+
+    def export(self, folder: Path, target: Target) -> None:
+        """Writes a checkpoint folder."""
+        save_checkpoint(self.network, folder, target)
 
     def block_outputs(self, batch: FeatureBatch, anchors: Tensor) -> Tensor:
         """Normed outputs of the blocks that begin at `anchors`, behind each anchor.

@@ -11,12 +11,15 @@ Only response positions are queries; the prompt contributes keys and values alon
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from decoding.layers import RotaryTable
 from decoding.target import Target
+from drafters.checkpoint import save_checkpoint
 from drafters.eagle3 import Eagle3Network
 from drafters.modules import block_attention, rotary_table
 from drafters.training.candidates import Candidates, CandidateSampler, draw
@@ -89,6 +92,10 @@ class Eagle3Objective(Objective[Eagle3Network]):
             following = batch.tokens[rows, (index + step + 2).clamp(max=batch.tokens.shape[1] - 1)]
             pair = layer.pair(self._embed(following), feature)
         return ObjectiveOutput(loss, agreement)
+
+    def export(self, folder: Path, target: Target) -> None:
+        """Writes a checkpoint folder."""
+        save_checkpoint(self.network, folder, target)
 
     def _queries(self, batch: FeatureBatch) -> tuple[Tensor, Tensor]:
         """Positions to draft from, padded `[B, R]`, and which of them are real."""

@@ -13,9 +13,9 @@ from decoding.drafting import Drafter
 from decoding.errors import DraftgymError
 from decoding.provenance import check_run_folder, write_run_config
 from decoding.target import Target, load_target
-from drafters.checkpoint import load_drafter
 from drafters.dflash import default_taps as default_dflash_taps
 from drafters.eagle3 import default_taps
+from drafters.loading import load_folder
 from drafters.training.build import (
     DFlashSettings,
     Eagle3Settings,
@@ -25,6 +25,7 @@ from drafters.training.build import (
 from drafters.training.corpus import LONGEST_TEXT, load_corpus
 from drafters.training.features import FeatureCache
 from drafters.training.objective import Objective
+from drafters.training.small_lm_build import SmallLMSettings, build_small_lm
 from drafters.training.trainer import Trainer, TrainerConfig
 
 LONGEST_DRAFT = 64
@@ -73,11 +74,22 @@ class DFlashArgs(DrafterArgs):
     """The drafter and its objective."""
 
 
+@dataclass(frozen=True)
+class SmallLMArgs(DrafterArgs):
+    """Train a small language model (the target with most layers taken out)."""
+
+    run: Path = Path("runs/small-lm")
+    drafter: SmallLMSettings = field(default_factory=SmallLMSettings)
+    """The network and its objective."""
+
+
 MeasureDrafter = Callable[[Target, Drafter], dict[str, float]]
 """Decodes held-out prompts with a drafter and names what came out."""
 
 
-def train(args: Eagle3Args | DFlashArgs, measure: MeasureDrafter | None = None) -> Path:
+def train(
+    args: Eagle3Args | DFlashArgs | SmallLMArgs, measure: MeasureDrafter | None = None
+) -> Path:
     """Trains until the budget is spent.
 
     Args:
@@ -103,11 +115,13 @@ def train(args: Eagle3Args | DFlashArgs, measure: MeasureDrafter | None = None) 
     objective: Objective[Any]
     if isinstance(args, Eagle3Args):
         objective = build_eagle3(args.drafter, target, corpus)
-    else:
+    elif isinstance(args, DFlashArgs):
         objective = build_dflash(args.drafter, target, corpus)
+    else:
+        objective = build_small_lm(args.drafter, target, corpus)
 
     def measure_folder(folder: Path) -> dict[str, float]:
-        return measure(target, load_drafter(folder, target)) if measure is not None else {}
+        return measure(target, load_folder(folder, target)) if measure is not None else {}
 
     write_run_config(args.run, args, target)
     layers = {
@@ -121,7 +135,7 @@ def train(args: Eagle3Args | DFlashArgs, measure: MeasureDrafter | None = None) 
     return trainer.checkpoint
 
 
-def _check_args(args: Eagle3Args | DFlashArgs) -> None:
+def _check_args(args: DrafterArgs) -> None:
     """Raises `DraftgymError` for settings that cannot work, before anything is loaded."""
     if not args.trainer.minutes > 0:
         raise DraftgymError(

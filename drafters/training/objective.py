@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Generic, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from drafters.dflash import DFlashNetwork
-from drafters.eagle3 import Eagle3Network
+from decoding.target import Target
 from drafters.training.features import FeatureBatch
 
 
@@ -27,7 +27,7 @@ class ObjectiveOutput:
     agreement: list[Tensor]
 
 
-Network = TypeVar("Network", Eagle3Network, DFlashNetwork)
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class Objective(ABC, Generic[Network]):
@@ -49,4 +49,13 @@ class Objective(ABC, Generic[Network]):
             batch: Features of some texts.
             seed: Seed of whatever is drawn, so that a resumed run draws what it would have drawn.
                 None for validation: the whole vocabulary takes part, and draws are always the same.
+        """
+
+    @abstractmethod
+    def export(self, folder: Path, target: Target) -> None:
+        """Writes the network as a checkpoint folder that `load_drafter` takes.
+
+        Args:
+            folder: Where to.
+            target: What the network is trained for.
         """

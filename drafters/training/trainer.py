@@ -22,7 +22,6 @@ from tqdm import tqdm
 
 from decoding.errors import DraftgymError
 from decoding.target import Target
-from drafters.checkpoint import save_checkpoint
 from drafters.training.corpus import Corpus, Text
 from drafters.training.features import FeatureCache
 from drafters.training.objective import Objective
@@ -262,7 +261,7 @@ class Trainer:
         partial = self.folder / "state.pt.partial"
         torch.save(state, partial)
         partial.replace(self.folder / "state.pt")
-        save_checkpoint(self.objective.network, self.checkpoint, self.target)
+        self.objective.export(self.checkpoint, self.target)
 
     def _resume(self) -> None:
         path = self.folder / "state.pt"

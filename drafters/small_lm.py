@@ -1,0 +1,101 @@
+"""The small LM: a language model of its own that drafts without any of the target's states.
+
+It reads token ids alone, so it runs where the target is not: on a device that sends its drafts over
+a network. Any causal LM with the target's vocabulary serves. Its pass is the target's own kind of
+pass (`decoding.transformer`), with a key/value cache of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from decoding.cache import KVCache
+from decoding.drafting import MAX_TREE_NODES, DraftContext, Drafter, DraftShape
+from decoding.proposal import Proposal
+from decoding.transformer import Decoder, NewRows
+from decoding.verification import Candidates
+from drafters.tree import Frontier, children_per_node, grow_tree, scratch_rows
+
+
+@dataclass
+class SmallLMState:
+    """Keys and values of committed positions, all but the newest (which is redrafted in full)."""
+
+    cache: KVCache
+
+
+class SmallLMDrafter(Drafter):
+    """Drafts a chain one token per step, or a tree one level per step.
+
+    Args:
+        decoder: The small LM, in the target's dtype.
+        name: How arms call it.
+    """
+
+    def __init__(self, decoder: Decoder, name: str = "small") -> None:
+        self.name = name
+        self.decoder = decoder
+        self.max_draft_length = 16
+        self.max_tree_nodes = MAX_TREE_NODES
+
+    def new_state(self, capacity: int) -> SmallLMState:
+        """An empty cache, with room for a draft behind the committed positions."""
+        room = capacity + 1 + scratch_rows(self.max_draft_length)
+        return SmallLMState(self.decoder.new_cache(room))
+
+    @torch.inference_mode()
+    def catch_up(self, state: SmallLMState, context: DraftContext) -> int:
+        """Encodes positions up to `n - 2` in one batched call, without logits."""
+        start, stop = state.cache.length, context.tokens.shape[0] - 1
+        if stop <= start:
+            return 0
+        rows = NewRows(state.cache, context.tokens[start:stop], logits_from=stop - start - 1)
+        self.decoder.forward([rows], (), with_logits=False)
+        state.cache.keep(stop - start)
+        return stop - start
+
+    @torch.inference_mode()
+    def propose(self, state: SmallLMState, context: DraftContext, shape: DraftShape) -> Proposal:
+        """Runs the newest position, then the drafted tokens; their rows are forgotten again."""
+        committed = state.cache.length
+        draft = self._tree if shape.is_tree else self._chain
+        proposal = draft(state.cache, context, shape)
+        state.cache.roll_back(committed)
+        return proposal
+
+    def _chain(self, cache: KVCache, context: DraftContext, shape: DraftShape) -> Proposal:
+        token = context.tokens[-1:]
+        tokens, logprobs, probs = [], [], []
+        for _ in range(shape.depth):
+            logits = self._run(NewRows(cache, token))
+            token, logprob, prob = context.rule.draft(logits, [cache.length], None)
+            tokens.append(token)
+            logprobs.append(logprob)
+            probs.append(prob)
+        drawn = [prob for prob in probs if prob is not None]
+        return Proposal.chain(
+            torch.cat(tokens), torch.cat(logprobs), torch.cat(drawn) if drawn else None
+        )
+
+    def _tree(self, cache: KVCache, context: DraftContext, shape: DraftShape) -> Proposal:
+        children, anchor = children_per_node(shape.budget), cache.length
+
+        def step(rows: NewRows, depth: int) -> Candidates:
+            logits = self._run(rows)
+            return context.rule.candidates(logits, [anchor + depth + 1] * len(logits), children)
+
+        def expand(frontier: Frontier) -> Candidates:
+            positions = torch.full_like(frontier.tokens, anchor + frontier.depth)
+            rows = NewRows(cache, frontier.tokens, positions, frontier.visible)
+            return step(rows, frontier.depth)
+
+        return grow_tree(shape, step(NewRows(cache, context.tokens[-1:]), 0), expand)
+
+    def _run(self, rows: NewRows) -> Tensor:
+        """Logits `[n, V]` of new rows, which stay in the cache."""
+        logits = self.decoder.forward([rows], ())[0].logits
+        rows.cache.keep(len(logits))
+        return logits
