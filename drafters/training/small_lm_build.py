@@ -23,7 +23,7 @@ class SmallLMSettings:
 
     layers: int = 6
     """Layers of the target that are kept."""
-    last: int = 2
+    last: int = 3
     """How many of them are its last ones; the others are its first. -1: evenly spaced."""
     frequent: int = 6144
     """Most frequent tokens of the corpus, which take part in the softmax of every batch."""
