@@ -11,7 +11,9 @@ from decoding.errors import DraftgymError
 from decoding.target import Target
 from drafters.checkpoint import save_checkpoint
 from drafters.loading import find_checkpoints, load_drafters
-from tests.tiny import tiny_eagle3, tiny_target
+from drafters.small_lm_folder import save_small_lm
+from drafters.training.small_lm_build import cut_layers
+from tests.tiny import tiny_eagle3, tiny_model, tiny_target
 from tests.tiny_text import save_drafters
 
 
@@ -64,3 +66,17 @@ def test_a_given_folder_without_a_drafter_is_refused(
         load_drafters(target, [tmp_path], shipped)
     with pytest.raises(DraftgymError, match="remedy"):
         load_drafters(target, [shipped / "router"], shipped)
+
+
+def test_a_shipped_small_lm_loads_for_its_target_and_a_given_one_for_any(
+    target: Target, shipped: Path, tmp_path: Path
+) -> None:
+    small = cut_layers(tiny_model(), [0, 5])  # the fixture's target is this model
+    save_small_lm(small, tmp_path / "shipped" / "small-lm", target)
+    assert list(load_drafters(target, shipped=tmp_path / "shipped")) == ["small", "ngram"]
+    other = tiny_target(seed=7)
+    assert list(load_drafters(other, shipped=tmp_path / "shipped")) == ["ngram"]
+    given = [tmp_path / "shipped" / "small-lm"]
+    assert list(load_drafters(other, given, shipped)) == ["small", "ngram"]
+    kinds = ["eagle3", "dflash", "small", "ngram"]
+    assert list(load_drafters(target, given, shipped)) == kinds
