@@ -22,6 +22,7 @@ from drafters.training.build import (
     build_dflash,
     build_eagle3,
 )
+from drafters.training.card import write_card
 from drafters.training.corpus import LONGEST_TEXT, load_corpus
 from drafters.training.features import FeatureCache
 from drafters.training.objective import Objective
@@ -131,6 +132,7 @@ def train(
     features = FeatureCache(args.features, target, {*layers, *objective.tap_layers})
     trainer = Trainer(objective, target, corpus, args.run, args.trainer, measure_folder, features)
     trainer.run()
+    write_card(args.run, trainer.checkpoint)
     print(f"checkpoint: {trainer.checkpoint}")
     return trainer.checkpoint
 

@@ -1,0 +1,121 @@
+"""The card of a trained drafter: what it learned from, how far, and how to make it again.
+
+    $ python -m drafters.training.card runs/eagle3
+
+prints what training has written into `checkpoint/README.md`.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from decoding.errors import DraftgymError, exit_on_user_error
+
+
+@dataclass(frozen=True)
+class CardArgs:
+    """Print the card of a training run."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder of train_drafter.py."""
+
+
+def write_card(run: Path, checkpoint: Path) -> None:
+    """Writes `README.md` beside the weights."""
+    (checkpoint / "README.md").write_text(card(run), encoding="utf-8")
+
+
+def card(run: Path) -> str:
+    """The card as Markdown.
+
+    Raises:
+        DraftgymError: The folder holds no training run.
+    """
+    try:
+        config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        entries = [json.loads(line) for line in lines]
+    except (OSError, ValueError) as error:
+        raise DraftgymError(
+            f"{run} holds no drafter training: {error}", "name a run folder of train_drafter.py"
+        ) from error
+    sections = [
+        f"# Drafter for {config['target']}",
+        f"Trained by `train_drafter.py` for the target `{config['target']}` (fingerprint "
+        f"`{config['fingerprint']}`).",
+        _facts(config, entries),
+        "Teacher-forced top-1 agreement with the text at each draft position, on texts set aside, "
+        "over the whole vocabulary:",
+        _curve(entries, "agreement_", ["loss"]),
+        "Held-out prompts (10, 48 new tokens, T = 0): acceptance length with the target's own "
+        "token, and share of rounds accepted up to each draft position:",
+        _curve(entries, "accepted_", ["acceptance_length"]),
+        "Command:",
+        f"    {_command(config['command'])}",
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _facts(config: dict[str, Any], entries: list[dict[str, float]]) -> str:
+    settings, last = config["settings"], entries[-1] if entries else {}
+    texts = "greedy texts" if settings.get("hottest") == 0 else "texts"
+    trainer = settings["trainer"]
+    rows = {
+        "corpus": f"`{Path(settings['corpus']).name}`, {texts} of the target itself",
+        "drafter": _listed(settings["drafter"]),
+        "loop": _listed(trainer),
+        "time": f"{last.get('minutes', 0):.0f} minutes, {last.get('updates', 0)} updates, "
+        f"{last.get('response_tokens', 0):,} response tokens visited",
+        "throughput": f"{last.get('tokens_per_second', 0)} response tokens/s, "
+        f"{last.get('gflops', 0)} GFLOP/s where a matrix product alone reaches "
+        f"{last.get('matmul_peak_gflops', 0)}",
+        "machine": f"{config['cpu']}, {config['threads']} threads, {config['dtype']}, torch "
+        f"{config['torch']}, revision {str(config['git_revision'])[:12]}",
+    }
+    return "\n".join(
+        ["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows.items())]
+    )
+
+
+def _listed(settings: dict[str, Any]) -> str:
+    shown = {name: value for name, value in settings.items() if value is not None}
+    return ", ".join(
+        f"{name} {Path(value).name if name == 'init' else value}" for name, value in shown.items()
+    )
+
+
+def _curve(entries: list[dict[str, float]], prefix: str, more: list[str]) -> str:
+    """One row per measurement; empty where there are none."""
+    rows = [entry for entry in entries if any(name.startswith(prefix) for name in entry)]
+    if not rows:
+        return ""
+    names = sorted({name for row in rows for name in row if name.startswith(prefix)})
+    columns = [*more, *names]
+    head = ["minutes", "tokens", *(name.removeprefix(prefix) for name in columns)]
+    body = [
+        [f"{row['minutes']:.0f}", f"{row['response_tokens']:,}"]
+        + [f"{row[name]:.3f}" if name in row else "" for name in columns]
+        for row in rows
+    ]
+    return "\n".join(_row(cells) for cells in [head, ["---"] * len(head), *body])
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _command(command: str) -> str:
+    """The command without the folders of the machine it ran on."""
+    words = (Path(word).name if word.startswith("/") else word for word in shlex.split(command))
+    return shlex.join(words)
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        print(card(tyro.cli(CardArgs, description=__doc__).run))
