@@ -19,9 +19,9 @@ from decoding.cache import KVCache
 from decoding.drafting import MAX_TREE_NODES, DraftContext, Drafter, DraftShape
 from decoding.layers import additive_mask, attend
 from decoding.proposal import Proposal
-from decoding.verification import Candidates
+from decoding.verification import Candidates, Drafted
 from drafters.modules import DraftLayer, DraftNetwork, RMSNorm, rotary_table
-from drafters.tree import Frontier, children_per_node, grow_tree, scratch_rows
+from drafters.tree import Frontier, children_per_node, grow_chain, grow_tree, scratch_rows
 from drafters.vocabulary import from_d2t
 
 
@@ -200,30 +200,33 @@ class Eagle3Drafter(Drafter):
     @torch.inference_mode()
     def propose(self, state: Eagle3State, context: DraftContext, shape: DraftShape) -> Proposal:
         """Runs the newest position in full, then feeds the head its own output and tokens."""
-        if shape.is_tree:
-            return self._propose_tree(state.cache, context, shape)
-        newest, committed = context.tokens.shape[0] - 2, state.cache.length
-        pair, feature = self._pair(context, newest, newest + 1)
-        tokens, logprobs, probs = [], [], []
-        for step in range(shape.depth):
-            out = self._step(state.cache, pair, feature, newest + step)
-            logits = self.network.logits(out).float()
-            token, logprob, prob = context.rule.draft(logits, [newest + step + 2], self.draft_ids)
-            tokens.append(token)
-            logprobs.append(logprob)
-            probs.append(prob)
-            state.cache.keep(1)
-            feature = self.network.carry(out)
-            pair = self.network.midlayer.pair(F.embedding(token, self.embedding), feature)
+        committed = state.cache.length
+        draft = self._tree if shape.is_tree else self._chain
+        proposal = draft(state.cache, context, shape)
         state.cache.roll_back(committed)  # drafted positions are re-encoded from true taps
-        drawn = [prob for prob in probs if prob is not None]
-        return Proposal.chain(
-            torch.cat(tokens), torch.cat(logprobs), torch.cat(drawn) if drawn else None
-        )
+        return proposal
 
-    def _propose_tree(self, cache: KVCache, context: DraftContext, shape: DraftShape) -> Proposal:
+    def _chain(self, cache: KVCache, context: DraftContext, shape: DraftShape) -> Proposal:
+        newest = context.tokens.shape[0] - 2
+        pair, feature = self._pair(context, newest, newest + 1)
+        position = newest
+
+        def step(token: Tensor | None) -> Drafted:
+            nonlocal pair, feature, position
+            if token is not None:
+                pair = self._drafted_pair(token, feature)
+            out = self._step(cache, pair, feature, position)
+            cache.keep(1)
+            feature = self.network.carry(out)
+            position += 1
+            logits = self.network.logits(out).float()
+            return context.rule.draft(logits, [position + 1], self.draft_ids)
+
+        return grow_chain(shape.depth, step)
+
+    def _tree(self, cache: KVCache, context: DraftContext, shape: DraftShape) -> Proposal:
         """The dynamic tree; a level is one step over the best nodes of the level above."""
-        newest, committed = context.tokens.shape[0] - 2, cache.length
+        newest = context.tokens.shape[0] - 2
         children = children_per_node(shape.budget)
         pair, features = self._pair(context, newest, newest + 1)
 
@@ -238,13 +241,14 @@ class Eagle3Drafter(Drafter):
 
         def expand(frontier: Frontier) -> Candidates:
             feature = features[frontier.parents]
-            embedding = F.embedding(frontier.tokens, self.embedding)
-            pair = self.network.midlayer.pair(embedding, feature)
+            pair = self._drafted_pair(frontier.tokens, feature)
             return step(pair, feature, frontier.depth, frontier.visible)
 
-        proposal = grow_tree(shape, step(pair, features, 0, None), expand)
-        cache.roll_back(committed)
-        return proposal
+        return grow_tree(shape, step(pair, features, 0, None), expand)
+
+    def _drafted_pair(self, tokens: Tensor, feature: Tensor) -> Tensor:
+        """Attention inputs `[w, 2d]` of drafted tokens, whose features are the head's own."""
+        return self.network.midlayer.pair(F.embedding(tokens, self.embedding), feature)
 
     def _pair(self, context: DraftContext, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Attention inputs `[m, 2d]` and features `[m, d]` of committed positions."""

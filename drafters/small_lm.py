@@ -16,8 +16,8 @@ from decoding.cache import KVCache
 from decoding.drafting import MAX_TREE_NODES, DraftContext, Drafter, DraftShape
 from decoding.proposal import Proposal
 from decoding.transformer import Decoder, NewRows
-from decoding.verification import Candidates
-from drafters.tree import Frontier, children_per_node, grow_tree, scratch_rows
+from decoding.verification import Candidates, Drafted
+from drafters.tree import Frontier, children_per_node, grow_chain, grow_tree, scratch_rows
 
 
 @dataclass
@@ -67,18 +67,12 @@ class SmallLMDrafter(Drafter):
         return proposal
 
     def _chain(self, cache: KVCache, context: DraftContext, shape: DraftShape) -> Proposal:
-        token = context.tokens[-1:]
-        tokens, logprobs, probs = [], [], []
-        for _ in range(shape.depth):
-            logits = self._run(NewRows(cache, token))
-            token, logprob, prob = context.rule.draft(logits, [cache.length], None)
-            tokens.append(token)
-            logprobs.append(logprob)
-            probs.append(prob)
-        drawn = [prob for prob in probs if prob is not None]
-        return Proposal.chain(
-            torch.cat(tokens), torch.cat(logprobs), torch.cat(drawn) if drawn else None
-        )
+        def step(token: Tensor | None) -> Drafted:
+            row = context.tokens[-1:] if token is None else token
+            logits = self._run(NewRows(cache, row))
+            return context.rule.draft(logits, [cache.length])
+
+        return grow_chain(shape.depth, step)
 
     def _tree(self, cache: KVCache, context: DraftContext, shape: DraftShape) -> Proposal:
         children, anchor = children_per_node(shape.budget), cache.length

@@ -1,7 +1,8 @@
-"""Drawing draft trees: the part that drafters share.
+"""Drawing drafts, chains and trees: the part that drafters share.
 
-Both ways keep the nodes with the best path scores (sums of a rule's `Candidates.scores`). A score
-is a log-probability, so no child outranks its parent and the best nodes always form a tree.
+`grow_chain` takes one token per step. Both kinds of tree keep the nodes with the best path scores
+(sums of a rule's `Candidates.scores`). A score is a log-probability, so no child outranks its
+parent and the best nodes always form a tree.
 
 * `grow_tree` serves autoregressive drafters (EAGLE-2's dynamic tree, arXiv 2406.16858): level by
   level the most promising nodes are run through the drafter in one batched step.
@@ -22,7 +23,25 @@ from torch import Tensor
 
 from decoding.drafting import MAX_TREE_NODES, DraftShape
 from decoding.proposal import Proposal
-from decoding.verification import Candidates
+from decoding.verification import Candidates, Drafted
+
+
+def grow_chain(depth: int, step: Callable[[Tensor | None], Drafted]) -> Proposal:
+    """Draws the chain of an autoregressive drafter.
+
+    Args:
+        depth: Tokens to draft.
+        step: Gives the next token `[1]` with its log-probability and distribution, after the one
+            drafted last (`[1]`; None in the first step).
+    """
+    drawn: list[Drafted] = []
+    for _ in range(depth):
+        drawn.append(step(drawn[-1][0] if drawn else None))
+    tokens, logprobs, probs = zip(*drawn, strict=True)
+    sampled = [row for row in probs if row is not None]
+    return Proposal.chain(
+        torch.cat(tokens), torch.cat(logprobs), torch.cat(sampled) if sampled else None
+    )
 
 
 def frontier_width(nodes: int) -> int:
