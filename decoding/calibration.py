@@ -136,6 +136,7 @@ def _host(target: Target, drafters: Mapping[str, Drafter]) -> dict[str, Any]:
         "layers": shape.layers,
         "dtype": target.precision.dtype,
         "threads": target.precision.threads,
+        "packed": target.precision.packed,
         "drafters": {
             name: [drafter.max_draft_length, drafter.max_tree_nodes]
             for name, drafter in sorted(drafters.items())

@@ -16,12 +16,6 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return F.rms_norm(x, (x.shape[-1],), weight, eps)
 
 
-def swiglu(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    """The gated MLP of Llama-like decoders, with gate and up projections fused (`[2 * I, d]`)."""
-    gate, up = F.linear(x, gate_up).chunk(2, dim=-1)
-    return F.linear(F.silu(gate) * up, down)
-
-
 class RotaryTable:
     """Cosines and sines of rotary position embedding, one row per absolute position.
 

@@ -15,6 +15,7 @@ from functools import cache
 import torch
 
 from decoding.errors import DraftgymError
+from decoding.products import packing_gain
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -27,11 +28,13 @@ class Precision:
         dtype: `float32` or `bfloat16`.
         threads: CPU threads of torch.
         reason: Why these were chosen.
+        packed: Whether passes over a few rows use packed copies of the weights.
     """
 
     dtype: str
     threads: int
     reason: str
+    packed: bool = False
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -54,13 +57,17 @@ def choose_precision(dtype: str = "auto", threads: int | None = None) -> Precisi
     if threads is not None and threads < 1:
         raise DraftgymError(f"--threads {threads} is below one", "give at least one thread")
     count = threads or usable_cores()
-    if dtype != "auto":
-        return Precision(dtype, count, "asked for")
     torch.set_num_threads(count)
-    ratio = _bfloat16_gain()
-    if ratio > 1.1:
-        return Precision("bfloat16", count, f"bfloat16 is {ratio:.1f} times as fast here")
-    return Precision("float32", count, f"bfloat16 gains nothing here ({ratio:.2f} times as fast)")
+    reason = "asked for"
+    if dtype == "auto":
+        ratio = _bfloat16_gain()
+        dtype = "bfloat16" if ratio > 1.1 else "float32"
+        gains = "gains nothing here" if dtype == "float32" else "is faster here"
+        reason = f"bfloat16 {gains} ({ratio:.2f} times as fast)"
+    packed = dtype == "float32" and packing_gain() > 1.1
+    if packed:
+        reason += f"; packed weights for a few rows ({packing_gain():.2f} times as fast)"
+    return Precision(dtype, count, reason, packed)
 
 
 def usable_cores() -> int:

@@ -16,6 +16,7 @@ from torch import Tensor
 from decoding.embedded import EMBEDDED_TARGETS, embedded_target, gguf_target
 from decoding.errors import DraftgymError
 from decoding.probe import Precision, choose_precision
+from decoding.products import Products
 from decoding.transformer import Decoder
 from decoding.weights import (
     check_finite,
@@ -167,7 +168,7 @@ def load_target(
 def wrap_model(model: Any, tokenizer: Any, name: str, precision: Precision) -> Target:
     """Makes a `Target` of a transformers model that is already in memory."""
     check_supported(model.config, name)
-    decoder = extract_decoder(model, precision.torch_dtype)
+    decoder = extract_decoder(model, precision.torch_dtype, Products(precision.packed))
     check_finite(decoder, name)
     stops = getattr(model.generation_config, "eos_token_id", None)
     if stops is None:

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from decoding.cache import KVCache
-from decoding.layers import RotaryTable, additive_mask, attend, rms_norm, rotate, swiglu
+from decoding.layers import RotaryTable, additive_mask, attend, rms_norm, rotate
+from decoding.products import Products
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,10 @@ class Decoder:
         final_norm: Tensor,
         head: Tensor,
         rotary: RotaryTable,
+        products: Products | None = None,
     ) -> None:
         self.shape = shape
+        self.products = products or Products()
         self.layers = list(layers)
         self.embedding = embedding  # [vocab, d]
         self.final_norm = final_norm  # [d]
@@ -159,7 +162,7 @@ class Decoder:
     ) -> Tensor:
         shape = self.shape
         normed = rms_norm(x, layer.input_norm, shape.eps)
-        qkv = F.linear(normed, layer.qkv, layer.qkv_bias).view(x.shape[0], -1, shape.head_dim)
+        qkv = self.products(normed, layer.qkv, layer.qkv_bias).view(x.shape[0], -1, shape.head_dim)
         q, k, v = qkv.split([shape.heads, shape.kv_heads, shape.kv_heads], dim=1)
         if layer.q_norm is not None and layer.k_norm is not None:
             q = rotate(rms_norm(q, layer.q_norm, shape.eps), cos_sin)
@@ -175,8 +178,10 @@ class Decoder:
             keys, values = rows.cache.write(index, k_i, v_i)
             attended.append(attend(q_i, keys, values, mask))
         mixed = attended[0] if len(attended) == 1 else torch.cat(attended)
-        x = x + F.linear(mixed, layer.out, layer.out_bias)
-        return x + swiglu(rms_norm(x, layer.post_norm, shape.eps), layer.gate_up, layer.down)
+        x = x + self.products(mixed, layer.out, layer.out_bias)
+        gate_up = self.products(rms_norm(x, layer.post_norm, shape.eps), layer.gate_up)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return x + self.products(F.silu(gate) * up, layer.down)
 
     def _mask(self, rows: NewRows) -> Tensor | None:
         """Additive mask `[n, length + n]` of one sequence; None when nothing is hidden."""
@@ -199,7 +204,7 @@ class Decoder:
         hidden = rms_norm(torch.cat(wanted), self.final_norm, self.shape.eps)
         sizes = [piece.shape[0] for piece in wanted]
         if with_logits:
-            logits = F.linear(hidden, self.head).float().split(sizes)
+            logits = self.products(hidden, self.head).float().split(sizes)
         else:
             logits = (hidden.new_empty(0, self.shape.vocab),) * len(sizes)
         return [

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from decoding.errors import DraftgymError
 from decoding.layers import RotaryTable
+from decoding.products import Products
 from decoding.transformer import Decoder, DecoderShape, LayerWeights
 
 SUPPORTED_MODELS = ("llama", "mistral", "qwen2", "qwen3")
@@ -45,12 +46,13 @@ def check_supported(config: Any, name: str) -> None:
         )
 
 
-def extract_decoder(model: Any, dtype: torch.dtype) -> Decoder:
+def extract_decoder(model: Any, dtype: torch.dtype, products: Products | None = None) -> Decoder:
     """Builds the compact decoder from a loaded transformers model.
 
     Args:
         model: A `...ForCausalLM` of one of `SUPPORTED_MODELS`.
         dtype: Dtype of the result.
+        products: How rows are multiplied with its weights; default: by torch's own product.
 
     Returns:
         A decoder that computes what the model computes, within rounding.
@@ -74,7 +76,8 @@ def extract_decoder(model: Any, dtype: torch.dtype) -> Decoder:
     positions = torch.arange(context_limit(config))[None]
     cos, sin = body.rotary_emb(torch.zeros(1, dtype=torch.float32), positions)
     rotary = RotaryTable(cos[0].to(dtype), sin[0].to(dtype))
-    return Decoder(shape, layers, embedding, _tensor(body.norm.weight, dtype), head, rotary)
+    norm = _tensor(body.norm.weight, dtype)
+    return Decoder(shape, layers, embedding, norm, head, rotary, products)
 
 
 def _layer_weights(layer: Any, dtype: torch.dtype) -> LayerWeights:

@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from decoding.errors import DraftgymError, exit_on_user_error
+from decoding.products import Products
 from decoding.target import Target, load_target
 from decoding.weights import SUPPORTED_MODELS, check_finite, check_supported, extract_decoder
 from drafters.small_lm import SmallLMDrafter
@@ -75,7 +76,7 @@ def load_small_lm(folder: Path, target: Target) -> SmallLMDrafter:
     # A drafter with a shorter context drafts badly beyond it, but its angles go on.
     limit = max(model.config.max_position_embeddings, target.context_limit)
     model.config.max_position_embeddings = limit
-    decoder = extract_decoder(model, target.decoder.dtype)
+    decoder = extract_decoder(model, target.decoder.dtype, Products(target.precision.packed))
     check_finite(decoder, str(folder))
     return SmallLMDrafter(decoder)
 

@@ -18,7 +18,7 @@ from decoding.drafting import Drafter
 from decoding.errors import DraftgymError
 from decoding.target import Target, load_target
 from rollouts.decode import write_together
-from tests.tiny import ARMS, PROMPTS, numbered_target
+from tests.tiny import PROMPTS, numbered_target
 from tests.tiny_text import save_drafters, save_prompts, save_target
 
 
@@ -114,19 +114,20 @@ def test_only_near_ties_are_put_down_to_rounding() -> None:
 
 def test_routings_pieces_add_up_to_the_step(target: Target, drafters: dict[str, Drafter]) -> None:
     numbered = numbered_target(target)
+    policy, _ = router_overhead.choose_policy(None, numbered, drafters)
+    arms = [str(arm) for arm in policy.arms]
     env = TimedRouterEnv(
         target=numbered,
         drafters=drafters,
-        arms=ARMS,
+        arms=arms,
         prompts=PROMPTS,
         max_new_tokens=24,
         cost_model=calibrate(numbered, drafters, repeats=1, contexts=(16, 64)),
     )
-    policy, _ = router_overhead.choose_policy(None, numbered, drafters)
     start = time.perf_counter()
     samples = collect(env, policy, seed=0)
     whole = time.perf_counter() - start
-    assert {sample.arm for sample in samples} == set(ARMS)
+    assert {sample.arm for sample in samples} == set(arms)
     assert all(min(s.round, s.observe, s.predict, s.bookkeeping) > 0 for s in samples)
     assert 0.3 * whole < sum(s.round + s.routing for s in samples) < whole
 

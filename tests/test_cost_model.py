@@ -91,7 +91,7 @@ def test_calibration_covers_every_drafter_and_rises_with_work(
     eagle3 = model.draft["eagle3"]
     assert eagle3(8) > 2 * eagle3(1)  # autoregressive: a step per token
     assert model.catch_up["eagle3"](0) < model.catch_up["eagle3"](64)
-    assert set(model.trees) == {"eagle3", "dflash"}
+    assert set(model.trees) == {"eagle3", "dflash", "small"}
     deep, flat = model.trees["eagle3"][16](16), model.trees["eagle3"][1](16)
     assert deep > 2 * flat  # a step per level
 

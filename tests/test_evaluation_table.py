@@ -27,6 +27,8 @@ from rollouts.table import print_report
 from tests.tiny import tiny_drafters
 from tests.tiny_text import CATEGORIES, save_prompts, text_target
 
+POLICIES = ["plain", "eagle3", "dflash", "small", "ngram", "random", "entropy"]
+
 SETTINGS = DecodeSettings(max_new_tokens=20)
 ROW_KEYS = "policy category prompts tokens seconds tokens_per_second acceptance_length speedup"
 
@@ -69,9 +71,8 @@ def everyone(writer: Target, tools: dict[str, Drafter], prompts: list[Prompt]) -
 
 
 def test_there_is_a_row_for_every_policy_and_category(everyone: Evaluation) -> None:
-    policies = ["plain", "eagle3", "dflash", "ngram", "random", "entropy"]
     pairs = [(row.category, row.policy) for row in everyone.rows]
-    assert pairs == [(one, policy) for one in (*CATEGORIES, "all") for policy in policies]
+    assert pairs == [(one, policy) for one in (*CATEGORIES, "all") for policy in POLICIES]
 
 
 def test_rows_add_up(everyone: Evaluation) -> None:
@@ -109,7 +110,7 @@ def test_plain_decoding_always_runs(
 
 
 def test_policies_take_turns_prompt_by_prompt(everyone: Evaluation) -> None:
-    policies = 6
+    policies = len(POLICIES)
     texts = everyone.texts
     for start in range(0, len(texts), policies):
         block = texts[start : start + policies]
