@@ -12,7 +12,7 @@ from torch import Tensor
 
 from decoding.arms import Arm
 from decoding.decoder import PlainPolicy, SpeculativeDecoder
-from decoding.drafting import Drafter
+from decoding.drafting import Drafter, DraftShape
 from decoding.layers import rms_norm
 from decoding.target import Target
 from drafters.checkpoint import load_drafter, read_checkpoint
@@ -188,7 +188,7 @@ def test_wiring_flags_are_honoured(target: Target, tmp_path: Path, flag: str) ->
     rule = ForcedRule(batch.tokens[0])
     state, context = drafter.new_state(32), FeatureContext(batch, 0, 2, rule)
     drafter.catch_up(state, context)
-    drafter.propose(state, context, 2)
+    drafter.propose(state, context, DraftShape(2))
     expected = first_logits(tensors, batch.taps[0, :1], batch.tokens[0, 1:2], **flags)
     torch.testing.assert_close(rule.heard[0], expected[0], rtol=1e-4, atol=1e-4)
     out = torch.randn(1, 32)
