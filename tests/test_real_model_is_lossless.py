@@ -12,7 +12,7 @@ from policies.registry import make_policy, shipped_router
 from rollouts.decode import DecodeSettings, write, write_together
 
 PROMPT = "List three fruits as a JSON array, then say which one is the sweetest."
-NEEDED = {"eagle3", "dflash", "ngram"}
+NEEDED = ("eagle3", "dflash", "small", "ngram")
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +28,11 @@ def test_shipped_policies_write_the_targets_text(
 ) -> None:
     target, drafters = real
     router = shipped_router(target)
-    assert set(drafters) >= NEEDED and router is not None
+    assert set(drafters) >= set(NEEDED) and router is not None
     settings = DecodeSettings(32, temperature, seed=5)
     ids = target.encode(PROMPT)
     expected = write(SpeculativeDecoder(target, {}, PlainPolicy()), ids, settings).tokens
-    specs = ["eagle3", "dflash", "ngram", "random", "entropy:1.5", str(router)]
+    specs = [*NEEDED, "random", "entropy:1.5", str(router)]
     policies = {spec: make_policy(spec, drafters, target) for spec in specs}
     texts = write_together(target, drafters, policies, ids, settings)
     assert texts == dict.fromkeys(specs, expected)
@@ -41,10 +41,11 @@ def test_shipped_policies_write_the_targets_text(
 
 
 @pytest.mark.real_model
-def test_the_eagle3_checkpoint_drafts_what_the_target_says(
-    real: tuple[Target, dict[str, Drafter]],
+@pytest.mark.parametrize("name", ["eagle3", "dflash", "small"])
+def test_a_shipped_checkpoint_drafts_what_the_target_says(
+    real: tuple[Target, dict[str, Drafter]], name: str
 ) -> None:
     """A wrong tap or an off-by-one leaves texts right and acceptance near zero."""
     target, drafters = real
-    decoder = SpeculativeDecoder(target, drafters, make_policy("eagle3", drafters, target))
-    assert decoder.generate(PROMPT, 48).acceptance_length > 1.3
+    decoder = SpeculativeDecoder(target, drafters, make_policy(name, drafters, target))
+    assert decoder.generate(PROMPT, 32).acceptance_length > 1.5
