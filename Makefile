@@ -18,7 +18,7 @@ target: .venv/.ready
 setup: target  ## Virtual environment, pinned dependencies, embedded target
 
 train: setup  ## Train a router on real decoding for some minutes, then compare it with its baselines
-	$(RUN) train_router.py --arms eagle3:2 eagle3:5 dflash:2 ngram:8 plain --minutes 4
+	$(RUN) train_router.py --arms eagle3:2 eagle3:4x8 dflash:2 ngram:8 plain --minutes 4
 	$(RUN) evaluate.py --limit-per-category 2 --max-new-tokens 64 \
 	    --policies plain eagle3 dflash ngram random entropy runs/router/policy
 
