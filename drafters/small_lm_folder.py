@@ -14,6 +14,7 @@ writes the whole folder.
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,12 +51,14 @@ def save_small_lm(network: Any, folder: Path, target: Target) -> None:
         target: What it was distilled from; its name and fingerprint are recorded.
     """
     partial = folder.with_name(f"{folder.name}.partial")
-    network.config.dtype = torch.bfloat16
     network.config.draftgym = {"target": target.name, "target_fingerprint": target.fingerprint}
     weights = {name: value.to(torch.bfloat16) for name, value in network.state_dict().items()}
     if network.config.tie_word_embeddings:
         weights.pop(HEAD)
     network.save_pretrained(partial, state_dict=weights)
+    config = copy(network.config)
+    config.dtype = torch.bfloat16  # that call wrote the dtype in which the network is trained
+    config.save_pretrained(partial)
     if target.tokenizer is not None:
         target.tokenizer.save_pretrained(partial)
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,6 +125,7 @@ def pack_small_lm(folder: Path, part: Path, target: Target) -> None:
                 "ship the whole folder, or name the target it was distilled from",
             )
     part.mkdir(parents=True, exist_ok=True)
+    config.dtype = torch.bfloat16
     config.draftgym = config.draftgym | {"shares_embedding": True}
     config.save_pretrained(part)
     save_file(tensors, part / WEIGHTS, metadata={"format": "pt"})

@@ -124,6 +124,8 @@ def test_a_part_holds_no_embedding_and_drafts_as_the_whole(
 ) -> None:
     part = tmp_path / "part"
     pack_small_lm(folder, part, target)
+    for written in (folder, part):  # in training they are float32
+        assert json.loads((written / "config.json").read_text())["dtype"] == "bfloat16"
     names = load_file(part / "model.safetensors").keys()
     assert not [name for name in names if "embed" in name or "lm_head" in name]
     whole, packed = load_small_lm(folder, target).decoder, load_small_lm(part, target).decoder
@@ -138,7 +140,7 @@ def test_assembling_a_part_gives_the_whole_folder_bit_for_bit(
 ) -> None:
     main(AssembleArgs(folder, tmp_path / "part", target.name, pack=True))
     assert not (tmp_path / "part" / "tokenizer.json").exists()
-    assemble_small_lm(tmp_path / "part", tmp_path / "again", target)
+    main(AssembleArgs(tmp_path / "part", tmp_path / "again", target.name))
     files = sorted(path.name for path in folder.iterdir())
     assert sorted(path.name for path in (tmp_path / "again").iterdir()) == files
     assert "tokenizer.json" in files
