@@ -26,9 +26,16 @@ Cost = Callable[[TextTrace, Arm, int], float]
 
 
 def seconds_by(model: CostModel) -> Cost:
-    """Rounds cost what the cost model says."""
+    """Rounds cost what the cost model says; each is worked out once."""
+    known: dict[tuple[int, Arm, int], float] = {}
 
     def cost(trace: TextTrace, arm: Arm, position: int) -> float:
+        key = (id(trace), arm, position)
+        if key not in known:
+            known[key] = _seconds(trace, arm, position)
+        return known[key]
+
+    def _seconds(trace: TextTrace, arm: Arm, position: int) -> float:
         context = trace.prompt_tokens + position
         if not arm.drafts:
             return model.step_seconds(context)
