@@ -29,6 +29,7 @@ def test_a_mistake_prints_problem_and_remedy(capsys: pytest.CaptureFixture[str])
 def test_a_kill_runs_what_saves(sent: signal.Signals) -> None:
     before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
     saved = []
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     try:
         with pytest.raises(SystemExit) as stopped, exit_on_user_error():
             try:
