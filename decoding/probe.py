@@ -58,15 +58,17 @@ def choose_precision(dtype: str = "auto", threads: int | None = None) -> Precisi
         raise DraftgymError(f"--threads {threads} is below one", "give at least one thread")
     count = threads or usable_cores()
     torch.set_num_threads(count)
+    gain = packing_gain()
+    packs = gain > 1.1
     reason = "asked for"
     if dtype == "auto":
-        ratio = _bfloat16_gain()
+        ratio = _bfloat16_gain() / (gain if packs else 1.0)
         dtype = "bfloat16" if ratio > 1.1 else "float32"
         gains = "gains nothing here" if dtype == "float32" else "is faster here"
         reason = f"bfloat16 {gains} ({ratio:.2f} times as fast)"
-    packed = dtype == "float32" and packing_gain() > 1.1
+    packed = packs and dtype == "float32"
     if packed:
-        reason += f"; packed weights for a few rows ({packing_gain():.2f} times as fast)"
+        reason += f"; packed weights for a few rows ({gain:.2f} times as fast)"
     return Precision(dtype, count, reason, packed)
 
 
