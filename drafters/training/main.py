@@ -35,7 +35,7 @@ LONGEST_DRAFT = 64
 
 @dataclass(frozen=True)
 class DrafterArgs:
-    """Settings that both drafters share."""
+    """Settings that all drafters share."""
 
     corpus: Path
     """Parquet file (or folder) of the target's responses: columns prompt, response."""
