@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from decoding.cache import KVCache
-from decoding.drafting import MAX_TREE_NODES, DraftContext, Drafter, DraftShape
+from decoding.drafting import MAX_TREE_NODES, DraftContext, DraftShape
 from decoding.layers import additive_mask, attend
 from decoding.proposal import Proposal
 from decoding.verification import Candidates, Drafted
+from drafters.autoregressive import AutoregressiveDrafter
 from drafters.modules import DraftLayer, DraftNetwork, RMSNorm, rotary_table
 from drafters.tree import Frontier, children_per_node, grow_chain, grow_tree, scratch_rows
 from drafters.vocabulary import from_d2t
@@ -146,7 +147,7 @@ class Eagle3State:
     cache: KVCache
 
 
-class Eagle3Drafter(Drafter):
+class Eagle3Drafter(AutoregressiveDrafter):
     """Drafts a chain one token per step, or a tree one level per step.
 
     Args:
@@ -196,15 +197,6 @@ class Eagle3Drafter(Drafter):
         state.cache.write(0, keys, values)
         state.cache.keep(stop - start)
         return stop - start
-
-    @torch.inference_mode()
-    def propose(self, state: Eagle3State, context: DraftContext, shape: DraftShape) -> Proposal:
-        """Runs the newest position in full, then feeds the head its own output and tokens."""
-        committed = state.cache.length
-        draft = self._tree if shape.is_tree else self._chain
-        proposal = draft(state.cache, context, shape)
-        state.cache.roll_back(committed)  # drafted positions are re-encoded from true taps
-        return proposal
 
     def _chain(self, cache: KVCache, context: DraftContext, shape: DraftShape) -> Proposal:
         newest = context.tokens.shape[0] - 2

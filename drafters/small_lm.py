@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from decoding.cache import KVCache
-from decoding.drafting import MAX_TREE_NODES, DraftContext, Drafter, DraftShape
+from decoding.drafting import MAX_TREE_NODES, DraftContext, DraftShape
 from decoding.proposal import Proposal
 from decoding.transformer import Decoder, NewRows
 from decoding.verification import Candidates, Drafted
+from drafters.autoregressive import AutoregressiveDrafter
 from drafters.tree import Frontier, children_per_node, grow_chain, grow_tree, scratch_rows
 
 
@@ -27,7 +28,7 @@ class SmallLMState:
     cache: KVCache
 
 
-class SmallLMDrafter(Drafter):
+class SmallLMDrafter(AutoregressiveDrafter):
     """Drafts a chain one token per step, or a tree one level per step.
 
     Args:
@@ -56,15 +57,6 @@ class SmallLMDrafter(Drafter):
         self.decoder.forward([rows], (), with_logits=False)
         state.cache.keep(stop - start)
         return stop - start
-
-    @torch.inference_mode()
-    def propose(self, state: SmallLMState, context: DraftContext, shape: DraftShape) -> Proposal:
-        """Runs the newest position, then the drafted tokens; their rows are forgotten again."""
-        committed = state.cache.length
-        draft = self._tree if shape.is_tree else self._chain
-        proposal = draft(state.cache, context, shape)
-        state.cache.roll_back(committed)
-        return proposal
 
     def _chain(self, cache: KVCache, context: DraftContext, shape: DraftShape) -> Proposal:
         def step(token: Tensor | None) -> Drafted:
