@@ -1,24 +1,26 @@
-"""What a router may know before it chooses: cheap facts of the session, no drafter call.
+"""What a router may know before it chooses: cheap facts of the text and of its own choices.
 
-The environment and the deployed decoder build observations with this one class, so a policy meets
-in deployment exactly what it met in training.
+Live sessions, the environment and the replay of traces build observations with this module alone,
+so a policy meets in deployment exactly what it met in training.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from decoding.arms import Arm
+from decoding.repeats import Repeats
 from decoding.round import RoundRecord
 from decoding.session import Session
 
 Observation = dict[str, NDArray[np.float32]]
 
-TARGET_SIGNALS = ("entropy", "margin", "top1", "context", "remaining", "last_committed")
+TEXT_SIGNALS = ("entropy", "margin", "top1", "repeat")
+"""Facts of the newest token. They depend on the text alone, so a trace can store them."""
+PROGRESS_SIGNALS = ("context", "remaining", "last_committed")
 ACCEPTANCE_DECAY = 0.8
 """Weight of the past in the running acceptance of a drafter."""
 
@@ -30,10 +32,90 @@ def drafter_names(arms: Sequence[Arm]) -> list[str]:
 
 def signal_names(arms: Sequence[Arm]) -> list[str]:
     """Name of each entry of `signals`, in order."""
-    names = list(TARGET_SIGNALS)
+    names = [*TEXT_SIGNALS, *PROGRESS_SIGNALS]
     for drafter in drafter_names(arms):
         names += [f"acceptance_{drafter}", f"backlog_{drafter}"]
     return names + [f"last_arm_{arm}" for arm in arms]
+
+
+def text_signals(
+    confidence: NDArray[np.float32], repeats: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """`TEXT_SIGNALS` of some tokens.
+
+    Args:
+        confidence: Entropy, margin and top-1 of the distributions they were chosen from `[n, 3]`
+            (`decoding.session.confidence`).
+        repeats: Their repeats `[n]` (`decoding.repeats`).
+
+    Returns:
+        float32 `[n, 4]`; a repeat of 16 tokens becomes 4.
+    """
+    return np.column_stack([confidence, repeats / 4]).astype(np.float32)
+
+
+class RouterMemory:
+    """What routers remember of their own rounds, for several episodes at once.
+
+    Args:
+        arms: Arms of the policy, in its order.
+        count: Episodes.
+    """
+
+    def __init__(self, arms: Sequence[Arm], count: int = 1) -> None:
+        names = drafter_names(arms)
+        self._drafter = np.array([names.index(a.drafter) if a.drafts else -1 for a in arms])
+        self._one_hot = np.eye(len(arms) + 1, len(arms))  # the row behind the last is all zeros
+        self._acceptance = np.empty((count, len(names)))
+        self._covered = np.empty((count, len(names)))
+        self._last_arm = np.empty(count, dtype=np.int64)
+        self._last_committed = np.empty(count)
+        self.forget(np.arange(count))
+
+    def forget(self, episodes: NDArray[np.int64]) -> None:
+        """Starts these episodes anew."""
+        self._acceptance[episodes] = 1.0
+        self._covered[episodes] = 0
+        self._last_arm[episodes] = len(self._one_hot) - 1
+        self._last_committed[episodes] = 1
+
+    def update(
+        self, actions: NDArray[np.int64], committed: NDArray[np.int64], context: NDArray[np.int64]
+    ) -> None:
+        """Takes in a round of every episode.
+
+        Args:
+            actions: Arms that were chosen `[n]`.
+            committed: Tokens committed `[n]`.
+            context: Positions in the target's cache when the round began `[n]`.
+        """
+        self._last_arm[:], self._last_committed[:] = actions, committed
+        drafter = self._drafter[actions]
+        rows = np.flatnonzero(drafter >= 0)
+        column = drafter[rows]
+        fresh = (1 - ACCEPTANCE_DECAY) * (committed[rows] - 1)
+        self._acceptance[rows, column] *= ACCEPTANCE_DECAY
+        self._acceptance[rows, column] += fresh
+        self._covered[rows, column] = context[rows]
+
+    def signals(
+        self,
+        text: NDArray[np.float32],
+        context: NDArray[np.int64],
+        remaining: NDArray[np.float64],
+    ) -> NDArray[np.float32]:
+        """`signals` of every episode: float32 `[n, len(signal_names(arms))]`.
+
+        Args:
+            text: `TEXT_SIGNALS` of the newest token `[n, 4]`.
+            context: Positions in the target's cache `[n]`.
+            remaining: Share of the token limit that is still open `[n]`.
+        """
+        backlog = np.log1p(context[:, None] - self._covered) / 4
+        drafters = np.stack([self._acceptance, backlog], axis=2).reshape(len(context), -1)
+        progress = [np.log1p(context) / 4, remaining, self._last_committed / 4]
+        parts = [text, np.column_stack(progress), drafters, self._one_hot[self._last_arm]]
+        return np.concatenate(parts, axis=1, dtype=np.float32)
 
 
 class RouterObserver:
@@ -45,22 +127,14 @@ class RouterObserver:
 
     def __init__(self, arms: Sequence[Arm]) -> None:
         self.arms = tuple(arms)
-        self.drafters = drafter_names(arms)
-        self._acceptance = dict.fromkeys(self.drafters, 1.0)
-        self._last_arm: int | None = None
-        self._last_committed = 1
-        self._covered = dict.fromkeys(self.drafters, 0)
+        self._memory = RouterMemory(arms)
+        self._repeats = Repeats()
+        self._repeat = np.zeros(1, dtype=np.int64)
 
     def update(self, action: int, record: RoundRecord) -> None:
         """Takes in what a round did."""
-        self._last_arm = action
-        self._last_committed = len(record.committed)
-        if record.arm.drafter in self._acceptance:
-            name = record.arm.drafter
-            past = self._acceptance[name]
-            fresh = (1 - ACCEPTANCE_DECAY) * record.accepted
-            self._acceptance[name] = ACCEPTANCE_DECAY * past + fresh
-            self._covered[name] = record.context
+        facts = ([action], [len(record.committed)], [record.context])
+        self._memory.update(*(np.array(fact, dtype=np.int64) for fact in facts))
 
     def observe(self, session: Session) -> Observation:
         """The observation at the session's current position.
@@ -69,20 +143,13 @@ class RouterObserver:
             `signals`: float32 `[len(signal_names(arms))]`, every entry roughly within 0 to 4;
             `hidden`: the target's last hidden state, float32 `[d]`.
         """
-        target = session.signals()
-        signals = [
-            target.entropy,
-            target.margin,
-            target.top1,
-            math.log1p(session.cache.length) / 4,
-            session.remaining / session.max_new_tokens,
-            self._last_committed / 4,
-        ]
-        for name in self.drafters:
-            backlog = session.cache.length - self._covered[name]
-            signals += [self._acceptance[name], math.log1p(backlog) / 4]
-        signals += [float(self._last_arm == index) for index in range(len(self.arms))]
-        return {
-            "signals": np.asarray(signals, dtype=np.float32),
-            "hidden": session.last_hidden.float().numpy(),
-        }
+        unread = session.tokens[len(self._repeats) :].tolist()
+        if unread:
+            self._repeat = self._repeats.extend(unread)[-1:]
+        confidence = session.confidence().numpy()
+        signals = self._memory.signals(
+            text_signals(confidence, self._repeat),
+            np.array([session.cache.length]),
+            np.array([session.remaining / session.max_new_tokens]),
+        )
+        return {"signals": signals[0], "hidden": session.last_hidden.float().numpy()}

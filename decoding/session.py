@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,21 +14,6 @@ from decoding.proposal import Proposal
 from decoding.target import Target
 from decoding.transformer import NewRows, PassOutput
 from decoding.verification import Verdict, VerificationRule
-
-
-@dataclass(frozen=True)
-class Signals:
-    """How sure the target was when it chose the newest token.
-
-    Attributes:
-        entropy: Shannon entropy in nats of softmax(logits), full vocabulary.
-        margin: Top-1 minus top-2 probability.
-        top1: Top-1 probability.
-    """
-
-    entropy: float
-    margin: float
-    top1: float
 
 
 class Session:
@@ -168,12 +152,9 @@ class Session:
         self._remember(output, int(rows[-1]))
         return tokens
 
-    def signals(self) -> Signals:
-        """How sure the target was when it chose the newest token."""
-        logprobs = self.last_logits.log_softmax(-1)
-        probs = logprobs.exp()
-        first, second = probs.topk(2).values.tolist()
-        return Signals(float(-(probs * logprobs).sum()), first - second, first)
+    def confidence(self) -> Tensor:
+        """How sure the target was when it chose the newest token: `[1, 3]`; see `confidence`."""
+        return confidence(self.last_logits[None])
 
     def _remember(self, output: PassOutput, row: int) -> None:
         self.last_hidden, self.last_logits = output.hidden[row], output.logits[row]
@@ -189,6 +170,23 @@ class Session:
         self._tokens[self._length : self._length + len(tokens)] = torch.tensor(tokens)
         self._length += len(tokens)
         return tokens
+
+
+def confidence(logits: Tensor) -> Tensor:
+    """How sure the target is of its next tokens, at temperature 1.
+
+    Args:
+        logits: Float32 `[n, vocab]`.
+
+    Returns:
+        Per row the Shannon entropy in nats over the full vocabulary, top-1 minus top-2
+        probability, and top-1 probability: `[n, 3]`.
+    """
+    logprobs = logits.log_softmax(-1)
+    probs = logprobs.exp()
+    entropy = -(probs * logprobs).sum(-1)
+    first, second = probs.topk(2, dim=-1).values.unbind(-1)
+    return torch.stack([entropy, first - second, first], dim=-1)
 
 
 def _check_request(prompt: Tensor, max_new_tokens: int, needed: int, capacity: int) -> None:

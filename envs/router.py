@@ -52,11 +52,12 @@ class RouterEnv(gym.Env[Observation, np.int64]):
     | 0 | entropy of the target's last distribution (nats) | 0 | log(vocabulary) |
     | 1 | top-1 minus top-2 probability of it | 0 | 1 |
     | 2 | top-1 probability of it | 0 | 1 |
-    | 3 | log(1 + context length) / 4 | 0 | Inf |
-    | 4 | share of the token limit still open | 0 | 1 |
-    | 5 | tokens committed in the last round / 4 | 0 | Inf |
-    | 6, 8, .. | running mean of a drafter's accepted tokens (one entry per drafter) | 0 | Inf |
-    | 7, 9, .. | log(1 + its backlog) / 4 | 0 | Inf |
+    | 3 | longest run of tokens at the text's end that occurred before (at most 16) / 4 | 0 | 4 |
+    | 4 | log(1 + context length) / 4 | 0 | Inf |
+    | 5 | share of the token limit still open | 0 | 1 |
+    | 6 | tokens committed in the last round / 4 | 0 | Inf |
+    | 7, 9, .. | running mean of a drafter's accepted tokens (one entry per drafter) | 0 | Inf |
+    | 8, 10, .. | log(1 + its backlog) / 4 | 0 | Inf |
     | last n | one-hot of the arm chosen last (all 0 at the start) | 0 | 1 |
 
     ## Rewards

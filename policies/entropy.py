@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from decoding.arms import Arm
 from decoding.errors import DraftgymError
-from decoding.observation import TARGET_SIGNALS
+from decoding.observation import TEXT_SIGNALS
 from policies.base import Policy
 
-ENTROPY = TARGET_SIGNALS.index("entropy")
+ENTROPY = TEXT_SIGNALS.index("entropy")
 THRESHOLD_FILE = Path(__file__).with_name("entropy_threshold.json")
 """The tuned threshold with its provenance; written by `python -m rollouts.tune_entropy`."""
 

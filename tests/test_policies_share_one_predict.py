@@ -18,7 +18,7 @@ from decoding.arms import Arm, default_arms, parse_arm
 from decoding.decoder import SpeculativeDecoder
 from decoding.drafting import Drafter
 from decoding.errors import DraftgymError
-from decoding.observation import TARGET_SIGNALS, signal_names
+from decoding.observation import TEXT_SIGNALS, signal_names
 from decoding.target import Target
 from policies.base import Policy
 from policies.entropy import (
@@ -114,7 +114,7 @@ def test_sb3_evaluates_every_policy(
 def test_entropy_above_the_threshold_takes_the_autoregressive_arm() -> None:
     policy = EntropyPolicy(*ARMS, threshold=1.5)
     signals = np.full((4, len(signal_names(ARMS))), 9.0, dtype=np.float32)
-    signals[:, TARGET_SIGNALS.index("entropy")] = [0.0, 1.4, 1.5, 1.6]
+    signals[:, TEXT_SIGNALS.index("entropy")] = [0.0, 1.4, 1.5, 1.6]
     assert policy.predict({"signals": signals})[0].tolist() == [1, 1, 1, 0]
 
 
