@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from decoding.drafting import MAX_TREE_NODES, Drafter, DraftShape
+from decoding.drafting import MAX_TREE_NODES, Drafter, DraftShape, PrefixView
 from decoding.embedded import cache_folder
 from decoding.errors import DraftgymError
 from decoding.latency import CostModel, Curve
 from decoding.session import Session
 from decoding.target import Target
 from decoding.transformer import NewRows
-from decoding.verification import Candidates, GreedyRule, VerificationRule
+from decoding.verification import Candidates, GreedyRule
 
 FORMAT = 2
 """Part of what names a host's file, so that what older versions measured is measured again."""
@@ -32,23 +32,6 @@ BACKLOGS = (1, 8, 64, 256)
 LENGTHS = (1, 2, 4, 8, 16)
 TREE_DEPTHS = (1, 2, 4, 8, 16)
 TREE_NODES = (4, 16, MAX_TREE_NODES)
-
-
-class PrefixView:
-    """A session as it was when it had only its first `length` tokens (a `DraftContext`)."""
-
-    def __init__(self, session: Session, length: int, rule: VerificationRule | None = None) -> None:
-        self.session, self.length = session, length
-        self.rule: VerificationRule = rule or session.rule
-
-    @property
-    def tokens(self) -> Tensor:
-        """The first tokens."""
-        return self.session.tokens[: self.length]
-
-    def features(self, layers: Sequence[int], start: int, stop: int) -> Tensor:
-        """Taps, as `Session.features`."""
-        return self.session.features(layers, start, stop)
 
 
 class _FullTrees(GreedyRule):

@@ -67,6 +67,25 @@ class DraftContext(Protocol):
         """Taps of `layers` at positions `start .. stop - 1`: `[stop - start, k * d]`."""
 
 
+class PrefixView:
+    """A context as it was when it had only its first `length` tokens (itself a `DraftContext`)."""
+
+    def __init__(
+        self, context: DraftContext, length: int, rule: VerificationRule | None = None
+    ) -> None:
+        self.context, self.length = context, length
+        self.rule: VerificationRule = rule or context.rule
+
+    @property
+    def tokens(self) -> Tensor:
+        """The first tokens."""
+        return self.context.tokens[: self.length]
+
+    def features(self, layers: Sequence[int], start: int, stop: int) -> Tensor:
+        """Taps, as `DraftContext.features`."""
+        return self.context.features(layers, start, stop)
+
+
 class Drafter(ABC):
     """Proposes tokens for the target to verify.
 
@@ -76,6 +95,7 @@ class Drafter(ABC):
         max_draft_length: Most tokens (on one path) it can propose.
         max_tree_nodes: Most nodes of a tree it can propose; 0 where it draws chains only.
         needs_target: Fingerprint of the target it was trained for; None fits any.
+        lag: Newest positions that catching up leaves to the next draft, which runs them anyway.
     """
 
     name: str
@@ -83,6 +103,12 @@ class Drafter(ABC):
     max_draft_length: int
     max_tree_nodes: int = 0
     needs_target: str | None = None
+    lag: int = 1
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A short hash of what its proposals depend on: weights, or settings where it has none."""
 
     @abstractmethod
     def new_state(self, capacity: int) -> Any:

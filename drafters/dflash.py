@@ -18,6 +18,7 @@ from decoding.cache import KVCache
 from decoding.drafting import MAX_TREE_NODES, DraftContext, Drafter, DraftShape
 from decoding.layers import attend
 from decoding.proposal import Proposal
+from decoding.weights import hash_tensors
 from drafters.modules import DraftLayer, DraftNetwork, RMSNorm, frozen_rows, rotary_table
 from drafters.tree import best_first_tree
 from drafters.vocabulary import from_d2t
@@ -163,6 +164,11 @@ class DFlashDrafter(Drafter):
         self.head = network.head(head)
         limit = config.max_position_embeddings
         self.rotary = rotary_table(config.rope_parameters, config.head_dim, limit).to(self.dtype)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the drafter's weights."""
+        return hash_tensors(self.network.state_dict())
 
     def new_state(self, capacity: int) -> DFlashState:
         """An empty cache, with room for a block behind the committed positions."""

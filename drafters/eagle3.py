@@ -20,6 +20,7 @@ from decoding.drafting import MAX_TREE_NODES, DraftContext, DraftShape
 from decoding.layers import additive_mask, attend
 from decoding.proposal import Proposal
 from decoding.verification import Candidates, Drafted
+from decoding.weights import hash_tensors
 from drafters.autoregressive import AutoregressiveDrafter
 from drafters.modules import DraftLayer, DraftNetwork, RMSNorm, rotary_table
 from drafters.tree import Frontier, children_per_node, grow_chain, grow_tree, scratch_rows
@@ -170,12 +171,18 @@ class Eagle3Drafter(AutoregressiveDrafter):
         self.embedding = network.embedding(embedding)
         self.needs_target = needs_target
         self.tap_layers = config.tap_layers
+        self.lag = 2
         self.max_draft_length = 16
         self.max_tree_nodes = MAX_TREE_NODES
         self.dtype = network.fc.weight.dtype
         self.draft_ids = from_d2t(network.d2t)
         limit = config.max_position_embeddings
         self.rotary = rotary_table(config.rope_parameters, config.head_dim, limit).to(self.dtype)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the head's weights."""
+        return hash_tensors(self.network.state_dict())
 
     def new_state(self, capacity: int) -> Eagle3State:
         """An empty one-layer cache, with room for a draft behind the committed positions."""
@@ -188,7 +195,7 @@ class Eagle3Drafter(AutoregressiveDrafter):
     @torch.inference_mode()
     def catch_up(self, state: Eagle3State, context: DraftContext) -> int:
         """Encodes positions up to `n - 3`: keys and values only, in one batched call."""
-        start, stop = state.cache.length, context.tokens.shape[0] - 2
+        start, stop = state.cache.length, context.tokens.shape[0] - self.lag
         if stop <= start:
             return 0
         pair, _ = self._pair(context, start, stop)

@@ -186,17 +186,20 @@ def block_attention(
     context: tuple[Tensor, Tensor],
     context_visible: Tensor,
     own: tuple[Tensor, Tensor] | None,
+    own_visible: Tensor | None = None,
 ) -> Tensor:
-    """Attention of many query blocks over a shared context and each block's own keys (training).
+    """Attention of many query blocks over a shared context and each block's own keys.
 
-    EAGLE-3's training-time test and DFlash's random anchors are the same shape: R blocks of Q
-    queries that share one context of S keys under a mask, and see P keys of their own.
+    EAGLE-3's training-time test, DFlash's random anchors and drafting at many positions of a text
+    are the same shape: R blocks of Q queries that share one context of S keys under a mask, and see
+    P keys of their own.
 
     Args:
         q: Queries `[B, R, Q, H, D]`.
         context: Keys and values `[B, S, G, D]`.
         context_visible: Bool `[B, R, S]`, True = the block sees that context position.
         own: Keys and values `[B, R, P, G, D]` that only their block sees, or None.
+        own_visible: Which of them each query sees, bool `[B, R, Q, P]`; None for all.
 
     Returns:
         `[B, R, Q, H * D]`.
@@ -213,7 +216,11 @@ def block_attention(
     if own is not None:
         k_own, v_own = (x.permute(0, 3, 1, 2, 4) for x in own)  # [B, G, R, P, D]
         block_rows = rows.view(batch, groups, blocks, width * share, dim)
-        scores = torch.cat([scores, (block_rows @ k_own.transpose(3, 4)).float()], dim=-1)
+        own_scores = (block_rows @ k_own.transpose(3, 4)).float()
+        if own_visible is not None:
+            hidden = ~own_visible.repeat_interleave(share, dim=2)[:, None]
+            own_scores = own_scores.masked_fill(hidden, float("-inf"))
+        scores = torch.cat([scores, own_scores], dim=-1)
     weights = scores.softmax(-1).to(rows.dtype)
     size = k_context.shape[2]
     out = weights[..., :size].flatten(2, 3) @ v_context

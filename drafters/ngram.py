@@ -40,6 +40,11 @@ class NgramDrafter(Drafter):
         self.longest, self.shortest = longest, shortest
         self.max_draft_length = max_draft_length
 
+    @property
+    def fingerprint(self) -> str:
+        """Its settings."""
+        return f"ngram-{self.shortest}-{self.longest}"
+
     def new_state(self, capacity: int) -> NgramState:
         """An empty index."""
         return NgramState()

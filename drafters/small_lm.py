@@ -17,6 +17,7 @@ from decoding.drafting import MAX_TREE_NODES, DraftContext, DraftShape
 from decoding.proposal import Proposal
 from decoding.transformer import Decoder, NewRows
 from decoding.verification import Candidates, Drafted
+from decoding.weights import fingerprint
 from drafters.autoregressive import AutoregressiveDrafter
 from drafters.tree import Frontier, children_per_node, grow_chain, grow_tree, scratch_rows
 
@@ -41,6 +42,11 @@ class SmallLMDrafter(AutoregressiveDrafter):
         self.decoder = decoder
         self.max_draft_length = 16
         self.max_tree_nodes = MAX_TREE_NODES
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the small LM's weights."""
+        return fingerprint(self.decoder)
 
     def new_state(self, capacity: int) -> SmallLMState:
         """An empty cache, with room for a draft behind the committed positions."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,6 +116,23 @@ def grow_tree(
         The best nodes found, from best to worst: parents before children, and of siblings the
         likelier first.
     """
+    growing = tree_growth(shape, start, width)
+    try:
+        frontier = next(growing)
+        while True:
+            frontier = growing.send(expand(frontier))
+    except StopIteration as finished:
+        proposal: Proposal = finished.value
+        return proposal
+
+
+def tree_growth(
+    shape: DraftShape, start: Candidates, width: int | None = None
+) -> Generator[Frontier, Candidates, Proposal]:
+    """Does what `grow_tree` says as a coroutine, so that many trees can share their drafter's steps.
+
+    Yields frontiers, is sent their candidates, and returns the tree.
+    """
     budget = shape.budget
     width = frontier_width(budget) if width is None else width
     kept = _best(_children([None], start, 1), budget)
@@ -130,7 +147,8 @@ def grow_tree(
             node.row = row
         frontier = _frontier(level, depth, rows_before, rows)
         rows_before, rows = rows, rows + len(level)
-        kept = _best([*kept, *_children(level, expand(frontier), depth + 1)], budget)
+        found = yield frontier
+        kept = _best([*kept, *_children(level, found, depth + 1)], budget)
     return _proposal(kept)
 
 

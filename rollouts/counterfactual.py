@@ -1,66 +1,54 @@
-"""What every arm would have committed at every position of a text.
+"""Tracing: the target writes a text once, and every arm is asked at each of its positions.
 
-A policy never changes the text, and a proposal depends on the committed prefix alone. So the target
-writes a text once, and then each arm is asked, at each position, for what it would have drafted
-there; the text itself tells how much of it the target would have accepted. Any policy's rounds can
-be read off the result without decoding again.
+The text itself tells how much of a proposal the target would have accepted, so no arm costs a pass
+of the target. Texts are written together, and a drafter's positions are drafted together
+(`drafters.parallel`).
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from decoding.arms import PLAIN, Arm
-from decoding.calibration import PrefixView
-from decoding.drafting import Drafter
+from decoding.drafting import Drafter, DraftShape
+from decoding.observation import text_signals
 from decoding.proposal import Proposal
+from decoding.repeats import Repeats
 from decoding.round import play_rounds
 from decoding.session import Session
 from decoding.target import Target
 from decoding.verification import VerificationRule, children_by_edge
+from drafters.parallel import Place, propose_at_each
+from rollouts.trace import ArmTrace, TextTrace
 
 
 @dataclass(frozen=True)
-class ArmTrace:
-    """What one arm would have done, per position of the anchor.
+class TraceRequest:
+    """A text to trace.
 
     Attributes:
-        committed: Tokens a round with this arm would have committed `[n]`, at least 1.
-        drafted: Tokens it would have proposed `[n]`.
-        depth: Tokens on its longest path `[n]`.
+        question_id: Which prompt.
+        category: Its category.
+        prompt: Its token ids.
     """
 
-    committed: list[int]
-    drafted: list[int]
-    depth: list[int]
-
-
-@dataclass(frozen=True)
-class TextTrace:
-    """A text with every arm's counterfactuals.
-
-    Position i stands for the round whose anchor is the i-th new token; the last token of a text
-    needs no round, so a text of m new tokens has n = m - 1 positions.
-
-    Attributes:
-        prompt_tokens: Length of the prompt.
-        tokens: New tokens `[n + 1]`.
-        arms: One trace per arm, by the arm's text.
-    """
-
-    prompt_tokens: int
-    tokens: list[int]
-    arms: dict[str, ArmTrace]
+    question_id: str
+    category: str
+    prompt: Tensor
 
 
 def trace_texts(
     target: Target,
     drafters: Mapping[str, Drafter],
     arms: Sequence[Arm],
-    prompts: Sequence[Tensor],
+    requests: Sequence[TraceRequest],
     rule: VerificationRule,
     max_new_tokens: int,
 ) -> Iterator[TextTrace]:
@@ -70,41 +58,30 @@ def trace_texts(
         target: The target.
         drafters: Drafters by name.
         arms: Arms of these drafters; an arm that does not draft is not asked.
-        prompts: Prompt token ids.
+        requests: What to write about.
         rule: A rule whose text does not depend on the arm (`greedy` or `coupled`).
         max_new_tokens: Tokens per text at most.
     """
-    used = {arm.drafter: drafters[arm.drafter] for arm in arms if arm.drafts}
-    sessions = [Session(target, prompt, rule, max_new_tokens, used) for prompt in prompts]
-    for session in sessions:
-        session.prefill()
-    while running := [session for session in sessions if not session.finished]:
-        play_rounds(running, [Arm(PLAIN, 0)] * len(running))
-    for session in sessions:
-        yield _trace(session, [arm for arm in arms if arm.drafts], max_new_tokens)
+    asked = [arm for arm in arms if arm.drafts]
+    used = {arm.drafter: drafters[arm.drafter] for arm in asked}
+    written = _write(target, used, requests, rule, max_new_tokens)
+    for request, (session, confidence, hidden) in zip(requests, written, strict=True):
+        repeats = Repeats().extend(session.tokens.tolist())[session.prompt_length :]
+        yield TextTrace(
+            request.question_id,
+            request.category,
+            hash_prompt(request.prompt),
+            session.prompt_length,
+            np.array(session.new_tokens),
+            text_signals(confidence, repeats),
+            hidden,
+            {name: trace for name, trace in _trace_arms(session, asked)},
+        )
 
 
-def _trace(session: Session, arms: Sequence[Arm], max_new_tokens: int) -> TextTrace:
-    tokens = session.new_tokens
-    traces = {str(arm): ArmTrace([], [], []) for arm in arms}
-    states = {
-        name: drafter.new_state(session.capacity) for name, drafter in session.drafters.items()
-    }
-    for position in range(len(tokens) - 1):
-        context = PrefixView(session, session.prompt_length + position + 1)
-        for name, drafter in session.drafters.items():
-            drafter.catch_up(states[name], context)
-        room = max_new_tokens - position - 2  # the target adds one token by itself
-        for arm in arms:
-            proposal = Proposal.empty()
-            if room > 0:
-                drafter = session.drafters[arm.drafter]
-                proposal = drafter.propose(states[arm.drafter], context, arm.shape.cut(room))
-            trace = traces[str(arm)]
-            trace.committed.append(matched(proposal, tokens[position + 1 :]))
-            trace.drafted.append(len(proposal))
-            trace.depth.append(int(proposal.depths().max()) if len(proposal) else 0)
-    return TextTrace(session.prompt_length, tokens, traces)
+def hash_prompt(prompt: Tensor) -> str:
+    """A short hash of token ids."""
+    return hashlib.sha256(prompt.numpy().tobytes()).hexdigest()[:12]
 
 
 def matched(proposal: Proposal, text: Sequence[int]) -> int:
@@ -115,3 +92,71 @@ def matched(proposal: Proposal, text: Sequence[int]) -> int:
         node = children[node, text[accepted]]
         accepted += 1
     return min(accepted + 1, len(text))
+
+
+Written = tuple[Session, NDArray[np.float32], NDArray[np.float32]]
+"""A finished session, and per new token the target's confidence `[m, 3]` and hidden `[m, d]`."""
+
+
+def _write(
+    target: Target,
+    drafters: Mapping[str, Drafter],
+    requests: Sequence[TraceRequest],
+    rule: VerificationRule,
+    max_new_tokens: int,
+) -> list[Written]:
+    """Plain decoding of all requests in shared passes."""
+    sessions = [Session(target, r.prompt, rule, max_new_tokens, drafters) for r in requests]
+    facts: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in sessions]
+    for session in sessions:
+        session.prefill()
+    running = list(zip(sessions, facts, strict=True))
+    while running:
+        for session, (confidence, hidden) in running:
+            confidence.append(session.confidence()[0])
+            hidden.append(session.last_hidden.float().clone())
+        running = [one for one in running if not one[0].finished]
+        if running:
+            play_rounds([session for session, _ in running], [Arm(PLAIN, 0)] * len(running))
+    return [
+        (session, torch.stack(confidence).numpy(), torch.stack(hidden).numpy())
+        for session, (confidence, hidden) in zip(sessions, facts, strict=True)
+    ]
+
+
+def _trace_arms(session: Session, arms: Sequence[Arm]) -> Iterator[tuple[str, ArmTrace]]:
+    """What every arm would have done at every position of a finished session."""
+    tokens = session.new_tokens
+    positions = range(len(tokens) - 1)
+    # The target adds one token by itself, so a draft stops one short of the token limit.
+    places = [
+        Place(session.prompt_length + position + 1, session.max_new_tokens - position - 2)
+        for position in positions
+    ]
+    for name, drafter in session.drafters.items():
+        mine = [arm for arm in arms if arm.drafter == name]
+        shapes = _distinct([arm.shape for arm in mine])
+        drawn = propose_at_each(drafter, session, places, shapes)
+        for arm in mine:
+            column, length = shapes.index(_asked_as(arm.shape, shapes)), arm.length
+            rows = np.empty((3, len(positions)), dtype=np.int64)
+            for position in positions:
+                proposal = drawn[position][column]
+                depth = proposal.depth if len(proposal) else 0
+                drafted = len(proposal) if arm.nodes else min(len(proposal), length)
+                committed = matched(proposal, tokens[position + 1 :])
+                if not arm.nodes:  # a shorter chain is the beginning of a longer one
+                    committed, depth = min(committed, drafted + 1), min(depth, length)
+                rows[:, position] = committed, drafted, depth
+            yield str(arm), ArmTrace(*rows)
+
+
+def _distinct(shapes: Sequence[DraftShape]) -> list[DraftShape]:
+    """The trees, and of the chains only the longest."""
+    chains = [shape.depth for shape in shapes if not shape.is_tree]
+    longest = [DraftShape(max(chains))] if chains else []
+    return longest + [shape for shape in shapes if shape.is_tree]
+
+
+def _asked_as(shape: DraftShape, shapes: Sequence[DraftShape]) -> DraftShape:
+    return shape if shape.is_tree else next(one for one in shapes if not one.is_tree)

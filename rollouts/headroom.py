@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from decoding.arms import PLAIN, Arm
 from decoding.latency import CostModel
-from rollouts.counterfactual import TextTrace
+from rollouts.trace import TextTrace
 
 BACKLOG = 2
 """Positions that a drafter encodes in a typical round."""

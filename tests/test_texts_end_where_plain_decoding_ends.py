@@ -30,6 +30,8 @@ class Prophet(Drafter):
     def __init__(self, text: list[int]) -> None:
         self.text = torch.cat([PROMPT, torch.tensor(text)])
 
+    fingerprint = "made for a test"
+
     def new_state(self, capacity: int) -> None:
         """It remembers nothing."""
 

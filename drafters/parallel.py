@@ -1,0 +1,84 @@
+"""Drafting at many positions of one text at once.
+
+A proposal depends on the committed prefix alone. So when a text is known, what a drafter would have
+proposed at each of its positions can be asked for in wide batches instead of one position at a
+time: the trick of training-time tests, with the drafter's own tokens. Traces are collected so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from decoding.drafting import DraftContext, Drafter, DraftShape, PrefixView
+from decoding.proposal import Proposal
+from drafters.dflash import DFlashDrafter
+from drafters.dflash_parallel import dflash_at_each
+from drafters.eagle3 import Eagle3Drafter
+from drafters.eagle3_parallel import eagle3_at_each
+
+TOGETHER = 48
+"""Positions per batch; the noise of so many is kept (`decoding.noise.NoiseCache`)."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A position to draft at.
+
+    Attributes:
+        length: Committed tokens there; the last of them is the anchor.
+        room: Most tokens on one path.
+    """
+
+    length: int
+    room: int
+
+
+def propose_at_each(
+    drafter: Drafter, context: DraftContext, places: Sequence[Place], shapes: Sequence[DraftShape]
+) -> list[list[Proposal]]:
+    """What `Drafter.propose` would draft at each of some places, in each of some shapes.
+
+    Args:
+        drafter: The drafter.
+        context: The whole text, with taps of all positions but the last.
+        places: Where to draft, by rising length; places without room get empty proposals.
+        shapes: What to draft there.
+
+    Returns:
+        Per place one proposal per shape. They carry no draft distributions.
+    """
+    if isinstance(drafter, Eagle3Drafter):
+        together = eagle3_at_each
+    elif isinstance(drafter, DFlashDrafter):
+        together = dflash_at_each
+    else:
+        return _one_by_one(drafter, context, places, shapes)
+    open_places = [place for place in places if place.room > 0]
+    drawn: list[list[Proposal]] = []
+    for start in range(0, len(open_places), TOGETHER):
+        chunk = open_places[start : start + TOGETHER]
+        lengths = [place.length for place in chunk]
+        cut = [[shape.cut(place.room) for shape in shapes] for place in chunk]
+        drawn += together(drafter, context, lengths, cut)
+    made = iter(drawn)
+    return [next(made) if p.room > 0 else [Proposal.empty()] * len(shapes) for p in places]
+
+
+def _one_by_one(
+    drafter: Drafter, context: DraftContext, places: Sequence[Place], shapes: Sequence[DraftShape]
+) -> list[list[Proposal]]:
+    state = drafter.new_state(len(context.tokens))
+    drawn = []
+    for place in places:
+        view = PrefixView(context, place.length)
+        drafter.catch_up(state, view)
+        drawn.append(
+            [
+                drafter.propose(state, view, shape.cut(place.room))
+                if place.room > 0
+                else Proposal.empty()
+                for shape in shapes
+            ]
+        )
+    return drawn
