@@ -66,7 +66,7 @@ class CollectArgs(DecodingOptions):
     categories: tuple[str, ...] | None = None
     limit_per_category: int | None = None
     max_new_tokens: int = 128
-    batch_size: int = 16
+    batch_size: int = 32
     shard_texts: int = 32
 
 
