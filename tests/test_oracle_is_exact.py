@@ -32,6 +32,8 @@ def random_costs(rng: np.random.Generator, kind: str) -> CostModel:
         tables = {name: np.sort(table) for name, table in tables.items()}
     elif kind == "falling":
         tables = {name: -np.sort(-table) for name, table in tables.items()}
+    elif kind == "spikes":  # what two backlogs cost now says nothing of what they cost later
+        tables = {name: rng.choice([0.0, 0.0, 3.0], 40) for name in LAGS}
     known = {name: table.tolist() for name, table in tables.items()}
     return handmade_costs(1.0, 0.2, known)
 
@@ -68,7 +70,7 @@ def paid(text: PricedText, arms: tuple[int, ...]) -> float:
     return walk(text, lambda position, costs: next(chosen)).seconds
 
 
-@pytest.mark.parametrize("kind", ["rising", "falling", "any"])
+@pytest.mark.parametrize("kind", ["rising", "falling", "any", "spikes"])
 @pytest.mark.parametrize("seed", range(12))
 def test_the_optimum_is_the_cheapest_of_all_sequences(kind: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -102,6 +104,16 @@ def test_a_drafter_that_must_catch_up_much_is_not_worth_a_visit() -> None:
         model = handmade_costs(1.0, 0.0, {"b": [per_position * waited for waited in range(40)]})
         (text,) = price_traces(handmade_set([handmade_text(committed)], model), arms)
         assert (1 in walk_optimal(text).arms) == visits
+
+
+def test_a_way_that_pays_only_later_is_kept() -> None:
+    """Using a at 0 helps nobody at 1, but spares the price of a backlog of 6 at 2."""
+    model = handmade_costs(1.0, 0.0, {"a": [0.0, 3.0, 0.0, 3.0, 0.1, 3.0, 3.0, 3.0]})
+    traces = handmade_set([handmade_text({"a:3": [1, 1, 4, 1, 1, 1]}, prompt_tokens=4)], model)
+    (text,) = price_traces(traces, [Arm("a", 3), PLAIN_ARM])
+    found = walk_optimal(text)
+    assert found.arms == (0, 1, 0)
+    assert found.seconds == pytest.approx(3.1)
 
 
 def test_walks_of_one_arm_pay_for_its_own_backlog() -> None:
