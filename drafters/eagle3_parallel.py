@@ -36,14 +36,15 @@ def eagle3_at_each(
         shapes: Per place, what to draft; as many everywhere.
     """
     steps = _Steps(drafter, context, torch.tensor(lengths))
-    longest = [max((s.depth for s in some if not s.is_tree), default=0) for some in shapes]
-    chains = _chains(steps, max(longest))
+    longest = max((s.depth for some in shapes for s in some if not s.is_tree), default=0)
+    chains = _chains(steps, longest)
     columns = []
     for column in zip(*shapes, strict=True):
         if column[0].is_tree:
             columns.append(_trees(steps, column))
         else:
-            columns.append([_beginning(*chain, s.depth) for chain, s in zip(chains, column)])
+            pairs = zip(chains, column, strict=True)
+            columns.append([Proposal.chain(t[: s.depth], p[: s.depth]) for (t, p), s in pairs])
     return [list(row) for row in zip(*columns, strict=True)]
 
 
@@ -60,11 +61,9 @@ class _Drafted:
 
     def add(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Takes in a step's rows; returns all."""
-        if self.rows is None:
-            self.rows = (keys, values)
-        else:
-            before = zip(self.rows, (keys, values), strict=True)
-            self.rows = tuple(torch.cat(pair, 2) for pair in before)
+        if self.rows is not None:
+            keys, values = torch.cat([self.rows[0], keys], 2), torch.cat([self.rows[1], values], 2)
+        self.rows = (keys, values)
         return self.rows
 
     def only(self, places: Tensor) -> None:
@@ -151,26 +150,6 @@ def _chains(steps: _Steps, depth: int) -> list[tuple[Tensor, Tensor]]:
     return list(zip(tokens, logprobs, strict=True))
 
 
-def _beginning(tokens: Tensor, logprobs: Tensor, depth: int) -> Proposal:
-    return Proposal.chain(tokens[:depth], logprobs[:depth])
-
-
-class _Tree:
-    """A tree that is being drawn at one place."""
-
-    def __init__(self, place: int, shape: DraftShape, start: Candidates) -> None:
-        self.place, self.growth = place, tree_growth(shape, start)
-        self.frontier: Frontier | None = None
-        self.proposal = Proposal.empty()
-
-    def go_on(self, found: Candidates | None) -> None:
-        """Takes the candidates of the last frontier and asks for the next one."""
-        try:
-            self.frontier = next(self.growth) if found is None else self.growth.send(found)
-        except StopIteration as finished:
-            self.frontier, self.proposal = None, finished.value
-
-
 def _trees(steps: _Steps, shapes: Sequence[DraftShape]) -> list[Proposal]:
     """The tree of every place; a level is one step over all trees that still grow."""
     children = children_per_node(shapes[0].budget)
@@ -203,6 +182,7 @@ class _Tree:
     def __init__(self, place: int, shape: DraftShape, start: Candidates) -> None:
         self.place, self.growth = place, tree_growth(shape, start)
         self.columns: list[int] = []
+        self.frontier: Frontier | None = None
         self.proposal = Proposal.empty()
         self._ask(None)
 

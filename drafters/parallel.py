@@ -7,8 +7,9 @@ time: the trick of training-time tests, with the drafter's own tokens. Traces ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from decoding.drafting import DraftContext, Drafter, DraftShape, PrefixView
 from decoding.proposal import Proposal
@@ -48,10 +49,11 @@ def propose_at_each(
     Returns:
         Per place one proposal per shape. They carry no draft distributions.
     """
+    draft: Callable[[list[int], list[list[DraftShape]]], list[list[Proposal]]]
     if isinstance(drafter, Eagle3Drafter):
-        together = eagle3_at_each
+        draft = partial(eagle3_at_each, drafter, context)
     elif isinstance(drafter, DFlashDrafter):
-        together = dflash_at_each
+        draft = partial(dflash_at_each, drafter, context)
     else:
         return _one_by_one(drafter, context, places, shapes)
     open_places = [place for place in places if place.room > 0]
@@ -60,7 +62,7 @@ def propose_at_each(
         chunk = open_places[start : start + TOGETHER]
         lengths = [place.length for place in chunk]
         cut = [[shape.cut(place.room) for shape in shapes] for place in chunk]
-        drawn += together(drafter, context, lengths, cut)
+        drawn += draft(lengths, cut)
     made = iter(drawn)
     return [next(made) if p.room > 0 else [Proposal.empty()] * len(shapes) for p in places]
 

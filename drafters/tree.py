@@ -129,7 +129,7 @@ def grow_tree(
 def tree_growth(
     shape: DraftShape, start: Candidates, width: int | None = None
 ) -> Generator[Frontier, Candidates, Proposal]:
-    """Does what `grow_tree` says as a coroutine, so that many trees can share their drafter's steps.
+    """Does what `grow_tree` says as a coroutine: many trees can share their drafter's steps.
 
     Yields frontiers, is sent their candidates, and returns the tree.
     """

@@ -7,19 +7,20 @@ from typing import Any, SupportsInt
 
 import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
 
 from decoding.arms import check_arms, default_arms, parse_arm
 from decoding.calibration import load_cost_model
 from decoding.drafting import Drafter
 from decoding.errors import DraftgymError
 from decoding.latency import CostModel
-from decoding.observation import Observation, RouterObserver, signal_names
+from decoding.observation import Observation, RouterObserver
 from decoding.round import RoundRecord, play_round
 from decoding.rules import make_rule
 from decoding.session import Session
 from decoding.target import Target, load_target
 from drafters.loading import load_drafters
+from envs.reward import RoundReward
+from envs.spaces import router_spaces
 from rollouts.prompt_sets import Prompt, load_prompts
 
 LATENCIES = ("calibrated", "measured")
@@ -63,11 +64,12 @@ class RouterEnv(gym.Env[Observation, np.int64]):
     ## Rewards
     `committed - latency_price * (round seconds / target step seconds)`: tokens gained, minus the
     time of the round measured in steps of plain decoding. With `latency_price=1` the return is
-    exactly the number of target steps saved over plain decoding (which earns 0 a round).
+    exactly the number of target steps saved over plain decoding (which earns 0 a round). With
+    `goodput` the price is the speed that is being reached (`envs.reward`).
 
     ## Starting State
     A prompt drawn from the prompt set with the environment's seed, prefilled, its first token
-    written. `reset(options={"prompt": question_id})` names one.
+    written. `reset(options={"prompt": question_id})` names one; `"noise_seed"` fixes its sampling.
 
     ## Episode End
     Terminated when the target ends the text or `max_new_tokens` are written. There is no
@@ -80,7 +82,7 @@ class RouterEnv(gym.Env[Observation, np.int64]):
     * `prompts`: prompt set (`train`, `heldout`), a file, or a list of `Prompt`.
     * `max_new_tokens`: token limit of an episode.
     * `temperature`: 0 verifies greedily, above 0 with coupled noise (seeded per episode).
-    * `latency_price`: the knob between tokens and time.
+    * `latency_price`: the knob between tokens and time; `goodput` for the running speed.
     * `latency`: `calibrated` rewards with the host's cost model and is reproducible; `measured`
       rewards with this round's wall-clock and is not.
     * `cost_model`: a `CostModel` to use instead of the host's.
@@ -110,7 +112,7 @@ class RouterEnv(gym.Env[Observation, np.int64]):
         prompts: str | Sequence[Prompt] = "train",
         max_new_tokens: int = 128,
         temperature: float = 0.0,
-        latency_price: float = 1.0,
+        latency_price: float | str = 1.0,
         latency: str = "calibrated",
         cost_model: CostModel | None = None,
         dtype: str = "auto",
@@ -125,17 +127,11 @@ class RouterEnv(gym.Env[Observation, np.int64]):
         check_arms(self.arms, self.drafters)
         self.prompts = load_prompts(prompts) if isinstance(prompts, str) else list(prompts)
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
-        self.latency_price, self.latency = latency_price, latency
+        self.reward, self.latency = RoundReward(latency_price), latency
         self.cost_model = cost_model or load_cost_model(self.target, self.drafters)
         self.render_mode = render_mode
-        signals, width = len(signal_names(self.arms)), self.target.hidden_size
-        self.action_space = spaces.Discrete(len(self.arms))
-        self.observation_space = spaces.Dict(
-            {
-                "signals": spaces.Box(0.0, np.inf, (signals,), np.float32),
-                "hidden": spaces.Box(-np.inf, np.inf, (width,), np.float32),
-            }
-        )  # type: ignore[assignment]  # Dict's spaces are untyped in Gymnasium
+        spaces = router_spaces(self.arms, self.target.hidden_size)
+        self.observation_space, self.action_space = spaces  # type: ignore[assignment]
         self._order: list[int] = []
 
     def reset(
@@ -145,13 +141,10 @@ class RouterEnv(gym.Env[Observation, np.int64]):
         super().reset(seed=seed)
         if seed is not None:
             self._order = []
-        self.prompt = self._next_prompt(options or {})
-        rule = make_rule(
-            None,
-            self.temperature,
-            int(self.np_random.integers(2**62)),
-            self.target.vocab_size,
-        )
+        options = options or {}
+        self.prompt = self._next_prompt(options)
+        noise_seed = int(options.get("noise_seed", self.np_random.integers(2**62)))
+        rule = make_rule(None, self.temperature, noise_seed, self.target.vocab_size)
         ids = self.target.encode(self.prompt.text)
         self.session = Session(self.target, ids, rule, self.max_new_tokens, self.drafters)
         self.session.prefill()
@@ -168,10 +161,11 @@ class RouterEnv(gym.Env[Observation, np.int64]):
         record = play_round(self.session, self.arms[index])
         self.observer.update(index, record)
         steps = self._round_seconds(record) / self.cost_model.step_seconds(record.context)
-        reward = len(record.committed) - self.latency_price * steps
+        reward = float(self.reward([len(record.committed)], [steps])[0])
         info = {
             "arm": str(record.arm),
             "committed": len(record.committed),
+            "tokens": record.committed,
             "accepted": record.accepted,
             "drafted": len(record.drafted),
             "target_steps": steps,

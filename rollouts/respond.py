@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,11 @@ from decoding.errors import DraftgymError, exit_on_user_error
 from decoding.provenance import describe_host, describe_target
 from decoding.rules import make_rule
 from decoding.target import Target, load_target
-from rollouts.batched import Request, write_batched
+from rollouts.batched import Request, Response, write_batched
 from rollouts.decode import encode_prompt
 from rollouts.prompt_sets import Prompt, load_prompts
-from rollouts.shards import ShardWriter, check_same_prompts, read_done, sole_writer
+from rollouts.response_shards import check_same_prompts, read_done, response_table
+from rollouts.shards import ShardWriter, sole_writer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +110,8 @@ def respond(args: RespondArgs) -> Written:
         wanted = make_requests(encoded, args.temperatures, args.shares, args.seed)
         missing = [one for one in wanted if (one.question_id, one.temperature) not in done]
         metadata = {"settings": settings, **describe_target(target), **describe_host()}
-        with ShardWriter(args.out, metadata, args.shard_texts) as writer:
+        to_table = partial(response_table, metadata=metadata)
+        with ShardWriter(args.out, to_table, args.shard_texts) as writer:
             tokens, seconds = _write(args, target, missing, len(wanted), writer)
     return Written(len(missing), tokens, seconds, len(wanted) - len(missing))
 
@@ -158,7 +161,7 @@ def _write(
     target: Target,
     requests: Sequence[Request],
     total: int,
-    writer: ShardWriter,
+    writer: ShardWriter[Response],
 ) -> tuple[int, float]:
     """Writes all requests; returns response tokens and seconds."""
     tokens, start = 0, time.perf_counter()

@@ -1,0 +1,56 @@
+"""What a round is worth: tokens, minus its time at a price.
+
+A text has the same tokens whatever is chosen, so with any positive price the undiscounted return of
+an episode ranks policies by the time they take. The price matters to learning: at the price of the
+speed that is being reached, a round earns what it is better than the average round, and its reward
+says what the ratio of total tokens to total time gains by it (the fractional program's parameter,
+Dinkelbach 1967). A mean of per-round ratios would overrate short cheap rounds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+GOODPUT = "goodput"
+MEMORY = 20_000
+"""Rounds that the running speed looks back on."""
+
+
+class RoundReward:
+    """Rewards rounds: `committed - price * target steps`.
+
+    Args:
+        price: Tokens per target step: a number, or `goodput` for the running speed (then the same
+            round earns less the better the router has become).
+
+    Raises:
+        ValueError: Another price.
+    """
+
+    def __init__(self, price: float | str) -> None:
+        if isinstance(price, str) and price != GOODPUT:
+            raise ValueError(f"the price must be a number or {GOODPUT!r}, got {price!r}")
+        self._fixed = None if isinstance(price, str) else float(price)
+        self._tokens = self._steps = 100.0  # plain decoding's speed, until something is known
+
+    @property
+    def price(self) -> float:
+        """Tokens per target step."""
+        return self._tokens / self._steps if self._fixed is None else self._fixed
+
+    def __call__(self, committed: Any, steps: Any) -> NDArray[np.float64]:
+        """Rewards of some rounds, at the price before them.
+
+        Args:
+            committed: Tokens of each round `[n]`.
+            steps: Its time in target steps `[n]`.
+        """
+        committed, steps = np.asarray(committed, float), np.asarray(steps, float)
+        rewards = committed - self.price * steps
+        keep = (1 - 1 / MEMORY) ** committed.size
+        self._tokens = keep * self._tokens + float(committed.sum())
+        self._steps = keep * self._steps + float(steps.sum())
+        return np.asarray(rewards)

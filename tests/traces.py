@@ -1,0 +1,54 @@
+"""Traces of the tiny models, for tests that replay them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from decoding.arms import parse_arm
+from decoding.calibration import calibrate
+from decoding.drafting import Drafter
+from decoding.rules import make_rule
+from decoding.target import Target
+from rollouts.counterfactual import TraceRequest, trace_texts
+from rollouts.prompt_sets import Prompt
+from rollouts.trace import TraceOrigin, TraceSet
+from tests.tiny import ARMS, PROMPTS, numbered_target
+
+NOISE_SEED = 5
+
+
+def tiny_traces(
+    target: Target,
+    drafters: Mapping[str, Drafter],
+    temperature: float = 0.0,
+    arms: Sequence[str] = ARMS,
+    prompts: Sequence[Prompt] = PROMPTS,
+    max_new_tokens: int = 40,
+) -> TraceSet:
+    """Traces of prompts that are numbers."""
+    reader, parsed = numbered_target(target), [parse_arm(arm) for arm in arms]
+    rule = make_rule(None, temperature, NOISE_SEED, target.vocab_size)
+    requests = [TraceRequest(p.question_id, p.category, reader.encode(p.text)) for p in prompts]
+    drafting = [arm for arm in parsed if arm.drafts]
+    used = {arm.drafter: drafters[arm.drafter] for arm in drafting}
+    origin = TraceOrigin(
+        target=target.name,
+        target_fingerprint=target.fingerprint,
+        dtype="float32",
+        drafters={name: drafter.fingerprint for name, drafter in used.items()},
+        lags={name: drafter.lag for name, drafter in used.items()},
+        arms=tuple(map(str, drafting)),
+        verification=rule.name,
+        temperature=temperature,
+        seed=NOISE_SEED,
+        max_new_tokens=max_new_tokens,
+        cost_model=calibrate(target, used, repeats=1, contexts=(16, 64)),
+    )
+    texts = trace_texts(target, drafters, drafting, requests, rule, max_new_tokens)
+    return TraceSet(origin, list(texts))
+
+
+def shards(folder: Path) -> list[Path]:
+    """Shards of a folder."""
+    return sorted(folder.glob("part-*.parquet"))
