@@ -65,7 +65,7 @@ def play_policy(
     texts = np.arange(len(replay.texts))
     if together:
         return _play(Replay(traces, policy.arms, len(texts), cost_model), policy, texts)
-    return [one for text in texts for one in _play(replay, policy, text[None])]
+    return [one for text in texts for one in _play(replay, policy, np.array([text]))]
 
 
 def _play(replay: Replay, policy: RoutingPolicy, texts: NDArray[np.int64]) -> list[ReplayedText]:

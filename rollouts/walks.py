@@ -45,7 +45,8 @@ class Totals:
     @property
     def shares(self) -> NDArray[np.float64]:
         """Part of the rounds that each arm got `[v, k]`."""
-        return self.rounds / self.rounds.sum(1, keepdims=True)
+        shares: NDArray[np.float64] = self.rounds / self.rounds.sum(1, keepdims=True)
+        return shares
 
 
 class Course:
