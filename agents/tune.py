@@ -4,9 +4,9 @@
     $ python -m agents.tune --trials 40
     $ python -m agents.tune --algorithm dqn --trials 40 --run runs/tune-dqn
 
-Every trial trains a router for fewer rounds and is judged by the speed on texts that were set aside.
-The study lies in the run folder and goes on when the command is given again. Prompts that results
-are reported on play no part in it.
+Every trial trains a router for fewer rounds and is judged by its speed on texts that were set
+aside. The study lies in the run folder and goes on when the command is given again. Prompts that
+results are reported on play no part in it.
 """
 
 from __future__ import annotations
@@ -114,7 +114,9 @@ def _judge(args: TuneArgs, trial: Trial) -> float:
     """Trains one router; its speed on the texts set aside, in tokens per target step."""
     run = args.run / f"trial-{trial.number:04d}"
     shutil.rmtree(run, ignore_errors=True)  # a killed trial's number is given out again
-    chosen = {"ppo": suggest_ppo, "dqn": suggest_dqn}[args.algorithm](trial)
+    chosen: dict[str, Any] = (
+        {"ppo": suggest_ppo(trial)} if args.algorithm == "ppo" else {"dqn": suggest_dqn(trial)}
+    )
     settings = RouterArgs(
         traces=args.traces,
         arms=args.arms,
@@ -125,7 +127,7 @@ def _judge(args: TuneArgs, trial: Trial) -> float:
         seed=args.seed,
         threads=args.threads,
     )
-    train_router(replace(settings, **{args.algorithm: chosen}))
+    train_router(replace(settings, **chosen))
     return float(json.loads((run / "best.json").read_text())["tokens_per_target_step"])
 
 
