@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from decoding.decoder import Generation, SpeculativeDecoder
 from decoding.rules import make_rule
 from policies.registry import default_policy, make_policy, shipped_router
-from rollouts.options import DecodingOptions
+from rollouts.options import CatchUpOptions
 from rollouts.table import make_console, print_stats
 
 UNFINISHED = "\ufffd"
@@ -17,7 +17,7 @@ UNFINISHED = "\ufffd"
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateArgs(DecodingOptions):
+class GenerateArgs(CatchUpOptions):
     """Write a text with a target, drafters and a policy.
 
     Attributes:
@@ -91,6 +91,7 @@ def generate(args: GenerateArgs) -> Generation:
         seed=args.seed,
         verification=args.verification,
         on_tokens=stream.add if args.stream else None,
+        catching_up=args.settings.catching_up,
     )
     if args.stream:
         stream.close()
