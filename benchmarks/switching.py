@@ -96,7 +96,7 @@ def measure(args: SwitchingArgs) -> dict[str, Any]:
     drafters = load_drafters(target, args.drafters)
     arms, between = _arms(args.arms, drafters), _arms(args.between, drafters)
     cells = measure_switches(target, drafters, arms, args.contexts, args.backlogs, args.repeats)
-    result = {
+    result: dict[str, Any] = {
         "environment": _describe(args, target, drafters),
         "switch_cost": [asdict(cell) for cell in cells],
         "largest_median_shares": worst_shares(cells),
@@ -113,12 +113,15 @@ def measure(args: SwitchingArgs) -> dict[str, Any]:
 
 def print_switches(facts: Mapping[str, Any], cells: Sequence[SwitchCost], console: Console) -> None:
     """Shares of a round: a row per arm, prefill and context, a column per backlog."""
-    title = "switch cost, % of a round (p10-p90); {target}, {dtype}, threads {threads}; {cpu}"
+    title = (
+        "switch cost by backlog: catching up, % of a round's time (p10-p90)\n"
+        "{target}, {dtype}, threads {threads}; {cpu}"
+    )
     table = Table(box=box.SIMPLE_HEAD, title=title.format(**facts), title_justify="left")
     for name in ("arm", "prefill"):
         table.add_column(name, no_wrap=True)
     backlogs = sorted({cell.backlog for cell in cells})
-    for name in ("context", "round ms", *(f"backlog {backlog}" for backlog in backlogs)):
+    for name in ("context", "round ms", *map(str, backlogs)):
         table.add_column(name, justify="right")
     rows: dict[tuple[str, str, int], dict[int, SwitchCost]] = {}
     for cell in cells:
@@ -126,7 +129,7 @@ def print_switches(facts: Mapping[str, Any], cells: Sequence[SwitchCost], consol
     for (arm, prefill, context), row in sorted(rows.items()):
         shares = [_share(row[backlog].share) if backlog in row else "" for backlog in backlogs]
         one = next(iter(row.values())).round_ms
-        spread = f"{one.p50:.1f}\n({one.p10:.1f}-{one.p90:.1f})"
+        spread = f"{one.p50:.1f} ({one.p10:.0f}-{one.p90:.0f})"
         table.add_row(arm, prefill, str(context), spread, *shares)
     console.print(table)
 
@@ -157,7 +160,12 @@ def print_decoding(decoding: Mapping[str, Any], console: Console) -> None:
 
 
 def _share(share: Spread) -> str:
-    return f"{share.p50:.1%}\n({100 * share.p10:.1f}-{100 * share.p90:.1f})"
+    median, low, high = (_percent(value) for value in (share.p50, share.p10, share.p90))
+    return f"{median} ({low}-{high})"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}" if share < 0.1 else f"{100 * share:.0f}"
 
 
 def _decode(

@@ -51,15 +51,17 @@ class SmallLMDrafter(AutoregressiveDrafter):
     def catch_up(self, state: SmallLMState, context: DraftContext, full: bool = False) -> int:
         """Encodes positions up to `n - 2` in one batched call.
 
-        Keys and values of a layer need all of the layers below it, so KV-only can leave out the LM
-        head alone; `full` computes logits of every position.
+        Keys and values of a layer need all of the layers below it, so KV-only can leave out no more
+        than the last layer's attention and MLP and the LM head; `full` runs them on every position.
         """
         start, stop = state.cache.length, context.tokens.shape[0] - 1
         if stop <= start:
             return 0
-        logits_from = 0 if full else stop - start - 1
-        rows = NewRows(state.cache, context.tokens[start:stop], logits_from=logits_from)
-        self.decoder.forward([rows], (), with_logits=full)
+        rows = NewRows(state.cache, context.tokens[start:stop])
+        if full:
+            self.decoder.forward([rows])
+        else:
+            self.decoder.encode(rows)
         state.cache.keep(stop - start)
         return stop - start
 

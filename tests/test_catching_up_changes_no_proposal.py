@@ -18,6 +18,7 @@ from decoding.round import play_round
 from decoding.rules import make_rule
 from decoding.session import Session
 from decoding.target import Target, load_target
+from decoding.transformer import NewRows
 from drafters.eagle3 import Eagle3Drafter
 from drafters.small_lm import SmallLMDrafter
 from policies.random import RandomPolicy
@@ -199,6 +200,18 @@ def test_full_runs_attention_mlp_and_head_for_every_missed_position(
 
     monkeypatch.setattr(small.decoder, "products", counted)
     assert session.catch_up(small) == heads[0] > 20
+
+
+def test_encoding_writes_the_keys_and_values_of_a_whole_pass(target: Target) -> None:
+    decoder = target.decoder
+    whole, short = decoder.new_cache(32), decoder.new_cache(32)
+    for tokens in (PROMPT, PROMPT[:3], PROMPT[:1]):
+        decoder.forward([NewRows(whole, tokens)])
+        decoder.encode(NewRows(short, tokens))
+        for cache in (whole, short):
+            cache.keep(len(tokens))
+    assert torch.equal(whole.keys[:, :, : whole.length], short.keys[:, :, : short.length])
+    assert torch.equal(whole.values[:, :, : whole.length], short.values[:, :, : short.length])
 
 
 def test_the_command_line_chooses_the_variant(tmp_path: Path) -> None:
