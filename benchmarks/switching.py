@@ -35,7 +35,7 @@ from benchmarks.switch_cost import Spread, SwitchCost, measure_switches, worst_s
 from decoding.arms import Arm, check_arms, parse_arm
 from decoding.drafting import Drafter
 from decoding.errors import DraftgymError, exit_on_user_error
-from decoding.provenance import describe_drafters, describe_host, describe_target
+from decoding.provenance import describe_drafters, describe_host, describe_target, plain
 from decoding.target import Target, load_target
 from drafters.loading import find_checkpoints, load_drafters
 from rollouts.decode import DecodeSettings
@@ -185,7 +185,7 @@ def _describe(
     return {
         **describe_target(target),
         "drafters": describe_drafters(drafters, find_checkpoints(target, args.drafters)),
-        **{name: getattr(args, name) for name in (*names, "temperature", "seed")},
+        **{name: plain(getattr(args, name)) for name in (*names, "temperature", "seed")},
         **describe_host(),
     }
 
