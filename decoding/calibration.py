@@ -27,6 +27,7 @@ from decoding.verification import Candidates, GreedyRule
 FORMAT = 2
 """Part of what names a host's file, so that what older versions measured is measured again."""
 ROWS = (1, 2, 3, 5, 9, 17, 33, MAX_TREE_NODES + 1)
+ROOM = max(ROWS) + 1
 CONTEXTS = (64, 256, 640)
 BACKLOGS = (1, 8, 64, 256)
 LENGTHS = (1, 2, 4, 8, 16)
@@ -60,10 +61,8 @@ def calibrate(
         repeats: Timings per point, after one warm-up; the median counts.
         contexts: Context lengths for the target's passes.
     """
-    longest = max((drafter.max_draft_length for drafter in drafters.values()), default=0)
-    limit = target.context_limit - max(ROWS) - longest - 2
-    contexts = sorted({min(context, limit) for context in contexts})
-    session = _random_session(target, drafters, contexts[-1])
+    contexts = fitting_contexts(target, drafters, contexts)
+    session = random_session(target, drafters, contexts[-1])
     passes, rows = {}, [n for n in ROWS if n <= contexts[-1]]
     for context in reversed(contexts):  # rolling back only ever shortens the cache
         session.cache.roll_back(context)
@@ -128,11 +127,25 @@ def _host(target: Target, drafters: Mapping[str, Drafter]) -> dict[str, Any]:
     }
 
 
-def _random_session(target: Target, drafters: Mapping[str, Drafter], context: int) -> Session:
-    """A session over random tokens: the arithmetic costs the same whatever the text says."""
+def fitting_contexts(
+    target: Target, drafters: Mapping[str, Drafter], contexts: Sequence[int], room: int = ROOM
+) -> list[int]:
+    """The contexts in ascending order, shortened to what fits a `random_session`."""
+    longest = max((drafter.max_draft_length for drafter in drafters.values()), default=0)
+    limit = target.context_limit - room - longest - 1
+    return sorted({min(context, limit) for context in contexts})
+
+
+def random_session(
+    target: Target, drafters: Mapping[str, Drafter], context: int, room: int = ROOM
+) -> Session:
+    """A prefilled session over `context` random tokens, with room for as many new ones.
+
+    The arithmetic costs the same whatever the text says.
+    """
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(target.vocab_size, (context,), generator=generator)
-    session = Session(target, prompt, GreedyRule(), max(ROWS) + 1, drafters)
+    session = Session(target, prompt, GreedyRule(), room, drafters)
     session.prefill()
     return session
 

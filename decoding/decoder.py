@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from decoding.arms import PLAIN, Arm, check_arms
-from decoding.drafting import Drafter
+from decoding.drafting import LAZY_KV_ONLY, CatchUp, Drafter
 from decoding.observation import RouterObserver
 from decoding.round import RoundRecord, play_round
 from decoding.rules import make_rule
@@ -127,6 +127,7 @@ class SpeculativeDecoder:
         verification: str | None = None,
         on_tokens: Callable[[list[int]], None] | None = None,
         with_margins: bool = False,
+        catching_up: CatchUp = LAZY_KV_ONLY,
     ) -> Generation:
         """Writes one text.
 
@@ -139,36 +140,30 @@ class SpeculativeDecoder:
             verification: `greedy`, `coupled` or `rejection`; None picks by temperature.
             on_tokens: Called with each round's new token ids (streaming).
             with_margins: Whether to record the target's margins.
+            catching_up: When and how drafters encode what they missed; changes no text.
 
         Raises:
             DraftgymError: Empty or too long prompt, bad temperature or rule.
         """
-        result = Generation()
+        ids = self.target.encode(prompt) if isinstance(prompt, str) else prompt
+        rule = make_rule(verification, temperature, seed, self.target.vocab_size)
+        session = Session(
+            self.target, ids, rule, max_new_tokens, self.drafters, catching_up=catching_up
+        )
+        result = Generation(prompt_tokens=len(ids))
         tell = on_tokens or (lambda tokens: None)
-        for tokens in self._rounds(
-            result, prompt, max_new_tokens, temperature, seed, verification, with_margins
-        ):
+        for tokens in self._rounds(result, session, with_margins):
             tell(tokens)
         return result
 
     def _rounds(
-        self,
-        result: Generation,
-        prompt: str | Tensor,
-        max_new_tokens: int,
-        temperature: float,
-        seed: int,
-        verification: str | None,
-        with_margins: bool,
+        self, result: Generation, session: Session, with_margins: bool
     ) -> Iterator[list[int]]:
         """Plays rounds until the text ends, filling `result` and yielding new tokens."""
-        ids = self.target.encode(prompt) if isinstance(prompt, str) else prompt
-        rule = make_rule(verification, temperature, seed, self.target.vocab_size)
-        session = Session(self.target, ids, rule, max_new_tokens, self.drafters)
         observer = RouterObserver(self.policy.arms)
         state, start = None, time.perf_counter()
         verdict = session.prefill(with_margins)
-        result.first_margin, result.prompt_tokens = verdict.margins, len(ids)
+        result.first_margin = verdict.margins
         result.prefill_seconds = time.perf_counter() - start
         yield session.new_tokens
         while not session.finished:

@@ -1,10 +1,10 @@
 """The contract that every drafter keeps.
 
 A drafter reads committed positions (token ids, target taps) from a `DraftContext` and proposes a
-token tree. What it remembers of them lives in a state of its own: `catch_up` extends that state to
-all committed positions in one batched call, and only when this drafter is about to be used (Lazy
-Catch-up, WhiFlash section 3.4). What it computes for drafted tokens is thrown away after the round,
-so a proposal depends on the committed prefix alone, never on which drafters worked before.
+token tree. What it remembers of them lives in a state of its own, which `catch_up` extends to all
+committed positions in one batched call. What it computes for drafted tokens is thrown away after
+the round, so a proposal depends on the committed prefix alone, never on which drafters worked
+before, nor on when and how they caught up (`CatchUp`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,28 @@ from decoding.verification import VerificationRule
 
 MAX_TREE_NODES = 64
 """Largest node budget of any drafter; sessions and the cost model reserve and measure up to it."""
+
+
+@dataclass(frozen=True)
+class CatchUp:
+    """When drafters encode what they missed, and how much of themselves they run for it.
+
+    The defaults are Lazy Catch-up and KV-only Prefill (WhiFlash section 3.4). The other values
+    change no proposal; they exist to measure what these two save.
+
+    Attributes:
+        eager: Every drafter of a session catches up after every round, not only the chosen one
+            before it drafts.
+        full: Missed positions run through all of a drafter, down to its LM head, and everything
+            but keys and values is thrown away.
+    """
+
+    eager: bool = False
+    full: bool = False
+
+
+LAZY_KV_ONLY = CatchUp()
+"""What decoding does unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +137,14 @@ class Drafter(ABC):
         """An empty state for a sequence of at most `capacity` positions."""
 
     @abstractmethod
-    def catch_up(self, state: Any, context: DraftContext) -> int:
-        """Extends `state` to all committed positions; returns how many were new."""
+    def catch_up(self, state: Any, context: DraftContext, full: bool = False) -> int:
+        """Extends `state` to all committed positions; returns how many were new.
+
+        Args:
+            state: From `new_state`.
+            context: The session.
+            full: See `CatchUp`; a drafter that has nothing to leave out ignores it.
+        """
 
     @abstractmethod
     def propose(self, state: Any, context: DraftContext, shape: DraftShape) -> Proposal:

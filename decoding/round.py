@@ -44,8 +44,9 @@ class RoundRecord:
         accepted: How many drafted tokens the target accepted (none behind a stop token).
         committed: Token ids added to the text (accepted ones and the target's own, unless the text
             ended before it).
-        caught_up: Positions that the drafter had missed and encoded first (its backlog).
-        times: Wall-clock of the phases.
+        caught_up: Positions that the drafter had missed and encoded first (its backlog); where
+            catching up is eager, also those that all drafters encoded after the commit.
+        times: Wall-clock of the phases; `catch_up` is that of all these positions.
         margins: Per committed token, how far the target's choice was ahead of the runner-up;
             empty unless asked for.
     """
@@ -91,6 +92,7 @@ def play_rounds(
         start = time.perf_counter()
         committed = session.commit(draft.proposal, verdict, output)
         commit_seconds = time.perf_counter() - start
+        eager, eager_seconds = _catch_up_eagerly(session)
         records.append(
             RoundRecord(
                 arm,
@@ -99,9 +101,12 @@ def play_rounds(
                 draft.proposal.depth,
                 min(len(verdict.path), len(committed)),
                 committed,
-                draft.caught_up,
+                draft.caught_up + eager,
                 RoundTimes(
-                    draft.catch_up_seconds, draft.draft_seconds, verify_seconds, commit_seconds
+                    draft.catch_up_seconds + eager_seconds,
+                    draft.draft_seconds,
+                    verify_seconds,
+                    commit_seconds,
                 ),
                 verdict.margins[: len(committed)],
             )
@@ -146,10 +151,21 @@ def _draft(session: Session, arm: Arm) -> _Draft:
     if not arm.drafts or shape.depth < 1:
         return _Draft(Proposal.empty())
     drafter = session.drafters[arm.drafter]
-    state = session.state_of(drafter)
     start = time.perf_counter()
-    caught_up = drafter.catch_up(state, session)
+    caught_up = session.catch_up(drafter)
     caught = time.perf_counter()
-    proposal = drafter.propose(state, session, shape)
+    proposal = drafter.propose(session.state_of(drafter), session, shape)
     end = time.perf_counter()
     return _Draft(proposal, caught_up, caught - start, end - caught)
+
+
+def _catch_up_eagerly(session: Session) -> tuple[int, float]:
+    """Positions that the session's drafters encode after a commit, and the seconds it takes.
+
+    Nothing where catching up is lazy, nor behind the last round: nobody will draft again.
+    """
+    if not session.catching_up.eager or session.finished:
+        return 0, 0.0
+    start = time.perf_counter()
+    positions = sum(session.catch_up(drafter) for drafter in session.drafters.values())
+    return positions, time.perf_counter() - start

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from decoding.drafting import Drafter
+from decoding.drafting import LAZY_KV_ONLY, CatchUp, Drafter
 from decoding.errors import DraftgymError
 from decoding.proposal import Proposal
 from decoding.target import Target
@@ -30,6 +30,7 @@ class Session:
         drafters: Drafters that may be used, by name; their taps are recorded.
         capacity: Positions to reserve; by default what the request can need. The target's cache
             gets more rows than that where a drafter draws trees: nodes share positions, not rows.
+        catching_up: When and how drafters encode what they missed.
 
     Raises:
         DraftgymError: Empty prompt, or a prompt that does not fit.
@@ -43,12 +44,14 @@ class Session:
         max_new_tokens: int,
         drafters: Mapping[str, Drafter],
         capacity: int | None = None,
+        catching_up: CatchUp = LAZY_KV_ONLY,
     ) -> None:
         longest = max((drafter.max_draft_length for drafter in drafters.values()), default=0)
         needed = len(prompt) + max_new_tokens + longest + 1
         self.capacity = min(needed, target.context_limit) if capacity is None else capacity
         _check_request(prompt, max_new_tokens, needed, self.capacity)
         self.target, self.rule, self.drafters = target, rule, drafters
+        self.catching_up = catching_up
         self.max_new_tokens = max_new_tokens
         self.prompt_length = len(prompt)
         widest = max((drafter.max_tree_nodes for drafter in drafters.values()), default=0)
@@ -103,6 +106,10 @@ class Session:
         if drafter.name not in self._states:
             self._states[drafter.name] = drafter.new_state(self.capacity)
         return self._states[drafter.name]
+
+    def catch_up(self, drafter: Drafter) -> int:
+        """Brings a drafter's state up to date; returns how many positions it had missed."""
+        return drafter.catch_up(self.state_of(drafter), self, self.catching_up.full)
 
     def prefill(self, with_margins: bool = False) -> Verdict:
         """Runs the prompt through the target and commits the first token."""

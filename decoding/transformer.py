@@ -150,6 +150,22 @@ class Decoder:
             tapped = torch.stack([taps[i] for i in tap_layers], dim=1)
         return self._outputs(batch, counts, x, tapped, with_logits)
 
+    @torch.inference_mode()
+    def encode(self, rows: NewRows) -> None:
+        """Writes keys and values of new rows, as `forward`, and computes nothing else.
+
+        The last layer's attention and MLP, the last norm and the LM head serve the rows themselves;
+        no later position reads them.
+        """
+        counts, masks = [rows.tokens.shape[0]], [self._mask(rows)]
+        cos_sin = self.rotary.at(_positions(rows))
+        x = F.embedding(rows.tokens, self.embedding)
+        last = len(self.layers) - 1
+        for index, layer in enumerate(self.layers[:last]):
+            x = self._layer(index, layer, x, cos_sin, [rows], counts, masks)
+        _, keys, values = self._projections(self.layers[last], x, cos_sin)
+        rows.cache.write(last, keys, values)
+
     def _layer(
         self,
         index: int,
@@ -160,6 +176,23 @@ class Decoder:
         counts: list[int],
         masks: list[Tensor | None],
     ) -> Tensor:
+        q, k, v = self._projections(layer, x, cos_sin)
+        attended = []
+        for rows, mask, q_i, k_i, v_i in zip(
+            batch, masks, q.split(counts), k.split(counts), v.split(counts), strict=True
+        ):
+            keys, values = rows.cache.write(index, k_i, v_i)
+            attended.append(attend(q_i, keys, values, mask))
+        mixed = attended[0] if len(attended) == 1 else torch.cat(attended)
+        x = x + self.products(mixed, layer.out, layer.out_bias)
+        gate_up = self.products(rms_norm(x, layer.post_norm, self.shape.eps), layer.gate_up)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return x + self.products(F.silu(gate) * up, layer.down)
+
+    def _projections(
+        self, layer: LayerWeights, x: Tensor, cos_sin: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries `[N, H, D]`, rotated keys and values, both `[N, G, D]`."""
         shape = self.shape
         normed = rms_norm(x, layer.input_norm, shape.eps)
         qkv = self.products(normed, layer.qkv, layer.qkv_bias).view(x.shape[0], -1, shape.head_dim)
@@ -171,17 +204,7 @@ class Decoder:
             q, k = rotate(qkv[:, : shape.heads + shape.kv_heads], cos_sin).split(
                 [shape.heads, shape.kv_heads], dim=1
             )
-        attended = []
-        for rows, mask, q_i, k_i, v_i in zip(
-            batch, masks, q.split(counts), k.split(counts), v.split(counts), strict=True
-        ):
-            keys, values = rows.cache.write(index, k_i, v_i)
-            attended.append(attend(q_i, keys, values, mask))
-        mixed = attended[0] if len(attended) == 1 else torch.cat(attended)
-        x = x + self.products(mixed, layer.out, layer.out_bias)
-        gate_up = self.products(rms_norm(x, layer.post_norm, shape.eps), layer.gate_up)
-        gate, up = gate_up.chunk(2, dim=-1)
-        return x + self.products(F.silu(gate) * up, layer.down)
+        return q, k, v
 
     def _mask(self, rows: NewRows) -> Tensor | None:
         """Additive mask `[n, length + n]` of one sequence; None when nothing is hidden."""

@@ -178,8 +178,12 @@ class DFlashDrafter(Drafter):
         return DFlashState(KVCache(layers, groups, room, config.head_dim, self.dtype))
 
     @torch.inference_mode()
-    def catch_up(self, state: DFlashState, context: DraftContext) -> int:
-        """Injects positions up to `n - 2`: fuse, then two projections a layer, nothing else."""
+    def catch_up(self, state: DFlashState, context: DraftContext, full: bool = False) -> int:
+        """Injects positions up to `n - 2`: fuse, then two projections a layer, nothing else.
+
+        `full` adds nothing: context positions are never rows of this network, so it has no queries,
+        attention or MLP for them that could be left out.
+        """
         start, stop = state.cache.length, context.tokens.shape[0] - 1
         if stop <= start:
             return 0

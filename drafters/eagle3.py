@@ -193,17 +193,31 @@ class Eagle3Drafter(AutoregressiveDrafter):
         )
 
     @torch.inference_mode()
+<<<<<<< HEAD
     def catch_up(self, state: Eagle3State, context: DraftContext) -> int:
         """Encodes positions up to `n - 3`: keys and values only, in one batched call."""
         start, stop = state.cache.length, context.tokens.shape[0] - self.lag
+=======
+    def catch_up(self, state: Eagle3State, context: DraftContext, full: bool = False) -> int:
+        """Encodes positions up to `n - 3` in one batched call.
+
+        Keys and values only; `full` also runs queries, attention, MLP and LM head on every position
+        and throws the results away.
+        """
+        start, stop = state.cache.length, context.tokens.shape[0] - 2
+>>>>>>> c97f386fc256d41e30bf9d6524edc2d253b61dd8
         if stop <= start:
             return 0
-        pair, _ = self._pair(context, start, stop)
-        cos_sin = self.rotary.at(torch.arange(start, stop))
-        keys, values = self.network.midlayer.self_attn.keys_values(pair, cos_sin)
-        state.cache.write(0, keys, values)
-        state.cache.keep(stop - start)
-        return stop - start
+        pair, feature = self._pair(context, start, stop)
+        positions, missed = torch.arange(start, stop), stop - start
+        if full:
+            causal = torch.ones(missed, missed).tril().bool() if missed > 1 else None
+            self.network.logits(self._step(state.cache, pair, feature, positions, causal))
+        else:
+            attention = self.network.midlayer.self_attn
+            state.cache.write(0, *attention.keys_values(pair, self.rotary.at(positions)))
+        state.cache.keep(missed)
+        return missed
 
     def _chain(self, cache: KVCache, context: DraftContext, shape: DraftShape) -> Proposal:
         newest = context.tokens.shape[0] - 2
@@ -214,7 +228,7 @@ class Eagle3Drafter(AutoregressiveDrafter):
             nonlocal pair, feature, position
             if token is not None:
                 pair = self._drafted_pair(token, feature)
-            out = self._step(cache, pair, feature, position)
+            out = self._step(cache, pair, feature, torch.tensor([position]))
             cache.keep(1)
             feature = self.network.carry(out)
             position += 1
@@ -231,7 +245,7 @@ class Eagle3Drafter(AutoregressiveDrafter):
 
         def step(pair: Tensor, feature: Tensor, depth: int, visible: Tensor | None) -> Candidates:
             nonlocal features
-            out = self._step(cache, pair, feature, newest + depth, visible)
+            out = self._step(cache, pair, feature, torch.tensor([newest + depth]), visible)
             cache.keep(len(out))
             features = self.network.carry(out)
             positions = [newest + depth + 2] * len(out)
@@ -260,15 +274,15 @@ class Eagle3Drafter(AutoregressiveDrafter):
         cache: KVCache,
         pair: Tensor,
         feature: Tensor,
-        position: int,
+        positions: Tensor,
         visible: Tensor | None = None,
     ) -> Tensor:
-        """The layer's output `[w, d]` for rows that share a position.
+        """The layer's output `[w, d]` for rows at `positions` `[w]`, or `[1]` for a shared one.
 
         They see every key, or of the newest keys those that `visible` `[w, r]` allows.
         """
         layer = self.network.midlayer
-        cos_sin = self.rotary.at(torch.tensor([position]))
+        cos_sin = self.rotary.at(positions)
         keys, values = cache.write(0, *layer.self_attn.keys_values(pair, cos_sin))
         mask = None if visible is None else additive_mask(visible, keys.shape[1], self.dtype)
         attended = attend(layer.self_attn.queries(pair, cos_sin), keys, values, mask)

@@ -49,8 +49,11 @@ class NgramDrafter(Drafter):
         """An empty index."""
         return NgramState()
 
-    def catch_up(self, state: NgramState, context: DraftContext) -> int:
-        """Indexes n-grams that end before the newest token (which has no continuation yet)."""
+    def catch_up(self, state: NgramState, context: DraftContext, full: bool = False) -> int:
+        """Indexes n-grams that end before the newest token (which has no continuation yet).
+
+        There is no network, so `full` has nothing to add.
+        """
         tokens = context.tokens.tolist()
         start, stop = state.length, len(tokens) - 1
         for end in range(start, stop):

@@ -54,13 +54,20 @@ class SmallLMDrafter(AutoregressiveDrafter):
         return SmallLMState(self.decoder.new_cache(room))
 
     @torch.inference_mode()
-    def catch_up(self, state: SmallLMState, context: DraftContext) -> int:
-        """Encodes positions up to `n - 2` in one batched call, without logits."""
+    def catch_up(self, state: SmallLMState, context: DraftContext, full: bool = False) -> int:
+        """Encodes positions up to `n - 2` in one batched call.
+
+        Keys and values of a layer need all of the layers below it, so KV-only can leave out no more
+        than the last layer's attention and MLP and the LM head; `full` runs them on every position.
+        """
         start, stop = state.cache.length, context.tokens.shape[0] - 1
         if stop <= start:
             return 0
-        rows = NewRows(state.cache, context.tokens[start:stop], logits_from=stop - start - 1)
-        self.decoder.forward([rows], (), with_logits=False)
+        rows = NewRows(state.cache, context.tokens[start:stop])
+        if full:
+            self.decoder.forward([rows])
+        else:
+            self.decoder.encode(rows)
         state.cache.keep(stop - start)
         return stop - start
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 from tqdm import tqdm
 
 from decoding.decoder import Generation, RoutingPolicy, SpeculativeDecoder
-from decoding.drafting import Drafter
+from decoding.drafting import LAZY_KV_ONLY, CatchUp, Drafter
 from decoding.errors import DraftgymError
 from decoding.observation import RouterObserver
 from decoding.round import play_rounds
@@ -35,12 +35,14 @@ class DecodeSettings:
         temperature: 0 for greedy.
         seed: Seed of the sampling noise, the same for every prompt and policy.
         verification: `greedy`, `coupled`, `rejection`, or None to go by temperature.
+        catching_up: When and how drafters encode what they missed; changes no text.
     """
 
     max_new_tokens: int = 96
     temperature: float = 0.0
     seed: int = 0
     verification: str | None = None
+    catching_up: CatchUp = LAZY_KV_ONLY
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,7 @@ def write(
         seed=settings.seed,
         verification=settings.verification,
         with_margins=with_margins,
+        catching_up=settings.catching_up,
     )
 
 
@@ -167,11 +170,22 @@ def write_together(
             "texts under rejection verification cannot share passes", "use greedy or coupled"
         )
     rule = make_rule(settings.verification, settings.temperature, settings.seed, target.vocab_size)
-    first = Session(target, ids, rule, settings.max_new_tokens, drafters)
+
+    def new_session() -> Session:
+        return Session(
+            target,
+            ids,
+            rule,
+            settings.max_new_tokens,
+            drafters,
+            catching_up=settings.catching_up,
+        )
+
+    first = new_session()
     first.prefill()
     sessions, observers = {}, {}
     for name, policy in policies.items():
-        sessions[name] = Session(target, ids, rule, settings.max_new_tokens, drafters)
+        sessions[name] = new_session()
         sessions[name].start_like(first)
         observers[name] = RouterObserver(policy.arms)
     while running := [name for name, session in sessions.items() if not session.finished]:
@@ -218,12 +232,7 @@ def _warm_up(
     settings: DecodeSettings,
 ) -> None:
     """First calls pay for memory and kernels; that is no policy's fault."""
-    few = DecodeSettings(
-        min(WARM_UP_TOKENS, settings.max_new_tokens),
-        settings.temperature,
-        settings.seed,
-        settings.verification,
-    )
+    few = replace(settings, max_new_tokens=min(WARM_UP_TOKENS, settings.max_new_tokens))
     for decoder in decoders.values():
         write(decoder, ids[prompts[0].question_id], few)
 

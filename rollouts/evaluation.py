@@ -12,7 +12,7 @@ from typing import Any
 from decoding.arms import PLAIN
 from decoding.calibration import load_cost_model
 from decoding.decoder import Generation, PlainPolicy, RoutingPolicy, SpeculativeDecoder
-from decoding.drafting import Drafter
+from decoding.drafting import LAZY_KV_ONLY, Drafter
 from decoding.errors import DraftgymError
 from decoding.latency import CostModel
 from decoding.provenance import describe_drafters, describe_host, describe_target
@@ -21,7 +21,7 @@ from decoding.target import Target
 from drafters.loading import find_checkpoints
 from policies.registry import all_policies, make_policy, shipped_router
 from rollouts.decode import DecodedText, DecodeSettings, decode_prompts, encode_prompt, write
-from rollouts.options import DecodingOptions
+from rollouts.options import CatchUpOptions
 from rollouts.prompt_sets import Prompt, interleave_categories, load_prompts
 from rollouts.report import Difference, Row, SecondsPredictor, find_differences, make_rows
 from rollouts.report import report_json as to_json
@@ -29,7 +29,7 @@ from rollouts.table import print_report
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateArgs(DecodingOptions):
+class EvaluateArgs(CatchUpOptions):
     """Compare policies on real decoding.
 
     Attributes:
@@ -85,7 +85,9 @@ def evaluate(args: EvaluateArgs) -> Evaluation:
     target, drafters = args.load()
     policies = chosen_policies(args.policies, drafters, target, args.seed)
     environment = describe_run(args, target, drafters)
-    predict = cost_predictor(load_cost_model(target, drafters))
+    predict = None
+    if args.settings.catching_up == LAZY_KV_ONLY:  # the only way that the cost model knows
+        predict = cost_predictor(load_cost_model(target, drafters))
     result = compare(target, drafters, policies, prompts, args.settings, environment, predict)
     print_report(result.environment, result.rows, result.differences)
     if args.json is not None:

@@ -10,7 +10,7 @@ from decoding.calibration import load_cost_model
 from decoding.decoder import Generation, SpeculativeDecoder
 from decoding.rules import make_rule
 from policies.registry import default_policy, make_policy, shipped_router
-from rollouts.options import DecodingOptions
+from rollouts.options import CatchUpOptions
 from rollouts.table import make_console, print_stats
 
 UNFINISHED = "\ufffd"
@@ -18,7 +18,7 @@ UNFINISHED = "\ufffd"
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateArgs(DecodingOptions):
+class GenerateArgs(CatchUpOptions):
     """Write a text with a target, drafters and a policy.
 
     Attributes:
@@ -96,6 +96,7 @@ def generate(args: GenerateArgs) -> Generation:
         seed=args.seed,
         verification=args.verification,
         on_tokens=stream.add if args.stream else None,
+        catching_up=args.settings.catching_up,
     )
     if args.stream:
         stream.close()

@@ -1,12 +1,13 @@
-"""Command-line options that evaluating and generating share."""
+"""Command-line options that decoding commands share."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
-from decoding.drafting import Drafter
+from decoding.drafting import CatchUp, Drafter
 from decoding.target import Target, load_target
 from drafters.loading import load_drafters
 from rollouts.decode import DecodeSettings
@@ -53,3 +54,26 @@ class DecodingOptions:
         """The target and its drafters."""
         target = load_target(self.target, self.dtype, self.threads)
         return target, load_drafters(target, self.drafters)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CatchUpOptions(DecodingOptions):
+    """Options of commands whose speed depends on how drafters catch up.
+
+    Attributes:
+        catch_up: When a drafter encodes the positions it missed: lazy (all of them in one call,
+            just before it drafts; one that is never chosen costs nothing) or eager (every drafter
+            after every round, as if each were chosen next). Changes the speed, never the text.
+        prefill: What is computed for a missed position: kv (keys and values, all that later drafts
+            read) or full (the drafter's attention, MLP and LM head as well, thrown away). Differs
+            for eagle3 and small; dflash and ngram have nothing to leave out.
+    """
+
+    catch_up: Literal["lazy", "eager"] = "lazy"
+    prefill: Literal["kv", "full"] = "kv"
+
+    @property
+    def settings(self) -> DecodeSettings:
+        """How texts are written."""
+        catching_up = CatchUp(eager=self.catch_up == "eager", full=self.prefill == "full")
+        return replace(super().settings, catching_up=catching_up)

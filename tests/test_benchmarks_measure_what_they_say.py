@@ -1,18 +1,23 @@
-"""The losslessness check sees every difference and loses no work; routing's pieces add up."""
+"""The losslessness check sees every difference, routing's pieces add up, switches are switches."""
 
 from __future__ import annotations
 
 import json
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import losslessness, router_overhead
+from benchmarks.catch_up_ablation import VARIANTS, BurstPolicy
 from benchmarks.losslessness import NEAR_TIE, LosslessnessArgs, larger_than_rounding, measure
 from benchmarks.router_overhead import Sample, TimedRouterEnv, collect, summarise
+from benchmarks.switching import SwitchingArgs
+from benchmarks.switching import measure as measure_switching
+from decoding.arms import parse_arm
 from decoding.calibration import calibrate
 from decoding.drafting import Drafter
 from decoding.errors import DraftgymError
@@ -138,3 +143,77 @@ def test_shares_compare_routing_with_the_round() -> None:
     assert result["arms"]["plain"]["share"] == pytest.approx(0.02)
     assert result["below_limit"]
     assert not summarise([Sample("plain", 0.1, 0.002, 0.001, 0.001)] * 4)["below_limit"]
+
+
+@pytest.fixture
+def switching(files: dict[str, Any], tmp_path: Path) -> SwitchingArgs:
+    return SwitchingArgs(
+        json=tmp_path / "switching.json",
+        arms=("eagle3:2", "dflash:2"),
+        contexts=(16, 100_000),
+        backlogs=(1, 12, 40),
+        repeats=2,
+        burst=3,
+        per_category=1,
+        max_new_tokens=24,
+        threads=1,
+        dtype="float32",
+        **files,
+    )
+
+
+def test_switch_costs_cover_the_cells_that_are_possible(switching: SwitchingArgs) -> None:
+    result = measure_switching(replace(switching, per_category=0))
+    cells = result["switch_cost"]
+    short, long = sorted({cell["context"] for cell in cells})
+    assert short == 16 and 40 < long < 512, "shortened to the target's limit"
+    for arm in switching.arms:
+        for prefill in ("kv", "full"):
+            mine = [c for c in cells if (c["arm"], c["prefill"]) == (arm, prefill)]
+            found = [(c["context"], c["backlog"]) for c in mine]
+            assert found == [(16, 1), (16, 12), (long, 1), (long, 12), (long, 40)]
+    for cell in cells:
+        share = cell["switch_ms"]["p50"] / cell["round_ms"]["p50"]
+        assert cell["share"]["p50"] == pytest.approx(share)
+        assert 0 < cell["switch_ms"]["p10"] <= cell["switch_ms"]["p90"]
+    assert switching.json is not None
+    assert json.loads(switching.json.read_text()) == result
+
+
+def test_all_variants_play_the_same_rounds(switching: SwitchingArgs) -> None:
+    few = replace(switching, contexts=(16,), backlogs=(1,), repeats=1)
+    for one in measure_switching(few)["decoding"].values():
+        rows = one["variants"]
+        assert list(rows) == list(VARIANTS)
+        assert len({(row["tokens"], row["rounds"]) for row in rows.values()}) == 1
+        assert one["identical_texts"] == one["prompts"] == 3
+        assert rows["eager kv"]["encoded_positions"] == rows["eager full"]["encoded_positions"]
+        assert rows["eager kv"]["encoded_positions"] > rows["lazy kv"]["encoded_positions"]
+        assert one["mean_backlog_at_a_switch"] > 1
+        ratio = one["ratios"]["lazy kv / eager kv"]
+        assert ratio["low"] <= ratio["value"] <= ratio["high"]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"arms": ("ngram:4",)}, "no keys and values"),
+        ({"between": ("eagle3:2",)}, "fewer than two"),
+        ({"backlogs": (0,)}, "no positive number"),
+        ({"repeats": 0}, "--repeats is 0"),
+    ],
+)
+def test_switching_answers_mistakes(
+    switching: SwitchingArgs, change: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(DraftgymError, match=says):
+        measure_switching(replace(switching, **change))
+
+
+def test_bursts_have_the_length_they_are_said_to_have() -> None:
+    arms = [parse_arm("eagle3:2"), parse_arm("dflash:2")]
+    one, other = BurstPolicy(arms, 8, seed=1), BurstPolicy(arms, 8, seed=1)
+    actions = [int(one.predict({})[0]) for _ in range(4000)]
+    assert actions == [int(other.predict({})[0]) for _ in range(4000)]
+    switches = sum(a != b for a, b in pairwise(actions))
+    assert 4000 / switches == pytest.approx(8, rel=0.1)
