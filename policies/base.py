@@ -57,7 +57,8 @@ class Policy(ABC):
         Args:
             observation: One observation of the router environment (`signals [s]`, `hidden [d]`), a
                 batch of them (`signals [n, s]`, ...), or an empty dict where `observes` is False.
-            state: Handed back as it came: no policy here is recurrent.
+            state: Handed back as it came: what a policy remembers of an episode is in its
+                observations, and what it learns from them (a bandit) it keeps in itself.
             episode_start: Ignored for the same reason.
             deterministic: See `choose`.
 

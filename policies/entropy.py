@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -71,43 +69,3 @@ class EntropyPolicy(Policy):
 def tuned_threshold() -> float:
     """The shipped threshold in nats, tuned on training prompts."""
     return float(json.loads(THRESHOLD_FILE.read_text(encoding="utf-8"))["threshold"])
-
-
-@dataclass(frozen=True)
-class ThresholdMeasurement:
-    """One text decoded with one threshold.
-
-    Attributes:
-        threshold: Nats.
-        tokens: Tokens written by rounds.
-        seconds: Wall-clock of those rounds.
-    """
-
-    threshold: float
-    tokens: int
-    seconds: float
-
-
-def throughputs(measurements: Iterable[ThresholdMeasurement]) -> dict[float, float]:
-    """Tokens per second of each threshold, all its texts together, by rising threshold."""
-    tokens: defaultdict[float, int] = defaultdict(int)
-    seconds: defaultdict[float, float] = defaultdict(float)
-    for item in measurements:
-        tokens[item.threshold] += item.tokens
-        seconds[item.threshold] += item.seconds
-    return {key: tokens[key] / seconds[key] for key in sorted(tokens) if seconds[key] > 0}
-
-
-def tune_threshold(measurements: Iterable[ThresholdMeasurement]) -> float:
-    """The threshold with the most tokens per second; of equal ones the lowest.
-
-    Args:
-        measurements: The same texts for every threshold, so that the totals compare.
-
-    Raises:
-        ValueError: Nothing was measured.
-    """
-    speeds = throughputs(measurements)
-    if not speeds:
-        raise ValueError("no measurements to tune a threshold on")
-    return max(speeds, key=lambda threshold: speeds[threshold])

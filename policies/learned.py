@@ -1,12 +1,7 @@
-"""A trained router, loaded from its exported folder: safetensors and JSON, nothing unpickled.
-
-The folder holds `policy.safetensors` (the network) and `policy.json` (arms, signals, sizes, the
-target's fingerprint, provenance). Deployment needs neither Stable-Baselines3 nor gymnasium.
-"""
+"""A trained router: a network that scores every arm, loaded from its exported folder."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,20 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
-from decoding.arms import Arm, parse_arm
+from decoding.arms import Arm
 from decoding.errors import DraftgymError
 from decoding.observation import signal_names
 from decoding.target import Target
 from policies.base import Policy
+from policies.folder import AGAIN, ROUTER, read_policy, write_policy
 from policies.network import RouterNetwork
-
-FORMAT = 1
-WEIGHTS, BODY = "policy.safetensors", "policy.json"
-KEYS = {"format", "arms", "signals", "hidden_size", "width", "target", "target_fingerprint"}
-AGAIN = "train again with train_router.py, or name another folder"
 
 
 class LearnedPolicy(Policy):
@@ -70,74 +59,40 @@ def save_learned_policy(
     folder: Path,
     provenance: Mapping[str, Any],
 ) -> None:
-    """Writes the deployable form of a trained router."""
-    folder.mkdir(parents=True, exist_ok=True)
-    body = {
-        "format": FORMAT,
-        "arms": [str(arm) for arm in arms],
+    """Writes the deployable form of a router that was trained with this target."""
+    write_router(network, arms, target.name, target.fingerprint, folder, provenance)
+
+
+def write_router(
+    network: RouterNetwork,
+    arms: Sequence[Arm],
+    target: str,
+    target_fingerprint: str,
+    folder: Path,
+    provenance: Mapping[str, Any],
+) -> None:
+    """As `save_learned_policy`, for routers trained on traces, where no target is loaded."""
+    facts = {
         "signals": signal_names(arms),
-        "hidden_size": target.hidden_size,
+        "hidden_size": network.encoder.hidden.in_features,
         "width": network.scores.in_features,
-        "target": target.name,
-        "target_fingerprint": target.fingerprint,
         "provenance": dict(provenance),
     }
-    weights = {name: value.contiguous() for name, value in network.state_dict().items()}
-    save_file(weights, folder / f"{WEIGHTS}.partial")
-    (folder / f"{WEIGHTS}.partial").replace(folder / WEIGHTS)
-    (folder / BODY).write_text(json.dumps(body, indent=2) + "\n")
+    write_policy(folder, ROUTER, network, arms, target, target_fingerprint, facts)
 
 
 def load_learned_policy(folder: Path, target: Target) -> LearnedPolicy:
     """Loads an exported router.
 
     Raises:
-        DraftgymError: Not a policy folder, damaged files, or a router of another target.
+        DraftgymError: Not a router's folder, damaged files, or a router of another target.
     """
-    body = _read_body(folder)
-    if body["target_fingerprint"] != target.fingerprint:
-        raise DraftgymError(
-            f"policy {folder} was trained for target {body['target']!r} (fingerprint "
-            f"{body['target_fingerprint']}), {target.name!r} has {target.fingerprint}",
-            f"name that target with --target, or {AGAIN}",
-        )
-    arms = _read_arms(folder, body)
-    try:
-        network = RouterNetwork(len(body["signals"]), body["hidden_size"], len(arms), body["width"])
-        weights = load_file(folder / WEIGHTS)
-        network.load_state_dict(weights)
-    except (OSError, SafetensorError, RuntimeError, TypeError) as error:
-        reason = " ".join(str(error).split())  # torch lists what is missing on further lines
-        raise DraftgymError(f"cannot read {folder / WEIGHTS}: {reason}", AGAIN) from error
-    if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
-        raise DraftgymError(f"policy {folder} has NaN or infinite weights", AGAIN)
-    return LearnedPolicy(network, arms, name=folder.name)
-
-
-def _read_arms(folder: Path, body: Mapping[str, Any]) -> tuple[Arm, ...]:
-    if not isinstance(body["arms"], list) or not body["arms"]:
-        raise DraftgymError(f"{folder / BODY} lists no arms", AGAIN)
-    try:
-        arms = tuple(parse_arm(str(text)) for text in body["arms"])
-    except DraftgymError as error:
-        raise DraftgymError(f"{folder / BODY}: {error.problem}", AGAIN) from error
+    stored = read_policy(folder, ROUTER, target, {"signals", "width"})
+    body, arms = stored.body, stored.arms
     if body["signals"] != signal_names(arms):
         raise DraftgymError(f"policy {folder} reads signals that this version lacks", AGAIN)
-    return arms
 
+    def build() -> RouterNetwork:
+        return RouterNetwork(len(body["signals"]), body["hidden_size"], len(arms), body["width"])
 
-def _read_body(folder: Path) -> dict[str, Any]:
-    path = folder / BODY
-    if not path.is_file():
-        raise DraftgymError(
-            f"{folder} is not a policy folder (no {BODY})", "name the folder train_router.py wrote"
-        )
-    try:
-        body: dict[str, Any] = json.loads(path.read_text())
-        missing = KEYS - set(body)
-    except (OSError, ValueError, TypeError) as error:
-        raise DraftgymError(f"cannot read {path}: {error}", AGAIN) from error
-    if missing or body["format"] != FORMAT:
-        what = f"lacks {sorted(missing)}" if missing else f"has format {body['format']}"
-        raise DraftgymError(f"{path} {what}", AGAIN)
-    return body
+    return LearnedPolicy(stored.load(build), arms, name=folder.name)

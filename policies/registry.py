@@ -3,55 +3,66 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from decoding.arms import PLAIN, Arm, check_arms, default_arms, parse_arm
 from decoding.drafting import Drafter
 from decoding.embedded import EMBEDDED_TARGETS
 from decoding.errors import DraftgymError
+from decoding.latency import CostModel
 from decoding.target import Target
+from policies.bandits import TimedBandit, TokenBandit
 from policies.base import Policy
 from policies.entropy import EntropyPolicy
 from policies.fixed import FixedPolicy
 from policies.random import RandomPolicy
+from policies.specs import CHOOSERS, ChooserSpec, chooser_name, parse_chooser
 
 AUTOREGRESSIVE, DIFFUSION = "eagle3", "dflash"
 SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints"
 
 
 def make_policy(
-    spec: str, drafters: Mapping[str, Drafter], target: Target, seed: int = 0
+    spec: str,
+    drafters: Mapping[str, Drafter],
+    target: Target,
+    seed: int = 0,
+    cost_model: Callable[[], CostModel] | None = None,
 ) -> Policy:
     """Builds a policy.
 
     Args:
         spec: `plain`; a drafter (`eagle3`), with a draft length (`eagle3:4`) or with the depth and
             nodes of a tree (`eagle3:5x16`); `random`; `entropy` (tuned threshold) or `entropy:2.5`
-            (nats); or the folder of a trained policy.
+            (nats); the bandits `ucb` (tokens per round) and `ucb-time` (tokens per second), or
+            `ucb:0.5` (factor of the confidence bonus); or the folder of a trained policy. The ones
+            that choose take arms: `random@eagle3:2,ngram:8,plain`; without, each loaded drafter in
+            its default shape. `entropy` takes two, the first for uncertain positions.
         drafters: Loaded drafters by name.
         target: The target; a trained policy of another one is refused.
         seed: Seed of `random`.
+        cost_model: Loads what rounds cost; asked only by `ucb-time`.
 
     Raises:
         DraftgymError: Unknown name, missing drafter, or a folder that holds no fitting policy.
     """
     name, _, rest = spec.strip().partition(":")
-    if name == "random" and not rest:
-        return RandomPolicy(default_arms(drafters), seed)
-    if name == "entropy":
-        return _entropy(spec, rest, drafters)
+    if chooser_name(spec) in CHOOSERS and not (name == "random" and rest):
+        return _chooser(parse_chooser(spec, drafters), drafters, seed, cost_model)
     if name == PLAIN or name in drafters:
         arm = _default_arm(name, drafters) if not rest and name != PLAIN else parse_arm(spec)
         check_arms([arm], drafters)
         return FixedPolicy(arm, spec.strip())
     if _looks_like_folder(spec):
-        return _learned(spec, drafters, target)
-    raise _unknown(spec, name, drafters)
+        return _trained(spec, drafters, target)
+    raise _unknown(spec, drafters)
 
 
 def all_policies(drafters: Mapping[str, Drafter], learned: Path | None = None) -> list[str]:
-    """Every policy there is: plain, each drafter alone, random, entropy, and a trained one.
+    """What a comparison compares: plain, each drafter alone, random, entropy, and a trained one.
+
+    Bandits are left to those who ask for them: they need more prompts to learn from.
 
     Args:
         drafters: Loaded drafters by name.
@@ -90,22 +101,46 @@ def _default_arm(name: str, drafters: Mapping[str, Drafter]) -> Arm:
     return default_arms({name: drafters[name]})[0]
 
 
-def _entropy(spec: str, threshold: str, drafters: Mapping[str, Drafter]) -> EntropyPolicy:
-    if not _has_both_paradigms(drafters):
+def _chooser(
+    spec: ChooserSpec,
+    drafters: Mapping[str, Drafter],
+    seed: int,
+    cost_model: Callable[[], CostModel] | None,
+) -> Policy:
+    if spec.name == "entropy":
+        return _entropy(spec, drafters)
+    arms = spec.arms or default_arms(drafters)
+    if spec.name == "random":
+        return RandomPolicy(arms, seed, spec.text)
+    number = spec.read_number("the factor of the bonus", f"{spec.name}:0.5")
+    exploration = 1.0 if number is None else number
+    if spec.name == "ucb":
+        return TokenBandit(arms, exploration, spec.text)
+    if cost_model is None:
         raise DraftgymError(
-            f"policy {spec!r} chooses between {AUTOREGRESSIVE} and {DIFFUSION}, "
+            f"policy {spec.text!r} needs to know what rounds cost",
+            "pass make_policy a cost model, or use ucb",
+        )
+    return TimedBandit(arms, cost_model(), exploration, spec.text)
+
+
+def _entropy(spec: ChooserSpec, drafters: Mapping[str, Drafter]) -> EntropyPolicy:
+    if spec.arms is None and not _has_both_paradigms(drafters):
+        raise DraftgymError(
+            f"policy {spec.text!r} chooses between {AUTOREGRESSIVE} and {DIFFUSION}, "
             f"loaded drafters: {', '.join(drafters) or 'none'}",
             f"give both with --drafters, or use one of {', '.join(all_policies(drafters))}",
         )
-    try:
-        nats = float(threshold) if threshold else None
-    except ValueError:
+    defaults = (AUTOREGRESSIVE, DIFFUSION)
+    arms = spec.arms or tuple(_default_arm(name, drafters) for name in defaults)
+    if len(arms) != 2:
         raise DraftgymError(
-            f"policy {spec!r} has no number after the colon",
-            "write the threshold in nats, as in entropy:1.5",
-        ) from None
-    arms = (_default_arm(AUTOREGRESSIVE, drafters), _default_arm(DIFFUSION, drafters))
-    return EntropyPolicy(*arms, threshold=nats, name=spec.strip())
+            f"policy {spec.text!r} chooses between two arms, not {len(arms)}",
+            "name the arm for uncertain positions and the other one, as in "
+            "entropy:1.5@eagle3:2,dflash:2",
+        )
+    nats = spec.read_number("the threshold in nats", "entropy:1.5")
+    return EntropyPolicy(*arms, threshold=nats, name=spec.text)
 
 
 def _looks_like_folder(spec: str) -> bool:
@@ -113,21 +148,34 @@ def _looks_like_folder(spec: str) -> bool:
     return path.exists() or "/" in spec or spec.startswith((".", "~"))
 
 
-def _learned(spec: str, drafters: Mapping[str, Drafter], target: Target) -> Policy:
+def _trained(spec: str, drafters: Mapping[str, Drafter], target: Target) -> Policy:
     path = Path(spec).expanduser()
     if not path.is_dir():
         what = "is a file, not a policy folder" if path.exists() else "does not exist"
         raise DraftgymError(f"policy {spec!r} {what}", "name the folder that train_router.py wrote")
-    from policies.learned import load_learned_policy  # reads weights: only where it is needed
+    # These read weights: imported only where they are needed.
+    from policies.folder import NEURAL, ROUTER, read_kind
+    from policies.learned import load_learned_policy
+    from policies.neural import load_neural_policy
 
-    policy = load_learned_policy(path, target)
+    loaders: dict[str, Callable[[Path, Target], Policy]] = {
+        ROUTER: load_learned_policy,
+        NEURAL: load_neural_policy,
+    }
+    kind = read_kind(path)
+    if kind not in loaders:
+        raise DraftgymError(
+            f"{path} holds a policy of kind {kind!r}, which this version does not know",
+            f"known kinds: {', '.join(loaders)}",
+        )
+    policy = loaders[kind](path, target)
     check_arms(policy.arms, drafters)
     return policy
 
 
-def _unknown(spec: str, name: str, drafters: Mapping[str, Drafter]) -> DraftgymError:
-    known = [*dict.fromkeys([*all_policies(drafters), "random", "entropy"])]
-    close = difflib.get_close_matches(name, known, n=1)
+def _unknown(spec: str, drafters: Mapping[str, Drafter]) -> DraftgymError:
+    known = [*dict.fromkeys([*all_policies(drafters), *CHOOSERS])]
+    close = difflib.get_close_matches(chooser_name(spec), known, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return DraftgymError(
         f"unknown policy {spec!r}",

@@ -35,8 +35,10 @@ class EvaluateArgs(DecodingOptions):
     Attributes:
         policies: Whom to compare: plain, a drafter (eagle3), a drafter with a draft length
             (eagle3:6) or a tree's depth and nodes (eagle3:5x16), random, entropy (tuned
-            threshold), entropy:1.5 (nats) or the folder of a trained policy. Default: every policy
-            there is. Plain decoding always runs: it is the reference for text and speed.
+            threshold), entropy:1.5 (nats), the bandits ucb and ucb-time, or the folder of a trained
+            policy. Those that choose take arms, as in random@eagle3:2,ngram:8,plain. Default: each
+            drafter alone, random, entropy and the shipped router. Plain decoding always runs: it is
+            the reference for text and speed.
         prompts: heldout or train (shipped sets), or a JSON-lines file with question_id, category,
             turns.
         categories: Keep only these categories.
@@ -152,7 +154,9 @@ def chosen_policies(
     """
     policies: dict[str, RoutingPolicy] = {}
     for spec in all_policies(drafters, shipped_router(target)) if specs is None else specs:
-        policy = make_policy(spec, drafters, target, seed)
+        policy = make_policy(
+            spec, drafters, target, seed, lambda: load_cost_model(target, drafters)
+        )
         if policy.name in policies:
             raise DraftgymError(
                 f"policy {policy.name!r} is named twice", "name every policy once in --policies"

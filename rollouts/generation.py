@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from decoding.calibration import load_cost_model
 from decoding.decoder import Generation, SpeculativeDecoder
 from decoding.rules import make_rule
 from policies.registry import default_policy, make_policy, shipped_router
@@ -24,9 +25,10 @@ class GenerateArgs(DecodingOptions):
         prompt: What to say to the model; - reads standard input.
         policy: Who chooses the drafter each round: plain, a drafter (eagle3), a drafter with a
             draft length (eagle3:6) or a tree's depth and nodes (eagle3:5x16), random, entropy,
-            entropy:1.5 (nats) or the folder of a trained policy. The policy changes the speed,
-            never the text. Default: the shipped trained router where it fits the target, else
-            entropy, else a drafter.
+            entropy:1.5 (nats), the bandits ucb and ucb-time, or the folder of a trained policy.
+            Those that choose take arms, as in random@eagle3:2,ngram:8,plain. The policy changes the
+            speed, never the text. Default: the shipped trained router where it fits the target,
+            else entropy, else a drafter.
         max_new_tokens: Tokens to write at most.
         stream: Print the text while it is written.
         stats: Print every round and totals to standard error: arm, drafted and accepted tokens,
@@ -82,7 +84,10 @@ def generate(args: GenerateArgs) -> Generation:
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     target, drafters = args.load()
     spec = args.policy or default_policy(drafters, shipped_router(target))
-    decoder = SpeculativeDecoder(target, drafters, make_policy(spec, drafters, target, args.seed))
+    policy = make_policy(
+        spec, drafters, target, args.seed, lambda: load_cost_model(target, drafters)
+    )
+    decoder = SpeculativeDecoder(target, drafters, policy)
     stream = TextStream(target.decode, _emit)
     result = decoder.generate(
         prompt,

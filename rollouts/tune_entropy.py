@@ -1,121 +1,165 @@
-"""Tunes the threshold of the entropy policy on training prompts.
+"""Tunes the threshold of the entropy policy, and its two arms, on traces of training prompts.
 
-    $ python -m rollouts.tune_entropy
+    $ python -m rollouts.collect --prompts train --out runs/traces
+    $ python -m rollouts.tune_entropy --traces runs/traces
 
-Decodes training prompts with every threshold of a grid, interleaved prompt by prompt, keeps the
-one with the most tokens per second (as the paper does) and writes it with its provenance.
+Replays the traces with every threshold of a fine grid for every pair of arms, keeps what writes the
+most tokens per second by the cost model (the paper maximises tokens per second, too) and writes it
+with its provenance.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tyro
+from numpy.typing import NDArray
 
+from decoding.arms import Arm, parse_arm
 from decoding.errors import DraftgymError, exit_on_user_error
-from decoding.provenance import describe_drafters, describe_host, describe_target
-from drafters.loading import find_checkpoints
-from policies.entropy import (
-    THRESHOLD_FILE,
-    ThresholdMeasurement,
-    throughputs,
-    tune_threshold,
-)
-from policies.registry import make_policy
-from rollouts.decode import DecodedText, decode_prompts
-from rollouts.options import DecodingOptions
-from rollouts.prompt_sets import interleave_categories, load_prompts
-
-GRID = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 12.0)
-"""Nats. 0 is the autoregressive arm alone, 12 (above the entropy of 160,000 equally likely tokens)
-the diffusion arm alone."""
+from decoding.provenance import describe_host
+from policies.entropy import ENTROPY, THRESHOLD_FILE
+from rollouts.prompt_sets import load_prompts
+from rollouts.trace import TraceSet
+from rollouts.trace_file import read_traces
+from rollouts.walks import Course
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneEntropyArgs(DecodingOptions):
-    """Tune the entropy policy's threshold.
+class TuneEntropyArgs:
+    """Tune the entropy policy.
 
     Attributes:
-        grid: Thresholds to try, nats.
-        prompts: train, or a JSON-lines file. Never tune on prompts that results are reported on.
-        limit_per_category: Prompts of each category.
+        traces: Folder of traces of training prompts. Never tune on prompts that results are
+            reported on.
+        autoregressive: Arms to try above the threshold.
+        diffusion: Arms to try at or below it.
+        thresholds: Size of the grid: quantiles of the entropy over all positions.
         output: Where the threshold and its provenance go.
     """
 
-    grid: tuple[float, ...] = GRID
-    prompts: str = "train"
-    limit_per_category: int | None = 6
+    traces: Path = Path("runs/traces")
+    autoregressive: tuple[str, ...] = ("eagle3:2",)
+    diffusion: tuple[str, ...] = ("dflash:2",)
+    thresholds: int = 100
     output: Path = THRESHOLD_FILE
 
 
-def tune(args: TuneEntropyArgs) -> float:
-    """Measures, chooses, writes; returns the threshold in nats.
+@dataclass(frozen=True)
+class Tuning:
+    """A pair of arms with every threshold of a grid.
+
+    Attributes:
+        arms: Above the threshold, and at or below it.
+        thresholds: Nats, rising `[v]`.
+        speeds: Tokens per second by the cost model `[v]`.
+        shares: Part of the rounds that the first arm got `[v]`.
+    """
+
+    arms: tuple[Arm, Arm]
+    thresholds: NDArray[np.float64]
+    speeds: NDArray[np.float64]
+    shares: NDArray[np.float64]
+
+    @property
+    def best(self) -> int:
+        """Index of the fastest threshold; of equally fast ones the lowest."""
+        return int(self.speeds.argmax())
+
+
+def tune(args: TuneEntropyArgs) -> Tuning:
+    """Replays, chooses, writes; returns the winning pair of arms with its grid.
 
     Raises:
-        DraftgymError: No thresholds, held-out prompts, a missing drafter, bad settings.
+        DraftgymError: No traces, held-out prompts among them, arms that were not traced.
     """
-    if not args.grid:
-        raise DraftgymError("--grid is empty", "give thresholds in nats, such as 0.5 1 2")
-    if args.prompts == "heldout":
-        raise DraftgymError(
-            "the threshold cannot be tuned on held-out prompts", "tune with --prompts train"
-        )
-    prompts = load_prompts(args.prompts, limit_per_category=args.limit_per_category)
-    target, drafters = args.load()
-    names = {f"entropy:{threshold:g}": threshold for threshold in args.grid}
-    policies = {name: make_policy(name, drafters, target) for name in names}
-    dealt = interleave_categories(prompts)
-    texts = decode_prompts(target, drafters, policies, dealt, args.settings)
-    measured = [
-        ThresholdMeasurement(
-            names[text.policy], len(text.generation.tokens) - 1, text.generation.decode_seconds
-        )
-        for text in texts
-    ]
-    best = tune_threshold(measured)
-    speeds = throughputs(measured)
-    arms = next(iter(policies.values())).arms
-    body = {
-        "threshold": best,
-        "unit": "nats",
-        "rule": f"{arms[0]} above the threshold, {arms[1]} at or below it",
-        "tokens_per_second": {f"{key:g}": round(value, 2) for key, value in speeds.items()},
-        "autoregressive_share": _shares(texts, names, str(arms[0])),
-        "prompts": f"{args.prompts}, {len(prompts)} prompts",
-        "max_new_tokens": args.max_new_tokens,
-        "temperature": args.temperature,
-        "drafters": describe_drafters(drafters, find_checkpoints(target, args.drafters)),
-        **describe_target(target),
-        **describe_host(),
-    }
+    if args.thresholds < 2:
+        raise DraftgymError(f"--thresholds is {args.thresholds}", "give two or more")
+    firsts, seconds = (
+        [parse_arm(text) for text in texts] for texts in (args.autoregressive, args.diffusion)
+    )
+    if not (firsts and seconds):
+        raise DraftgymError("a side of the threshold has no arm", "give --autoregressive eagle3:2")
+    traces = read_traces(args.traces)
+    refuse_held_out(traces)
+    tunings = [tune_pair(traces, pair, args.thresholds) for pair in product(firsts, seconds)]
+    best = max(tunings, key=lambda tuning: tuning.speeds.max())
+    body = describe(best, tunings, traces)
     args.output.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
-    _print(speeds, body["autoregressive_share"], best, args.output)
+    _print(best, tunings, args.output)
     return best
 
 
-def _shares(
-    texts: Sequence[DecodedText], names: Mapping[str, float], autoregressive: str
-) -> dict[str, float]:
-    """Part of the rounds that the autoregressive arm got, by threshold."""
-    shares = {}
-    for name, threshold in sorted(names.items(), key=lambda item: item[1]):
-        rounds = [r for text in texts if text.policy == name for r in text.generation.rounds]
-        hits = sum(str(item.record.arm) == autoregressive for item in rounds)
-        shares[f"{threshold:g}"] = round(hits / max(1, len(rounds)), 3)
-    return shares
+def refuse_held_out(traces: TraceSet) -> None:
+    """Raises `DraftgymError` for traces of prompts that results are reported on."""
+    held_out = {prompt.question_id for prompt in load_prompts("heldout")}
+    found = [text.question_id for text in traces.texts if text.question_id in held_out]
+    if found:
+        raise DraftgymError(
+            f"nothing may be tuned or trained on held-out prompts, such as {found[0]!r}",
+            "collect training prompts: python -m rollouts.collect --prompts train",
+        )
 
 
-def _print(
-    speeds: Mapping[float, float], shares: Mapping[str, Any], best: float, output: Path
-) -> None:
-    for threshold, speed in speeds.items():
-        share = shares[f"{threshold:g}"]
-        mark = "  <- best" if threshold == best else ""
-        print(f"{threshold:6g} nats: {speed:7.2f} tokens/s, {share:.0%} autoregressive{mark}")
+def tune_pair(traces: TraceSet, arms: tuple[Arm, Arm], count: int) -> Tuning:
+    """Every threshold of a grid for one pair of arms.
+
+    Args:
+        traces: Traces of training prompts.
+        arms: Above the threshold, and at or below it.
+        count: Quantiles of the entropy that the grid takes, ends included; 0 nats comes on top.
+    """
+    entropy = np.concatenate([text.signals[:-1, ENTROPY] for text in traces.texts])
+    # Quantiles are entropies that occur: no threshold in between would choose otherwise.
+    grid = np.quantile(entropy, np.linspace(0, 1, count), method="nearest")
+    grid = np.unique(np.append(grid, 0.0)).astype(np.float32)
+    totals = Course(traces, arms).walk(np.where(entropy > grid[:, None], 0, 1))
+    return Tuning(arms, grid.astype(np.float64), totals.speeds, totals.shares[:, 0])
+
+
+def describe(best: Tuning, tunings: Sequence[Tuning], traces: TraceSet) -> dict[str, Any]:
+    """The threshold with everything needed to judge it and to find it again."""
+    origin = traces.origin
+    first, second = best.arms
+    names = [f"{threshold:.4g}" for threshold in best.thresholds]
+    return {
+        "threshold": float(best.thresholds[best.best]),
+        "unit": "nats",
+        "rule": f"{first} above the threshold, {second} at or below it",
+        "arms": [str(first), str(second)],
+        "tokens_per_second": dict(zip(names, best.speeds.round(2).tolist(), strict=True)),
+        "autoregressive_share": dict(zip(names, best.shares.round(3).tolist(), strict=True)),
+        "pairs": {_name(one): round(float(one.speeds.max()), 2) for one in tunings},
+        "seconds": "by the cost model of the host that collected the traces",
+        "texts": len(traces.texts),
+        "positions": traces.positions,
+        **{key: value for key, value in asdict(origin).items() if key not in _LEFT_OUT},
+        "traces": origin.host,
+        **describe_host(),
+    }
+
+
+_LEFT_OUT = {"cost_model", "host", "arms", "lags"}
+
+
+def _name(tuning: Tuning) -> str:
+    return " ".join(map(str, tuning.arms))
+
+
+def _print(best: Tuning, tunings: Sequence[Tuning], output: Path) -> None:
+    for tuning in tunings:
+        at, mark = tuning.best, "  <- best" if tuning is best else ""
+        ends = f"{tuning.speeds[0]:.2f} at 0 nats, {tuning.speeds[-1]:.2f} at the highest"
+        print(
+            f"{_name(tuning):24}  {tuning.thresholds[at]:6.3f} nats: {tuning.speeds[at]:7.2f} "
+            f"tokens/s ({ends}), {tuning.shares[at]:.0%} autoregressive{mark}"
+        )
     print(f"written: {output}")
 
 

@@ -1,95 +1,78 @@
-"""Small traces and cost models made by hand, for what is computed from traces alone."""
+"""Traces made by hand: no model, any acceptance, costs that are easy to reckon with."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
-from decoding.arms import parse_arm
 from decoding.latency import CostModel, Curve
 from rollouts.trace import ArmTrace, TextTrace, TraceOrigin, TraceSet
 
-LAGS = {"a": 1, "b": 2, "c": 1}
-"""Drafters of handmade traces."""
+PROMPT_TOKENS = 3
+COST = CostModel(
+    host={},
+    target_pass={1: Curve((1, 9), (1.0, 1.4)), 99: Curve((1, 9), (1.5, 2.5))},
+    draft={"eagle3": Curve((1, 8), (0.2, 1.6)), "dflash": Curve((1, 8), (0.3, 0.4))},
+    catch_up={"eagle3": Curve((0, 50), (0.1, 0.9)), "dflash": Curve((0, 50), (0.05, 0.3))},
+)
+"""EAGLE-3 pays per token, DFlash once; catching up matters."""
+
+Committed = Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.int64]]
+"""Tokens that an arm would commit, from `TEXT_SIGNALS` and hidden states of the positions."""
 
 
-def handmade_text(
-    committed: Mapping[str, Sequence[int]],
-    prompt_tokens: int = 4,
-    category: str = "chat",
-    question_id: str = "q0",
-) -> TextTrace:
-    """A text with given counterfactuals: what a round would commit, per arm and position."""
-    length = len(next(iter(committed.values())))
-    arms = {}
-    for name, column in committed.items():
-        whole = np.full(length, parse_arm(name).length)
-        arms[name] = ArmTrace(np.array(column), whole, whole)
-    return TextTrace(
-        question_id,
-        category,
-        "hash",
-        prompt_tokens,
-        np.arange(length + 1),
-        np.zeros((length + 1, 4), dtype=np.float32),
-        np.zeros((length + 1, 2), dtype=np.float32),
-        arms,
-    )
-
-
-def handmade_costs(
-    step: float = 1.0,
-    draft: float = 0.1,
-    catch_up: Mapping[str, Sequence[float]] | None = None,
-) -> CostModel:
-    """Costs that are the same everywhere, but for catching up.
+def handmade_traces(
+    arms: Mapping[str, Committed], texts: int = 6, length: int = 20, width: int = 16, seed: int = 0
+) -> TraceSet:
+    """Random texts on which arms (chains) accept as they are told.
 
     Args:
-        step: A pass of the target, whatever its rows.
-        draft: A drafted token.
-        catch_up: Per drafter, seconds by backlog from 0 on; by default nothing.
+        arms: How much each commits; cut to its draft length and to the end of the text.
+        texts: How many texts.
+        length: New tokens of the longest; the others are one to four shorter.
+        width: Of the hidden states.
+        seed: Of everything random.
     """
-    known = {name: (catch_up or {}).get(name, [0.0, 0.0]) for name in LAGS}
-    return CostModel(
-        {},
-        {1: Curve((1.0,), (step,))},
-        {name: Curve((0.0, 16.0), (0.0, 16 * draft)) for name in LAGS},
-        {name: Curve(tuple(map(float, range(len(c)))), tuple(c)) for name, c in known.items()},
-    )
-
-
-def handmade_set(
-    texts: Sequence[TextTrace], model: CostModel | None = None, max_new_tokens: int = 100
-) -> TraceSet:
-    """Texts with the same arms, of one origin."""
+    rng = np.random.default_rng(seed)
+    made = [
+        _text(f"handmade-{i}", arms, length - int(i % 5), length, width, rng) for i in range(texts)
+    ]
+    drafters = dict.fromkeys((arm.partition(":")[0] for arm in arms), "0" * 16)
+    lags = {name: 2 if name == "eagle3" else 1 for name in drafters}
     origin = TraceOrigin(
-        "handmade",
-        "0" * 16,
-        "float32",
-        dict.fromkeys(LAGS, "1" * 16),
-        LAGS,
-        tuple(texts[0].arms),
-        "greedy",
-        0.0,
-        0,
-        max_new_tokens,
-        model or handmade_costs(),
+        target="handmade",
+        target_fingerprint="f" * 16,
+        dtype="float32",
+        drafters=drafters,
+        lags=lags,
+        arms=tuple(arms),
+        verification="greedy",
+        temperature=0.0,
+        seed=seed,
+        max_new_tokens=length,
+        cost_model=COST,
     )
-    return TraceSet(origin, list(texts))
+    return TraceSet(origin, made)
 
 
-def random_text(
+def _text(
+    name: str,
+    arms: Mapping[str, Committed],
+    tokens: int,
+    limit: int,
+    width: int,
     rng: np.random.Generator,
-    arms: Sequence[str],
-    length: int,
-    category: str = "chat",
-    question_id: str = "q0",
 ) -> TextTrace:
-    """A text of random counterfactuals."""
-    left = length - np.arange(length)
-    committed = {
-        name: np.minimum(1 + rng.integers(0, parse_arm(name).length + 1, length), left).tolist()
-        for name in arms
-    }
-    return handmade_text(committed, int(rng.integers(2, 9)), category, question_id)
+    signals = rng.uniform(0, 3, (tokens, 4)).astype(np.float32)
+    hidden = rng.normal(size=(tokens, width)).astype(np.float32)
+    position = np.arange(tokens - 1)
+    rows = {}
+    for arm, committed in arms.items():
+        drafted = np.minimum(int(arm.partition(":")[2]), limit - position - 2)
+        wanted = np.minimum(committed(signals[:-1], hidden[:-1]), drafted + 1)
+        rows[arm] = ArmTrace(np.minimum(wanted, tokens - 1 - position), drafted, drafted)
+    return TextTrace(
+        name, "chat", "0" * 12, PROMPT_TOKENS, rng.integers(4, 60, tokens), signals, hidden, rows
+    )

@@ -17,7 +17,8 @@ from decoding.drafting import Drafter
 from decoding.errors import DraftgymError
 from decoding.observation import Observation, signal_names
 from decoding.target import Target
-from policies.learned import BODY, WEIGHTS, LearnedPolicy, load_learned_policy, save_learned_policy
+from policies.folder import BODY, WEIGHTS
+from policies.learned import LearnedPolicy, load_learned_policy, save_learned_policy
 from policies.network import RouterNetwork
 from policies.registry import make_policy
 from tests.tiny import ARMS, tiny_target
@@ -100,6 +101,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], str]] = {
     "damaged json": (lambda folder: (folder / BODY).write_text("{"), "cannot read"),
     "json of something else": (lambda folder: (folder / BODY).write_text("[1]"), "lacks"),
     "missing key": (change(width=None), "lacks .*width"),
+    "other kind": (change(kind="neural"), "kind 'neural'"),
     "other format": (change(format=2), "format 2"),
     "other target": (change(target_fingerprint="0" * 16, target="big"), "target 'big'"),
     "no arms": (change(arms=[]), "no arms"),
@@ -127,6 +129,19 @@ def test_a_bad_folder_is_refused_with_a_remedy(target: Target, folder: Path, mis
     with pytest.raises(DraftgymError, match=words) as caught:
         load_learned_policy(folder, target)
     assert caught.value.remedy and str(folder) in caught.value.problem
+
+
+def test_folders_of_the_first_version_name_no_kind(target: Target, folder: Path) -> None:
+    change(kind=None)(folder)
+    assert load_learned_policy(folder, target).arms == CHOICE
+
+
+def test_an_unknown_kind_is_refused_by_name(
+    target: Target, folder: Path, drafters: dict[str, Drafter]
+) -> None:
+    change(kind="oracle")(folder)
+    with pytest.raises(DraftgymError, match="known kinds: router, neural"):
+        make_policy(str(folder), drafters, target)
 
 
 def test_a_policy_of_another_model_is_refused(target: Target, folder: Path) -> None:

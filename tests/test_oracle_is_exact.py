@@ -14,7 +14,7 @@ from rollouts.oracle import greedy_price, total, walk, walk_greedy, walk_optimal
 from rollouts.priced import PLAIN_ARM, PricedText, one_each, price_traces
 from rollouts.replay import Replay
 from rollouts.trace import TraceSet
-from tests.handmade_traces import (
+from tests.handmade_texts import (
     LAGS,
     handmade_costs,
     handmade_set,

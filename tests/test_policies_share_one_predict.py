@@ -18,20 +18,30 @@ from decoding.arms import Arm, default_arms, parse_arm
 from decoding.decoder import SpeculativeDecoder
 from decoding.drafting import Drafter
 from decoding.errors import DraftgymError
+from decoding.latency import CostModel, Curve
 from decoding.observation import TEXT_SIGNALS, signal_names
 from decoding.target import Target
 from policies.base import Policy
-from policies.entropy import (
-    EntropyPolicy,
-    ThresholdMeasurement,
-    tune_threshold,
-    tuned_threshold,
-)
+from policies.entropy import EntropyPolicy, tuned_threshold
 from policies.random import RandomPolicy
 from policies.registry import all_policies, default_policy, make_policy
 
-SPECS = ["plain", "eagle3", "eagle3:2", "dflash:3", "ngram", "random", "entropy", "entropy:1.5"]
+SPECS = [
+    *("plain", "eagle3", "eagle3:2", "dflash:3", "ngram", "random", "entropy", "entropy:1.5"),
+    *("random@eagle3:2,ngram:8,plain", "entropy:1.5@eagle3:2,dflash:3"),
+    *("ucb", "ucb:0.5", "ucb@eagle3:2,plain", "ucb-time@eagle3:2,dflash:3x5,plain"),
+]
+BY_OBSERVATION = [spec for spec in SPECS if not spec.startswith(("random", "ucb"))]
+"""Choose by the observation alone; the others by the order of questions, too."""
 ARMS = (Arm("eagle3", 4), Arm("dflash", 4))
+
+
+def costs() -> CostModel:
+    """Rounds that all cost about the same."""
+    flat = Curve((1,), (1.0,))
+    names = ("eagle3", "dflash", "small", "ngram")
+    each = dict.fromkeys(names, flat)
+    return CostModel({}, {1: flat}, each, each, {name: {1: flat} for name in names})
 
 
 def observations(count: int, policy: Policy, seed: int = 0) -> dict[str, np.ndarray]:
@@ -75,7 +85,7 @@ class ArmCounter(gymnasium.Env[dict[str, np.ndarray], Any]):
 def test_one_observation_gives_an_int_and_a_batch_an_array(
     target: Target, drafters: dict[str, Drafter], spec: str
 ) -> None:
-    policy = make_policy(spec, drafters, target)
+    policy = make_policy(spec, drafters, target, cost_model=costs)
     batch = observations(5, policy)
     single = {key: value[0] for key, value in batch.items()}
     action, state = policy.predict(single, state="kept")
@@ -87,11 +97,11 @@ def test_one_observation_gives_an_int_and_a_batch_an_array(
         assert type(policy.predict({})[0]) is int
 
 
-@pytest.mark.parametrize("spec", [spec for spec in SPECS if spec != "random"])
+@pytest.mark.parametrize("spec", BY_OBSERVATION)
 def test_a_batch_is_answered_like_its_members(
     target: Target, drafters: dict[str, Drafter], spec: str
 ) -> None:
-    policy = make_policy(spec, drafters, target)
+    policy = make_policy(spec, drafters, target, cost_model=costs)
     batch = observations(20, policy)
     members = [{key: value[i] for key, value in batch.items()} for i in range(20)]
     assert policy.predict(batch)[0].tolist() == [policy.predict(one)[0] for one in members]
@@ -101,7 +111,7 @@ def test_a_batch_is_answered_like_its_members(
 def test_sb3_evaluates_every_policy(
     target: Target, drafters: dict[str, Drafter], spec: str
 ) -> None:
-    policy = make_policy(spec, drafters, target)
+    policy = make_policy(spec, drafters, target, cost_model=costs)
     env = DummyVecEnv([lambda: ArmCounter(policy)] * 3)
     returns, lengths = evaluate_policy(
         policy, env, n_eval_episodes=3, return_episode_rewards=True, warn=False
@@ -129,19 +139,6 @@ def test_extreme_thresholds_are_fixed_arms_in_real_decoding(
 
 def test_the_shipped_threshold_is_the_default() -> None:
     assert EntropyPolicy(*ARMS).threshold == tuned_threshold() >= 0
-
-
-def test_tuning_maximises_tokens_over_time_not_the_mean_of_rates() -> None:
-    # 1.0 has the better mean rate (10 and 1 against 4 and 4), 2.0 the better throughput.
-    measured = [
-        ThresholdMeasurement(1.0, 10, 1.0),
-        ThresholdMeasurement(1.0, 10, 10.0),
-        ThresholdMeasurement(2.0, 40, 10.0),
-        ThresholdMeasurement(2.0, 4, 1.0),
-    ]
-    assert tune_threshold(measured) == 2.0
-    with pytest.raises(ValueError, match="no measurements"):
-        tune_threshold([])
 
 
 def test_equal_seeds_throw_equal_dice_and_every_arm_occurs() -> None:
@@ -183,6 +180,18 @@ def test_the_default_policy_is_the_most_capable_one(drafters: dict[str, Drafter]
         ("entropy:-1", "0 or more"),
         ("entropy:nan", "0 or more"),
         ("random:3", "unknown policy"),
+        ("random@", "empty arm"),
+        ("random@eagle3:2,,plain", "empty arm"),
+        ("random@eagle3:2,plain,eagle3:2", "twice"),
+        ("random@egle3:2", "did you mean 'eagle3'"),
+        ("random@eagle3:two", "positive number"),
+        ("ranodm@eagle3:2", "did you mean 'random'"),
+        ("eagle3@ngram:8", "unknown policy"),
+        ("entropy@eagle3:2", "two arms, not 1"),
+        ("entropy:1.5@eagle3:2,dflash:2,plain", "two arms, not 3"),
+        ("ucb:much", "factor of the bonus"),
+        ("ucb:-1", "0 or more"),
+        ("ucb-time", "what rounds cost"),
         ("no/such/folder", "does not exist"),
         (__file__, "is a file"),
     ],
@@ -193,6 +202,29 @@ def test_wrong_names_are_answered_with_a_remedy(
     with pytest.raises(DraftgymError, match="remedy") as caught:
         make_policy(spec, drafters, target)
     assert says in str(caught.value)
+
+
+def test_choosers_take_the_arms_they_are_told(target: Target, drafters: dict[str, Drafter]) -> None:
+    for name in ("random", "ucb", "ucb-time", "ucb-time:0.2"):
+        told = make_policy(f"{name}@eagle3:2,ngram:8,plain", drafters, target, 0, costs)
+        assert list(map(str, told.arms)) == ["eagle3:2", "ngram:8", "plain"]
+        assert told.name == f"{name}@eagle3:2,ngram:8,plain"
+        assert make_policy(name, drafters, target, 0, costs).arms == default_arms(drafters)
+    pair = make_policy("entropy:0.5@ngram:8,plain", {"ngram": drafters["ngram"]}, target)
+    assert list(map(str, pair.arms)) == ["ngram:8", "plain"]
+    assert isinstance(pair, EntropyPolicy) and pair.threshold == 0.5
+
+
+def test_costs_are_loaded_only_where_they_are_needed(
+    target: Target, drafters: dict[str, Drafter]
+) -> None:
+    def refuse() -> CostModel:
+        raise AssertionError("loaded")
+
+    for spec in ("plain", "random", "ucb", "entropy"):
+        make_policy(spec, drafters, target, cost_model=refuse)
+    with pytest.raises(AssertionError, match="loaded"):
+        make_policy("ucb-time", drafters, target, cost_model=refuse)
 
 
 def test_entropy_needs_both_paradigms(target: Target, drafters: dict[str, Drafter]) -> None:

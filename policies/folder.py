@@ -1,0 +1,168 @@
+"""Folders of trained policies: safetensors and JSON, nothing unpickled.
+
+A folder holds `policy.safetensors` (the network) and `policy.json` (kind, arms, sizes, the target's
+fingerprint, provenance). Deployment needs neither Stable-Baselines3 nor gymnasium.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from decoding.arms import Arm, parse_arm
+from decoding.errors import DraftgymError
+from decoding.target import Target
+
+FORMAT = 1
+WEIGHTS, BODY = "policy.safetensors", "policy.json"
+KEYS = {"format", "arms", "hidden_size", "target", "target_fingerprint"}
+"""What every kind of policy writes; a folder without `kind` is a router's."""
+ROUTER, NEURAL = "router", "neural"
+AGAIN = "train again, or name another folder"
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class StoredPolicy:
+    """A policy folder whose JSON has been checked.
+
+    Attributes:
+        folder: Where it lies.
+        body: The JSON.
+        arms: Arms in the network's order.
+    """
+
+    folder: Path
+    body: dict[str, Any]
+    arms: tuple[Arm, ...]
+
+    def load(self, build: Callable[[], Network]) -> Network:
+        """The network that `build` makes, with the stored weights.
+
+        Raises:
+            DraftgymError: The weights are missing, damaged, not finite or of other sizes.
+        """
+        path = self.folder / WEIGHTS
+        try:
+            network = build()
+            weights = load_file(path)
+            network.load_state_dict(weights)
+        except (OSError, SafetensorError, RuntimeError, TypeError) as error:
+            reason = " ".join(str(error).split())  # torch lists what is missing on further lines
+            raise DraftgymError(f"cannot read {path}: {reason}", AGAIN) from error
+        if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
+            raise DraftgymError(f"policy {self.folder} has NaN or infinite weights", AGAIN)
+        return network.eval().requires_grad_(False)
+
+
+def write_policy(
+    folder: Path,
+    kind: str,
+    network: nn.Module,
+    arms: Sequence[Arm],
+    target: str,
+    target_fingerprint: str,
+    facts: Mapping[str, Any],
+) -> None:
+    """Writes the deployable form of a trained policy, replacing what was there.
+
+    Args:
+        folder: Where to.
+        kind: Which policy reads it.
+        network: Its weights are written.
+        arms: Arms in the network's order.
+        target: Name of the target it was trained for.
+        target_fingerprint: Hash of that target's weights.
+        facts: What this kind needs beside `KEYS`, and `provenance`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    body = {
+        "format": FORMAT,
+        "kind": kind,
+        "arms": [str(arm) for arm in arms],
+        "target": target,
+        "target_fingerprint": target_fingerprint,
+        **facts,
+    }
+    weights = {name: value.contiguous() for name, value in network.state_dict().items()}
+    save_file(weights, folder / f"{WEIGHTS}.partial")
+    (folder / f"{WEIGHTS}.partial").replace(folder / WEIGHTS)
+    (folder / BODY).write_text(json.dumps(body, indent=2) + "\n")
+
+
+def read_policy(folder: Path, kind: str, target: Target, keys: set[str]) -> StoredPolicy:
+    """Reads and checks the JSON of a policy folder.
+
+    Args:
+        folder: The folder.
+        kind: What it should hold.
+        target: The target it is for.
+        keys: What this kind needs beside `KEYS`.
+
+    Raises:
+        DraftgymError: No policy folder, damaged, of another kind, version or target.
+    """
+    body = read_body(folder)
+    missing = (KEYS | keys) - set(body)
+    found = kind_of(body)
+    if body and found != kind:
+        raise DraftgymError(
+            f"{folder} holds a policy of kind {found!r}, not {kind!r}", "name another folder"
+        )
+    if missing or body["format"] != FORMAT:
+        what = f"lacks {sorted(missing)}" if missing else f"has format {body['format']}"
+        raise DraftgymError(f"{folder / BODY} {what}", AGAIN)
+    if body["target_fingerprint"] != target.fingerprint:
+        raise DraftgymError(
+            f"policy {folder} was trained for target {body['target']!r} (fingerprint "
+            f"{body['target_fingerprint']}), {target.name!r} has {target.fingerprint}",
+            f"name that target with --target, or {AGAIN}",
+        )
+    return StoredPolicy(folder, body, _read_arms(folder, body))
+
+
+def read_kind(folder: Path) -> str:
+    """Which policy reads a folder.
+
+    Raises:
+        DraftgymError: No policy folder, or a damaged one.
+    """
+    return kind_of(read_body(folder))
+
+
+def kind_of(body: Mapping[str, Any]) -> str:
+    """The kind that a policy's JSON names."""
+    return str(body.get("kind", ROUTER))
+
+
+def _read_arms(folder: Path, body: Mapping[str, Any]) -> tuple[Arm, ...]:
+    if not isinstance(body["arms"], list) or not body["arms"]:
+        raise DraftgymError(f"{folder / BODY} lists no arms", AGAIN)
+    try:
+        return tuple(parse_arm(str(text)) for text in body["arms"])
+    except DraftgymError as error:
+        raise DraftgymError(f"{folder / BODY}: {error.problem}", AGAIN) from error
+
+
+def read_body(folder: Path) -> dict[str, Any]:
+    """The JSON object; empty where the file holds something else."""
+    path = folder / BODY
+    if not path.is_file():
+        raise DraftgymError(
+            f"{folder} is not a policy folder (no {BODY})",
+            "name the folder that train_router.py or a trainer in agents/ wrote",
+        )
+    try:
+        body = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DraftgymError(f"cannot read {path}: {error}", AGAIN) from error
+    return body if isinstance(body, dict) else {}
