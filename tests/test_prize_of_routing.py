@@ -18,7 +18,7 @@ from rollouts.priced import PLAIN_ARM, PricedText, one_each, price_traces
 from rollouts.prizes import duel, largest_pair, prize, walk_texts
 from rollouts.trace import TraceSet
 from rollouts.trace_file import trace_table
-from tests.handmade_traces import handmade_costs, handmade_set, handmade_text, random_text
+from tests.handmade_texts import handmade_costs, handmade_set, handmade_text, random_text
 
 NAMES = ("a:1", "a:3", "b:2", "c:4")
 ARMS = [*map(parse_arm, NAMES), PLAIN_ARM]
