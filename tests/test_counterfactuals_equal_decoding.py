@@ -1,48 +1,117 @@
-"""Traces say what decoding with an arm does, and the oracle is the best of routers."""
+"""Traces say what decoding with an arm does, at every position and at its price."""
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import cycle
 
 import pytest
 import torch
-from rollouts.headroom import PLAIN_ARM, duel, one_each, prize, walk_best, walk_single
 
 from decoding.arms import Arm, parse_arm
 from decoding.decoder import SpeculativeDecoder
-from decoding.drafting import Drafter
+from decoding.drafting import Drafter, DraftShape, PrefixView
 from decoding.proposal import Proposal
+from decoding.round import play_round
 from decoding.rules import make_rule
+from decoding.session import Session
 from decoding.target import Target
+from drafters.parallel import Place, propose_at_each
 from policies.fixed import FixedPolicy
-from rollouts.counterfactual import ArmTrace, TextTrace, matched, trace_texts
+from rollouts.counterfactual import TraceRequest, matched, trace_texts
+from rollouts.oracle import walk, walk_optimal, walk_single
+from rollouts.priced import PLAIN_ARM, price_traces
+from rollouts.trace import TraceSet
+from tests.traces import NOISE_SEED, tiny_traces
 
 ARMS = [parse_arm(text) for text in ("eagle3:3", "eagle3:4x10", "dflash:4x8", "small:3", "ngram:5")]
 PROMPTS = [torch.tensor([5, 9, 5, 9, 5, 9, 7]), torch.tensor([8, 30, 12])]
 LIMIT = 30
-
-
-def traces(target: Target, drafters: dict[str, Drafter], temperature: float) -> list[TextTrace]:
-    rule = make_rule(None, temperature, 3, target.vocab_size)
-    return list(trace_texts(target, drafters, ARMS, PROMPTS, rule, LIMIT))
+CHAINS = [DraftShape(1), DraftShape(4)]
+TREES = [DraftShape(1, 4), DraftShape(3, 6), DraftShape(4, 24)]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_rounds_read_off_a_trace_are_those_of_decoding(
     target: Target, drafters: dict[str, Drafter], temperature: float
 ) -> None:
-    for prompt, trace in zip(PROMPTS, traces(target, drafters, temperature), strict=True):
+    rule = make_rule(None, temperature, 3, target.vocab_size)
+    requests = [TraceRequest(f"q{i}", "chat", prompt) for i, prompt in enumerate(PROMPTS)]
+    traces = trace_texts(target, drafters, ARMS, requests, rule, LIMIT)
+    for prompt, trace in zip(PROMPTS, traces, strict=True):
         for arm in ARMS:
             decoder = SpeculativeDecoder(target, drafters, FixedPolicy(arm))
             text = decoder.generate(prompt, LIMIT, temperature, seed=3)
-            assert text.tokens == trace.tokens
+            assert text.tokens == trace.tokens.tolist()
             made, position = trace.arms[str(arm)], 0
             for record in (item.record for item in text.rounds):
                 assert made.committed[position] == len(record.committed)
                 assert made.drafted[position] == len(record.drafted)
                 assert made.depth[position] == record.depth
                 position += len(record.committed)
-            assert walk_single(trace, arm, one_each).rounds == len(text.rounds)
+
+
+def decode_cycling(
+    target: Target, drafters: dict[str, Drafter], traces: TraceSet, arms: list[Arm], prompt: int
+) -> float:
+    """Predicted seconds of the rounds that live decoding plays with arms in turn."""
+    origin = traces.origin
+    rule = make_rule(None, origin.temperature, NOISE_SEED, target.vocab_size)
+    tokens = torch.randint(4, 60, (6,), generator=torch.Generator().manual_seed(prompt))
+    session = Session(target, tokens, rule, origin.max_new_tokens, drafters)
+    session.prefill()
+    turns, seconds = cycle(arms), 0.0
+    while not session.finished:
+        made = play_round(session, next(turns))
+        seconds += origin.cost_model.round_seconds(
+            made.arm, len(made.drafted), made.context, made.caught_up, made.depth
+        )
+    return seconds
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_walks_cost_what_the_same_rounds_cost_when_decoded(
+    target: Target, drafters: dict[str, Drafter], temperature: float
+) -> None:
+    traces = tiny_traces(target, drafters, temperature, [*map(str, ARMS)])
+    arms = [*ARMS, PLAIN_ARM]
+    for prompt, text in enumerate(price_traces(traces, arms)):
+        for turns in ([arms[0], PLAIN_ARM, arms[4], arms[2]], [*reversed(arms)], [arms[1]]):
+            chosen = cycle(arms.index(arm) for arm in turns)
+            found = walk(text, lambda position, costs, chosen=chosen: next(chosen))
+            live = decode_cycling(target, drafters, traces, turns, prompt)
+            assert found.seconds == pytest.approx(live, rel=1e-9)
+            assert walk_optimal(text).seconds <= found.seconds * (1 + 1e-12)
+        assert walk_single(text, arms[1]).seconds == pytest.approx(live, rel=1e-9)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("name", ["eagle3", "dflash", "small", "ngram"])
+def test_drafting_at_many_positions_together_is_drafting_one_at_a_time(
+    target: Target, drafters: dict[str, Drafter], name: str, temperature: float
+) -> None:
+    drafter = drafters[name]
+    rule = make_rule(None, temperature, 2, target.vocab_size)
+    session = Session(target, PROMPTS[0], rule, 70, drafters)
+    session.prefill()
+    while not session.finished:
+        play_round(session, PLAIN_ARM)
+    length = len(session.tokens)  # more places than one batch takes, the last of them cut or full
+    places = [Place(n, length - n - 1) for n in range(len(PROMPTS[0]) + 1, length)]
+    shapes = CHAINS + (TREES if drafter.max_tree_nodes else [])
+    drawn = propose_at_each(drafter, session, places, shapes)
+    state, longest = drafter.new_state(session.capacity), 0
+    for place, together in zip(places, drawn, strict=True):
+        view = PrefixView(session, place.length)
+        drafter.catch_up(state, view)
+        for shape, proposal in zip(shapes, together, strict=True):
+            alone = Proposal.empty()
+            if place.room > 0:
+                alone = drafter.propose(state, view, shape.cut(place.room))
+            assert proposal.tokens.tolist() == alone.tokens.tolist()
+            assert proposal.parents.tolist() == alone.parents.tolist()
+            torch.testing.assert_close(proposal.logprobs, alone.logprobs, rtol=1e-5, atol=1e-5)
+            longest = max(longest, alone.depth)
+    assert longest == 4, "or nothing was compared"
 
 
 def test_acceptance_of_a_tree_follows_the_text() -> None:
@@ -53,53 +122,3 @@ def test_acceptance_of_a_tree_follows_the_text() -> None:
     assert matched(tree, [3, 7, 8]) == 1
     assert matched(tree, [7, 8, 9]) == 3  # the text ends there: no token of the target's own
     assert matched(Proposal.empty(), [7]) == 1
-
-
-def handmade(**committed: list[int]) -> TextTrace:
-    """A text with given counterfactuals."""
-    length = len(next(iter(committed.values())))
-    arms = {f"{name}:9": ArmTrace(c, [9] * length, [9] * length) for name, c in committed.items()}
-    return TextTrace(4, list(range(length + 1)), arms)
-
-
-A, B = Arm("a", 9), Arm("b", 9)
-
-
-def test_the_oracle_is_the_best_of_all_sequences_of_choices() -> None:
-    trace = handmade(a=[3, 1, 1, 2, 1, 1, 1], b=[1, 2, 1, 4, 1, 2, 1])
-    price = {A: 1.0, B: 1.3, PLAIN_ARM: 0.8}
-
-    def cost(trace: TextTrace, arm: Arm, position: int) -> float:
-        return price[arm] + 0.01 * position
-
-    def spent(choices: tuple[Arm, ...]) -> float:
-        position, paid = 0, 0.0
-        for arm in choices:
-            if position < 7:
-                paid += cost(trace, arm, position)
-                position += trace.arms[str(arm)].committed[position] if arm.drafts else 1
-        return paid
-
-    arms = [A, B, PLAIN_ARM]
-    brute = min(spent(choices) for choices in product(arms, repeat=7))
-    assert walk_best(trace, arms, cost).cost == pytest.approx(brute)
-    found = prize([trace], arms, cost)
-    single = {arm: walk_single(trace, arm, cost).cost for arm in arms}
-    assert found.best == min(single, key=lambda arm: single[arm])
-    assert found.gain == pytest.approx(min(single.values()) / brute - 1)
-
-
-def test_no_router_beats_the_oracle_on_real_traces(
-    target: Target, drafters: dict[str, Drafter]
-) -> None:
-    for trace in traces(target, drafters, 0.0):
-        best = walk_best(trace, ARMS, one_each)
-        assert best.tokens == len(trace.tokens) - 1
-        assert best.rounds <= min(walk_single(trace, arm, one_each).rounds for arm in ARMS)
-
-
-def test_duels_count_by_hand() -> None:
-    trace = handmade(a=[3, 1, 1, 2], b=[1, 2, 1, 2])
-    result = duel([trace], A, B)
-    assert (result.first, result.equal, result.second) == (0.25, 0.5, 0.25)
-    assert duel([trace], A, B, range(0, 2)).equal == 0.0

@@ -12,6 +12,7 @@ from decoding.errors import DraftgymError
 from decoding.latency import CostModel
 from rollouts.oracle import greedy_price, total, walk, walk_greedy, walk_optimal, walk_single
 from rollouts.priced import PLAIN_ARM, PricedText, one_each, price_traces
+from rollouts.replay import Replay
 from rollouts.trace import TraceSet
 from tests.handmade_texts import (
     LAGS,
@@ -133,6 +134,21 @@ def test_with_one_token_left_nobody_catches_up() -> None:
     for limit, caught_up in [(4, 2), (50, 3)]:
         (text,) = price_traces(handmade_set([committed], model, limit), [Arm("a", 3)])
         assert walk_single(text, Arm("a", 3)).seconds == pytest.approx(3 + 0.5 * caught_up)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_replaying_the_same_choices_costs_the_same(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    tables = {name: [0.0, *rng.uniform(0, 2, 40)] for name in LAGS}
+    model = handmade_costs(1.0, 0.2, tables)
+    traces = handmade_set([random_text(rng, NAMES, 30)], model, 31 if seed % 2 else 90)
+    (text,) = price_traces(traces, ARMS)
+    replay, seconds, chosen, done = Replay(traces, ARMS), 0.0, [], False
+    while not done:
+        chosen.append(int(rng.integers(len(ARMS))))
+        played = replay.step(np.array(chosen[-1:]))
+        seconds, done = seconds + float(played.seconds[0]), bool(played.done[0])
+    assert paid(text, tuple(chosen)) == pytest.approx(seconds)
 
 
 def test_the_greedy_price_is_the_rate_it_brings() -> None:
