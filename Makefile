@@ -38,7 +38,8 @@ types: .venv/.ready  ## Types
 check: lint types test  ## Everything that must pass before a commit
 
 bench: setup  ## Measurements: arms, speed against transformers, cost of routing, losslessness
-	$(RUN) -m benchmarks.arms --limit-per-category 2 --json runs/arms.json
+	$(RUN) -m rollouts.collect --limit-per-category 2 --out runs/traces
+	$(RUN) -m benchmarks.arms --traces runs/traces --json runs/arms.json
 	$(RUN) -m benchmarks.against_transformers --per-category 1 --json runs/speed.json
 	$(RUN) -m benchmarks.router_overhead
 	$(RUN) -m benchmarks.losslessness --per-category 1 --max-new-tokens 48 --json runs/losslessness.json

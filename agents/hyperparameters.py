@@ -1,4 +1,4 @@
-"""Hyperparameters of the router agent, all in one place."""
+"""Hyperparameters of the router agents, all in one place."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RouterPPO:
-    """PPO on live decoding, where a step costs tens of milliseconds and samples are few.
+    """PPO; the defaults are for traces, where rounds are cheap and many episodes run side by side.
 
     Attributes:
-        n_steps: Rounds per update.
+        n_envs: Episodes side by side (traces only; live decoding has one).
+        n_steps: Rounds of each episode per update.
         batch_size: Minibatch of an update.
-        n_epochs: Passes over the rounds of an update; high, because rounds are dear.
-        learning_rate: Adam's step size.
-        gamma: Discount. A choice is felt within a few rounds (staleness of the other drafter), so
-            a short horizon loses little and tames the variance of a long text.
+        n_epochs: Passes over the rounds of an update.
+        learning_rate: Adam's step size, falling linearly to zero.
+        weight_decay: Of AdamW: texts come again, and must not be learned by heart.
+        gamma: Discount. A choice is felt within a few rounds, so a short horizon loses little and
+            tames the variance of a long text.
         gae_lambda: Bias-variance knob of the advantage estimate.
         ent_coef: Entropy bonus: keeps every arm tried.
         clip_range: PPO's clipping.
@@ -24,14 +26,55 @@ class RouterPPO:
         width: Features of the encoder.
     """
 
-    n_steps: int = 256
-    batch_size: int = 64
-    n_epochs: int = 8
+    n_envs: int = 512
+    n_steps: int = 16
+    batch_size: int = 2048
+    n_epochs: int = 4
     learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
     gamma: float = 0.5
     gae_lambda: float = 0.9
     ent_coef: float = 0.01
     clip_range: float = 0.2
     vf_coef: float = 0.5
     max_grad_norm: float = 0.5
+    width: int = 64
+
+
+LIVE_PPO = RouterPPO(n_envs=1, n_steps=256, batch_size=64, n_epochs=8)
+"""PPO on live decoding, where a round costs tens of milliseconds and must be learned from well."""
+
+
+@dataclass(frozen=True)
+class RouterDQN:
+    """DQN on traces.
+
+    Attributes:
+        n_envs: Episodes side by side.
+        buffer_size: Rounds remembered; each takes about 5 kB.
+        learning_starts: Rounds before the first update.
+        batch_size: Minibatch of an update.
+        gradient_steps: Updates after each round of all episodes.
+        learning_rate: Adam's step size, falling linearly to zero.
+        weight_decay: Of AdamW.
+        gamma: Discount; see `RouterPPO`.
+        target_update_interval: Rounds between copies to the target network.
+        exploration_fraction: Part of training over which random choices fade out.
+        exploration_final_eps: Share of random choices that stays.
+        max_grad_norm: Gradient clipping.
+        width: Features of the encoder.
+    """
+
+    n_envs: int = 256
+    buffer_size: int = 50_000
+    learning_starts: int = 5_000
+    batch_size: int = 512
+    gradient_steps: int = 4
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    gamma: float = 0.5
+    target_update_interval: int = 5_000
+    exploration_fraction: float = 0.3
+    exploration_final_eps: float = 0.05
+    max_grad_norm: float = 1.0
     width: int = 64

@@ -6,8 +6,10 @@ from typing import Any
 
 import gymnasium as gym
 import torch
+from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.dqn.policies import DQNPolicy
 from torch import Tensor, nn
 
 from policies.network import RouterEncoder, RouterNetwork
@@ -32,20 +34,13 @@ class RouterExtractor(BaseFeaturesExtractor):
         return out
 
 
-def policy_kwargs(width: int) -> dict[str, Any]:
-    """Arguments for `MultiInputPolicy`: shared encoder, linear policy head, small value head."""
-    return {
-        "features_extractor_class": RouterExtractor,
-        "features_extractor_kwargs": {"width": width},
-        "net_arch": {"pi": [], "vf": [width]},
-    }
-
-
 @torch.no_grad()
-def deployable_network(policy: ActorCriticPolicy) -> RouterNetwork:
-    """Copies the acting part of an SB3 policy into a `RouterNetwork`."""
-    extractor, scores = policy.features_extractor, policy.action_net
-    assert isinstance(extractor, RouterExtractor) and isinstance(scores, nn.Linear)
+def deployable_network(agent: PPO | DQN) -> RouterNetwork:
+    """Copies the acting part of an SB3 agent into a `RouterNetwork`.
+
+    PPO's scores are the logits of its policy, DQN's are its values of the arms.
+    """
+    extractor, scores = _acting_part(agent)
     mix = extractor.encoder.mix
     network = RouterNetwork(
         signals=mix.in_features - mix.out_features,
@@ -56,6 +51,17 @@ def deployable_network(policy: ActorCriticPolicy) -> RouterNetwork:
     network.encoder.load_state_dict(extractor.encoder.state_dict())
     network.scores.load_state_dict(scores.state_dict())
     return network
+
+
+def _acting_part(agent: PPO | DQN) -> tuple[RouterExtractor, nn.Linear]:
+    policy = agent.policy
+    if isinstance(policy, DQNPolicy):
+        extractor, scores = policy.q_net.features_extractor, policy.q_net.q_net[0]
+    else:
+        assert isinstance(policy, ActorCriticPolicy)
+        extractor, scores = policy.features_extractor, policy.action_net
+    assert isinstance(extractor, RouterExtractor) and isinstance(scores, nn.Linear)
+    return extractor, scores
 
 
 def _width(space: gym.Space[Any]) -> int:

@@ -16,7 +16,7 @@ from decoding.arms import Arm
 from decoding.latency import CostModel
 from envs.reward import RoundReward
 from envs.spaces import router_spaces
-from rollouts.replay import ReplayedRound, Replay
+from rollouts.replay import Replay, ReplayedRound
 from rollouts.trace import TraceSet
 
 

@@ -1,301 +1,217 @@
 """Every arm at every position of held-out texts: acceptance, who beats whom, and what routing wins.
 
-    $ python -m benchmarks.arms --arms eagle3:4 eagle3:5x16 dflash:4 dflash:4x16 ngram:8 \
-        --limit-per-category 10 --json runs/arms.json
+    $ python -m rollouts.collect --arms eagle3:4 eagle3:5x16 dflash:4 dflash:4x16 ngram:8 \
+        --limit-per-category 10 --out runs/traces
+    $ python -m benchmarks.arms --traces runs/traces --json runs/arms.json
 
-The target writes each text once; every arm is asked at every position what it would have drafted
-there (`rollouts.counterfactual`). Acceptance lengths are exact: those of decoding with that arm
-alone. Times are the cost model's, measured on this host when it is quiet; wall-clock is measured by
-`evaluate.py` and `benchmarks.against_transformers`.
-
-Traces are kept beside the result (`F.partial.jsonl`): a run that was cut short goes on, and a
-finished one is only evaluated again.
+Traces say what every arm would have drafted at every position of a text, so acceptance lengths are
+exact: those of decoding with that arm alone. Times are a cost model's: that of the host that
+collected the traces, unless another is named. Wall-clock is measured by `evaluate.py` and
+`benchmarks.against_transformers`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import tyro
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from tqdm import tqdm
 
-from benchmarks.partial import append_record, partial_path, read_partial
-from decoding.arms import Arm, check_arms, parse_arm
-from decoding.calibration import load_cost_model
-from decoding.drafting import Drafter
+from benchmarks.arms_tables import print_figures
+from decoding.arms import Arm, parse_arm
 from decoding.errors import DraftgymError, exit_on_user_error
-from decoding.provenance import describe_drafters, describe_host, describe_target
-from decoding.rules import make_rule
-from decoding.target import Target
-from drafters.loading import find_checkpoints
-from rollouts.counterfactual import ArmTrace, TextTrace, trace_texts
-from rollouts.decode import encode_prompt
-from rollouts.headroom import (
-    PLAIN_ARM,
-    Cost,
-    duel,
-    one_each,
-    prize,
-    seconds_by,
-    total,
-    walk_single,
-)
-from rollouts.options import DecodingOptions
-from rollouts.prompt_sets import Prompt, interleave_categories, load_prompts
+from decoding.latency import CostModel
+from decoding.provenance import describe_host
+from rollouts.oracle import total, walk_single
+from rollouts.priced import PLAIN_ARM, PricedText, one_each, price_traces
+from rollouts.prizes import Prize, best_arm, duel, largest_pair, prize, walk_texts
 from rollouts.table import make_console
-
-TOGETHER = 8
-"""Texts that the target writes in shared passes."""
+from rollouts.trace import TraceSet
+from rollouts.trace_file import read_traces
 
 POSITIONS = (range(0, 32), range(32, 64), range(64, 1 << 30))
 """Parts of a text that duels are counted in."""
 
+ALL = "all"
+"""The group of all texts, beside one for each category."""
+
+ALL_ARMS = "all arms and plain"
+
 
 @dataclass(frozen=True, kw_only=True)
-class ArmsArgs(DecodingOptions):
+class ArmsArgs:
     """Compare arms position by position.
 
     Attributes:
-        arms: Drafters with draft lengths (eagle3:4) or trees (eagle3:5x16: at most 5 deep, 16
-            nodes).
-        prompts: heldout or train (shipped sets), or a JSON-lines file.
-        limit_per_category: Keep at most this many prompts of each category.
-        json: Write the figures to this file; traces are kept beside it.
+        traces: Folder of traces (python -m rollouts.collect).
+        arms: Only these arms of the traces: drafters with draft lengths (eagle3:4) or trees
+            (eagle3:5x16: at most 5 deep, 16 nodes). By default every arm that was traced.
+        cost_model: Times by this cost model (JSON); by default that of the host that collected.
+        json: Write the figures to this file.
     """
 
-    arms: tuple[str, ...] = ("eagle3:4", "eagle3:5x16", "dflash:4", "dflash:4x16", "ngram:8")
-    prompts: str = "heldout"
-    limit_per_category: int | None = None
-    max_new_tokens: int = 128
+    traces: Path = Path("runs/traces")
+    arms: tuple[str, ...] = ()
+    cost_model: Path | None = None
     json: Path = Path("runs/arms.json")
 
 
-Traces = dict[str, list[TextTrace]]
-"""Texts by category."""
+Groups = Mapping[str, Sequence[PricedText]]
+"""Texts by category, and all of them."""
 
 
 def compare_arms(args: ArmsArgs) -> dict[str, Any]:
-    """Traces what is missing, prints the tables and writes the figures.
+    """Reads the traces, prints the tables and writes the figures.
 
     Raises:
         DraftgymError: Anything the user can mend.
     """
-    if args.verification == "rejection":
-        raise DraftgymError(
-            "texts under rejection verification depend on the arm", "use greedy or coupled"
-        )
-    arms = [parse_arm(text) for text in args.arms]
-    prompts = interleave_categories(
-        load_prompts(args.prompts, limit_per_category=args.limit_per_category)
-    )
-    target, drafters = args.load()
-    check_arms(arms, drafters)
-    traces = _traces(args, target, drafters, arms, prompts)
-    cost = seconds_by(load_cost_model(target, drafters))
-    figures = {
-        "host": describe_host() | describe_target(target),
-        "drafters": describe_drafters(drafters, find_checkpoints(target, args.drafters)),
-        "prompts": {category: len(texts) for category, texts in traces.items()},
-        "max_new_tokens": args.max_new_tokens,
-        "temperature": args.temperature,
-        **summarise(traces, arms, cost),
-    }
+    traces = read_traces(args.traces)
+    named = [parse_arm(text) for text in args.arms or traces.origin.arms]
+    arms = [arm for arm in dict.fromkeys(named) if arm.drafts]
+    model = _read_cost_model(args.cost_model) if args.cost_model else traces.origin.cost_model
+    texts = price_traces(traces, [*arms, PLAIN_ARM], model)
+    figures = {"host": describe_host(), **_origin(traces, model), **summarise(texts, arms)}
     print_figures(figures, make_console())
+    args.json.parent.mkdir(parents=True, exist_ok=True)
     args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     return figures
 
 
-def summarise(traces: Traces, arms: Sequence[Arm], cost: Cost) -> dict[str, Any]:
-    """Acceptance and speed per arm and category, duels and prizes."""
-    groups = {**traces, "all": [text for texts in traces.values() for text in texts]}
-    best = _best_of_each_drafter(groups["all"], arms, cost)
+def summarise(texts: Sequence[PricedText], arms: Sequence[Arm]) -> dict[str, Any]:
+    """Acceptance and speed per arm and category, duels, prizes and choices that know less.
+
+    Args:
+        texts: Priced texts that know these arms and `plain`.
+        arms: Arms that draft.
+    """
+    groups = _by_category(texts)
+    best = _best_of_each_drafter(texts, arms)
+    prizes: dict[str, dict[str, Any]] = {name: {} for name in groups}
+    for what, chosen in _sets(texts, arms, best).items():
+        for name, figures in _prizes(groups, chosen).items():
+            prizes[name][what] = figures
     return {
-        "arms": {
-            str(arm): {name: _arm(t, arm, cost) for name, t in groups.items()} for arm in arms
-        },
+        "texts": {name: len(mine) for name, mine in groups.items() if name != ALL},
+        "arms": {str(arm): {name: _arm(t, arm) for name, t in groups.items()} for arm in arms},
         "duels": {
             f"{first} / {second}": _duels(groups, first, second)
             for first, second in combinations(best, 2)
         },
-        "prizes": {
-            name: {
-                what: _prize(texts, chosen, cost)
-                for what, chosen in _sets(arms, best, groups["all"], cost).items()
-            }
-            for name, texts in groups.items()
-        },
+        "prizes": prizes,
+        "choices": _choices(groups),
     }
 
 
-def _arm(texts: Sequence[TextTrace], arm: Arm, cost: Cost) -> dict[str, float]:
-    mine = total([walk_single(text, arm, cost) for text in texts])
-    plain = total([walk_single(text, PLAIN_ARM, cost) for text in texts])
+def _by_category(texts: Sequence[PricedText]) -> dict[str, list[PricedText]]:
+    groups: dict[str, list[PricedText]] = {}
+    for text in texts:
+        groups.setdefault(text.category, []).append(text)
+    return {**groups, ALL: list(texts)}
+
+
+def _arm(texts: Sequence[PricedText], arm: Arm) -> dict[str, float]:
+    mine = total([walk_single(text, arm) for text in texts])
+    plain = total([walk_single(text, PLAIN_ARM) for text in texts])
     return {
-        "acceptance_length": mine.tokens / max(1, mine.rounds),
-        "predicted_speedup": plain.cost / mine.cost,
+        "acceptance_length": mine.acceptance_length,
+        "predicted_speedup": plain.seconds / mine.seconds if mine.seconds else 1.0,
     }
 
 
-def _best_of_each_drafter(texts: Sequence[TextTrace], arms: Sequence[Arm], cost: Cost) -> list[Arm]:
+def _best_of_each_drafter(texts: Sequence[PricedText], arms: Sequence[Arm]) -> list[Arm]:
     """The fastest arm of every drafter."""
     names = dict.fromkeys(arm.drafter for arm in arms)
     return [
         min(
             (arm for arm in arms if arm.drafter == name),
-            key=lambda arm: total([walk_single(text, arm, cost) for text in texts]).cost,
+            key=lambda arm: total([walk_single(text, arm) for text in texts]).seconds,
         )
         for name in names
     ]
 
 
-def _duels(groups: Traces, first: Arm, second: Arm) -> dict[str, Any]:
+def _duels(groups: Groups, first: Arm, second: Arm) -> dict[str, Any]:
     by_category = {name: asdict(duel(texts, first, second)) for name, texts in groups.items()}
     by_position = {
-        f"from_{part.start}": asdict(duel(groups["all"], first, second, part)) for part in POSITIONS
+        f"from_{part.start}": asdict(duel(groups[ALL], first, second, part)) for part in POSITIONS
     }
     return by_category | by_position
 
 
 def _sets(
-    arms: Sequence[Arm], best: Sequence[Arm], texts: Sequence[TextTrace], cost: Cost
-) -> dict[str, list[Arm]]:
+    texts: Sequence[PricedText], arms: Sequence[Arm], best: Sequence[Arm]
+) -> dict[str, Sequence[Arm]]:
     """Sets of arms whose prize is reported: each pair of drafters, the widest pair, and all."""
-    pairs = {f"{a} / {b}": [a, b] for a, b in combinations(best, 2)}
-    widest = max(
-        combinations([*arms, PLAIN_ARM], 2), key=lambda pair: prize(texts, pair, cost).gain
-    )
+    widest = largest_pair(texts)
     return {
-        **pairs,
-        f"largest pair: {widest[0]} / {widest[1]}": list(widest),
-        "best of each drafter": list(best),
-        "all arms and plain": [*arms, PLAIN_ARM],
+        **{f"{a} / {b}": [a, b] for a, b in combinations(best, 2)},
+        f"largest pair: {widest[0]} / {widest[1]}": widest,
+        "best of each drafter": best,
+        ALL_ARMS: [*arms, PLAIN_ARM],
     }
 
 
-def _prize(texts: Sequence[TextTrace], arms: Sequence[Arm], cost: Cost) -> dict[str, Any]:
-    in_time, in_tokens = prize(texts, arms, cost), prize(texts, arms, one_each)
+def _prizes(groups: Groups, arms: Sequence[Arm]) -> dict[str, dict[str, Any]]:
+    """What perfect choice among some arms wins, in each group of texts."""
+    in_time = _walk_groups(groups, arms, priced=True)
+    in_tokens = _walk_groups(groups, arms, priced=False)
     return {
-        "best_single": str(in_time.best),
-        "gain_in_time": in_time.gain,
-        "oracle_acceptance_length": 1 / in_tokens.oracle_cost,
-        "gain_in_acceptance_length": in_tokens.gain,
-    }
-
-
-def _traces(
-    args: ArmsArgs,
-    target: Target,
-    drafters: Mapping[str, Drafter],
-    arms: Sequence[Arm],
-    prompts: Sequence[Prompt],
-) -> Traces:
-    """Reads the traces there are and makes the others."""
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    path = partial_path(args.json)
-    settings = {
-        "target": target.fingerprint,
-        "dtype": target.precision.dtype,
-        "arms": [str(arm) for arm in arms],
-        "max_new_tokens": args.max_new_tokens,
-        "temperature": args.temperature,
-        "seed": args.seed,
-    }
-    records = {record["question_id"]: record for record in read_partial(path, settings)}
-    missing = [prompt for prompt in prompts if prompt.question_id not in records]
-    with tqdm(total=len(missing), desc="tracing", unit="text") as bar:
-        for prompt, trace in _trace(args, target, drafters, arms, missing):
-            record = {"question_id": prompt.question_id, **asdict(trace)}
-            append_record(path, record)
-            records[prompt.question_id] = record
-            bar.update()
-    traces: Traces = {}
-    for prompt in prompts:
-        traces.setdefault(prompt.category, []).append(_read(records[prompt.question_id]))
-    return traces
-
-
-def _trace(
-    args: ArmsArgs,
-    target: Target,
-    drafters: Mapping[str, Drafter],
-    arms: Sequence[Arm],
-    prompts: Sequence[Prompt],
-) -> Iterator[tuple[Prompt, TextTrace]]:
-    rule = make_rule(args.verification, args.temperature, args.seed, target.vocab_size)
-    for start in range(0, len(prompts), TOGETHER):
-        group = prompts[start : start + TOGETHER]
-        ids = [encode_prompt(target, prompt) for prompt in group]
-        texts = trace_texts(target, drafters, arms, ids, rule, args.max_new_tokens)
-        yield from zip(group, texts, strict=True)
-
-
-def _read(record: Mapping[str, Any]) -> TextTrace:
-    arms = {name: ArmTrace(**columns) for name, columns in record["arms"].items()}
-    return TextTrace(record["prompt_tokens"], record["tokens"], arms)
-
-
-def print_figures(figures: Mapping[str, Any], console: Console) -> None:
-    """The tables."""
-    categories = [*figures["prompts"], "all"]
-    counts = ", ".join(f"{count} {name}" for name, count in figures["prompts"].items())
-    console.print(
-        f"\n{figures['host']['target']}, {figures['host']['dtype']}; prompts: {counts}; up to "
-        f"{figures['max_new_tokens']} tokens, temperature {figures['temperature']:g}"
-    )
-    _print_arms(figures["arms"], categories, console)
-    _print_duels(figures["duels"], categories, console)
-    _print_prizes(figures["prizes"], categories, console)
-
-
-def _print_arms(arms: Mapping[str, Any], categories: Sequence[str], console: Console) -> None:
-    for key, title in [
-        ("acceptance_length", "acceptance length: committed tokens per round, bonus included"),
-        ("predicted_speedup", "speed-up over plain decoding by the cost model"),
-    ]:
-        rows = {
-            arm: [f"{by_category[name][key]:.2f}" for name in categories]
-            for arm, by_category in arms.items()
+        name: {
+            "best_single": str(in_time[name].best),
+            "gain_in_time": in_time[name].gain,
+            "oracle_acceptance_length": in_tokens[name].optimal.acceptance_length,
+            "gain_in_acceptance_length": in_tokens[name].gain,
         }
-        _print_table(title, ["arm", *categories], rows, console)
-
-
-def _print_duels(duels: Mapping[str, Any], categories: Sequence[str], console: Console) -> None:
-    columns = [*categories, *(f"from_{part.start}" for part in POSITIONS)]
-    rows = {
-        pair: [f"{100 * d[c]['first']:.0f}/{100 * d[c]['second']:.0f}" for c in columns]
-        for pair, d in duels.items()
+        for name in groups
     }
-    title = "who commits more, % of positions (first / second; the rest are ties)"
-    _print_table(title, ["arms", *columns], rows, console)
 
 
-def _print_prizes(prizes: Mapping[str, Any], categories: Sequence[str], console: Console) -> None:
-    rows = {}
-    for what in prizes["all"]:
-        gains = [f"{100 * prizes[name][what]['gain_in_time']:+.1f}" for name in categories]
-        tokens = f"{100 * prizes['all'][what]['gain_in_acceptance_length']:+.1f}"
-        rows[what] = [*gains, tokens]
-    title = "the prize: oracle over the best single arm of each set, % of speed"
-    _print_table(title, ["arms", *categories, "all, in tokens"], rows, console)
+def _walk_groups(groups: Groups, arms: Sequence[Arm], priced: bool) -> dict[str, Prize]:
+    texts = [text.only(arms) for text in groups[ALL]]
+    walks = walk_texts(texts if priced else [one_each(text) for text in texts])
+    mine = {name: [w for w in walks if name in (w.category, ALL)] for name in groups}
+    return {name: prize(some) for name, some in mine.items()}
 
 
-def _print_table(
-    title: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]], console: Console
-) -> None:
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
-    for index, name in enumerate(columns):
-        table.add_column(name, justify="right" if index else "left")
-    for name, cells in rows.items():
-        table.add_row(name, *cells)
-    console.print(table)
+def _choices(groups: Groups) -> dict[str, dict[str, Any]]:
+    """How far choices get that know more and more: gains over the one arm that is best over all."""
+    walks = walk_texts(groups[ALL])
+    best = best_arm(walks)
+    figures = {}
+    for name in groups:
+        mine = [w for w in walks if name in (w.category, ALL)]
+        found = prize(mine, best)
+        figures[name] = {
+            "single": str(best),
+            "best_here": str(best_arm(mine)),
+            "best_of_category": found.gain_of(found.by_category),
+            "best_of_prompt": found.gain_of(found.by_prompt),
+            "greedy_oracle": found.gain_of(found.greedy),
+            "exact_oracle": found.gain,
+        }
+    return figures
+
+
+def _origin(traces: TraceSet, model: CostModel) -> dict[str, Any]:
+    """Where the traces come from, and the costs that were used."""
+    origin = traces.origin.to_json()
+    del origin["cost_model"]
+    return {"traces": origin, "cost_model": asdict(model)}
+
+
+def _read_cost_model(path: Path) -> CostModel:
+    try:
+        return CostModel.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, DraftgymError) as error:
+        problem = error.problem if isinstance(error, DraftgymError) else str(error)
+        raise DraftgymError(
+            f"{path}: {problem}", "name a file that this program wrote, or omit --cost-model"
+        ) from error
 
 
 if __name__ == "__main__":

@@ -79,6 +79,12 @@ class RouterMemory:
         self._last_arm[episodes] = len(self._one_hot) - 1
         self._last_committed[episodes] = 1
 
+    def keep(self, episodes: NDArray[np.int64]) -> None:
+        """Goes on with these episodes (indices) alone."""
+        self._acceptance, self._covered = self._acceptance[episodes], self._covered[episodes]
+        self._last_arm = self._last_arm[episodes]
+        self._last_committed = self._last_committed[episodes]
+
     def update(
         self, actions: NDArray[np.int64], committed: NDArray[np.int64], context: NDArray[np.int64]
     ) -> None:

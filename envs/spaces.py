@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
@@ -18,7 +19,7 @@ def router_spaces(arms: Sequence[Arm], hidden: int) -> tuple[spaces.Dict, spaces
         arms: What can be chosen.
         hidden: Width of the target's hidden state, d.
     """
-    observation = {
+    observation: dict[str, spaces.Space[Any]] = {
         "signals": spaces.Box(0.0, np.inf, (len(signal_names(arms)),), np.float32),
         "hidden": spaces.Box(-np.inf, np.inf, (hidden,), np.float32),
     }

@@ -111,7 +111,7 @@ def read_policy(folder: Path, kind: str, target: Target, keys: set[str]) -> Stor
     Raises:
         DraftgymError: No policy folder, damaged, of another kind, version or target.
     """
-    body = _read_body(folder)
+    body = read_body(folder)
     missing = (KEYS | keys) - set(body)
     found = kind_of(body)
     if body and found != kind:
@@ -136,7 +136,7 @@ def read_kind(folder: Path) -> str:
     Raises:
         DraftgymError: No policy folder, or a damaged one.
     """
-    return kind_of(_read_body(folder))
+    return kind_of(read_body(folder))
 
 
 def kind_of(body: Mapping[str, Any]) -> str:
@@ -153,7 +153,7 @@ def _read_arms(folder: Path, body: Mapping[str, Any]) -> tuple[Arm, ...]:
         raise DraftgymError(f"{folder / BODY}: {error.problem}", AGAIN) from error
 
 
-def _read_body(folder: Path) -> dict[str, Any]:
+def read_body(folder: Path) -> dict[str, Any]:
     """The JSON object; empty where the file holds something else."""
     path = folder / BODY
     if not path.is_file():

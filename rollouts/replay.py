@@ -80,6 +80,13 @@ class Replay:
         self._last_used[episodes] = self._lags - 1
         self.memory.forget(episodes)
 
+    def keep(self, episodes: NDArray[np.int64]) -> None:
+        """Goes on with these episodes (indices) alone."""
+        self.count = len(episodes)
+        self.text_of, self._row = self.text_of[episodes], self._row[episodes]
+        self._last_used = self._last_used[episodes]
+        self.memory.keep(episodes)
+
     def observe(self) -> Observation:
         """What a router may know: `signals [n, s]` and `hidden [n, d]`, float32."""
         row = self._row

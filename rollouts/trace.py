@@ -10,6 +10,7 @@ size of the target.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -150,6 +151,24 @@ class TraceSet:
             )
         return replace(self, texts=texts)
 
+    def split(self, share: float) -> tuple[TraceSet, TraceSet]:
+        """Most of the texts, and about `share` of them set aside.
+
+        Which texts those are depends on their question ids alone, so every trainer sets the same
+        ones aside. Both parts have a text at least.
+
+        Raises:
+            DraftgymError: There are fewer than two texts.
+        """
+        if len(self.texts) < 2:
+            raise DraftgymError("these traces hold a single text", "collect more of them")
+        order = sorted(self.texts, key=lambda text: _hash(text.question_id))
+        count = min(max(1, round(share * len(order))), len(order) - 1)
+        aside = {text.question_id for text in order[:count]}
+        kept = [text for text in self.texts if text.question_id not in aside]
+        others = [text for text in self.texts if text.question_id in aside]
+        return replace(self, texts=kept), replace(self, texts=others)
+
     def check_arms(self, arms: Iterable[Arm]) -> None:
         """Raises `DraftgymError` for an arm that was not traced."""
         for arm in arms:
@@ -159,3 +178,7 @@ class TraceSet:
                     f"choose from {', '.join(self.origin.arms)}, or collect it with "
                     "python -m rollouts.collect --arms ...",
                 )
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()

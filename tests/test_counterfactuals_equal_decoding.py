@@ -6,6 +6,7 @@ from itertools import product
 
 import pytest
 import torch
+from rollouts.headroom import PLAIN_ARM, duel, one_each, prize, walk_best, walk_single
 
 from decoding.arms import Arm, parse_arm
 from decoding.decoder import SpeculativeDecoder
@@ -15,7 +16,6 @@ from decoding.rules import make_rule
 from decoding.target import Target
 from policies.fixed import FixedPolicy
 from rollouts.counterfactual import ArmTrace, TextTrace, matched, trace_texts
-from rollouts.headroom import PLAIN_ARM, duel, one_each, prize, walk_best, walk_single
 
 ARMS = [parse_arm(text) for text in ("eagle3:3", "eagle3:4x10", "dflash:4x8", "small:3", "ngram:5")]
 PROMPTS = [torch.tensor([5, 9, 5, 9, 5, 9, 7]), torch.tensor([8, 30, 12])]

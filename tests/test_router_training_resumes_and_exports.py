@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,14 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
     EventAccumulator,
 )
 
-import agents.router
-from agents.hyperparameters import RouterPPO
+import agents.experience
+from agents.experience import make_experience
+from agents.hyperparameters import RouterDQN, RouterPPO
+from agents.learners import Agent
 from agents.network import deployable_network
-from agents.router import RouterArgs, build_model, make_env, train_router
+from agents.router import build_agent, train_router
+from agents.router_args import RouterArgs
+from decoding.arms import parse_arm
 from decoding.calibration import calibrate
 from decoding.drafting import Drafter
 from decoding.errors import DraftgymError
@@ -31,11 +36,19 @@ from decoding.observation import Observation
 from decoding.target import Target
 from envs.router import RouterEnv
 from policies.base import Policy
-from policies.learned import LearnedPolicy, load_learned_policy
+from policies.learned import LearnedPolicy, load_learned_policy, save_learned_policy
 from policies.registry import make_policy
+from rollouts.prompt_sets import load_prompts
+from rollouts.replay_evaluation import play_policy
+from rollouts.shards import ShardWriter
+from rollouts.trace import TraceSet
+from rollouts.trace_file import read_traces, trace_table
 from tests.tiny import ARMS, PROMPTS, numbered_target
+from tests.traces import tiny_traces
 
-TINY = RouterPPO(n_steps=16, batch_size=8, n_epochs=2, width=16)
+TINY = RouterPPO(n_envs=1, n_steps=16, batch_size=8, n_epochs=2, width=16)
+TINY_DQN = RouterDQN(n_envs=4, buffer_size=64, learning_starts=8, batch_size=8, width=16)
+MODES = {"live": {"live": True}, "ppo": {"live": False}, "dqn": {"live": False, "algorithm": "dqn"}}
 Train = Callable[..., RouterArgs]
 
 
@@ -54,19 +67,27 @@ def train(
 ) -> Train:
     """Trains a tiny router with changed settings; returns the settings."""
     numbered = numbered_target(target)
-    monkeypatch.setattr(agents.router, "load_target", lambda *_: numbered)
-    monkeypatch.setattr(agents.router, "load_drafters", lambda *_: drafters)
-    monkeypatch.setattr(agents.router, "load_cost_model", lambda *_: costs)
+    monkeypatch.setattr(agents.experience, "load_target", lambda *_: numbered)
+    monkeypatch.setattr(agents.experience, "load_drafters", lambda *_: drafters)
+    monkeypatch.setattr(agents.experience, "load_cost_model", lambda *_: costs)
     prompts = tmp_path / "prompts.jsonl"
     lines = [{"question_id": p.question_id, "turns": list(p.turns)} for p in PROMPTS]
     prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    traces = tiny_traces(target, drafters, max_new_tokens=24)
+    with ShardWriter(tmp_path, partial(trace_table, origin=traces.origin), 9) as writer:
+        for text in traces.texts:
+            writer.add(text)
     settings = RouterArgs(
+        traces=tmp_path,
+        live=True,
         rounds=32,
         run=tmp_path / "run",
         arms=ARMS,
         prompts=str(prompts),
         max_new_tokens=24,
         ppo=TINY,
+        live_ppo=TINY,
+        dqn=TINY_DQN,
     )
 
     def run(**changes: object) -> RouterArgs:
@@ -83,9 +104,31 @@ def weights_of(args: RouterArgs) -> dict[str, torch.Tensor]:
     return weights
 
 
+def final_weights(args: RouterArgs) -> dict[str, torch.Tensor]:
+    """The weights at the end of a run, which need not be the best ones."""
+    return deployable_network(agent_of(args)).state_dict()
+
+
 def rounds_of(args: RouterArgs) -> int:
     """Rounds that the saved agent has seen."""
     return int(PPO.load(args.run / "model.zip").num_timesteps)
+
+
+def router_env(args: RouterArgs) -> RouterEnv:
+    """The live environment of a run, bare."""
+    return RouterEnv(
+        target=agents.experience.load_target("patched"),
+        drafters=agents.experience.load_drafters(None),  # type: ignore[arg-type]
+        arms=args.arms,
+        prompts=load_prompts(args.prompts),
+        max_new_tokens=args.max_new_tokens,
+        cost_model=agents.experience.load_cost_model(None, {}),  # type: ignore[arg-type]
+    )
+
+
+def agent_of(args: RouterArgs) -> Agent:
+    """The agent that a run with these settings begins with."""
+    return build_agent(args, make_experience(args))
 
 
 def observations(env: RouterEnv, count: int) -> Observation:
@@ -98,10 +141,13 @@ def observations(env: RouterEnv, count: int) -> Observation:
     }
 
 
-def test_the_exported_policy_acts_as_sb3s(train: Train, target: Target) -> None:
-    args = train()
-    model, exported = PPO.load(args.run / "model.zip"), args.run / "policy"
-    batch = observations(make_env(args), 300)
+@pytest.mark.parametrize("mode", MODES)
+def test_the_exported_policy_acts_as_sb3s(train: Train, target: Target, mode: str) -> None:
+    args = train(rounds=64, **MODES[mode])
+    model, batch = agent_of(args), observations(router_env(args), 300)
+    exported = args.run / "last"
+    network = deployable_network(model)
+    save_learned_policy(network, [parse_arm(arm) for arm in ARMS], target, exported, {})
     wanted, _ = model.predict(batch, deterministic=True)
     actions, _ = load_learned_policy(exported, target).predict(batch, deterministic=True)
     assert len(set(wanted.tolist())) > 1
@@ -110,8 +156,7 @@ def test_the_exported_policy_acts_as_sb3s(train: Train, target: Target) -> None:
 
 def test_the_exported_policy_samples_as_sb3s(train: Train) -> None:
     args = train()
-    env = make_env(args)
-    model = build_model(args, env)
+    env, model = router_env(args), agent_of(args)
     with torch.no_grad():
         scores = model.policy.action_net
         assert isinstance(scores, torch.nn.Linear)
@@ -121,7 +166,7 @@ def test_the_exported_policy_samples_as_sb3s(train: Train) -> None:
     choices = torch.arange(len(env.arms))
     distribution = model.policy.get_distribution(tensors)  # type: ignore[arg-type]
     probabilities = distribution.log_prob(choices).exp().detach()
-    network = deployable_network(model.policy)
+    network = deployable_network(model)
     ours = network(**tensors).softmax(-1)[0].detach()
     torch.testing.assert_close(ours, probabilities)
     many = {key: np.repeat(value, 20_000, axis=0) for key, value in one.items()}
@@ -131,15 +176,18 @@ def test_the_exported_policy_samples_as_sb3s(train: Train) -> None:
     np.testing.assert_allclose(shares, probabilities.numpy(), atol=0.015)
 
 
-def test_training_changes_the_policy_and_a_seed_repeats_it(train: Train, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_training_changes_the_policy_and_a_seed_repeats_it(
+    train: Train, tmp_path: Path, mode: str
+) -> None:
     runs = [
-        weights_of(train(run=tmp_path / name, seed=seed))
+        final_weights(train(run=tmp_path / name, seed=seed, **MODES[mode]))
         for name, seed in [("first", 1), ("again", 1), ("other", 2)]
     ]
     for name, weight in runs[0].items():
         assert torch.equal(weight, runs[1][name]), name
     assert not torch.equal(runs[0]["scores.weight"], runs[2]["scores.weight"])
-    short = weights_of(train(run=tmp_path / "short", seed=1, rounds=16))
+    short = final_weights(train(run=tmp_path / "short", seed=1, rounds=16, **MODES[mode]))
     assert not torch.equal(runs[0]["encoder.mix.weight"], short["encoder.mix.weight"])
 
 
@@ -160,14 +208,13 @@ def test_a_resumed_run_goes_on_from_its_saved_rounds(train: Train) -> None:
 
 def test_a_resumed_run_sees_other_prompts_than_at_its_start(train: Train) -> None:
     args = train(rounds=16)
-    fresh = build_model(replace(args, run=args.run / "fresh"), make_env(args))
-    resumed = build_model(args, make_env(args))
+    fresh, resumed = agent_of(replace(args, run=args.run / "fresh")), agent_of(args)
     assert resumed.num_timesteps == 16
     starts = [first_hidden(model) for model in (fresh, resumed)]
     assert not np.array_equal(starts[0], starts[1])
 
 
-def first_hidden(model: PPO) -> NDArray[np.float32]:
+def first_hidden(model: Agent) -> NDArray[np.float32]:
     """What the target saw of the first prompt."""
     assert model.env is not None
     observation = model.env.reset()
@@ -224,7 +271,11 @@ def test_metrics_reach_tensorboard(train: Train) -> None:
     events = EventAccumulator(str(args.run))
     events.Reload()
     tags = set(events.Tags()["scalars"])
-    assert {"charts/acceptance_length", "charts/tokens_per_second", "rollout/ep_rew_mean"} <= tags
+    assert {
+        "charts/acceptance_length",
+        "charts/tokens_per_target_step",
+        "rollout/ep_rew_mean",
+    } <= tags
     lengths = [event.value for event in events.Scalars("charts/acceptance_length")]
     assert len(lengths) == 3 and all(1 <= length <= 5 for length in lengths)
     shares = [tag for tag in tags if tag.startswith("arms/")]
@@ -238,7 +289,9 @@ def test_metrics_reach_tensorboard(train: Train) -> None:
 def test_a_run_folder_says_how_it_was_made(train: Train, costs: CostModel) -> None:
     args = train()
     config = json.loads((args.run / "config.json").read_text())
-    assert config["settings"]["arms"] == list(ARMS) and config["settings"]["ppo"]["n_steps"] == 16
+    assert (
+        config["settings"]["arms"] == list(ARMS) and config["settings"]["live_ppo"]["n_steps"] == 16
+    )
     assert {"cpu", "torch", "git_revision", "fingerprint"} <= set(config)
     assert CostModel.from_json((args.run / "cost_model.json").read_text()) == costs
     body = json.loads((args.run / "policy" / "policy.json").read_text())
@@ -260,7 +313,7 @@ def test_sb3_evaluates_our_policies(
         else make_policy(spec, drafters, target)
     )
     arms = tuple(map(str, policy.arms))
-    env, same = (make_env(replace(args, arms=arms)) for _ in range(2))
+    env, same = (router_env(replace(args, arms=arms)) for _ in range(2))
     env.reset(seed=5)
     returns, lengths = evaluate_policy(
         policy, Monitor(env), n_eval_episodes=3, return_episode_rewards=True
@@ -282,3 +335,45 @@ def play(env: RouterEnv, policy: Policy) -> float:
         observation, reward, done, _, _ = env.step(action)
         total += reward
     return total
+
+
+def test_training_on_traces_exports_the_best_of_what_it_validated(train: Train) -> None:
+    args = train(rounds=300, live=False, validation=0.5)
+    best = json.loads((args.run / "best.json").read_text())["tokens_per_target_step"]
+    body = json.loads((args.run / "policy" / "policy.json").read_text())
+    assert body["provenance"]["validation_tokens_per_target_step"] == best
+    _, aside = tiny_split(args)
+    policy = load_learned_policy(args.run / "policy", agents.experience.load_target("patched"))
+    played = play_policy(aside, policy)
+    speed = sum(text.tokens for text in played) / sum(text.steps for text in played)
+    assert speed == pytest.approx(best)
+
+
+def tiny_split(args: RouterArgs) -> tuple[TraceSet, TraceSet]:
+    """What a run trains on, and what it sets aside."""
+    return read_traces(args.traces).split(args.validation)
+
+
+def test_an_agent_trained_on_traces_goes_on_with_live_decoding(train: Train) -> None:
+    first = train(live=False)
+    tuned = train(live=True, init=first.run, run=first.run / "tuned", rounds=32)
+    assert rounds_of(tuned) == 32, "counted anew"
+    before = agent_of(replace(first, live=False))
+    untouched = train(live=True, init=first.run, run=first.run / "same", rounds=1, minutes=0.0)
+    inherited, after = final_weights(untouched), final_weights(tuned)
+    for name, weight in deployable_network(before).state_dict().items():
+        assert torch.equal(weight, inherited[name]), "a single round is no update"
+    assert not torch.equal(after["scores.weight"], inherited["scores.weight"])
+
+
+def test_settings_that_cannot_work_are_refused_with_a_remedy(train: Train) -> None:
+    for changes, problem in [
+        ({"algorithm": "sarsa"}, "unknown algorithm"),
+        ({"algorithm": "dqn"}, "learned with PPO"),
+        ({"latency_price": "cheap"}, "latency-price"),
+        ({"init": Path("nowhere")}, "holds no agent"),
+        ({"live": False, "arms": ("eagle3:16", "plain")}, "not in these traces"),
+        ({"live": False, "categories": ("poetry",)}, "no trace of category"),
+    ]:
+        with pytest.raises(DraftgymError, match=problem):
+            train(**changes)

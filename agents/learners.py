@@ -1,0 +1,102 @@
+"""Stable-Baselines3 agents for routers: fresh, resumed, or going on from another run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.vec_env import VecEnv
+from torch.optim import AdamW
+
+from agents.hyperparameters import RouterDQN, RouterPPO
+from agents.network import RouterExtractor
+from agents.router_args import RouterArgs
+from decoding.errors import DraftgymError
+
+Agent = PPO | DQN
+
+
+def fresh_agent(args: RouterArgs, env: VecEnv) -> Agent:
+    """An untrained agent."""
+    if args.algorithm == "dqn":
+        return DQN("MultiInputPolicy", env, seed=args.seed, device="cpu", **_dqn(args.dqn))
+    ppo = args.live_ppo if args.live else args.ppo
+    return PPO("MultiInputPolicy", env, seed=args.seed, device="cpu", **_ppo(ppo))
+
+
+def resumed_agent(saved: Path, args: RouterArgs, env: VecEnv) -> Agent:
+    """The agent of an interrupted run, with the hyperparameters it was started with."""
+    agent = _load(saved, args, env)
+    # A resumed run must not replay its first texts and choices.
+    agent.set_random_seed(args.seed + agent.num_timesteps)
+    return agent
+
+
+def inherited_agent(saved: Path, args: RouterArgs, env: VecEnv) -> Agent:
+    """An agent that goes on from another run's weights, with hyperparameters of its own."""
+    made = _dqn(args.dqn) if args.algorithm == "dqn" else _ppo(_ppo_of(args))
+    del made["policy_kwargs"]  # the network is the other run's
+    agent = _load(saved, args, env, **made)
+    agent.num_timesteps = 0
+    agent.set_random_seed(args.seed)
+    return agent
+
+
+def _ppo_of(args: RouterArgs) -> RouterPPO:
+    return args.live_ppo if args.live else args.ppo
+
+
+def _ppo(settings: RouterPPO) -> dict[str, Any]:
+    made = asdict(settings)
+    heads = {"net_arch": {"pi": [], "vf": [settings.width]}}
+    return _common(made) | {"policy_kwargs": _policy(made) | heads}
+
+
+def _dqn(settings: RouterDQN) -> dict[str, Any]:
+    made = asdict(settings)
+    kwargs = _policy(made) | {"net_arch": []}
+    return _common(made) | {"policy_kwargs": kwargs, "train_freq": 1}
+
+
+def _common(made: dict[str, Any]) -> dict[str, Any]:
+    """SB3's own arguments; the step size falls linearly to zero."""
+    rate = made["learning_rate"]
+    ours = {"n_envs", "width", "weight_decay", "learning_rate"}
+    kept = {key: value for key, value in made.items() if key not in ours}
+    return kept | {"learning_rate": _Falling(rate)}
+
+
+class _Falling:
+    """A schedule that falls linearly; a class, so that SB3 can save it."""
+
+    def __init__(self, start: float) -> None:
+        self.start = start
+
+    def __call__(self, remaining: float) -> float:
+        return self.start * remaining
+
+
+def _policy(made: dict[str, Any]) -> dict[str, Any]:
+    """Arguments for `MultiInputPolicy`: the deployable encoder, then a linear head of scores."""
+    return {
+        "features_extractor_class": RouterExtractor,
+        "features_extractor_kwargs": {"width": made["width"]},
+        "optimizer_class": AdamW,
+        "optimizer_kwargs": {"weight_decay": made["weight_decay"]},
+    }
+
+
+def _load(path: Path, args: RouterArgs, env: VecEnv, **changes: Any) -> Agent:
+    kind = DQN if args.algorithm == "dqn" else PPO
+    try:
+        agent: Agent = kind.load(path, env=env, device="cpu", **changes)
+    except Exception as error:  # SB3 raises many kinds for a damaged or foreign zip
+        reason = str(error).splitlines()[0] if str(error) else repr(error)
+        raise DraftgymError(
+            f"cannot resume from {path}: {reason}",
+            "its arms, target or algorithm differ from these settings, or it is damaged; name "
+            "another --run",
+        ) from error
+    return agent
