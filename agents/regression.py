@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from decoding.errors import DraftgymError
 from rollouts.prompt_sets import refuse_held_out
-from rollouts.trace import TextTrace, TraceSet
+from rollouts.trace import TraceSet
 
 
 @dataclass(frozen=True)
@@ -79,9 +78,7 @@ class Fit:
 
 
 def hold_out(traces: TraceSet, share: float) -> tuple[TraceSet, TraceSet]:
-    """Training and validation texts, told apart by a hash of the question id.
-
-    A text keeps its side when others are added, and no position of a validation text is trained on.
+    """Training and validation texts, the same ones for every trainer (`TraceSet.split`).
 
     Args:
         traces: Traces of training prompts.
@@ -91,15 +88,7 @@ def hold_out(traces: TraceSet, share: float) -> tuple[TraceSet, TraceSet]:
         DraftgymError: Fewer than two texts with a round, or prompts that results are reported on.
     """
     refuse_held_out(text.question_id for text in traces.texts)
-    texts = sorted((text for text in traces.texts if len(text)), key=_place)
-    if len(texts) < 2:
-        raise DraftgymError(
-            f"there are {len(texts)} texts to learn from",
-            "trace more prompts with python -m rollouts.collect",
-        )
-    count = sum(_place(text) < share for text in texts)
-    count = min(max(1, count), len(texts) - 1)
-    return replace(traces, texts=texts[count:]), replace(traces, texts=texts[:count])
+    return replace(traces, texts=[text for text in traces.texts if len(text)]).split(share)
 
 
 def fit(
@@ -149,9 +138,3 @@ def squared_error(network: nn.Module, examples: Examples, batch: int = 4096) -> 
         error = network(*examples.inputs(rows)) - examples.targets[rows]
         total += float(error.square().sum())
     return total / examples.targets.numel()
-
-
-def _place(text: TextTrace) -> float:
-    """Where a text falls between 0 and 1, evenly and for good."""
-    digest = hashlib.sha256(text.question_id.encode()).digest()
-    return int.from_bytes(digest[:6], "big") / 2**48
