@@ -84,6 +84,21 @@ def load_prompts(
     return kept
 
 
+def refuse_held_out(question_ids: Iterable[str]) -> None:
+    """Raises `DraftgymError` if prompts that results are reported on are among those to learn from.
+
+    Args:
+        question_ids: Of the prompts to tune or train on.
+    """
+    held_out = {prompt.question_id for prompt in load_prompts("heldout")}
+    found = sorted(held_out.intersection(question_ids))
+    if found:
+        raise DraftgymError(
+            f"nothing may be tuned or trained on held-out prompts, such as {found[0]!r}",
+            "trace training prompts: python -m rollouts.collect --prompts train",
+        )
+
+
 def interleave_categories(prompts: Iterable[Prompt]) -> list[Prompt]:
     """Deals the prompts round-robin by category, so that every prefix is balanced.
 

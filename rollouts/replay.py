@@ -94,6 +94,22 @@ class Replay:
         signals = self.memory.signals(self._signals[row], self._context[row], share)
         return {"signals": signals, "hidden": self._hidden[row]}
 
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """Where the episodes stand, among the rows of all `texts` `[n]`."""
+        return self._row
+
+    def options(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """What a round with each arm would commit and cost here `[n, A]`, catching up included."""
+        row = self._row
+        committed, seconds = self._committed[:, row].T, self._seconds[:, row].T.copy()
+        rows = np.flatnonzero(self._remaining[row] > 1)
+        for arm, column in enumerate(self._drafter):
+            if column >= 0:
+                backlog = self._context[row[rows]] - self._last_used[rows, column]
+                seconds[rows, arm] += self._tables[column, backlog]
+        return committed, seconds
+
     def step(self, actions: NDArray[np.int64]) -> ReplayedRound:
         """Plays a round of every episode; finished ones must be started again afterwards."""
         row, context = self._row, self._context[self._row]

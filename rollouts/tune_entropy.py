@@ -25,7 +25,7 @@ from decoding.arms import Arm, parse_arm
 from decoding.errors import DraftgymError, exit_on_user_error
 from decoding.provenance import describe_host
 from policies.entropy import ENTROPY, THRESHOLD_FILE
-from rollouts.prompt_sets import load_prompts
+from rollouts.prompt_sets import refuse_held_out
 from rollouts.trace import TraceSet
 from rollouts.trace_file import read_traces
 from rollouts.walks import Course
@@ -87,24 +87,13 @@ def tune(args: TuneEntropyArgs) -> Tuning:
     if not (firsts and seconds):
         raise DraftgymError("a side of the threshold has no arm", "give --autoregressive eagle3:2")
     traces = read_traces(args.traces)
-    refuse_held_out(traces)
+    refuse_held_out(text.question_id for text in traces.texts)
     tunings = [tune_pair(traces, pair, args.thresholds) for pair in product(firsts, seconds)]
     best = max(tunings, key=lambda tuning: tuning.speeds.max())
     body = describe(best, tunings, traces)
     args.output.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
     _print(best, tunings, args.output)
     return best
-
-
-def refuse_held_out(traces: TraceSet) -> None:
-    """Raises `DraftgymError` for traces of prompts that results are reported on."""
-    held_out = {prompt.question_id for prompt in load_prompts("heldout")}
-    found = [text.question_id for text in traces.texts if text.question_id in held_out]
-    if found:
-        raise DraftgymError(
-            f"nothing may be tuned or trained on held-out prompts, such as {found[0]!r}",
-            "collect training prompts: python -m rollouts.collect --prompts train",
-        )
 
 
 def tune_pair(traces: TraceSet, arms: tuple[Arm, Arm], count: int) -> Tuning:
@@ -115,11 +104,13 @@ def tune_pair(traces: TraceSet, arms: tuple[Arm, Arm], count: int) -> Tuning:
         arms: Above the threshold, and at or below it.
         count: Quantiles of the entropy that the grid takes, ends included; 0 nats comes on top.
     """
-    entropy = np.concatenate([text.signals[:-1, ENTROPY] for text in traces.texts])
+    entropies = np.concatenate([text.signals[:-1, ENTROPY] for text in traces.texts])
     # Quantiles are entropies that occur: no threshold in between would choose otherwise.
-    grid = np.quantile(entropy, np.linspace(0, 1, count), method="nearest")
+    grid = np.quantile(entropies, np.linspace(0, 1, count), method="nearest")
     grid = np.unique(np.append(grid, 0.0)).astype(np.float32)
-    totals = Course(traces, arms).walk(np.where(entropy > grid[:, None], 0, 1))
+    course = Course(traces, arms, len(grid))
+    entropy = course.rows(lambda text: text.signals[:, ENTROPY])
+    totals = course.walk(np.where(entropy > grid[:, None], 0, 1))
     return Tuning(arms, grid.astype(np.float64), totals.speeds, totals.shares[:, 0])
 
 

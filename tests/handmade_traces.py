@@ -15,7 +15,7 @@ COST = CostModel(
     host={},
     target_pass={1: Curve((1, 9), (1.0, 1.4)), 99: Curve((1, 9), (1.5, 2.5))},
     draft={"eagle3": Curve((1, 8), (0.2, 1.6)), "dflash": Curve((1, 8), (0.3, 0.4))},
-    catch_up={"eagle3": Curve((0, 50), (0.1, 0.9)), "dflash": Curve((0, 50), (0.05, 0.3))},
+    catch_up={"eagle3": Curve((0, 50), (0.0, 0.9)), "dflash": Curve((0, 50), (0.0, 0.3))},
 )
 """EAGLE-3 pays per token, DFlash once; catching up matters."""
 

@@ -17,7 +17,7 @@ from rollouts.prompt_sets import load_prompts
 from rollouts.trace import TextTrace, TraceSet
 from rollouts.trace_file import trace_table
 from rollouts.tune_entropy import TuneEntropyArgs, tune, tune_pair
-from rollouts.walks import Course
+from rollouts.walks import walk_single_arms
 from tests.handmade_traces import COST, PROMPT_TOKENS, handmade_traces
 
 PAIR = (Arm("eagle3", 3), Arm("dflash", 4))
@@ -81,14 +81,14 @@ def test_tuning_finds_the_threshold_that_brute_force_finds(traces: TraceSet) -> 
 
 def test_the_ends_of_the_grid_are_single_arms(traces: TraceSet) -> None:
     tuning = tune_pair(traces, PAIR, count=7)
-    single = Course(traces, PAIR).single_arms()
+    single = walk_single_arms(traces, PAIR)
     assert (tuning.shares[0], tuning.shares[-1]) == (1, 0)
     assert tuning.speeds[[0, -1]] == pytest.approx(single.speeds)
 
 
 def test_all_tokens_over_all_seconds_count_not_the_mean_of_rates(traces: TraceSet) -> None:
-    each = [Course(replace(traces, texts=[text]), PAIR).single_arms() for text in traces.texts]
-    together = Course(traces, PAIR).single_arms()
+    each = [walk_single_arms(replace(traces, texts=[text]), PAIR) for text in traces.texts]
+    together = walk_single_arms(traces, PAIR)
     assert together.tokens == sum(one.tokens for one in each)
     assert together.seconds == pytest.approx(np.sum([one.seconds for one in each], axis=0))
     assert together.speeds == pytest.approx(together.tokens / together.seconds)
