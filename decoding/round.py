@@ -46,6 +46,7 @@ class RoundRecord:
             ended before it).
         caught_up: Positions that the drafter had missed and encoded first (its backlog).
         times: Wall-clock of the phases.
+        path: Which of `drafted` were accepted: their indices, root to leaf, `accepted` of them.
         margins: Per committed token, how far the target's choice was ahead of the runner-up;
             empty unless asked for.
     """
@@ -58,6 +59,7 @@ class RoundRecord:
     committed: list[int]
     caught_up: int
     times: RoundTimes
+    path: list[int]
     margins: list[float] = field(default_factory=list)
 
 
@@ -91,18 +93,20 @@ def play_rounds(
         start = time.perf_counter()
         committed = session.commit(draft.proposal, verdict, output)
         commit_seconds = time.perf_counter() - start
+        path = verdict.path[: len(committed)]
         records.append(
             RoundRecord(
                 arm,
                 context,
                 draft.proposal.tokens.tolist(),
                 draft.proposal.depth,
-                min(len(verdict.path), len(committed)),
+                len(path),
                 committed,
                 draft.caught_up,
                 RoundTimes(
                     draft.catch_up_seconds, draft.draft_seconds, verify_seconds, commit_seconds
                 ),
+                path,
                 verdict.margins[: len(committed)],
             )
         )
