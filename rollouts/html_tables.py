@@ -22,6 +22,9 @@ FIGURES = (
 )
 """Columns with what they mean."""
 
+LONG_FACT = 32
+"""Characters of a fact that fit beside others."""
+
 MARGIN = "how far plain decoding's token was ahead of the next one"
 
 
@@ -89,17 +92,20 @@ def differences_list(result: Evaluation) -> str:
 
 
 def facts_list(environment: Mapping[str, Any]) -> str:
-    """What the environment says, one fact per line, the command last."""
+    """What the environment says; what is long gets a line of its own."""
     facts = []
     for key, value in environment.items():
         if isinstance(value, Mapping):
             value = ", ".join(f"{k} ({v})" if v else str(k) for k, v in value.items())
         elif isinstance(value, list | tuple):
             value = ", ".join(map(str, value))
-        if value is not None:
-            shown = escape(str(value))
-            shown = f"<code>{shown}</code>" if key in ("command", "git_revision") else shown
-            facts.append(f"<dt>{escape(key.replace('_', ' '))}</dt><dd>{shown}</dd>")
+        if value is None:
+            continue
+        kind = ' class="long"' if len(str(value)) > LONG_FACT else ""
+        shown = escape(str(value))
+        shown = f"<code>{shown}</code>" if key in ("command", "git_revision") else shown
+        name = escape(key.replace("_", " "))
+        facts.append(f"<div{kind}><dt>{name}</dt><dd>{shown}</dd></div>")
     return f'<dl class="facts">{"".join(facts)}</dl>'
 
 

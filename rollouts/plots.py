@@ -30,10 +30,6 @@ STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "axes.titlesize": 11,
-    "legend.frameon": False,
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
@@ -82,6 +78,7 @@ def grouped_bars(
         _bars(axes, places, values, thickness * 0.92, colours[name], name, narrow)
         if narrow or bars <= MOST_VALUES:
             _write_values(axes, places, values, narrow)
+    axes.margins(**{"x" if narrow else "y": 0.1})  # room for the values
     if narrow:
         axes.set_yticks(range(len(groups)), groups)
         axes.set_xlabel(label)
@@ -197,13 +194,14 @@ def _finish(figure: Figure, axes: Axes, title: str, columns: int) -> None:
     """Title above, legend between it and the axes."""
     handles, labels = axes.get_legend_handles_labels()
     lines = -(-len(labels) // columns)
-    axes.set_title(title, pad=10 + 15 * lines)
+    axes.set_title(title, loc="left", pad=10 + 15 * lines, fontsize=11, fontweight="bold")
     axes.legend(
         handles,
         labels,
         loc="lower left",
         bbox_to_anchor=(0, 1.0),
         ncols=columns,
+        frameon=False,
         borderaxespad=0.3,
         borderpad=0,
         handlelength=1.1,
