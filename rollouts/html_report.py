@@ -57,16 +57,21 @@ def make_plots(result: Evaluation, intervals: Mapping[tuple[str, str], Sureness]
     categories, policies = _categories(result), list(result.choices)
     rows = {(row.policy, row.category): row for row in result.rows}
     drafting = [policy for policy in policies if policy != PLAIN]
+    arms = [arm for arms in result.choices.values() for arm in arms]
+    colours = colours_of([*policies, *sorted(arms)])  # the same ones in all figures
 
     def bars(name: str, title: str, label: str, figure: str) -> tuple[str, str]:
         series = {
             policy: [getattr(intervals[policy, one], figure) for one in categories]
             for policy in drafting or policies
         }
-        return _both(name, lambda n: grouped_bars(title, categories, series, label, 1.0, narrow=n))
+        return _both(
+            name, lambda n: grouped_bars(title, categories, series, label, 1.0, colours, narrow=n)
+        )
 
     def shares(name: str, title: str, parts: dict[str, dict[str, float]]) -> tuple[str, str]:
-        return _both(name, lambda n: stacked_shares(title, parts, "share of the rounds", narrow=n))
+        label = "share of the rounds"
+        return _both(name, lambda n: stacked_shares(title, parts, label, colours, narrow=n))
 
     plots = {
         "speed": bars("speed", "Speed-up over plain decoding", "times plain decoding", "speedup"),

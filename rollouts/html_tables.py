@@ -117,7 +117,9 @@ def table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> 
         rows: Cells as HTML.
     """
     head = "".join(
-        f'<th scope="col"{f" title={chr(34)}{escape(tip)}{chr(34)}" if tip else ""}>{name}</th>'
+        f'<th scope="col" title="{escape(tip)}">{name}</th>'
+        if tip
+        else f'<th scope="col">{name}</th>'
         for name, tip in columns
     )
     body = "".join(

@@ -16,9 +16,9 @@ OF_DRAFTER = {
     "ngram": "#009e73",
     "small": "#cc79a7",
 }
-SPARE = ("#d55e00", "#56b4e9", "#b8a900", "#5b4b8a", "#7a5230")
-"""For whoever is no drafter (routers, `random`), in turn. The first four colours above and the
-first two here are Okabe and Ito's."""
+SPARE = ("#d55e00", "#6a4c9c", "#b8a900", "#7a5230")
+"""For whoever is no drafter (routers, `random`), in turn. The drafters' colours and the first of
+these are Okabe and Ito's; their sky blue is left to the shades of blue."""
 
 LIGHTEST = 0.6
 """How far towards white the last of several arms of one drafter goes."""
@@ -48,6 +48,12 @@ def colours_of(names: Sequence[str]) -> dict[str, str]:
         for index, name in enumerate(members):
             colours[name] = _lighter(base, LIGHTEST * index / len(members))
     return colours
+
+
+def ink_on(colour: str) -> str:
+    """Black or white, whichever can be read better on a colour."""
+    red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
+    return "#000000" if 0.3 * red + 0.59 * green + 0.11 * blue > 120 else "#ffffff"
 
 
 def _lighter(colour: str, amount: float) -> str:

@@ -16,6 +16,7 @@ class Pieces:
 
     def __init__(self, target: Target) -> None:
         self._target = target
+        self._special = {*target.stop_tokens, *getattr(target.tokenizer, "all_special_ids", ())}
         self._known: dict[tuple[int, ...], list[str]] = {}
 
     def of(self, tokens: Sequence[int]) -> list[str]:
@@ -37,19 +38,20 @@ class Pieces:
                 blank, and a character may have begun there.
             tokens: What was drafted.
         """
-        return self.of([*before, *tokens])[len(before) :]
+        return self._split([*before, *tokens], len(before))
 
     def name(self, token: int) -> str | None:
         """What a token without a text is called, if it is special (end of text, padding)."""
-        tokenizer = self._target.tokenizer
-        if token in self._target.stop_tokens or token in tokenizer.all_special_ids:
-            return str(tokenizer.convert_ids_to_tokens(token))
-        return None
+        if token not in self._special:
+            return None
+        return str(self._target.tokenizer.convert_ids_to_tokens(token))
 
-    def _split(self, tokens: list[int]) -> list[str]:
+    def _split(self, tokens: list[int], skipped: int = 0) -> list[str]:
+        """Pieces of the tokens behind the first `skipped`."""
         whole = self._target.decode(tokens)
-        pieces, settled = [], 0
-        for count in range(1, len(tokens) + 1):
+        settled = _agreement(self._target.decode(tokens[:skipped]), whole)
+        pieces = []
+        for count in range(skipped + 1, len(tokens) + 1):
             # Half a character decodes to something that the whole text has not got there.
             text = whole if count == len(tokens) else self._target.decode(tokens[:count])
             end = max(settled, _agreement(text, whole))

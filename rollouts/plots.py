@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from decoding.errors import DraftgymError
-from rollouts.palette import colours_of
+from rollouts.palette import colours_of, ink_on
 from rollouts.statistics import Interval
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ STYLE: dict[Any, Any] = {
 WIDTH = {False: 10.5, True: 5.0}
 """Inches, of a wide figure and of a narrow one."""
 
-MOST_VALUES = 40
-"""Bars that still have room for their value."""
+WIDE_BARS, MOST_VALUES = 24, 60
+"""Up to so many bars have room for their value across, and lengthwise."""
 
 
 def require_matplotlib() -> None:
@@ -57,6 +57,7 @@ def grouped_bars(
     series: Mapping[str, Sequence[Interval]],
     label: str,
     reference: float | None = None,
+    colours: Mapping[str, str] | None = None,
     narrow: bool = False,
 ) -> Figure:
     """One bar per series in every group, with its interval.
@@ -67,9 +68,10 @@ def grouped_bars(
         series: By name, one value per group; an interval without width is not drawn.
         label: What the bars measure.
         reference: A value to mark with a line.
+        colours: By series; None chooses them.
         narrow: Bars lie and groups stand below each other, for a small screen.
     """
-    colours, bars = colours_of(list(series)), len(groups) * len(series)
+    colours, bars = colours or colours_of(list(series)), len(groups) * len(series)
     height = 1.1 + 0.17 * (bars + len(groups)) if narrow else 3.9
     figure, axes = _figure(height, narrow)
     thickness = 0.82 / len(series)
@@ -77,8 +79,8 @@ def grouped_bars(
         places = [at + (index - (len(series) - 1) / 2) * thickness for at in range(len(groups))]
         _bars(axes, places, values, thickness * 0.92, colours[name], name, narrow)
         if narrow or bars <= MOST_VALUES:
-            _write_values(axes, places, values, narrow)
-    axes.margins(**{"x" if narrow else "y": 0.1})  # room for the values
+            turned = not narrow and bars > WIDE_BARS
+            _write_values(axes, places, values, ink_on(colours[name]), narrow, turned)
     if narrow:
         axes.set_yticks(range(len(groups)), groups)
         axes.set_xlabel(label)
@@ -96,7 +98,11 @@ def grouped_bars(
 
 
 def stacked_shares(
-    title: str, shares: Mapping[str, Mapping[str, float]], label: str, narrow: bool = False
+    title: str,
+    shares: Mapping[str, Mapping[str, float]],
+    label: str,
+    colours: Mapping[str, str] | None = None,
+    narrow: bool = False,
 ) -> Figure:
     """One lying bar per row, divided into shares.
 
@@ -104,10 +110,12 @@ def stacked_shares(
         title: Stands above the figure.
         shares: By row, the parts by name; the parts of a row sum to one.
         label: What the parts are parts of.
+        colours: By part, in the order in which parts follow each other; None chooses them.
         narrow: For a small screen.
     """
-    names = list(dict.fromkeys(name for parts in shares.values() for name in parts))
-    colours, rows = colours_of(names), list(shares)
+    used = list(dict.fromkeys(name for parts in shares.values() for name in parts))
+    colours, rows = colours or colours_of(used), list(shares)
+    names = [name for name in colours if name in used]
     figure, axes = _figure(1.25 + 0.3 * len(rows), narrow)
     left = [0.0] * len(rows)
     for name in names:
@@ -116,7 +124,8 @@ def stacked_shares(
         for at, (start, width) in enumerate(zip(left, widths, strict=True)):
             if width >= (0.12 if narrow else 0.06):
                 middle = start + width / 2
-                axes.text(middle, at, f"{width:.0%}", ha="center", va="center", color="#000000")
+                text = f"{width:.0%}"
+                axes.text(middle, at, text, ha="center", va="center", color=ink_on(colours[name]))
         left = [start + width for start, width in zip(left, widths, strict=True)]
     axes.set_xlim(0, 1)
     axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -175,18 +184,25 @@ def _bars(
 
 
 def _write_values(
-    axes: Axes, places: Sequence[float], values: Sequence[Interval], narrow: bool
+    axes: Axes,
+    places: Sequence[float],
+    values: Sequence[Interval],
+    colour: str,
+    narrow: bool,
+    turned: bool,
 ) -> None:
+    """At the foot of the bars, out of the way of the intervals."""
     for at, one in zip(places, values, strict=True):
-        end = max(one.value, one.high)
         axes.annotate(
             f"{one.value:.2f}",
-            (end, at) if narrow else (at, end),
-            xytext=(3, 0) if narrow else (0, 2),
+            (0, at) if narrow else (at, 0),
+            xytext=(4, 0) if narrow else (0, 4),
             textcoords="offset points",
             ha="left" if narrow else "center",
-            va="center" if narrow else "bottom",
+            va="center_baseline" if narrow else "bottom",
+            rotation=90 if turned else 0,
             fontsize=7.5,
+            color=colour,
         )
 
 

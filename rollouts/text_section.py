@@ -61,7 +61,9 @@ def _summary(policy: str, mine: Generation, plain: Generation) -> str:
                 f"{mine.tokens_per_second / plain.tokens_per_second:.2f}&times; plain decoding"
             )
         index = first_difference(mine.tokens, plain.tokens)
-        facts.append("the same text" if index is None else f"another text from token {index}")
+        facts.append(
+            "the same text as plain's" if index is None else f"another text from token {index}"
+        )
     return ", ".join(facts)
 
 

@@ -67,16 +67,9 @@ def _round(
     classes: Mapping[str, str],
 ) -> str:
     record = item.record
-    drafted = [
-        _token(token, piece, pieces)
-        for token, piece in zip(record.committed[: record.accepted], shown, strict=False)
-    ]
-    own = [
-        _token(token, piece, pieces, "own")
-        for token, piece in zip(
-            record.committed[record.accepted :], shown[record.accepted :], strict=True
-        )
-    ]
+    committed = list(zip(record.committed, shown, strict=True))
+    drafted = [_token(*one, pieces) for one in committed[: record.accepted]]
+    own = [_token(*one, pieces, "own") for one in committed[record.accepted :]]
     kept = set(record.path)
     lost = [token for node, token in enumerate(record.drafted) if node not in kept]
     rejected = ""
@@ -84,9 +77,9 @@ def _round(
         rejected = _rejected_chain(lost, [*before, *record.committed[: record.accepted]], pieces)
     elif lost:
         rejected = _rejected_tree(lost, before, pieces)
-    kind = classes.get(record.arm.drafter, "")
+    kind = f"round {classes.get(record.arm.drafter, '')}".strip()
     body = "".join([*drafted, rejected, *own])
-    return f'<span class="{f"round {kind}".strip()}" title="{_tip(number, item)}">{body}</span>'
+    return f'<span class="{kind}" title="{_tip(number, item)}">{body}</span>'
 
 
 def _rejected_chain(lost: Sequence[int], before: Sequence[int], pieces: Pieces) -> str:

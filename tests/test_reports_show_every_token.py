@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
-from decoding.decoder import Generation
+from decoding.arms import Arm
+from decoding.decoder import DecodedRound, Generation
 from decoding.errors import DraftgymError
+from decoding.round import RoundRecord, RoundTimes
 from decoding.target import Target
 from rollouts.decode import DecodeSettings
 from rollouts.evaluation import EvaluateArgs, chosen_policies, compare, evaluate
@@ -24,7 +26,7 @@ from rollouts.plots import grouped_bars, stacked_shares, to_svg
 from rollouts.prompt_sets import Prompt
 from rollouts.report import ALL, Evaluation
 from rollouts.statistics import Interval, ratio_of_sums
-from rollouts.text_view import visible
+from rollouts.text_view import render_text, visible
 from tests.tiny import tiny_drafters
 from tests.tiny_text import byte_tokenizer, save_drafters, save_prompts, save_target, text_target
 
@@ -235,6 +237,21 @@ def test_pieces_are_the_text(writer: Target, text: str) -> None:
     assert Pieces(writer).after(tokens[:3], tokens[3:]) == pieces[3:]
 
 
+def test_the_end_of_a_text_can_be_seen(writer: Target) -> None:
+    """It has no text of its own; a draft behind it was not taken."""
+    times = RoundTimes(0.01, 0.02, 0.03, 0.04)
+    letter, end = (writer.tokenizer.convert_tokens_to_ids(one) for one in ("a", "<end>"))
+    drafted, committed = [letter, end, letter], [letter, end]
+    record = RoundRecord(
+        Arm("eagle3", 3), 5, drafted, 3, len(committed), committed, 7, times, path=[0, 1]
+    )
+    text = Generation([letter, *committed], 4, [DecodedRound(record, 0.0)])
+    html = render_text(text, Pieces(writer), {"eagle3": "d0"})
+    kept = '<span>a</span><span class="special" data-name="&lt;end&gt;"></span>'
+    assert f"{kept}<del><span>a</span></del></span>" in html
+    assert "eagle3:3, 3 drafted, 2 accepted, 7 caught up, 100.0 ms" in html
+
+
 def test_figures_have_intervals_around_their_values(result: Evaluation) -> None:
     intervals = make_intervals(result)
     for row in result.rows:
@@ -277,7 +294,7 @@ def test_figures_are_drawn_from_plain_data() -> None:
     assert svg == to_svg(grouped_bars("Title", ["group"], bars, "seconds", reference=1.0), "some")
     shares = {"row": {"a": 0.25, "b": 0.75}}
     for narrow in (False, True):
-        assert "75%" in to_svg(stacked_shares("Shares", shares, "rounds", narrow), "x")
+        assert "75%" in to_svg(stacked_shares("Shares", shares, "rounds", narrow=narrow), "x")
 
 
 def test_every_name_has_its_colour() -> None:
