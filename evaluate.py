@@ -3,9 +3,11 @@
     $ python evaluate.py                                  # every policy, the held-out prompts
     $ python evaluate.py --policies eagle3 dflash entropy --limit-per-category 4
     $ python evaluate.py --prompts questions.jsonl --dtype float32 --json result.json
+    $ python evaluate.py --limit-per-category 2 --report runs/report      # plots, texts: a page
 
 Policies are interleaved prompt by prompt. The table shows tokens per round, tokens per second,
-speed-up and how many texts are plain decoding's, per category and overall.
+speed-up and how many texts are plain decoding's, per category and overall; --report adds their
+intervals, and every text coloured by who drafted it.
 """
 
 from __future__ import annotations

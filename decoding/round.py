@@ -47,6 +47,7 @@ class RoundRecord:
         caught_up: Positions that the drafter had missed and encoded first (its backlog); where
             catching up is eager, also those that all drafters encoded after the commit.
         times: Wall-clock of the phases; `catch_up` is that of all these positions.
+        path: Which of `drafted` were accepted: their indices, root to leaf, `accepted` of them.
         margins: Per committed token, how far the target's choice was ahead of the runner-up;
             empty unless asked for.
     """
@@ -59,6 +60,7 @@ class RoundRecord:
     committed: list[int]
     caught_up: int
     times: RoundTimes
+    path: list[int]
     margins: list[float] = field(default_factory=list)
 
 
@@ -93,13 +95,14 @@ def play_rounds(
         committed = session.commit(draft.proposal, verdict, output)
         commit_seconds = time.perf_counter() - start
         eager, eager_seconds = _catch_up_eagerly(session)
+        path = verdict.path[: len(committed)]
         records.append(
             RoundRecord(
                 arm,
                 context,
                 draft.proposal.tokens.tolist(),
                 draft.proposal.depth,
-                min(len(verdict.path), len(committed)),
+                len(path),
                 committed,
                 draft.caught_up + eager,
                 RoundTimes(
@@ -108,6 +111,7 @@ def play_rounds(
                     verify_seconds,
                     commit_seconds,
                 ),
+                path,
                 verdict.margins[: len(committed)],
             )
         )

@@ -193,19 +193,13 @@ class Eagle3Drafter(AutoregressiveDrafter):
         )
 
     @torch.inference_mode()
-<<<<<<< HEAD
-    def catch_up(self, state: Eagle3State, context: DraftContext) -> int:
-        """Encodes positions up to `n - 3`: keys and values only, in one batched call."""
-        start, stop = state.cache.length, context.tokens.shape[0] - self.lag
-=======
     def catch_up(self, state: Eagle3State, context: DraftContext, full: bool = False) -> int:
         """Encodes positions up to `n - 3` in one batched call.
 
         Keys and values only; `full` also runs queries, attention, MLP and LM head on every position
         and throws the results away.
         """
-        start, stop = state.cache.length, context.tokens.shape[0] - 2
->>>>>>> c97f386fc256d41e30bf9d6524edc2d253b61dd8
+        start, stop = state.cache.length, context.tokens.shape[0] - self.lag
         if stop <= start:
             return 0
         pair, feature = self._pair(context, start, stop)

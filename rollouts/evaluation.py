@@ -11,19 +11,28 @@ from typing import Any
 
 from decoding.arms import PLAIN
 from decoding.calibration import load_cost_model
-from decoding.decoder import Generation, PlainPolicy, RoutingPolicy, SpeculativeDecoder
+from decoding.decoder import PlainPolicy, RoutingPolicy, SpeculativeDecoder
 from decoding.drafting import LAZY_KV_ONLY, Drafter
 from decoding.errors import DraftgymError
 from decoding.latency import CostModel
 from decoding.provenance import describe_drafters, describe_host, describe_target
+from decoding.round import RoundRecord
 from decoding.rules import make_rule
 from decoding.target import Target
 from drafters.loading import find_checkpoints
 from policies.registry import all_policies, make_policy, shipped_router
-from rollouts.decode import DecodedText, DecodeSettings, decode_prompts, encode_prompt, write
+from rollouts.decode import DecodeSettings, decode_prompts, encode_prompt, write
+from rollouts.html_report import write_report
 from rollouts.options import CatchUpOptions
+from rollouts.plots import require_matplotlib
 from rollouts.prompt_sets import Prompt, interleave_categories, load_prompts
-from rollouts.report import Difference, Row, SecondsPredictor, find_differences, make_rows
+from rollouts.report import (
+    Evaluation,
+    SecondsPredictor,
+    find_differences,
+    make_arm_costs,
+    make_rows,
+)
 from rollouts.report import report_json as to_json
 from rollouts.table import print_report
 
@@ -44,6 +53,8 @@ class EvaluateArgs(CatchUpOptions):
         categories: Keep only these categories.
         limit_per_category: Keep at most this many prompts of each category.
         json: Write the figures to this file, with everything needed to judge them.
+        report: Write plots, the figures and a page that shows them and every text, coloured by who
+            drafted it, into this folder (needs matplotlib). Open its index.html in a browser.
     """
 
     policies: tuple[str, ...] | None = None
@@ -51,27 +62,11 @@ class EvaluateArgs(CatchUpOptions):
     categories: tuple[str, ...] | None = None
     limit_per_category: int | None = None
     json: Path | None = None
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A finished comparison.
-
-    Attributes:
-        environment: Where and how it was measured.
-        rows: One per policy and category, `all` last.
-        differences: Texts that are not plain decoding's.
-        texts: The texts themselves, with their rounds.
-    """
-
-    environment: dict[str, Any]
-    rows: list[Row]
-    differences: list[Difference]
-    texts: list[DecodedText]
+    report: Path | None = None
 
 
 def evaluate(args: EvaluateArgs) -> Evaluation:
-    """Runs what the command line asks for, prints the table and writes the JSON file.
+    """Runs what the command line asks for, prints the table and writes the files.
 
     Raises:
         DraftgymError: Anything the user can mend; found before decoding starts.
@@ -82,6 +77,9 @@ def evaluate(args: EvaluateArgs) -> Evaluation:
     )
     if args.json is not None:
         check_writable(args.json)
+    if args.report is not None:
+        check_writable(args.report / "index.html", "name another folder with --report")
+        require_matplotlib()
     target, drafters = args.load()
     policies = chosen_policies(args.policies, drafters, target, args.seed)
     environment = describe_run(args, target, drafters)
@@ -90,9 +88,12 @@ def evaluate(args: EvaluateArgs) -> Evaluation:
         predict = cost_predictor(load_cost_model(target, drafters))
     result = compare(target, drafters, policies, prompts, args.settings, environment, predict)
     print_report(result.environment, result.rows, result.differences)
+    figures = to_json(result.environment, result.rows, result.differences)
     if args.json is not None:
-        body = to_json(result.environment, result.rows, result.differences)
-        args.json.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+        args.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    if args.report is not None:
+        page = write_report(args.report, result, target)
+        print(f"\nreport: {page}")
     return result
 
 
@@ -124,7 +125,14 @@ def compare(
 
     rows = make_rows(texts, list(policies), predict_seconds)
     differences = find_differences(texts, lambda text: plain_margins(target, text.prompt, settings))
-    return Evaluation(dict(environment or {}), rows, differences, texts)
+    return Evaluation(
+        environment=dict(environment or {}),
+        rows=rows,
+        differences=differences,
+        texts=texts,
+        choices={name: [str(arm) for arm in policy.arms] for name, policy in policies.items()},
+        arm_costs=make_arm_costs(texts, predict_seconds) if predict_seconds else [],
+    )
 
 
 def plain_margins(target: Target, prompt: Prompt, settings: DecodeSettings) -> list[float]:
@@ -134,14 +142,10 @@ def plain_margins(target: Target, prompt: Prompt, settings: DecodeSettings) -> l
 
 
 def cost_predictor(model: CostModel) -> SecondsPredictor:
-    """Decode seconds of a text by a cost model: the sum over its rounds, decisions left out."""
+    """Seconds of a round by a cost model, the decision left out."""
 
-    def seconds(text: Generation) -> float:
-        records = [item.record for item in text.rounds]
-        return sum(
-            model.round_seconds(one.arm, len(one.drafted), one.context, one.caught_up, one.depth)
-            for one in records
-        )
+    def seconds(one: RoundRecord) -> float:
+        return model.round_seconds(one.arm, len(one.drafted), one.context, one.caught_up, one.depth)
 
     return seconds
 
@@ -184,13 +188,13 @@ def describe_run(
     }
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, remedy: str = "name another file with --json") -> None:
     """Raises `DraftgymError` now rather than after an hour of decoding."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DraftgymError(
-            f"cannot make the folder of {path}: {error.strerror}", "name another file with --json"
+            f"cannot make the folder of {path}: {error.strerror}", remedy
         ) from error
     if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise DraftgymError(f"cannot write {path}", "name another file with --json")
+        raise DraftgymError(f"cannot write {path}", remedy)

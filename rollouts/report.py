@@ -11,13 +11,14 @@ import numpy as np
 
 from decoding.arms import PLAIN
 from decoding.decoder import Generation
+from decoding.round import RoundRecord
 from rollouts.decode import DecodedText
 
 ALL = "all"
 """The category of a policy's row over all prompts."""
 
-SecondsPredictor = Callable[[Generation], float]
-"""Decode seconds of a text as a cost model predicts them from its rounds."""
+SecondsPredictor = Callable[[RoundRecord], float]
+"""Seconds of a round as a cost model predicts them, the decision left out."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,44 @@ class Difference:
     margin: float | None
 
 
+@dataclass(frozen=True)
+class ArmCost:
+    """What the rounds of one arm took, and what a cost model says they should take.
+
+    Attributes:
+        arm: The arm.
+        rounds: Rounds of every policy that chose it.
+        measured_seconds: All of them, decisions left out.
+        predicted_seconds: The same by the cost model.
+    """
+
+    arm: str
+    rounds: int
+    measured_seconds: float
+    predicted_seconds: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished comparison.
+
+    Attributes:
+        environment: Where and how it was measured.
+        rows: One per policy and category, `all` last.
+        differences: Texts that are not plain decoding's.
+        texts: The texts themselves, with their rounds.
+        choices: The arms that each policy chooses from, policies in the order of the tables.
+        arm_costs: Measured and predicted seconds by arm; empty without a cost model.
+    """
+
+    environment: dict[str, Any]
+    rows: list[Row]
+    differences: list[Difference]
+    texts: list[DecodedText]
+    choices: dict[str, list[str]]
+    arm_costs: list[ArmCost]
+
+
 Texts = dict[tuple[str, str], DecodedText]
 """Texts by (policy, question id)."""
 
@@ -119,6 +158,25 @@ def make_rows(
             mine = [by_key[policy, one].generation for one in ids]
             rows.append(_row(policy, category, mine, plain, predict_seconds))
     return rows
+
+
+def make_arm_costs(
+    texts: Sequence[DecodedText], predict_seconds: SecondsPredictor
+) -> list[ArmCost]:
+    """One entry per arm that was played, the most played first."""
+    records: dict[str, list[RoundRecord]] = {}
+    for text in texts:
+        for item in text.generation.rounds:
+            records.setdefault(str(item.record.arm), []).append(item.record)
+    return [
+        ArmCost(
+            arm,
+            len(played),
+            sum(record.times.total for record in played),
+            sum(map(predict_seconds, played)),
+        )
+        for arm, played in sorted(records.items(), key=lambda item: -len(item[1]))
+    ]
 
 
 def find_differences(
@@ -196,7 +254,9 @@ def _row(
         speedup_p10=p10,
         speedup_p50=p50,
         speedup_p90=p90,
-        predicted_seconds=sum(map(predict_seconds, mine)) if predict_seconds else None,
+        predicted_seconds=(
+            sum(predict_seconds(item.record) for item in played) if predict_seconds else None
+        ),
     )
 
 
