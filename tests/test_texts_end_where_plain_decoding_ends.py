@@ -35,7 +35,7 @@ class Prophet(Drafter):
     def new_state(self, capacity: int) -> None:
         """It remembers nothing."""
 
-    def catch_up(self, state: None, context: DraftContext) -> int:
+    def catch_up(self, state: None, context: DraftContext, full: bool = False) -> int:
         """It needs nothing."""
         return 0
 

@@ -169,7 +169,7 @@ class TreeDrafter(Drafter):
     def new_state(self, capacity: int) -> None:
         """Nothing to remember."""
 
-    def catch_up(self, state: None, context: DraftContext) -> int:
+    def catch_up(self, state: None, context: DraftContext, full: bool = False) -> int:
         """Nothing to catch up with."""
         return 0
 
