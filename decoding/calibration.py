@@ -19,12 +19,13 @@ from decoding.drafting import MAX_TREE_NODES, Drafter, DraftShape, PrefixView
 from decoding.embedded import cache_folder
 from decoding.errors import DraftgymError
 from decoding.latency import CostModel, Curve
+from decoding.proposal import Proposal
+from decoding.round import verify_batch
 from decoding.session import Session
 from decoding.target import Target
-from decoding.transformer import NewRows
 from decoding.verification import Candidates, GreedyRule
 
-FORMAT = 2
+FORMAT = 3
 """Part of what names a host's file, so that what older versions measured is measured again."""
 ROWS = (1, 2, 3, 5, 9, 17, 33, MAX_TREE_NODES + 1)
 ROOM = max(ROWS) + 1
@@ -63,10 +64,6 @@ def calibrate(
     """
     contexts = fitting_contexts(target, drafters, contexts)
     session = random_session(target, drafters, contexts[-1])
-    passes, rows = {}, [n for n in ROWS if n <= contexts[-1]]
-    for context in reversed(contexts):  # rolling back only ever shortens the cache
-        session.cache.roll_back(context)
-        passes[context] = _curve({n: _pass(session, n) for n in rows}, repeats)
     draft, catch_up, trees = {}, {}, {}
     for name, drafter in drafters.items():
         drafter.catch_up(session.state_of(drafter), session)
@@ -77,6 +74,10 @@ def calibrate(
             trees[name] = _tree_curves(session, drafter, repeats)
         backlogs = [n for n in BACKLOGS if n < contexts[-1] - 4]
         catch_up[name] = _catch_up_curve(session, drafter, backlogs, repeats)
+    passes, rows = {}, [n for n in ROWS if n <= contexts[-1]]
+    for context in reversed(contexts):  # rolling back only ever shortens the text
+        session.roll_back(context + 1)
+        passes[context] = _curve({n: _verification(session, n) for n in rows}, repeats)
     return CostModel(_host(target, drafters), passes, draft, catch_up, trees)
 
 
@@ -164,10 +165,18 @@ def _curve(runs: Mapping[int, Callable[[], object]], repeats: int) -> Curve:
     )
 
 
-def _pass(session: Session, rows: int) -> Callable[[], object]:
-    tokens = session.tokens[:rows]
-    decoder, taps = session.target.decoder, session.tap_layers
-    return lambda: decoder.forward([NewRows(session.cache, tokens)], taps)
+def _verification(session: Session, rows: int) -> Callable[[], object]:
+    """Everything a round does but drafting: pass, verdict and commit, of a draft of `rows - 1`."""
+    length = len(session.tokens)
+    tokens = session.tokens[0].repeat(rows - 1)
+    proposal = Proposal.chain(tokens, torch.zeros(rows - 1))
+
+    def run() -> None:
+        [(output, verdict)] = verify_batch([session], [proposal])
+        session.commit(proposal, verdict, output)
+        session.roll_back(length)
+
+    return run
 
 
 def _draft(session: Session, drafter: Drafter, shape: DraftShape) -> Callable[[], object]:

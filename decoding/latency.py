@@ -1,9 +1,9 @@
 """The cost model: what each piece of a round costs on this host.
 
-Wall-clock is true but noisy, so environments reward with a calibrated model: the median cost of a
-target pass by rows and context, of each drafter by draft length and by the depth and node budget of
-trees, and of catching up by backlog (`decoding.calibration` measures them). One *target step* (a
-pass over one row) is the unit of latency.
+Wall-clock is true but noisy, so environments reward with a calibrated model: the median cost of
+verifying (target pass, verdict and commit) by rows and context, of each drafter by draft length and
+by the depth and node budget of trees, and of catching up by backlog (`decoding.calibration` measures
+them). One *target step* (a round of plain decoding) is the unit of latency.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class CostModel:
 
     Attributes:
         host: Where it was measured: dtype, threads, target, drafters.
-        target_pass: For each measured context, the cost of a pass over its number of rows.
+        target_pass: For each measured context, the cost of verifying by rows of the pass.
         draft: Per drafter, cost of drafting by length.
         catch_up: Per drafter, cost of encoding a backlog by its positions.
         trees: Per drafter that draws them, for each measured depth, the cost of drawing a tree by
@@ -56,7 +56,7 @@ class CostModel:
     trees: dict[str, dict[int, Curve]] = field(default_factory=dict)
 
     def target_seconds(self, rows: int, context: int) -> float:
-        """Cost of a target pass over `rows` new rows behind `context` cached positions."""
+        """Cost of a pass over `rows` new rows behind `context` cached positions, and its commit."""
         return _between(self.target_pass, context, rows)
 
     def step_seconds(self, context: int) -> float:

@@ -159,6 +159,14 @@ class Session:
         self._remember(output, int(rows[-1]))
         return tokens
 
+    def roll_back(self, length: int) -> None:
+        """Forgets all but the first `length` tokens, so that rounds can be measured again.
+
+        Drafters' states must not be ahead of them.
+        """
+        self.cache.roll_back(length - 1)
+        self._length, self._stopped = length, False
+
     def confidence(self) -> Tensor:
         """How sure the target was when it chose the newest token: `[1, 3]`; see `confidence`."""
         return confidence(self.last_logits[None])
