@@ -52,6 +52,7 @@ class AdvantageArgs:
     Attributes:
         traces: Folder of traces of training prompts.
         arms: What the router chooses from. Default: every traced arm, and plain.
+        categories: Train on these categories of prompts alone.
         out: Folder of the trained policy.
         sweeps: Times that the router walks the texts itself, after the random walks.
         walks: Walks over every text in a sweep.
@@ -64,6 +65,7 @@ class AdvantageArgs:
 
     traces: Path = Path("runs/traces")
     arms: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
     out: Path = Path("runs/advantage")
     sweeps: int = 3
     walks: int = 4
@@ -119,6 +121,8 @@ def train_advantage(args: AdvantageArgs) -> LearnedPolicy:
     traces = read_traces(args.traces)
     arms = tuple(map(parse_arm, args.arms or (*traces.origin.arms, PLAIN)))
     traces.check_arms(arms)
+    if args.categories:
+        traces = traces.only(args.categories)
     train, validation = hold_out(traces, args.fitting.holdout)
     trained = fit_router(train, validation, arms, args)
     policy = LearnedPolicy(trained.network, arms, args.out.name)

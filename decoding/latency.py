@@ -1,8 +1,8 @@
 """The cost model: what each piece of a round costs on this host.
 
 Wall-clock is true but noisy, so environments reward with a calibrated model: the median cost of
-verifying (target pass, verdict and commit) by rows and context, of each drafter by draft length and
-by the depth and node budget of trees, and of catching up by backlog (`decoding.calibration` measures
+verifying (target pass, verdict, commit) by rows and context, of each drafter by draft length and by
+the depth and node budget of trees, and of catching up by backlog (`decoding.calibration` measures
 them). One *target step* (a round of plain decoding) is the unit of latency.
 """
 

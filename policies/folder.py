@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -19,7 +19,6 @@ from torch import nn
 
 from decoding.arms import Arm, parse_arm
 from decoding.errors import DraftgymError
-from decoding.target import Target
 
 FORMAT = 1
 WEIGHTS, BODY = "policy.safetensors", "policy.json"
@@ -29,6 +28,18 @@ ROUTER, NEURAL = "router", "neural"
 AGAIN = "train again, or name another folder"
 
 Network = TypeVar("Network", bound=nn.Module)
+
+
+class PolicyTarget(Protocol):
+    """Whom a policy is for: a loaded target, or what is known of one that is not."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of its weights."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +110,7 @@ def write_policy(
     (folder / BODY).write_text(json.dumps(body, indent=2) + "\n")
 
 
-def read_policy(folder: Path, kind: str, target: Target, keys: set[str]) -> StoredPolicy:
+def read_policy(folder: Path, kind: str, target: PolicyTarget, keys: set[str]) -> StoredPolicy:
     """Reads and checks the JSON of a policy folder.
 
     Args:

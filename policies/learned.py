@@ -15,7 +15,7 @@ from decoding.errors import DraftgymError
 from decoding.observation import signal_names
 from decoding.target import Target
 from policies.base import Policy
-from policies.folder import AGAIN, ROUTER, read_policy, write_policy
+from policies.folder import AGAIN, ROUTER, PolicyTarget, read_policy, write_policy
 from policies.network import RouterNetwork
 
 
@@ -81,7 +81,7 @@ def write_router(
     write_policy(folder, ROUTER, network, arms, target, target_fingerprint, facts)
 
 
-def load_learned_policy(folder: Path, target: Target) -> LearnedPolicy:
+def load_learned_policy(folder: Path, target: PolicyTarget) -> LearnedPolicy:
     """Loads an exported router.
 
     Raises:

@@ -22,9 +22,8 @@ from torch import Tensor, nn
 
 from decoding.arms import Arm
 from decoding.errors import DraftgymError
-from decoding.target import Target
 from policies.base import Policy
-from policies.folder import AGAIN, BODY, NEURAL, read_policy, write_policy
+from policies.folder import AGAIN, BODY, NEURAL, PolicyTarget, read_policy, write_policy
 
 
 class DifferenceNetwork(nn.Module):
@@ -115,7 +114,7 @@ def save_neural_policy(
     write_policy(folder, NEURAL, network, arms, target, target_fingerprint, facts)
 
 
-def load_neural_policy(folder: Path, target: Target) -> NeuralPolicy:
+def load_neural_policy(folder: Path, target: PolicyTarget) -> NeuralPolicy:
     """Loads an exported policy.
 
     Raises:

@@ -108,6 +108,16 @@ class TraceOrigin:
     cost_model: CostModel = field(compare=False)
     host: dict[str, Any] = field(default_factory=dict, compare=False)
 
+    @property
+    def name(self) -> str:
+        """The target's name; with `fingerprint`, whom policies are for."""
+        return self.target
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the target's weights."""
+        return self.target_fingerprint
+
     def differences(self, other: TraceOrigin) -> list[str]:
         """What is not the same in two origins, as text."""
         names = [one.name for one in fields(self) if one.compare]

@@ -1,0 +1,141 @@
+"""Who routes in `benchmarks.routing`: baselines that need no training, and routers that learn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from agents.advantage import AdvantageArgs, train_advantage
+from agents.neural import NeuralArgs, train_neural
+from agents.router import train_router
+from agents.router_args import RouterArgs
+from decoding.arms import Arm
+from decoding.decoder import RoutingPolicy
+from policies.bandits import TimedBandit, TokenBandit
+from policies.entropy import EntropyPolicy
+from policies.fixed import FixedPolicy
+from policies.folder import BODY
+from policies.learned import load_learned_policy
+from policies.neural import load_neural_policy
+from policies.random import RandomPolicy
+from rollouts.trace import TraceSet
+from rollouts.tune_entropy import tune_pair
+
+Routers = dict[str, list[RoutingPolicy]]
+"""Policies by name, one per seed; one where no seed matters."""
+Pair = tuple[Arm, Arm]
+
+
+@dataclass(frozen=True)
+class School:
+    """What routers are trained on.
+
+    Attributes:
+        folder: Folder of traces of training prompts.
+        traces: The same, loaded.
+        arms: What they choose from.
+        rounds: Rounds of reinforcement learning.
+        seeds: How many of each.
+        run: Where trained routers are kept; what is there is not trained again.
+        threads: CPU threads; None for all cores.
+    """
+
+    folder: Path
+    traces: TraceSet
+    arms: tuple[Arm, ...]
+    rounds: int
+    seeds: int
+    run: Path
+    threads: int | None
+
+
+def single_arms(school: School) -> Routers:
+    """Every arm alone."""
+    return {str(arm): [FixedPolicy(arm)] for arm in school.arms}
+
+
+def simple_routers(school: School, pairs: Sequence[Pair]) -> Routers:
+    """Baselines: no knowledge, bandits, and WhiFlash's two for some pairs of arms."""
+    seeds, origin = range(school.seeds), school.traces.origin
+    made: Routers = {
+        "random": [RandomPolicy(school.arms, seed) for seed in seeds],
+        "ucb": [TokenBandit(school.arms)],
+        "ucb-time": [TimedBandit(school.arms, origin.cost_model)],
+    }
+    for pair in dict.fromkeys(pairs):
+        name = "/".join(map(str, pair))
+        tuning = tune_pair(school.traces, pair, count=100)
+        threshold = float(tuning.thresholds[tuning.best])
+        made[f"entropy {name}"] = [EntropyPolicy(*pair, threshold=threshold)]
+        made[f"neural {name}"] = [_neural(school, pair, seed) for seed in seeds]
+    return made
+
+
+def _neural(school: School, pair: Pair, seed: int) -> RoutingPolicy:
+    out = school.run / "-".join(["neural", *(str(arm).replace(":", "") for arm in pair), str(seed)])
+    if not (out / BODY).is_file():
+        first, second = map(str, pair)
+        train_neural(
+            NeuralArgs(traces=school.folder, first=first, second=second, out=out, seed=seed)
+        )
+    return load_neural_policy(out, school.traces.origin)
+
+
+def learned_routers(school: School) -> Routers:
+    """Routers that learn to choose among all arms."""
+    return {
+        name: [learned_router(school, name, seed) for seed in range(school.seeds)]
+        for name in LEARNERS
+    }
+
+
+def learned_router(
+    school: School, name: str, seed: int, categories: tuple[str, ...] = ()
+) -> RoutingPolicy:
+    """One of them, trained unless it is there already.
+
+    Args:
+        school: What it is trained on.
+        name: One of `LEARNERS`.
+        seed: Of everything random.
+        categories: Train on these categories alone.
+    """
+    run = school.run / "-".join([name, str(seed), *categories])
+    return load_learned_policy(LEARNERS[name](school, run, seed, categories), school.traces.origin)
+
+
+def _by_reinforcement(algorithm: str) -> Callable[[School, Path, int, tuple[str, ...]], Path]:
+    def train(school: School, run: Path, seed: int, categories: tuple[str, ...]) -> Path:
+        settings = RouterArgs(
+            traces=school.folder,
+            algorithm=algorithm,
+            arms=tuple(map(str, school.arms)),
+            rounds=school.rounds,
+            categories=categories,
+            run=run,
+            seed=seed,
+            threads=school.threads,
+        )
+        return train_router(settings)  # goes on where it stopped; a finished run does nothing
+
+    return train
+
+
+def _by_regression(school: School, run: Path, seed: int, categories: tuple[str, ...]) -> Path:
+    if not (run / BODY).is_file():
+        arms = tuple(map(str, school.arms))
+        train_advantage(
+            AdvantageArgs(
+                traces=school.folder, arms=arms, out=run, seed=seed, categories=categories
+            )
+        )
+    return run
+
+
+LEARNERS = {
+    "ppo": _by_reinforcement("ppo"),
+    "dqn": _by_reinforcement("dqn"),
+    "advantage": _by_regression,
+}
+"""Routers that learn from all arms: reinforcement on the rounds, and regression on all outcomes."""
