@@ -49,12 +49,8 @@ def propose_at_each(
     Returns:
         Per place one proposal per shape. They carry no draft distributions.
     """
-    draft: Callable[[list[int], list[list[DraftShape]]], list[list[Proposal]]]
-    if isinstance(drafter, Eagle3Drafter):
-        draft = partial(eagle3_at_each, drafter, context)
-    elif isinstance(drafter, DFlashDrafter):
-        draft = partial(dflash_at_each, drafter, context)
-    else:
+    draft = in_batches(drafter, context)
+    if draft is None:
         return _one_by_one(drafter, context, places, shapes)
     open_places = [place for place in places if place.room > 0]
     drawn: list[list[Proposal]] = []
@@ -65,6 +61,19 @@ def propose_at_each(
         drawn += draft(lengths, cut)
     made = iter(drawn)
     return [next(made) if p.room > 0 else [Proposal.empty()] * len(shapes) for p in places]
+
+
+Batched = Callable[[list[int], list[list[DraftShape]]], list[list[Proposal]]]
+"""Proposals at some places, from their lengths and what is to be drafted at each."""
+
+
+def in_batches(drafter: Drafter, context: DraftContext) -> Batched | None:
+    """How a drafter serves many places in one batch; None where it has no way to."""
+    if isinstance(drafter, Eagle3Drafter):
+        return partial(eagle3_at_each, drafter, context)
+    if isinstance(drafter, DFlashDrafter):
+        return partial(dflash_at_each, drafter, context)
+    return None
 
 
 def _one_by_one(
