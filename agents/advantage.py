@@ -59,6 +59,8 @@ class AdvantageArgs:
         stray: Share of the rounds of the router's own walks that take a random arm, so that it
             also learns how to go on from there.
         width: Features of the network.
+        neck: What it narrows the hidden state to.
+        dropout: Share of the hidden state that is left out at random while training.
         fitting: How it is fitted, each time anew.
         seed: Seed of walks, initial weights and order.
     """
@@ -71,6 +73,8 @@ class AdvantageArgs:
     walks: int = 4
     stray: float = 0.1
     width: int = 64
+    neck: int = 16
+    dropout: float = 0.5
     fitting: Fitting = field(default_factory=Fitting)
     seed: int = 0
 
@@ -153,7 +157,8 @@ def fit_router(
         held += [walk(validation, behaviour, stray, rng) for _ in range(args.walks)]
         torch.manual_seed(args.seed + sweep)
         hidden = train.texts[0].hidden.shape[1]
-        network = RouterNetwork(len(signal_names(arms)), hidden, len(arms), args.width)
+        sizes = (len(signal_names(arms)), hidden, len(arms), args.width, args.neck, args.dropout)
+        network = RouterNetwork(*sizes)
         learned, checked = as_examples(ours, train, price), as_examples(held, validation, price)
         fitted = fit(network, learned, checked, args.fitting, args.seed + sweep)
         behaviour, used = LearnedPolicy(network, arms), price

@@ -24,6 +24,7 @@ class RouterPPO:
         vf_coef: Weight of the value loss.
         max_grad_norm: Gradient clipping.
         width: Features of the encoder.
+        neck: What it narrows the hidden state to.
     """
 
     n_envs: int = 512
@@ -39,6 +40,7 @@ class RouterPPO:
     vf_coef: float = 0.5
     max_grad_norm: float = 0.5
     width: int = 64
+    neck: int = 16
 
 
 LIVE_PPO = RouterPPO(n_envs=1, n_steps=256, batch_size=64, n_epochs=8)
@@ -63,6 +65,7 @@ class RouterDQN:
         exploration_final_eps: Share of random choices that stays.
         max_grad_norm: Gradient clipping.
         width: Features of the encoder.
+        neck: What it narrows the hidden state to.
     """
 
     n_envs: int = 256
@@ -78,3 +81,4 @@ class RouterDQN:
     exploration_final_eps: float = 0.05
     max_grad_norm: float = 1.0
     width: int = 64
+    neck: int = 16

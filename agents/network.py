@@ -21,12 +21,15 @@ class RouterExtractor(BaseFeaturesExtractor):
     Args:
         observation_space: The router environment's.
         width: Features.
+        neck: What the hidden state is narrowed to.
     """
 
-    def __init__(self, observation_space: gym.spaces.Dict, width: int = 64) -> None:
+    def __init__(
+        self, observation_space: gym.spaces.Dict, width: int = 64, neck: int = 16
+    ) -> None:
         super().__init__(observation_space, features_dim=width)
         signals, hidden = (_width(observation_space[key]) for key in ("signals", "hidden"))
-        self.encoder = RouterEncoder(signals, hidden, width)
+        self.encoder = RouterEncoder(signals, hidden, width, neck)
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
         """Features `[n, width]`."""
@@ -41,12 +44,13 @@ def deployable_network(agent: PPO | DQN) -> RouterNetwork:
     PPO's scores are the logits of its policy, DQN's are its values of the arms.
     """
     extractor, scores = _acting_part(agent)
-    mix = extractor.encoder.mix
+    mix, hidden = extractor.encoder.mix, extractor.encoder.hidden
     network = RouterNetwork(
-        signals=mix.in_features - mix.out_features,
-        hidden=extractor.encoder.hidden.in_features,
+        signals=mix.in_features - hidden.out_features,
+        hidden=hidden.in_features,
         arms=scores.out_features,
         width=mix.out_features,
+        neck=hidden.out_features,
     )
     network.encoder.load_state_dict(extractor.encoder.state_dict())
     network.scores.load_state_dict(scores.state_dict())

@@ -76,6 +76,7 @@ def write_router(
         "signals": signal_names(arms),
         "hidden_size": network.encoder.hidden.in_features,
         "width": network.scores.in_features,
+        "neck": network.encoder.hidden.out_features,
         "provenance": dict(provenance),
     }
     write_policy(folder, ROUTER, network, arms, target, target_fingerprint, facts)
@@ -87,12 +88,13 @@ def load_learned_policy(folder: Path, target: PolicyTarget) -> LearnedPolicy:
     Raises:
         DraftgymError: Not a router's folder, damaged files, or a router of another target.
     """
-    stored = read_policy(folder, ROUTER, target, {"signals", "width"})
+    stored = read_policy(folder, ROUTER, target, {"signals", "width", "neck"})
     body, arms = stored.body, stored.arms
     if body["signals"] != signal_names(arms):
         raise DraftgymError(f"policy {folder} reads signals that this version lacks", AGAIN)
 
     def build() -> RouterNetwork:
-        return RouterNetwork(len(body["signals"]), body["hidden_size"], len(arms), body["width"])
+        sizes = (len(body["signals"]), body["hidden_size"], len(arms), body["width"], body["neck"])
+        return RouterNetwork(*sizes)
 
     return LearnedPolicy(stored.load(build), arms, name=folder.name)

@@ -107,7 +107,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no arms": (change(arms=[]), "no arms"),
     "unreadable arm": (change(arms=["eagle3:x"]), "draft length"),
     "other signals": (change(signals=["mood"]), "signals"),
-    "other width": (change(width=8), "encoder.hidden.weight"),
+    "other width": (change(width=8), "encoder.mix"),
     "width of words": (change(width="wide"), "cannot read"),
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "cannot read"),
     "damaged weights": (lambda folder: (folder / WEIGHTS).write_bytes(b"\0" * 40), "cannot read"),
