@@ -74,7 +74,7 @@ class AdvantageArgs:
     stray: float = 0.1
     width: int = 64
     neck: int = 16
-    dropout: float = 0.5
+    dropout: float = 0.8
     fitting: Fitting = field(default_factory=Fitting)
     seed: int = 0
 

@@ -25,6 +25,7 @@ class RouterPPO:
         max_grad_norm: Gradient clipping.
         width: Features of the encoder.
         neck: What it narrows the hidden state to.
+        dropout: Share of the hidden state that is left out at random while learning.
     """
 
     n_envs: int = 512
@@ -33,7 +34,7 @@ class RouterPPO:
     n_epochs: int = 4
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
-    gamma: float = 0.5
+    gamma: float = 0.2
     gae_lambda: float = 0.9
     ent_coef: float = 0.01
     clip_range: float = 0.2
@@ -41,6 +42,7 @@ class RouterPPO:
     max_grad_norm: float = 0.5
     width: int = 64
     neck: int = 16
+    dropout: float = 0.8
 
 
 LIVE_PPO = RouterPPO(n_envs=1, n_steps=256, batch_size=64, n_epochs=8)
@@ -66,6 +68,7 @@ class RouterDQN:
         max_grad_norm: Gradient clipping.
         width: Features of the encoder.
         neck: What it narrows the hidden state to.
+        dropout: Share of the hidden state that is left out at random while learning.
     """
 
     n_envs: int = 256
@@ -74,11 +77,12 @@ class RouterDQN:
     batch_size: int = 512
     gradient_steps: int = 4
     learning_rate: float = 1e-3
-    weight_decay: float = 1e-2
-    gamma: float = 0.5
+    weight_decay: float = 1e-1
+    gamma: float = 0.2
     target_update_interval: int = 5_000
     exploration_fraction: float = 0.3
     exploration_final_eps: float = 0.05
     max_grad_norm: float = 1.0
     width: int = 64
     neck: int = 16
+    dropout: float = 0.8

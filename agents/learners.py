@@ -16,6 +16,8 @@ from agents.router_args import RouterArgs
 from decoding.errors import DraftgymError
 
 Agent = PPO | DQN
+ENCODER = ("width", "neck", "dropout")
+"""Hyperparameters that are the encoder's."""
 
 
 def fresh_agent(args: RouterArgs, env: VecEnv) -> Agent:
@@ -63,7 +65,7 @@ def _dqn(settings: RouterDQN) -> dict[str, Any]:
 def _common(made: dict[str, Any]) -> dict[str, Any]:
     """SB3's own arguments; the step size falls linearly to zero."""
     rate = made["learning_rate"]
-    ours = {"n_envs", "width", "neck", "weight_decay", "learning_rate"}
+    ours = {"n_envs", "weight_decay", "learning_rate", *ENCODER}
     kept = {key: value for key, value in made.items() if key not in ours}
     return kept | {"learning_rate": _Falling(rate)}
 
@@ -82,7 +84,7 @@ def _policy(made: dict[str, Any]) -> dict[str, Any]:
     """Arguments for `MultiInputPolicy`: the deployable encoder, then a linear head of scores."""
     return {
         "features_extractor_class": RouterExtractor,
-        "features_extractor_kwargs": {"width": made["width"], "neck": made["neck"]},
+        "features_extractor_kwargs": {name: made[name] for name in ENCODER},
         "optimizer_class": AdamW,
         "optimizer_kwargs": {"weight_decay": made["weight_decay"]},
     }

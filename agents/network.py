@@ -22,14 +22,19 @@ class RouterExtractor(BaseFeaturesExtractor):
         observation_space: The router environment's.
         width: Features.
         neck: What the hidden state is narrowed to.
+        dropout: Share of the hidden state that is left out at random while learning.
     """
 
     def __init__(
-        self, observation_space: gym.spaces.Dict, width: int = 64, neck: int = 16
+        self,
+        observation_space: gym.spaces.Dict,
+        width: int = 64,
+        neck: int = 16,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__(observation_space, features_dim=width)
         signals, hidden = (_width(observation_space[key]) for key in ("signals", "hidden"))
-        self.encoder = RouterEncoder(signals, hidden, width, neck)
+        self.encoder = RouterEncoder(signals, hidden, width, neck, dropout)
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
         """Features `[n, width]`."""

@@ -11,7 +11,7 @@ from decoding.provenance import check_run_folder
 from envs.reward import GOODPUT
 
 ALGORITHMS = ("ppo", "dqn")
-ROUNDS, LIVE_ROUNDS = 1_000_000, 6_000
+ROUNDS, LIVE_ROUNDS = 500_000, 6_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +25,8 @@ class RouterArgs:
         init: Run folder whose agent is trained further under another name, such as one trained on
             traces that is fine-tuned with --live.
         algorithm: ppo or dqn (traces only).
-        rounds: Rounds to train for, over all resumed sessions. Default: a million on traces, 6000
-            live.
+        rounds: Rounds to train for, over all resumed sessions. Default: half a million on traces,
+            6000 live.
         minutes: Stop earlier when this much time has passed; the run can be resumed.
         run: Run folder; resumed when it exists.
         arms: What the router chooses from, such as eagle3:2 dflash:2 ngram:8 plain; eagle3:5x16
