@@ -23,6 +23,7 @@ from drafters.loading import find_checkpoints
 from policies.registry import all_policies, make_policy, shipped_router
 from rollouts.decode import DecodeSettings, decode_prompts, encode_prompt, write
 from rollouts.html_report import write_report
+from rollouts.intervals import report_json
 from rollouts.options import CatchUpOptions
 from rollouts.plots import require_matplotlib
 from rollouts.prompt_sets import Prompt, interleave_categories, load_prompts
@@ -33,7 +34,6 @@ from rollouts.report import (
     make_arm_costs,
     make_rows,
 )
-from rollouts.report import report_json as to_json
 from rollouts.table import print_report
 
 
@@ -88,9 +88,8 @@ def evaluate(args: EvaluateArgs) -> Evaluation:
         predict = cost_predictor(load_cost_model(target, drafters))
     result = compare(target, drafters, policies, prompts, args.settings, environment, predict)
     print_report(result.environment, result.rows, result.differences)
-    figures = to_json(result.environment, result.rows, result.differences)
     if args.json is not None:
-        args.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        args.json.write_text(json.dumps(report_json(result), indent=2) + "\n", encoding="utf-8")
     if args.report is not None:
         page = write_report(args.report, result, target)
         print(f"\nreport: {page}")

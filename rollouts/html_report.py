@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from decoding.arms import PLAIN
 from decoding.target import Target
 from rollouts.html_tables import arm_costs_table, differences_list, facts_list, figures_tables
-from rollouts.intervals import Sureness, best_single_arm, make_intervals
+from rollouts.intervals import Sureness, best_single_arm, make_intervals, report_json
 from rollouts.palette import colours_of
 from rollouts.plots import INK, grouped_bars, stacked_shares, to_svg
-from rollouts.report import ALL, Evaluation, report_json
+from rollouts.report import ALL, Evaluation
 from rollouts.statistics import Interval
 from rollouts.text_section import text_section
 from rollouts.text_view import drafter_classes
@@ -44,7 +44,7 @@ def write_report(folder: Path, result: Evaluation, target: Target) -> Path:
     plots = make_plots(result, intervals)
     for name, (wide, _) in plots.items():
         (folder / f"{name}.svg").write_text(wide, encoding="utf-8")
-    body = report_json(result.environment, result.rows, result.differences)
+    body = report_json(result)
     figures = json.dumps(body, indent=2) + "\n"
     (folder / "figures.json").write_text(figures, encoding="utf-8")
     page = folder / "index.html"

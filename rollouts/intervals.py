@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from decoding.arms import PLAIN
 from decoding.decoder import Generation
@@ -51,6 +52,29 @@ def make_intervals(result: Evaluation) -> dict[tuple[str, str], Sureness]:
             against_best=_speed_ratio(mine, single),
         )
     return intervals
+
+
+def report_json(result: Evaluation) -> dict[str, Any]:
+    """An evaluation as JSON types: every figure, and per text what it took."""
+    sure = make_intervals(result)
+    return {
+        "environment": dict(result.environment),
+        "rows": [
+            asdict(row) | {"intervals": asdict(sure[row.policy, row.category])}
+            for row in result.rows
+        ],
+        "best_single_arm": best_single_arm(result),
+        "arm_costs": [asdict(cost) for cost in result.arm_costs],
+        "differences": [asdict(difference) for difference in result.differences],
+        "texts": [
+            {
+                "policy": text.policy,
+                "question_id": text.prompt.question_id,
+                **asdict(_work(text.generation)),
+            }
+            for text in result.texts
+        ],
+    }
 
 
 def _speed_ratio(mine: Sequence[Generation], reference: Sequence[Generation]) -> Interval:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -210,17 +210,6 @@ def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
         if left != right:
             return index
     return None if len(one) == len(other) else min(len(one), len(other))
-
-
-def report_json(
-    environment: Mapping[str, Any], rows: Sequence[Row], differences: Sequence[Difference]
-) -> dict[str, Any]:
-    """The result as JSON types."""
-    return {
-        "environment": dict(environment),
-        "rows": [asdict(row) for row in rows],
-        "differences": [asdict(difference) for difference in differences],
-    }
 
 
 def _row(

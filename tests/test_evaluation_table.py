@@ -22,8 +22,9 @@ from decoding.target import Target
 from decoding.verification import GreedyRule, Verdict
 from rollouts.decode import DecodeSettings, turn_order
 from rollouts.evaluation import check_writable, chosen_policies, compare
+from rollouts.intervals import report_json
 from rollouts.prompt_sets import Prompt, load_prompts
-from rollouts.report import Evaluation, first_difference, report_json
+from rollouts.report import Evaluation, first_difference
 from rollouts.table import print_report
 from tests.tiny import tiny_drafters
 from tests.tiny_text import CATEGORIES, save_prompts, text_target
@@ -175,13 +176,21 @@ def test_rejection_keeps_no_text_and_the_json_stays_valid(
     settings = DecodeSettings(20, temperature=1.0, verification="rejection")
     result = run(writer, tools, prompts, ["eagle3"], settings)
     assert result.differences and all(item.margin is None for item in result.differences)
-    json.dumps(report_json({}, result.rows, result.differences), allow_nan=False)
+    json.dumps(report_json(result), allow_nan=False)
 
 
 def test_json_has_the_agreed_shape(everyone: Evaluation) -> None:
-    body = report_json({"target": "tiny"}, everyone.rows, everyone.differences)
+    body = report_json(everyone)
     body = json.loads(json.dumps(body, allow_nan=False))
-    assert list(body) == ["environment", "rows", "differences"]
+    assert list(body) == [
+        *("environment", "rows", "best_single_arm", "arm_costs", "differences", "texts")
+    ]
+    for row in body["rows"]:
+        low, value, high = (row["intervals"]["speedup"][key] for key in ("low", "value", "high"))
+        assert low <= value <= high and value == pytest.approx(row["speedup"])
+    assert sum(text["tokens"] for text in body["texts"]) == sum(
+        row["tokens"] for row in body["rows"] if row["category"] == "all"
+    )
     for row in body["rows"]:
         assert set(row) >= {*ROW_KEYS.split(), "identical_texts"}
         assert isinstance(row["identical_texts"], int) and isinstance(row["tokens"], int)
