@@ -43,13 +43,13 @@ class Arm:
 
 
 DEFAULT_SHAPES = {
-    "eagle3": DraftShape(3, 6),
-    "dflash": DraftShape(3, 6),
+    "eagle3": DraftShape(2),
+    "dflash": DraftShape(2),
     "small": DraftShape(2),
     "ngram": DraftShape(8),
 }
-"""What a drafter's name alone means: small trees, a compromise. Where every verified row is dear
-(float32 on a CPU) a chain of 2 is faster, where rows are cheap a wider tree should be."""
+"""What a drafter's name alone means: the fastest arm of each on traces of training prompts, in
+float32 on a CPU, where every verified row is dear. Where rows are cheap, trees should be faster."""
 
 
 def parse_arm(text: str) -> Arm:
