@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: help setup target train evaluate test lint types check bench format clean
+.PHONY: help setup target train traces figures evaluate test lint types check bench format clean
 
 help:  ## List these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -17,10 +17,13 @@ target: .venv/.ready
 
 setup: target  ## Virtual environment, pinned dependencies, embedded target
 
-train: setup  ## Train a router on real decoding for some minutes, then compare it with its baselines
-	$(RUN) train_router.py --arms eagle3:2 eagle3:4x8 dflash:2 ngram:8 plain --minutes 4
-	$(RUN) evaluate.py --limit-per-category 2 --max-new-tokens 64 \
-	    --policies plain eagle3 dflash ngram random entropy runs/router/policy
+train: traces  ## Train a router on traces of real decoding, then compare it with its baselines by the clock
+	$(RUN) train_router.py --traces runs/traces --run runs/router
+	$(RUN) evaluate.py --limit-per-category 2 --max-new-tokens 64 --report runs/report \
+	    --policies plain eagle3 dflash ngram runs/router/policy
+
+traces: setup  ## What every arm would do at every position of texts from the training prompts
+	$(RUN) -m rollouts.collect --prompts train --out runs/traces
 
 evaluate: setup  ## Every policy on all 150 held-out prompts (about half an hour)
 	$(RUN) evaluate.py --json runs/evaluation.json
@@ -37,12 +40,23 @@ types: .venv/.ready  ## Types
 
 check: lint types test  ## Everything that must pass before a commit
 
-bench: setup  ## Measurements: arms, speed against transformers, cost of routing, losslessness
-	$(RUN) -m rollouts.collect --limit-per-category 2 --out runs/traces
-	$(RUN) -m benchmarks.arms --traces runs/traces --json runs/arms.json
+bench: traces  ## Measurements, small: arms, routers, speed, switching, losslessness
+	$(RUN) -m rollouts.collect --prompts heldout --limit-per-category 2 --out runs/heldout-small
+	$(RUN) -m benchmarks.arms --traces runs/heldout-small --json runs/arms.json
+	$(RUN) -m benchmarks.routing --heldout runs/heldout-small --seeds 1 --rounds 200000 --json runs/routing.json
+	$(RUN) -m benchmarks.trace_speed --texts 10 --rounds 200000
+	$(RUN) -m benchmarks.switching --per-category 1 --max-new-tokens 48 --repeats 5 --json runs/switching.json
 	$(RUN) -m benchmarks.against_transformers --per-category 1 --json runs/speed.json
 	$(RUN) -m benchmarks.router_overhead
 	$(RUN) -m benchmarks.losslessness --per-category 1 --max-new-tokens 48 --json runs/losslessness.json
+
+figures: traces  ## The routing figures of the README, anew (about an hour and a half)
+	$(RUN) -m rollouts.collect --prompts heldout --out runs/heldout
+	$(RUN) -m rollouts.collect --prompts heldout --temperature 1 --limit-per-category 12 --out runs/heldout-t1
+	$(RUN) -m benchmarks.arms --traces runs/heldout --json runs/arms.json
+	$(RUN) -m benchmarks.routing --seeds 5 --transfer --sampled runs/heldout-t1 --json runs/routing.json
+	$(RUN) -m benchmarks.switching --dtype float32 --json runs/switching.json
+	$(RUN) -m benchmarks.trace_speed --dtype float32
 
 format: .venv/.ready  ## Put the code into shape
 	$(RUN) -m ruff check --fix .
