@@ -38,7 +38,9 @@ from benchmarks.routers import (
 )
 from benchmarks.routing_tables import print_figures
 from decoding.arms import PLAIN, Arm, parse_arm
+from decoding.decoder import RoutingPolicy
 from decoding.errors import DraftgymError, exit_on_user_error
+from decoding.latency import CostModel
 from decoding.provenance import describe_host
 from policies.bandits import Bandit
 from rollouts.oracle import Walk
@@ -110,7 +112,8 @@ def compare_routers(args: RoutingArgs) -> Figures:
     singles = single_arms(school)
     if args.sampled is not None:
         sampled = read_traces(args.sampled)
-        figures["sampled"] = judge(singles | learned, sampled, school.arms)
+        costs = heldout.origin.cost_model  # the same ones, so that only acceptance differs
+        figures["sampled"] = judge(singles | learned, sampled, school.arms, costs)
     if args.transfer:
         figures["transfer"] = _transfer(school, heldout, learned)
     print_figures(figures, make_console())
@@ -119,14 +122,23 @@ def compare_routers(args: RoutingArgs) -> Figures:
     return figures
 
 
-def judge(routers: Routers, traces: TraceSet, arms: Sequence[Arm]) -> Figures:
-    """Every router on some texts, beside choices that know the outcome."""
-    walks = walk_texts([text for text in price_traces(traces, arms) if len(text)])
+def judge(
+    routers: Routers, traces: TraceSet, arms: Sequence[Arm], model: CostModel | None = None
+) -> Figures:
+    """Every router on some texts, beside choices that know the outcome.
+
+    Args:
+        routers: Whom to judge.
+        traces: The texts.
+        arms: What there is to choose from.
+        model: What rounds cost; None takes the traces' own.
+    """
+    walks = walk_texts([text for text in price_traces(traces, arms, model) if len(text)])
     best = best_arm(walks)
     reference = [_work(walk.singles[best]) for walk in walks]
     optimum = [_work(walk.optimal) for walk in walks]
     categories = [walk.category for walk in walks]
-    played = {name: [_play(traces, one) for one in seeds] for name, seeds in routers.items()}
+    played = {name: [_play(traces, one, model) for one in seeds] for name, seeds in routers.items()}
     rows = {name: _row(runs, reference, optimum, categories) for name, runs in played.items()}
     knowing = {
         name: _against(works, reference, optimum, categories)
@@ -150,9 +162,9 @@ def _pairs(args: RoutingArgs, school: School) -> list[Pair]:
     return [(first, second), largest_pair([text for text in texts if len(text)])]
 
 
-def _play(traces: TraceSet, policy: Any) -> Played:
+def _play(traces: TraceSet, policy: RoutingPolicy, model: CostModel | None) -> Played:
     # A bandit goes on learning, and so meets its texts one after the other, as in serving.
-    return play_policy(traces, policy, together=not isinstance(policy, Bandit))
+    return play_policy(traces, policy, model, together=not isinstance(policy, Bandit))
 
 
 def _row(
