@@ -27,11 +27,14 @@ def print_figures(figures: Mapping[str, Any], console: Console) -> None:
 def _print_judged(title: str, judged: Mapping[str, Any], console: Console) -> None:
     rows = {**judged["routers"], **judged["knowing"]}
     categories = list(next(iter(rows.values()))["by_category"])
-    table = Table(box=box.SIMPLE_HEAD, title_justify="left")
-    table.title = f"{title}: speed over the best single arm there ({judged['best_single']}), %"
-    columns = ["who", *categories, "all", "95 %", "by seed", "of the possible gain"]
+    console.print(
+        f"\n{title}: speed over the best single arm there ({judged['best_single']}) in %, its 95 % "
+        "interval over prompts, the spread over seeds, and the share of the possible gain"
+    )
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    columns = ["who", *categories, "all", "95 %", "seeds", "share"]
     for index, name in enumerate(columns):
-        table.add_column(name, justify="right" if index else "left")
+        table.add_column(name, justify="right" if index else "left", no_wrap=True)
     for name, row in sorted(rows.items(), key=lambda item: item[1]["gain"][0]):
         table.add_row(name, *_cells(row, categories))
     console.print(table)
@@ -40,12 +43,11 @@ def _print_judged(title: str, judged: Mapping[str, Any], console: Console) -> No
 def _cells(row: Mapping[str, Any], categories: Sequence[str]) -> list[str]:
     gain, low, high = row["gain"]
     seeds = row.get("gain_by_seed", [])
-    spread = f"{100 * min(seeds):+.1f} to {100 * max(seeds):+.1f}" if len(seeds) > 1 else ""
     return [
         *(f"{100 * row['by_category'][category][0]:+.1f}" for category in categories),
         f"{100 * gain:+.1f}",
-        f"{100 * low:+.1f} to {100 * high:+.1f}",
-        spread,
+        f"{100 * low:+.1f}..{100 * high:+.1f}",
+        f"{100 * min(seeds):+.1f}..{100 * max(seeds):+.1f}" if len(seeds) > 1 else "",
         f"{100 * row['share_of_possible']:.0f} %",
     ]
 
