@@ -141,6 +141,11 @@ def read_policy(folder: Path, kind: str, target: PolicyTarget, keys: set[str]) -
     return StoredPolicy(folder, body, _read_arms(folder, body))
 
 
+def policy_name(folder: Path) -> str:
+    """How tables call a folder's policy: trainers export to `<run>/policy`, so that is `<run>`."""
+    return folder.resolve().parent.name if folder.name == "policy" else folder.name
+
+
 def read_kind(folder: Path) -> str:
     """Which policy reads a folder.
 

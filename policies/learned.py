@@ -15,7 +15,7 @@ from decoding.errors import DraftgymError
 from decoding.observation import signal_names
 from decoding.target import Target
 from policies.base import Policy
-from policies.folder import AGAIN, ROUTER, PolicyTarget, read_policy, write_policy
+from policies.folder import AGAIN, ROUTER, PolicyTarget, policy_name, read_policy, write_policy
 from policies.network import RouterNetwork
 
 
@@ -97,4 +97,4 @@ def load_learned_policy(folder: Path, target: PolicyTarget) -> LearnedPolicy:
         sizes = (len(body["signals"]), body["hidden_size"], len(arms), body["width"], body["neck"])
         return RouterNetwork(*sizes)
 
-    return LearnedPolicy(stored.load(build), arms, name=folder.name)
+    return LearnedPolicy(stored.load(build), arms, name=policy_name(folder))

@@ -23,7 +23,15 @@ from torch import Tensor, nn
 from decoding.arms import Arm
 from decoding.errors import DraftgymError
 from policies.base import Policy
-from policies.folder import AGAIN, BODY, NEURAL, PolicyTarget, read_policy, write_policy
+from policies.folder import (
+    AGAIN,
+    BODY,
+    NEURAL,
+    PolicyTarget,
+    policy_name,
+    read_policy,
+    write_policy,
+)
 
 
 class DifferenceNetwork(nn.Module):
@@ -123,7 +131,7 @@ def load_neural_policy(folder: Path, target: PolicyTarget) -> NeuralPolicy:
     stored = read_policy(folder, NEURAL, target, {"threshold"})
     network = stored.load(lambda: DifferenceNetwork(stored.body["hidden_size"]))
     try:
-        return NeuralPolicy(network, stored.arms, stored.body["threshold"], folder.name)
+        return NeuralPolicy(network, stored.arms, stored.body["threshold"], policy_name(folder))
     except (DraftgymError, TypeError) as error:
         reason = error.problem if isinstance(error, DraftgymError) else str(error)
         raise DraftgymError(f"{folder / BODY}: {reason}", AGAIN) from error
