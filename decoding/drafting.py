@@ -40,6 +40,9 @@ class CatchUp:
     eager: bool = False
     full: bool = False
 
+    def __str__(self) -> str:
+        return f"{'eager' if self.eager else 'lazy'}, {'full' if self.full else 'KV only'}"
+
 
 LAZY_KV_ONLY = CatchUp()
 """What decoding does unless told otherwise."""

@@ -182,6 +182,7 @@ def describe_run(
         "categories": list(args.categories) if args.categories else None,
         "limit_per_category": args.limit_per_category,
         **asdict(args.settings),
+        "catching_up": str(args.settings.catching_up),
         "verification": rule.name,
         **describe_host(),
     }

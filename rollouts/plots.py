@@ -51,6 +51,12 @@ def require_matplotlib() -> None:
         ) from error
 
 
+LONGEST = 28
+"""Characters of a name that a legend shows."""
+LEGEND, LEGEND_NARROW = 118, 56
+"""Characters that fit into a line of a legend."""
+
+
 def grouped_bars(
     title: str,
     groups: Sequence[str],
@@ -93,7 +99,7 @@ def grouped_bars(
     axes.grid(axis="x" if narrow else "y", alpha=0.15, color=INK)
     if reference is not None:
         (axes.axvline if narrow else axes.axhline)(reference, color=INK, linewidth=0.9, alpha=0.6)
-    _finish(figure, axes, title, columns=2 if narrow else 6)
+    _finish(figure, axes, title, narrow)
     return figure
 
 
@@ -133,7 +139,7 @@ def stacked_shares(
     axes.set_xlabel(label)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    _finish(figure, axes, title, columns=2 if narrow else 6)
+    _finish(figure, axes, title, narrow)
     return figure
 
 
@@ -206,10 +212,14 @@ def _write_values(
         )
 
 
-def _finish(figure: Figure, axes: Axes, title: str, columns: int) -> None:
-    """Title above, legend between it and the axes."""
-    handles, labels = axes.get_legend_handles_labels()
+def _finish(figure: Figure, axes: Axes, title: str, narrow: bool) -> None:
+    """Title above, legend between it and the axes, in as many columns as fit."""
+    handles, names = axes.get_legend_handles_labels()
+    labels = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in names]
+    widest = max(map(len, labels), default=0) + 6  # the handle and the gap
+    columns = max(1, min(6, LEGEND_NARROW // widest if narrow else LEGEND // widest))
     lines = -(-len(labels) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.2 * max(0, lines - 2))
     axes.set_title(title, loc="left", pad=10 + 15 * lines, fontsize=11, fontweight="bold")
     axes.legend(
         handles,
