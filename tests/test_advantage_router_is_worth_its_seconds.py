@@ -75,7 +75,7 @@ def test_options_are_what_each_arm_then_does(traces: TraceSet) -> None:
 
 def test_the_router_beats_every_single_arm_on_unseen_texts(traces: TraceSet) -> None:
     train, validation = hold_out(traces, 0.2)
-    args = AdvantageArgs(sweeps=1, walks=2, width=16, fitting=FITTING)
+    args = AdvantageArgs(sweeps=1, walks=2, width=16, dropout=0.0, fitting=FITTING)
     trained = fit_router(train, validation, ARMS, args)
     assert trained.fitted.r2 > 0.6
     routed = walk(validation, LearnedPolicy(trained.network, ARMS)).speed

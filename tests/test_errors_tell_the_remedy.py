@@ -49,7 +49,7 @@ def test_router_settings_that_cannot_work_are_refused(tmp_path: Path) -> None:
     for args, word in [
         (replace(good, rounds=0), "--rounds"),
         (replace(good, minutes=-1.0), "--minutes"),
-        (replace(good, ppo=RouterPPO(n_steps=1)), "--ppo.n-steps"),
+        (replace(good, ppo=RouterPPO(n_envs=1, n_steps=1)), "--ppo.n-steps"),
         (replace(good, run=tmp_path / "file"), "--run"),
     ]:
         with pytest.raises(DraftgymError, match=word):

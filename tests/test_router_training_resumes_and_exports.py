@@ -164,6 +164,7 @@ def test_the_exported_policy_samples_as_sb3s(train: Train) -> None:
     one = observations(env, 1)
     tensors = {key: torch.from_numpy(value) for key, value in one.items()}
     choices = torch.arange(len(env.arms))
+    model.policy.set_training_mode(False)  # as SB3 does wherever it acts
     distribution = model.policy.get_distribution(tensors)  # type: ignore[arg-type]
     probabilities = distribution.log_prob(choices).exp().detach()
     network = deployable_network(model)
