@@ -23,8 +23,8 @@ import tyro
 
 from benchmarks.arms_tables import print_figures
 from decoding.arms import Arm, parse_arm
-from decoding.errors import DraftgymError, exit_on_user_error
-from decoding.latency import CostModel
+from decoding.errors import exit_on_user_error
+from decoding.latency import CostModel, read_cost_model
 from decoding.provenance import describe_host
 from rollouts.oracle import total, walk_single
 from rollouts.priced import PLAIN_ARM, PricedText, one_each, price_traces
@@ -73,7 +73,10 @@ def compare_arms(args: ArmsArgs) -> dict[str, Any]:
     traces = read_traces(args.traces)
     named = [parse_arm(text) for text in args.arms or traces.origin.arms]
     arms = [arm for arm in dict.fromkeys(named) if arm.drafts]
-    model = _read_cost_model(args.cost_model) if args.cost_model else traces.origin.cost_model
+    model = traces.origin.cost_model
+    if args.cost_model is not None:
+        remedy = "name a file that this program wrote, or omit --cost-model"
+        model = read_cost_model(args.cost_model, remedy)
     texts = price_traces(traces, [*arms, PLAIN_ARM], model)
     figures = {"host": describe_host(), **_origin(traces, model), **summarise(texts, arms)}
     print_figures(figures, make_console())
@@ -202,16 +205,6 @@ def _origin(traces: TraceSet, model: CostModel) -> dict[str, Any]:
     origin = traces.origin.to_json()
     del origin["cost_model"]
     return {"traces": origin, "cost_model": asdict(model)}
-
-
-def _read_cost_model(path: Path) -> CostModel:
-    try:
-        return CostModel.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, DraftgymError) as error:
-        problem = error.problem if isinstance(error, DraftgymError) else str(error)
-        raise DraftgymError(
-            f"{path}: {problem}", "name a file that this program wrote, or omit --cost-model"
-        ) from error
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -17,8 +16,7 @@ from torch import Tensor
 
 from decoding.drafting import MAX_TREE_NODES, Drafter, DraftShape, PrefixView
 from decoding.embedded import cache_folder
-from decoding.errors import DraftgymError
-from decoding.latency import CostModel, Curve
+from decoding.latency import CostModel, Curve, read_cost_model
 from decoding.proposal import Proposal
 from decoding.round import verify_batch
 from decoding.session import Session
@@ -91,7 +89,7 @@ def load_cost_model(target: Target, drafters: Mapping[str, Drafter]) -> CostMode
     key = hashlib.sha256(json.dumps(host, sort_keys=True).encode()).hexdigest()[:16]
     path = cache_folder() / "cost-models" / f"{key}.json"
     if path.is_file():
-        return _read_cost_model(path)
+        return read_cost_model(path, "delete the file; it is measured again")
     print("measuring the cost model of this host (once)", file=sys.stderr)
     model = calibrate(target, drafters)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,16 +97,6 @@ def load_cost_model(target: Target, drafters: Mapping[str, Drafter]) -> CostMode
     partial.write_text(model.to_json())
     partial.replace(path)
     return model
-
-
-def _read_cost_model(path: Path) -> CostModel:
-    try:
-        return CostModel.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, DraftgymError) as error:
-        problem = error.problem if isinstance(error, DraftgymError) else str(error)
-        raise DraftgymError(
-            f"{path}: {problem}", "delete the file; it is measured again"
-        ) from error
 
 
 def _host(target: Target, drafters: Mapping[str, Drafter]) -> dict[str, Any]:

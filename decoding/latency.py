@@ -146,3 +146,20 @@ def _interpolate(x: float, at: Sequence[float], values: Sequence[float]) -> floa
 def write_cost_model(model: CostModel, path: Path) -> None:
     """Writes a cost model beside a run, so that its rewards can be reproduced."""
     path.write_text(model.to_json())
+
+
+def read_cost_model(path: Path, remedy: str) -> CostModel:
+    """Reads a cost model's file.
+
+    Args:
+        path: The file.
+        remedy: What the user can do when it is damaged.
+
+    Raises:
+        DraftgymError: It cannot be read, or is no cost model.
+    """
+    try:
+        return CostModel.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, DraftgymError) as error:
+        problem = error.problem if isinstance(error, DraftgymError) else str(error)
+        raise DraftgymError(f"{path}: {problem}", remedy) from error
