@@ -19,13 +19,13 @@ from torch import Tensor
 from decoding.arms import PLAIN, Arm
 from decoding.drafting import Drafter, DraftShape
 from decoding.observation import text_signals
-from decoding.proposal import Proposal
 from decoding.repeats import Repeats
 from decoding.round import play_rounds
 from decoding.session import Session
 from decoding.target import Target
-from decoding.verification import VerificationRule, children_by_edge
+from decoding.verification import VerificationRule
 from drafters.parallel import Place, propose_at_each
+from drafters.recorded import matched
 from rollouts.trace import ArmTrace, TextTrace
 
 
@@ -82,16 +82,6 @@ def trace_texts(
 def hash_prompt(prompt: Tensor) -> str:
     """A short hash of token ids."""
     return hashlib.sha256(prompt.numpy().tobytes()).hexdigest()[:12]
-
-
-def matched(proposal: Proposal, text: Sequence[int]) -> int:
-    """Tokens that a round would commit if the target's text went on like `text` (not empty)."""
-    children = children_by_edge(proposal)
-    node, accepted = -1, 0
-    while accepted < len(text) and (node, text[accepted]) in children:
-        node = children[node, text[accepted]]
-        accepted += 1
-    return min(accepted + 1, len(text))
 
 
 Written = tuple[Session, NDArray[np.float32], NDArray[np.float32]]

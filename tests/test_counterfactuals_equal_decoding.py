@@ -16,8 +16,9 @@ from decoding.rules import make_rule
 from decoding.session import Session
 from decoding.target import Target
 from drafters.parallel import Place, propose_at_each
+from drafters.recorded import matched
 from policies.fixed import FixedPolicy
-from rollouts.counterfactual import TraceRequest, matched, trace_texts
+from rollouts.counterfactual import TraceRequest, trace_texts
 from rollouts.oracle import walk, walk_optimal, walk_single
 from rollouts.priced import PLAIN_ARM, price_traces
 from rollouts.trace import TraceSet
