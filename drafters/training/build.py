@@ -17,8 +17,8 @@ from drafters.eagle3 import Eagle3Config, Eagle3Network, default_taps
 from drafters.fitting import check_fits, widen
 from drafters.training.candidates import CandidateSampler
 from drafters.training.corpus import Corpus
-from drafters.training.dflash_objective import DFlashObjective, Labels, Weighting
-from drafters.training.eagle3_objective import Eagle3Objective
+from drafters.training.dflash_unroll import DFlashUnroller
+from drafters.training.eagle3_unroll import Eagle3Unroller
 from drafters.vocabulary import from_d2t, most_frequent
 
 
@@ -28,52 +28,46 @@ class DrafterSettings:
 
     draft_vocab: int = 8192
     """Tokens the drafter can propose: the most frequent of the corpus."""
-    init: Path | None = None
-    """Checkpoint folder to start from; its sizes and vocabulary are kept."""
     frequent: int = 2048
     """Most frequent draft tokens, which take part in the softmax of every batch."""
     others: int = 768
     """Other draft tokens drawn for each batch to stand for the rest; 0 takes all, always."""
+    anchors: int | None = None
+    """Random anchors per text and visit; default: all of them."""
 
 
 @dataclass(frozen=True)
 class Eagle3Settings(DrafterSettings):
-    """The EAGLE-3 head and its objective."""
+    """The EAGLE-3 head."""
 
     steps: int = 5
     """Steps of the training-time test."""
-    decay: float = 0.8
-    """Weight of step k is decay ** k."""
 
 
 @dataclass(frozen=True)
 class DFlashSettings(DrafterSettings):
-    """The DFlash drafter and its objective."""
+    """The DFlash drafter."""
 
     layers: int = 3
     """Draft layers of a fresh drafter."""
     block_size: int | None = None
-    """Anchor plus masks; default 8, or that of --drafter.init."""
-    anchors: int = 256
+    """Anchor plus masks; default 8, or that of --init."""
+    anchors: int | None = 256
     """Random anchors per text and visit."""
-    gamma: float = 4.0
-    """Decay of the position weights."""
-    labels: Labels = "soft"
-    """Learn the text's tokens (hard) or the target's distributions (soft)."""
-    weighting: Weighting = "decay"
-    """Weights of block positions: fixed decay, or dpace (they follow the drafter's progress)."""
     mask_token_id: int | None = None
     """Token that stands for a mask; default: the tokenizer's mask or unknown token."""
 
 
-def build_eagle3(settings: Eagle3Settings, target: Target, corpus: Corpus) -> Eagle3Objective:
+def build_eagle3(
+    settings: Eagle3Settings, init: Path | None, target: Target, corpus: Corpus
+) -> Eagle3Unroller:
     """A head to train, from a checkpoint or fresh.
 
     A fresh head starts with `fc` as the identity on the last tap and with the target's own LM head
     rows, so that its first guess is the target's second-last opinion instead of noise.
     """
-    if settings.init is not None:
-        network = _initial(settings.init, target, Eagle3Network)
+    if init is not None:
+        network = _initial(init, target, Eagle3Network)
     else:
         shape = target.decoder.shape
         ids = most_frequent(corpus.token_counts(shape.vocab), settings.draft_vocab)
@@ -90,8 +84,9 @@ def build_eagle3(settings: Eagle3Settings, target: Target, corpus: Corpus) -> Ea
             network.fc.weight[:, -shape.hidden :] = torch.eye(shape.hidden)
             network.lm_head.weight.copy_(target.decoder.head[ids])
             network.norm.weight.copy_(target.decoder.final_norm)
-    sampler = _sampler(settings, network, target, corpus)
-    return Eagle3Objective(network, target, settings.steps, settings.decay, sampler)
+    return Eagle3Unroller(
+        network, target, settings.steps, _sampler(settings, network, target, corpus)
+    )
 
 
 def _sampler(
@@ -105,14 +100,16 @@ def _sampler(
     return CandidateSampler(len(counts), most_frequent(counts, settings.frequent), settings.others)
 
 
-def build_dflash(settings: DFlashSettings, target: Target, corpus: Corpus) -> DFlashObjective:
+def build_dflash(
+    settings: DFlashSettings, init: Path | None, target: Target, corpus: Corpus
+) -> DFlashUnroller:
     """A block drafter to train, from a checkpoint or fresh.
 
     A fresh drafter starts as the target's own last layers reading its last tap. Against random
     layers that more than halves the first loss (8.9 against 18.6) and stays ahead of it.
     """
-    if settings.init is not None:
-        network = _initial(settings.init, target, DFlashNetwork)
+    if init is not None:
+        network = _initial(init, target, DFlashNetwork)
         if settings.block_size is not None:  # no weight depends on it
             network.config = replace(network.config, block_size=settings.block_size)
     else:
@@ -129,15 +126,7 @@ def build_dflash(settings: DFlashSettings, target: Target, corpus: Corpus) -> DF
         network = DFlashNetwork(config, ids)
         network.apply(_small_normal)
         _start_as_last_layers(network, target)
-    return DFlashObjective(
-        network,
-        target,
-        settings.anchors,
-        settings.gamma,
-        settings.labels,
-        settings.weighting,
-        _sampler(settings, network, target, corpus),
-    )
+    return DFlashUnroller(network, target, _sampler(settings, network, target, corpus))
 
 
 @torch.no_grad()

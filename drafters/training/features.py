@@ -50,6 +50,14 @@ class FeatureBatch:
         """Response tokens in the batch."""
         return int((self.lengths - self.prompt_lengths).sum())
 
+    def only(self, row: int) -> FeatureBatch:
+        """One of the texts, without the padding that the others need."""
+        length = int(self.lengths[row])
+        columns = (self.tokens, self.taps, self.hidden)
+        tokens, taps, hidden = (column[row : row + 1, :length] for column in columns)
+        lengths = (self.lengths[row : row + 1], self.prompt_lengths[row : row + 1])
+        return FeatureBatch(tokens, *lengths, taps, hidden)
+
 
 @dataclass(frozen=True)
 class TextFeatures:

@@ -22,12 +22,18 @@ from drafters.training.build import (
     build_dflash,
     build_eagle3,
 )
+from drafters.training.build_objective import (
+    ObjectiveName,
+    ObjectiveSettings,
+    build_objective,
+)
 from drafters.training.card import write_card
-from drafters.training.corpus import LONGEST_TEXT, load_corpus
+from drafters.training.corpus import LONGEST_TEXT, Corpus, load_corpus
 from drafters.training.features import FeatureCache
 from drafters.training.objective import Objective
 from drafters.training.small_lm_build import SmallLMSettings, build_small_lm
 from drafters.training.trainer import Trainer, TrainerConfig
+from drafters.training.unroll import Unroller
 
 LONGEST_DRAFT = 64
 """Positions that a draft may reach behind the end of a text."""
@@ -58,7 +64,22 @@ class DrafterArgs:
 
 
 @dataclass(frozen=True)
-class Eagle3Args(DrafterArgs):
+class NeuralArgs(DrafterArgs):
+    """Settings of the drafters that read the target's hidden states."""
+
+    objective: ObjectiveName = "plain"
+    """plain: cross-entropy, as the drafter was published. lk, lk-alpha: overlap with the target
+    (arXiv 2602.23881). dpace: weights that follow the drafter (2605.18810). length: expected
+    accepted length on recorded text. vsd: paths the drafter draws, verified by the target
+    (2602.05774)."""
+    init: Path | None = None
+    """Checkpoint folder to start from; its sizes and vocabulary are kept."""
+    terms: ObjectiveSettings = field(default_factory=ObjectiveSettings)
+    """Knobs of the objectives."""
+
+
+@dataclass(frozen=True)
+class Eagle3Args(NeuralArgs):
     """Train an EAGLE-3 head (autoregressive)."""
 
     run: Path = Path("runs/eagle3")
@@ -67,7 +88,7 @@ class Eagle3Args(DrafterArgs):
 
 
 @dataclass(frozen=True)
-class DFlashArgs(DrafterArgs):
+class DFlashArgs(NeuralArgs):
     """Train a DFlash drafter (block diffusion)."""
 
     run: Path = Path("runs/dflash")
@@ -113,13 +134,7 @@ def train(
         fingerprint=target.fingerprint,
     )
     print(f"corpus: {len(corpus.train)} texts, {corpus.response_tokens} response tokens")
-    objective: Objective[Any]
-    if isinstance(args, Eagle3Args):
-        objective = build_eagle3(args.drafter, target, corpus)
-    elif isinstance(args, DFlashArgs):
-        objective = build_dflash(args.drafter, target, corpus)
-    else:
-        objective = build_small_lm(args.drafter, target, corpus)
+    objective = _objective(args, target, corpus)
 
     def measure_folder(folder: Path) -> dict[str, float]:
         return measure(target, load_folder(folder, target)) if measure is not None else {}
@@ -135,6 +150,19 @@ def train(
     write_card(args.run, trainer.checkpoint)
     print(f"checkpoint: {trainer.checkpoint}")
     return trainer.checkpoint
+
+
+def _objective(
+    args: Eagle3Args | DFlashArgs | SmallLMArgs, target: Target, corpus: Corpus
+) -> Objective[Any]:
+    if isinstance(args, SmallLMArgs):
+        return build_small_lm(args.drafter, target, corpus)
+    unroller: Unroller[Any]
+    if isinstance(args, Eagle3Args):
+        unroller = build_eagle3(args.drafter, args.init, target, corpus)
+    else:
+        unroller = build_dflash(args.drafter, args.init, target, corpus)
+    return build_objective(args.objective, args.terms, unroller, target, args.drafter.anchors)
 
 
 def _check_args(args: DrafterArgs) -> None:
