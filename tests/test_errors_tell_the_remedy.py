@@ -15,7 +15,7 @@ from agents.router import RouterArgs, train_router
 from decoding.errors import DraftgymError, exit_on_user_error
 from drafters.training.build import DFlashSettings
 from drafters.training.main import DFlashArgs, train
-from drafters.training.trainer import TrainerConfig
+from drafters.training.schedule import TrainerConfig
 
 
 def test_a_mistake_prints_problem_and_remedy(capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,6 +62,10 @@ def test_drafter_settings_that_cannot_work_are_refused(tmp_path: Path) -> None:
     for args, word in [
         (replace(good, trainer=TrainerConfig(minutes=0)), "minutes"),
         (replace(good, trainer=TrainerConfig(batch_size=0)), "batch-size"),
+        (replace(good, trainer=TrainerConfig(updates=0)), "--trainer.updates"),
+        (replace(good, trainer=TrainerConfig(measure_updates=-1)), "measure-updates"),
+        (replace(good, trainer=TrainerConfig(patience=-1)), "patience"),
+        (replace(good, trainer=TrainerConfig(patience=2, measure_minutes=0)), "patience"),
         (replace(good, drafter=DFlashSettings(block_size=1)), "block"),
         (replace(good, run=tmp_path / "file"), "--run"),
     ]:

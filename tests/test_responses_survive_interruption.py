@@ -17,7 +17,7 @@ from decoding.target import Target, load_target
 from drafters.training.corpus import load_corpus
 from drafters.training.main import Eagle3Args, train
 from drafters.training.responses import read_metadata
-from drafters.training.trainer import TrainerConfig
+from drafters.training.schedule import TrainerConfig
 from rollouts import batched
 from rollouts.batched import Request, write_batched
 from rollouts.prompt_sets import Prompt

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ from drafters.training.dflash_objective import DFlashObjective
 from drafters.training.eagle3_objective import Eagle3Objective
 from drafters.training.features import FeatureBatch
 from drafters.training.objective import ObjectiveOutput
+from drafters.training.schedule import TrainerConfig, learning_rate
 from drafters.training.small_lm_build import cut_layers
 from drafters.training.small_lm_objective import SmallLMObjective
-from drafters.training.trainer import Trainer, TrainerConfig, learning_rate
+from drafters.training.trainer import Trainer
 from tests.feature_context import random_texts
 from tests.tiny import tiny_dflash, tiny_eagle3, tiny_model
 
@@ -104,6 +106,19 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_ends(
         torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
     assert resumed.progress.history == progress.history
     assert resumed.progress.response_tokens == progress.response_tokens
+
+
+@pytest.mark.parametrize("calls", [1, 2, 4, 5])
+def test_a_run_measures_when_it_would_have_without_an_interruption(
+    target: Target, tmp_path: Path, calls: int
+) -> None:
+    """Every three minutes, counted from the measurement before, whatever session it was in."""
+    config = replace(CONFIG, measure_minutes=3 / 60)
+    part = stopping_after(objective_of("eagle3", target), calls, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(part, target, corpus_of(target), tmp_path, config).run()
+    last = Trainer(objective_of("eagle3", target), target, corpus_of(target), tmp_path, config)
+    assert [entry["updates"] for entry in last.run().history] == [3, 6, 8]
 
 
 @pytest.mark.parametrize("kind", KINDS)

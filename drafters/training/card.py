@@ -16,6 +16,8 @@ from typing import Any
 import tyro
 
 from decoding.errors import DraftgymError, exit_on_user_error
+from drafters.training.progress import SELECTS
+from drafters.training.watch import DEPTH, NODES
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,18 @@ def card(run: Path) -> str:
         f"Trained by `train_drafter.py` for the target `{config['target']}` (fingerprint "
         f"`{config['fingerprint']}`).",
         _facts(config, entries),
-        "Teacher-forced top-1 agreement with the text at each draft position, on texts set aside, "
-        "over the whole vocabulary:",
-        _curve(entries, "agreement_", ["loss"]),
-        "Held-out prompts (10, 48 new tokens, T = 0): acceptance length with the target's own "
-        "token, and share of rounds accepted up to each draft position:",
-        _curve(entries, "accepted_", ["acceptance_length"]),
+        _section(
+            "Teacher-forced top-1 agreement with the text at each draft position, on texts set "
+            "aside, over the whole vocabulary:",
+            _curve(entries, "agreement_", ["loss"]),
+        ),
+        _section(
+            "Decoding the greedy texts set aside (T = 0, recorded; what selects the weights): "
+            f"acceptance length with the target's own token (mean of a chain of {DEPTH} and, where "
+            f"there is one, a tree {DEPTH}x{NODES}), and share of the chain's rounds accepted up "
+            "to each draft position:",
+            _curve(entries, "accepted_", [SELECTS, f"chain_{SELECTS}"], f"tree_{SELECTS}"),
+        ),
         "Command:",
         f"    {_command(config['command'])}",
     ]
@@ -67,6 +75,7 @@ def _facts(config: dict[str, Any], entries: list[dict[str, float]]) -> str:
     texts = "greedy texts" if settings.get("hottest") == 0 else "texts"
     trainer = settings["trainer"]
     rows = {
+        "weights": _weights(entries),
         "corpus": f"`{Path(settings['corpus']).name}`, {texts} of the target itself",
         "drafter": _listed(settings["drafter"]),
         "loop": _listed(trainer),
@@ -83,6 +92,19 @@ def _facts(config: dict[str, Any], entries: list[dict[str, float]]) -> str:
     )
 
 
+def _weights(entries: list[dict[str, float]]) -> str:
+    """Which of all the weights that the run went through these are."""
+    best = next((entry for entry in reversed(entries) if "best_updates" in entry), None)
+    if best is None:
+        return "the last ones; acceptance was not watched"
+    chosen = int(best["best_updates"])
+    which = "those it started from" if chosen == 0 else f"those of update {chosen}"
+    return (
+        f"the best measured: {which} of {int(best['updates'])}, "
+        f"acceptance length {best[f'best_{SELECTS}']:.3f} on texts set aside"
+    )
+
+
 def _listed(settings: dict[str, Any]) -> str:
     shown = {name: value for name, value in settings.items() if value is not None}
     return ", ".join(
@@ -90,16 +112,29 @@ def _listed(settings: dict[str, Any]) -> str:
     )
 
 
-def _curve(entries: list[dict[str, float]], prefix: str, more: list[str]) -> str:
-    """One row per measurement; empty where there are none."""
-    rows = [entry for entry in entries if any(name.startswith(prefix) for name in entry)]
+def _section(heading: str, table: str) -> str:
+    """A table under what it shows; nothing where it is empty."""
+    return f"{heading}\n\n{table}" if table else ""
+
+
+def _curve(entries: list[dict[str, float]], prefix: str, needs: list[str], *may: str) -> str:
+    """One row per measurement; empty where there are none.
+
+    Args:
+        entries: Lines of the metrics file.
+        prefix: What the names of numbered figures begin with.
+        needs: Other figures, which every such measurement has.
+        may: Figures that it may have.
+    """
+    rows = [entry for entry in entries if all(name in entry for name in needs)]
     if not rows:
         return ""
-    names = sorted({name for row in rows for name in row if name.startswith(prefix)})
-    columns = [*more, *names]
-    head = ["minutes", "tokens", *(name.removeprefix(prefix) for name in columns)]
+    known = {name for row in rows for name in row}
+    names = sorted(name for name in known if name.startswith(prefix))
+    columns = [*needs, *(name for name in may if name in known), *names]
+    head = ["update", "minutes", "tokens", *(name.removeprefix(prefix) for name in columns)]
     body = [
-        [f"{row['minutes']:.0f}", f"{row['response_tokens']:,}"]
+        [f"{row['updates']}", f"{row['minutes']:.0f}", f"{row['response_tokens']:,}"]
         + [f"{row[name]:.3f}" if name in row else "" for name in columns]
         for row in rows
     ]

@@ -1,8 +1,8 @@
 """Texts to train drafters on: the target's own responses, as token ids in a Parquet file.
 
 Columns: `prompt` and `response`, lists of token ids (a response ends with the stop token where the
-target stopped by itself); others are ignored. `drafters.training.responses` describes the files
-that `python -m rollouts.respond` writes.
+target stopped by itself), and `temperature`, where there is one; others are ignored.
+`drafters.training.responses` describes the files that `python -m rollouts.respond` writes.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ class Text:
     Attributes:
         tokens: Prompt and response `[n]`.
         prompt_length: How many of them are the prompt.
+        temperature: At which the response was sampled; 0 for greedy, and where nobody says.
     """
 
     tokens: Tensor
     prompt_length: int
+    temperature: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -123,26 +125,30 @@ def _read(path: Path, vocab: int, max_length: int, hottest: float | None) -> lis
     import pyarrow.parquet as parquet
 
     try:
-        columns = ["prompt", "response"] + ([] if hottest is None else ["temperature"])
+        said = "temperature" in parquet.read_schema(path).names
+        columns = ["prompt", "response"] + (["temperature"] if said or hottest is not None else [])
         rows = parquet.read_table(path, columns=columns).to_pylist()
         if hottest is not None:
             rows = [row for row in rows if row["temperature"] <= hottest]
-        pairs = [(len(row["prompt"]), _tokens(row)[:max_length]) for row in rows]
+        texts = [
+            Text(
+                torch.tensor(row["prompt"] + row["response"], dtype=torch.long)[:max_length],
+                len(row["prompt"]),
+                float(row.get("temperature") or 0.0),
+            )
+            for row in rows
+        ]
     except Exception as error:  # pyarrow raises many kinds
         raise DraftgymError(
             f"cannot read corpus {path}: {error}",
             "it must be Parquet with list columns `prompt` and `response` of token ids (and "
             "`temperature`, where texts are to be chosen by it)",
         ) from error
-    for _, tokens in pairs:
-        strange = tokens[(tokens < 0) | (tokens >= vocab)]
+    for text in texts:
+        strange = text.tokens[(text.tokens < 0) | (text.tokens >= vocab)]
         if len(strange):
             raise DraftgymError(
                 f"corpus {path} holds token id {int(strange[0])}, the target has {vocab}",
                 "use responses of this target",
             )
-    return [Text(tokens, prompt_length) for prompt_length, tokens in pairs]
-
-
-def _tokens(row: dict[str, list[int]]) -> Tensor:
-    return torch.tensor(row["prompt"] + row["response"], dtype=torch.long)
+    return texts

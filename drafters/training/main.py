@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from decoding.drafting import Drafter
 from decoding.errors import DraftgymError
 from decoding.provenance import check_run_folder, write_run_config
-from decoding.target import Target, load_target
+from decoding.target import load_target
 from drafters.dflash import default_taps as default_dflash_taps
 from drafters.eagle3 import default_taps
-from drafters.loading import load_folder
 from drafters.training.build import (
     DFlashSettings,
     Eagle3Settings,
@@ -31,9 +28,11 @@ from drafters.training.card import write_card
 from drafters.training.corpus import LONGEST_TEXT, Corpus, load_corpus
 from drafters.training.features import FeatureCache
 from drafters.training.objective import Objective
+from drafters.training.schedule import TrainerConfig, check_trainer
 from drafters.training.small_lm_build import SmallLMSettings, build_small_lm
-from drafters.training.trainer import Trainer, TrainerConfig
+from drafters.training.trainer import Trainer
 from drafters.training.unroll import Unroller
+from drafters.training.watch import make_watch
 
 LONGEST_DRAFT = 64
 """Positions that a draft may reach behind the end of a text."""
@@ -44,9 +43,10 @@ class DrafterArgs:
     """Settings that all drafters share."""
 
     corpus: Path
-    """Parquet file (or folder) of the target's responses: columns prompt, response."""
+    """Parquet file (or folder) of the target's responses: columns prompt, response. Some texts are
+    set aside to measure on."""
     run: Path
-    """Run folder; resumed when it exists."""
+    """Run folder; resumed when it exists. `checkpoint` in it is the trained drafter."""
     hottest: float | None = None
     """Leave out texts sampled at a higher temperature (column `temperature`); 0 keeps the greedy
     ones. Default: all."""
@@ -60,7 +60,7 @@ class DrafterArgs:
     threads: int | None = None
     """CPU threads; default: all cores."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    """The loop."""
+    """The loop: budget, batches, measurements."""
 
 
 @dataclass(frozen=True)
@@ -105,21 +105,14 @@ class SmallLMArgs(DrafterArgs):
     """The network and its objective."""
 
 
-MeasureDrafter = Callable[[Target, Drafter], dict[str, float]]
-"""Decodes held-out prompts with a drafter and names what came out."""
-
-
-def train(
-    args: Eagle3Args | DFlashArgs | SmallLMArgs, measure: MeasureDrafter | None = None
-) -> Path:
-    """Trains until the budget is spent.
+def train(args: Eagle3Args | DFlashArgs | SmallLMArgs) -> Path:
+    """Trains until the budget is spent, or until acceptance no longer rises.
 
     Args:
         args: Settings.
-        measure: Live measurement, called now and then with the current weights.
 
     Returns:
-        The checkpoint folder.
+        The checkpoint folder, with the best measured weights.
     """
     _check_args(args)
     torch.manual_seed(args.trainer.seed)
@@ -136,16 +129,14 @@ def train(
     print(f"corpus: {len(corpus.train)} texts, {corpus.response_tokens} response tokens")
     objective = _objective(args, target, corpus)
 
-    def measure_folder(folder: Path) -> dict[str, float]:
-        return measure(target, load_folder(folder, target)) if measure is not None else {}
-
     write_run_config(args.run, args, target)
     layers = {
         *default_taps(target.decoder.shape.layers),
         *default_dflash_taps(target.decoder.shape.layers),
     }
     features = FeatureCache(args.features, target, {*layers, *objective.tap_layers})
-    trainer = Trainer(objective, target, corpus, args.run, args.trainer, measure_folder, features)
+    watch = make_watch(target, features, corpus)
+    trainer = Trainer(objective, target, corpus, args.run, args.trainer, watch, features)
     trainer.run()
     write_card(args.run, trainer.checkpoint)
     print(f"checkpoint: {trainer.checkpoint}")
@@ -167,12 +158,7 @@ def _objective(
 
 def _check_args(args: DrafterArgs) -> None:
     """Raises `DraftgymError` for settings that cannot work, before anything is loaded."""
-    if not args.trainer.minutes > 0:
-        raise DraftgymError(
-            f"--trainer.minutes is {args.trainer.minutes}", "give a positive number of minutes"
-        )
-    if args.trainer.batch_size < 1:
-        raise DraftgymError("--trainer.batch-size is below one", "train on at least one text")
+    check_trainer(args.trainer)
     if isinstance(args, DFlashArgs) and (args.drafter.block_size or 2) < 2:
         raise DraftgymError(
             f"--drafter.block-size is {args.drafter.block_size}",

@@ -1,9 +1,9 @@
 """The training loop of a drafter: one loop for every objective.
 
-The budget is wall-clock minutes, because that is what a laptop's owner has; the learning rate
-follows the share of the budget that is spent, and a resumed run goes on where it stopped. Every few
-minutes the run folder gets a full state (`state.pt`, to resume) and the weights as a checkpoint
-folder (`checkpoint/`, to use).
+The learning rate follows the share of the budget that is spent, and a resumed run goes on where it
+stopped. Now and then the run folder gets a full state (`state.pt`, to resume). Where acceptance is
+watched, `checkpoint/` holds the best measured weights and `latest/` those of the state; elsewhere
+`checkpoint/` holds the latest.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,60 +25,12 @@ from decoding.target import Target
 from drafters.training.corpus import Corpus, Text
 from drafters.training.features import FeatureCache
 from drafters.training.objective import Objective
+from drafters.training.progress import SELECTS, Progress
+from drafters.training.schedule import TrainerConfig, learning_rate
 from drafters.training.throughput import count_flops, matmul_peak
 
 Measure = Callable[[Path], dict[str, float]]
-"""Live measurement of a checkpoint folder: metric name to value."""
-
-
-@dataclass(frozen=True)
-class TrainerConfig:
-    """Knobs of the loop.
-
-    Attributes:
-        minutes: Training budget, over all resumed sessions.
-        batch_size: Texts per update.
-        lr: Peak learning rate.
-        warmup: Share of the budget with a rising learning rate.
-        clip: Largest gradient norm.
-        save_minutes: Minutes between saves.
-        measure_minutes: Minutes between validations (agreement on texts set aside, acceptance in
-            decoding held-out prompts); 0 for none but the last.
-        seed: Seed of the batch order.
-    """
-
-    minutes: float = 45.0
-    batch_size: int = 4
-    lr: float = 1e-3
-    warmup: float = 0.03
-    clip: float = 0.5
-    save_minutes: float = 4.0
-    measure_minutes: float = 10.0
-    seed: int = 0
-
-
-@dataclass
-class Progress:
-    """Where a run stands; saved and restored."""
-
-    updates: int = 0
-    seconds: float = 0.0
-    response_tokens: int = 0
-    tera_flops: float = 0.0
-    history: list[dict[str, float]] = field(default_factory=list)
-
-
-def learning_rate(config: TrainerConfig, spent: float) -> float:
-    """Linear warm-up, then cosine to a twentieth of the peak.
-
-    Args:
-        config: Peak and warm-up share.
-        spent: Share of the budget that is used, 0 to 1.
-    """
-    if spent < config.warmup:
-        return config.lr * (0.05 + 0.95 * spent / config.warmup)
-    phase = min(1.0, (spent - config.warmup) / (1 - config.warmup))
-    return config.lr * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * phase)))
+"""Figures of a checkpoint folder by name; `acceptance_length` is among them."""
 
 
 class Trainer:
@@ -90,7 +42,7 @@ class Trainer:
         corpus: Texts.
         folder: Run folder; resumed when it holds `state.pt`.
         config: Knobs.
-        measure: Live measurement of a checkpoint on held-out prompts.
+        watch: Measures exported weights and so decides which are the best; None keeps the latest.
         features: Where the target's features come from; default: computed at every visit.
     """
 
@@ -101,11 +53,11 @@ class Trainer:
         corpus: Corpus,
         folder: Path,
         config: TrainerConfig,
-        measure: Measure | None = None,
+        watch: Measure | None = None,
         features: FeatureCache | None = None,
     ) -> None:
         self.objective, self.target, self.corpus = objective, target, corpus
-        self.folder, self.config, self.measure = folder, config, measure
+        self.folder, self.config, self.watch = folder, config, watch
         self.features = features or FeatureCache(None, target, ())
         self.peak = matmul_peak()
         self.progress = Progress()
@@ -118,41 +70,60 @@ class Trainer:
 
     @property
     def checkpoint(self) -> Path:
-        """Where the weights are exported."""
+        """Where the best measured weights are exported, or the latest before any measurement."""
         return self.folder / "checkpoint"
 
+    @property
+    def latest(self) -> Path:
+        """Where the latest weights are exported, if acceptance is watched."""
+        return self.folder / "latest"
+
     def run(self) -> Progress:
-        """Trains until the budget is spent; saves on the way, and when interrupted."""
+        """Trains until the budget is spent or acceptance has not risen for too long.
+
+        Saves on the way, and when interrupted.
+        """
         config, progress = self.config, self.progress
         batches = self.corpus.batches(config.batch_size, config.seed, skip=progress.updates)
-        budget = config.minutes * 60
-        saved = measured = progress.seconds
-        bar = tqdm(total=round(budget), initial=round(progress.seconds), unit="s", desc="training")
+        saved = progress.seconds
+        bar = self._bar()
         try:
-            while progress.seconds < budget:
+            while True:
+                if progress.due(config, watched=self.watch is not None):
+                    self._measure()
+                if progress.spent(config) >= 1 or progress.stopped(config):
+                    break
                 metrics = self._update(next(batches))
-                bar.n = min(round(progress.seconds), round(budget))
+                bar.n = min(self._done(), bar.total)
                 bar.set_postfix(metrics)
                 if progress.seconds - saved >= config.save_minutes * 60:
                     saved = progress.seconds
                     self.save()
-                if 0 < config.measure_minutes * 60 <= progress.seconds - measured:
-                    measured = progress.seconds
-                    self._validate()
-                    self._measure()
         finally:
             bar.close()
             self.save()
-        self._validate()
-        self._measure()
-        self.save()
+        if progress.spent(config) < 1:
+            print(
+                f"stopped after update {progress.updates}: {progress.worse} measurements in a row "
+                f"were not better than that of update {progress.best_updates}"
+            )
         self.writer.close()
         return progress
+
+    def _bar(self) -> Any:
+        updates, seconds = self.config.updates, round(self.config.minutes * 60)
+        total, unit = (seconds, "s") if updates is None else (updates, " updates")
+        return tqdm(total=total, initial=min(self._done(), total), unit=unit, desc="training")
+
+    def _done(self) -> int:
+        """What is spent, in the unit of the budget."""
+        by_updates = self.config.updates is not None
+        return self.progress.updates if by_updates else round(self.progress.seconds)
 
     def _update(self, texts: Sequence[Text]) -> dict[str, str]:
         """One optimiser step; returns what the progress bar shows."""
         progress = self.progress
-        lr = learning_rate(self.config, progress.seconds / (self.config.minutes * 60))
+        lr = learning_rate(self.config, progress.spent(self.config))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         with count_flops() as rate:
@@ -203,8 +174,32 @@ class Trainer:
             output = self.objective(batch, seed)
         return output.loss, [float(x) for x in output.agreement], batch.response_tokens
 
+    def _measure(self) -> None:
+        """Measures the current weights, and keeps them if they are the best.
+
+        Everything is saved before, so that a run killed in here comes back to the same weights; and
+        the best are exported before the state says so, so that what it says is always there.
+        """
+        self.save()
+        progress, known = self.progress, len(self.progress.history)
+        validation = self._validate()
+        watched = self.watch(self.latest) if self.watch is not None else {}
+        if watched and progress.is_better(watched):
+            self.objective.export(self.checkpoint, self.target)
+        progress.note(validation, watched, self.peak)
+        with self._metrics.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(entry) + "\n" for entry in progress.history[known:])
+        if watched:
+            for name, value in (watched | {"best_updates": progress.best_updates}).items():
+                self.writer.add_scalar(f"watch/{name}", value, progress.updates)
+            tqdm.write(
+                f"update {progress.updates}: {_shown(watched)}; best {progress.best_value:.3f} "
+                f"at update {progress.best_updates}"
+            )
+        self._save_state()
+
     @torch.no_grad()
-    def _validate(self) -> None:
+    def _validate(self) -> dict[str, float]:
         """Loss and teacher-forced agreement on the texts set aside."""
         size = self.config.batch_size
         held = sorted(self.corpus.validation, key=lambda text: len(text.tokens))
@@ -216,43 +211,26 @@ class Trainer:
         agreement = [sum(w * x for w, x in zip(weights, column, strict=True)) for column in columns]
         self.writer.add_scalar("losses/validation", loss, self.progress.updates)
         self._write_positions("agreement/validation", agreement)
-        entry = {"loss": loss} | {f"agreement_{i + 1}": x for i, x in enumerate(agreement)}
-        self._record(entry)
         shown = " ".join(f"{x:.3f}" for x in agreement)
         tqdm.write(f"update {self.progress.updates}: validation loss {loss:.3f}, top-1 {shown}")
-
-    def _measure(self) -> None:
-        """Acceptance in real decoding of held-out prompts."""
-        if self.measure is None:
-            return
-        self.save()
-        values = self.measure(self.checkpoint)
-        for name, value in values.items():
-            self.writer.add_scalar(f"heldout/{name}", value, self.progress.updates)
-        self._record(values)
-        shown = ", ".join(f"{name} {value:.2f}" for name, value in values.items())
-        tqdm.write(f"update {self.progress.updates}: held-out {shown}")
+        return {"loss": loss} | {f"agreement_{i + 1}": x for i, x in enumerate(agreement)}
 
     def _write_positions(self, tag: str, values: Sequence[float]) -> None:
         for position, value in enumerate(values, start=1):
             self.writer.add_scalar(f"{tag}_{position}", value, self.progress.updates)
 
-    def _record(self, entry: dict[str, float]) -> None:
-        progress = self.progress
-        where = {
-            "updates": progress.updates,
-            "minutes": round(progress.seconds / 60, 2),
-            "response_tokens": progress.response_tokens,
-            "tokens_per_second": round(progress.response_tokens / max(progress.seconds, 1e-9), 1),
-            "gflops": round(1000 * progress.tera_flops / max(progress.seconds, 1e-9), 1),
-            "matmul_peak_gflops": round(self.peak, 1),
-        }
-        progress.history.append(where | entry)
-        with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(where | entry) + "\n")
-
     def save(self) -> None:
-        """Writes the full state and the checkpoint folder; a kill leaves the older ones whole."""
+        """Writes the full state and exports the weights; a kill leaves the older ones whole.
+
+        Weights that are exported as the best stay; without any, `checkpoint/` gets the latest.
+        """
+        self._save_state()
+        if self.watch is not None:
+            self.objective.export(self.latest, self.target)
+        if self.progress.best_updates is None:
+            self.objective.export(self.checkpoint, self.target)
+
+    def _save_state(self) -> None:
         state = {
             "network": self.objective.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -261,7 +239,10 @@ class Trainer:
         partial = self.folder / "state.pt.partial"
         torch.save(state, partial)
         partial.replace(self.folder / "state.pt")
-        self.objective.export(self.checkpoint, self.target)
+
+    @property
+    def _metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
 
     def _resume(self) -> None:
         path = self.folder / "state.pt"
@@ -277,4 +258,13 @@ class Trainer:
                 f"cannot resume from {path}: {(str(error) or repr(error)).splitlines()[0]}",
                 "it is damaged or of other settings; name another --run, or delete that folder",
             ) from error
+        # A killed run may have told of a measurement that its state does not know.
+        lines = [json.dumps(entry) + "\n" for entry in self.progress.history]
+        self._metrics.write_text("".join(lines), encoding="utf-8")
         print(f"resuming {self.folder} at update {self.progress.updates}")
+
+
+def _shown(watched: dict[str, float]) -> str:
+    """Acceptance lengths for the log."""
+    kept = {name: value for name, value in watched.items() if name.endswith(SELECTS)}
+    return ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in kept.items())
