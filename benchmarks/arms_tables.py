@@ -46,7 +46,7 @@ def _print_arms(arms: Mapping[str, Any], groups: Sequence[str], console: Console
         rows = {
             arm: [f"{by_group[name][key]:.2f}" for name in groups] for arm, by_group in arms.items()
         }
-        _print_table(title, ["arm", *groups], rows, console)
+        print_table(title, ["arm", *groups], rows, console)
 
 
 def _print_duels(duels: Mapping[str, Any], console: Console) -> None:
@@ -57,7 +57,7 @@ def _print_duels(duels: Mapping[str, Any], console: Console) -> None:
     if rows:  # two drafters or more
         columns = ["arms", *next(iter(duels.values()))]
         title = "who commits more, % of positions (first / second; the rest are ties)"
-        _print_table(title, columns, rows, console)
+        print_table(title, columns, rows, console)
 
 
 def _print_prizes(prizes: Mapping[str, Any], console: Console) -> None:
@@ -66,7 +66,7 @@ def _print_prizes(prizes: Mapping[str, Any], console: Console) -> None:
         gains = [_percent(by_set[what]["gain_in_time"]) for by_set in prizes.values()]
         rows[what] = [*gains, _percent(overall["gain_in_acceptance_length"])]
     title = "the prize: exact oracle over the best single arm of each set there, % of speed"
-    _print_table(title, ["arms", *prizes, "all, in tokens"], rows, console)
+    print_table(title, ["arms", *prizes, "all, in tokens"], rows, console)
 
 
 def _print_choices(choices: Mapping[str, Any], console: Console) -> None:
@@ -76,16 +76,17 @@ def _print_choices(choices: Mapping[str, Any], console: Console) -> None:
     }
     single = choices["all"]["single"]
     title = f"who knows how much: gain over always {single}, % of speed; all arms and plain"
-    _print_table(title, ["choice", *choices], rows, console)
+    print_table(title, ["choice", *choices], rows, console)
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:+.1f}"
 
 
-def _print_table(
+def print_table(
     title: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]], console: Console
 ) -> None:
+    """A table with one row per name; `columns` names the first column, too."""
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
     for index, name in enumerate(columns):
         table.add_column(name, justify="right" if index else "left")

@@ -29,6 +29,8 @@ class RecordedText:
         taps: The target's concatenated taps `[n, k * d]` (those of the last token are not read).
         tap_layers: The k layers they were taken from.
         rule: How its tokens were chosen, and how drafters choose theirs.
+        max_new_tokens: Response tokens that it could have had; None: no more than it has. A draft
+            is cut where the limit is, not where the target stopped by itself.
     """
 
     tokens: Tensor
@@ -36,6 +38,18 @@ class RecordedText:
     taps: Tensor
     tap_layers: tuple[int, ...]
     rule: VerificationRule
+    max_new_tokens: int | None = None
+
+    def places(self) -> list[Place]:
+        """Where its m response tokens but the first are drafted `[m - 1]`.
+
+        The target adds one token by itself, so a draft stops one short of the limit.
+        """
+        length = len(self.tokens)
+        limit = length
+        if self.max_new_tokens is not None:
+            limit = self.prompt_length + self.max_new_tokens
+        return [Place(at, limit - at - 1) for at in range(self.prompt_length + 1, length)]
 
     def features(self, layers: Sequence[int], start: int, stop: int) -> Tensor:
         """Taps at positions `start .. stop - 1`, as `DraftContext.features`.
@@ -48,28 +62,73 @@ class RecordedText:
         return self.taps[start:stop]
 
 
+@dataclass(frozen=True)
+class Rounds:
+    """Rounds of one shape of draft, one per entry `[n]`.
+
+    Attributes:
+        committed: Tokens that each commits, at least 1.
+        drafted: Tokens that were proposed in it.
+        depth: Tokens on the longest proposed path.
+    """
+
+    committed: NDArray[np.int64]
+    drafted: NDArray[np.int64]
+    depth: NDArray[np.int64]
+
+    def walked(self) -> Rounds:
+        """Those that decoding plays, given one that could begin at each position."""
+        at, position = [], 0
+        while position < len(self.committed):
+            at.append(position)
+            position += int(self.committed[position])
+        return Rounds(self.committed[at], self.drafted[at], self.depth[at])
+
+
+def rounds_at_each(
+    drafter: Drafter, text: RecordedText, shapes: Sequence[DraftShape]
+) -> list[Rounds]:
+    """The round that could begin at each response position of a text, by shape.
+
+    Args:
+        drafter: Who drafts.
+        text: A text of m response tokens whose rule commits the path of a proposal that the text
+            takes: `greedy` and `coupled`, and for trees under rejection `drafters.forced`.
+        shapes: What to draft.
+
+    Returns:
+        Per shape `m - 1` rounds; the anchor of round i is response token i.
+    """
+    tokens, places = text.tokens.tolist(), text.places()
+    drawn = propose_at_each(drafter, text, places, shapes)
+    facts = [
+        [_facts(proposal, tokens[place.length :]) for proposal in proposals]
+        for place, proposals in zip(places, drawn, strict=True)
+    ]
+    table = np.array(facts, dtype=np.int64).reshape(len(places), len(shapes), 3)
+    return [Rounds(*table[:, column].T) for column in range(len(shapes))]
+
+
 def committed_at_each(
     drafter: Drafter, text: RecordedText, shapes: Sequence[DraftShape]
 ) -> NDArray[np.int64]:
     """Tokens that a round would commit at each response position of a text.
 
     Args:
-        drafter: Who drafts.
-        text: A text of m response tokens, chosen by a rule under which it does not depend on drafts
-            (`greedy` or `coupled`).
+        drafter: As `rounds_at_each`.
+        text: As `rounds_at_each`, m response tokens.
         shapes: What to draft.
 
     Returns:
         `[len(shapes), m - 1]`; column i is a round whose anchor is response token i.
     """
-    tokens, first = text.tokens.tolist(), text.prompt_length + 1
-    places = [Place(length, len(tokens) - length - 1) for length in range(first, len(tokens))]
-    drawn = propose_at_each(drafter, text, places, shapes)
-    rows = [
-        [matched(proposal, tokens[place.length :]) for proposal in proposals]
-        for place, proposals in zip(places, drawn, strict=True)
-    ]
-    return np.array(rows, dtype=np.int64).reshape(len(places), len(shapes)).T
+    return np.stack([rounds.committed for rounds in rounds_at_each(drafter, text, shapes)])
+
+
+def _facts(proposal: Proposal, text: Sequence[int]) -> tuple[int, int, int]:
+    """Committed and drafted tokens of a round, and how deep it drafted."""
+    depth = proposal.depth if len(proposal) else 0
+    return matched(proposal, text), len(proposal), depth
 
 
 def matched(proposal: Proposal, text: Sequence[int]) -> int:
@@ -84,8 +143,4 @@ def matched(proposal: Proposal, text: Sequence[int]) -> int:
 
 def rounds_of(committed: NDArray[np.int64]) -> NDArray[np.int64]:
     """What the rounds of decoding commit, given what a round at each position would `[m - 1]`."""
-    rounds, position = [], 0
-    while position < len(committed):
-        rounds.append(int(committed[position]))
-        position += rounds[-1]
-    return np.array(rounds, dtype=np.int64)
+    return Rounds(committed, committed, committed).walked().committed

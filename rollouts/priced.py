@@ -130,7 +130,7 @@ def price_traces(
     traces.check_arms(arms)
     model = model or traces.origin.cost_model
     names = list(dict.fromkeys(_drafter_name(arm) for arm in arms))
-    _check_costs(model, names)
+    check_costs(model, names)
     longest = max((text.prompt_tokens + len(text) for text in traces.texts), default=0)
     tables = [
         np.zeros(longest + 1) if name == PLAIN else catch_up_table(model, name, longest)
@@ -154,7 +154,8 @@ def price_traces(
     ]
 
 
-def _check_costs(model: CostModel, drafters: Sequence[str]) -> None:
+def check_costs(model: CostModel, drafters: Sequence[str]) -> None:
+    """Raises `DraftgymError` for a drafter that a cost model knows nothing of."""
     for name in drafters:
         if name != PLAIN and not (name in model.draft and name in model.catch_up):
             raise DraftgymError(

@@ -46,6 +46,7 @@ class RespondArgs:
         out: Folder of the responses; a run that was interrupted goes on there.
         prompts: train or heldout (shipped sets), or a JSON-lines file with question_id, category,
             turns (first turns are answered). Do not train on what you will report.
+        limit_per_category: Keep at most this many prompts of each category.
         temperatures: 0 takes the likeliest token every time, 1 samples from the model's
             distribution. Every prompt is answered once at each of them, unless --shares is given.
         shares: Answer every prompt only once: each temperature gets this share of the prompts (one
@@ -64,6 +65,7 @@ class RespondArgs:
 
     out: Path
     prompts: str = "train"
+    limit_per_category: int | None = None
     temperatures: tuple[float, ...] = (0.0, 1.0)
     shares: tuple[float, ...] | None = None
     max_new_tokens: int = 256
@@ -93,16 +95,20 @@ class Written:
     done_before: int
 
 
-def respond(args: RespondArgs) -> Written:
+def respond(args: RespondArgs, target: Target | None = None) -> Written:
     """Writes what is missing in the folder.
+
+    Args:
+        args: Settings.
+        target: The target that they name, where it is loaded already.
 
     Raises:
         DraftgymError: Bad settings, or a folder that was written with others.
     """
     _check_args(args)
-    prompts = load_prompts(args.prompts)
+    prompts = load_prompts(args.prompts, limit_per_category=args.limit_per_category)
     with sole_writer(args.out):
-        target = load_target(args.target, args.dtype, args.threads)
+        target = target or load_target(args.target, args.dtype, args.threads)
         settings = describe_settings(args, target)
         done = read_done(args.out, settings)
         encoded = _fitting(args, target, prompts)

@@ -7,25 +7,22 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from decoding.proposal import Proposal
 from decoding.target import Target
-from decoding.verification import Drafted, Verdict, VerificationRule
+from decoding.verification import Drafted, VerificationRule
+from drafters.forced import ForcedRule
 from drafters.training.corpus import Text
 from drafters.training.features import FeatureBatch, target_features
 
 
-class ForcedRule(VerificationRule):
+class HeardRule(ForcedRule):
     """Drafts a given text, whatever the drafter says, and records what it said.
 
     Attributes:
         heard: Draft logits `[draft_vocab]` in the order in which they were asked about.
     """
 
-    name = "forced"
-    temperature = 0.0
-
     def __init__(self, text: Tensor) -> None:
-        self.text = text
+        super().__init__(text)
         self.heard: list[Tensor] = []
 
     def draft(
@@ -33,13 +30,7 @@ class ForcedRule(VerificationRule):
     ) -> Drafted:
         """The text's tokens at `positions`."""
         self.heard += list(logits)
-        return self.text[list(positions)], torch.zeros(len(positions)), None
-
-    def verify(
-        self, proposal: Proposal, logits: Tensor, position: int, with_margins: bool = False
-    ) -> Verdict:
-        """Nothing is ever verified here."""
-        raise AssertionError("a forced rule only drafts")
+        return super().draft(logits, positions, vocab)
 
 
 class FeatureContext:

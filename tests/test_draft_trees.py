@@ -18,7 +18,7 @@ from decoding.rules import make_rule
 from decoding.target import Target
 from decoding.verification import Candidates, GreedyRule
 from drafters.tree import Frontier, best_first_tree, frontier_width, grow_tree, scratch_rows
-from tests.feature_context import FeatureContext, ForcedRule, random_batch
+from tests.feature_context import FeatureContext, HeardRule, random_batch
 from tests.tiny import tiny_dflash, tiny_eagle3
 
 Path = tuple[int, ...]
@@ -210,7 +210,7 @@ def test_eagle3_scores_a_node_as_if_its_path_were_a_chain(
     for path, (tokens, logprobs) in heard.items():
         text = torch.zeros(40, dtype=torch.long)
         text[14 : 14 + len(path)] = torch.tensor(path, dtype=torch.long)
-        forced = ForcedRule(text)
+        forced = HeardRule(text)
         draft(target, drafter, DraftShape(len(path) + 1), forced)
         chain = forced.heard[len(path)].log_softmax(-1)[tokens]
         torch.testing.assert_close(torch.tensor(logprobs), chain, rtol=1e-4, atol=1e-5)
@@ -238,7 +238,7 @@ def test_the_best_path_of_a_tree_begins_as_the_chain(
 def test_dflash_draws_the_best_prefixes_of_its_block(target: Target, rule: str) -> None:
     drafter, shape = tiny_dflash(target), DraftShape(3, 20)
     chosen = make_rule(rule, 0.0 if rule == "greedy" else 1.0, 0, target.vocab_size)
-    forced = ForcedRule(torch.zeros(40, dtype=torch.long))
+    forced = HeardRule(torch.zeros(40, dtype=torch.long))
     draft(target, drafter, DraftShape(3), forced)
     ranking = chosen.ranking(torch.stack(forced.heard), range(14, 17)).log_softmax(-1).double()
 

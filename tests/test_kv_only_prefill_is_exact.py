@@ -16,7 +16,7 @@ from decoding.target import Target
 from drafters.dflash import DFlashNetwork
 from drafters.eagle3 import Eagle3Drafter
 from drafters.training.features import FeatureBatch
-from tests.feature_context import FeatureContext, ForcedRule, random_batch
+from tests.feature_context import FeatureContext, HeardRule, random_batch
 from tests.tiny import tiny_dflash, tiny_eagle3
 
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
@@ -88,7 +88,7 @@ def test_eagle3_equals_the_full_layer_over_all_positions(
 ) -> None:
     drafter = tiny_eagle3(target)
     batch = random_batch(target, drafter.tap_layers, [TEXT])
-    rule = ForcedRule(batch.tokens[0])
+    rule = HeardRule(batch.tokens[0])
     state = drafter.new_state(64)
     if first < length:  # catch up in two goes, with a draft in between
         early = FeatureContext(batch, 0, first, rule)
@@ -109,7 +109,7 @@ def test_dflash_equals_recomputing_the_whole_context(
 ) -> None:
     drafter = tiny_dflash(target)
     batch = random_batch(target, drafter.tap_layers, [TEXT])
-    rule = ForcedRule(batch.tokens[0])
+    rule = HeardRule(batch.tokens[0])
     state = drafter.new_state(64)
     if first < length:
         early = FeatureContext(batch, 0, first, rule)
@@ -133,7 +133,7 @@ def test_catching_up_runs_no_attention_and_no_mlp(
             if name.split(".")[-1] in {"q_proj", "o_proj", "mlp", "lm_head", "norm"}:
                 monkeypatch.setattr(module, "forward", None)  # calling it would fail
         state = drafter.new_state(64)
-        context = FeatureContext(batch, 0, 12, ForcedRule(batch.tokens[0]))
+        context = FeatureContext(batch, 0, 12, HeardRule(batch.tokens[0]))
         assert drafter.catch_up(state, context) == 12 - (1 if drafter.name == "dflash" else 2)
         with pytest.raises(TypeError):
             drafter.propose(state, context, DraftShape(1))

@@ -19,7 +19,7 @@ from drafters.checkpoint import load_drafter, read_checkpoint
 from drafters.dflash import DFlashDrafter
 from drafters.eagle3 import Eagle3Drafter
 from drafters.formats import recognise
-from tests.feature_context import FeatureContext, ForcedRule, random_batch
+from tests.feature_context import FeatureContext, HeardRule, random_batch
 from tests.published_checkpoints import (
     FORMATS,
     SIZES,
@@ -185,7 +185,7 @@ def test_wiring_flags_are_honoured(target: Target, tmp_path: Path, flag: str) ->
     drafter = load_drafter(tmp_path, target)
     assert isinstance(drafter, Eagle3Drafter)
     batch = random_batch(target, drafter.tap_layers, [(2, 4)])
-    rule = ForcedRule(batch.tokens[0])
+    rule = HeardRule(batch.tokens[0])
     state, context = drafter.new_state(32), FeatureContext(batch, 0, 2, rule)
     drafter.catch_up(state, context)
     drafter.propose(state, context, DraftShape(2))

@@ -12,6 +12,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+from drafters.training.dflash_objective import DFlashObjective
+from drafters.training.eagle3_objective import Eagle3Objective
 from torch import Tensor
 
 from decoding.decoder import PlainPolicy, SpeculativeDecoder
@@ -21,8 +23,6 @@ from drafters.loading import load_folder
 from drafters.training import throughput
 from drafters.training.candidates import CandidateSampler
 from drafters.training.corpus import Corpus, Text, load_corpus
-from drafters.training.dflash_objective import DFlashObjective
-from drafters.training.eagle3_objective import Eagle3Objective
 from drafters.training.features import FeatureBatch
 from drafters.training.objective import ObjectiveOutput
 from drafters.training.schedule import TrainerConfig, learning_rate

@@ -15,13 +15,13 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+from drafters.training.eagle3_objective import Eagle3Objective
 from torch import Tensor
 
 from decoding.target import Target, load_target
 from drafters.loading import load_folder
 from drafters.training import trainer as trainer_module
 from drafters.training.corpus import load_corpus
-from drafters.training.eagle3_objective import Eagle3Objective
 from drafters.training.main import Eagle3Args, Eagle3Settings, train
 from drafters.training.schedule import TrainerConfig, learning_rate
 from drafters.training.trainer import Trainer

@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from drafters.training.dflash_objective import DFlashObjective
+from drafters.training.eagle3_objective import Eagle3Objective
 from torch import Tensor
 
 from decoding.drafting import DraftShape
 from decoding.target import Target
 from drafters.dflash import DFlashDrafter, DFlashNetwork
 from drafters.eagle3 import Eagle3Drafter, Eagle3Network
-from drafters.training.dflash_objective import DFlashObjective
-from drafters.training.eagle3_objective import Eagle3Objective
 from drafters.training.features import FeatureBatch
 from drafters.vocabulary import from_d2t
-from tests.feature_context import FeatureContext, ForcedRule, random_batch
+from tests.feature_context import FeatureContext, HeardRule, random_batch
 from tests.tiny import tiny_dflash, tiny_eagle3
 
 STEPS = 4
@@ -90,7 +90,7 @@ def drafted_logits(
     drafter: Eagle3Drafter | DFlashDrafter, batch: FeatureBatch, row: int, length: int, draft: int
 ) -> list[Tensor]:
     """Logits of drafting `draft` tokens behind the first `length` of a text, fed with the text."""
-    rule = ForcedRule(torch.cat([batch.tokens[row], torch.zeros(draft, dtype=torch.long)]))
+    rule = HeardRule(torch.cat([batch.tokens[row], torch.zeros(draft, dtype=torch.long)]))
     context = FeatureContext(batch, row, length, rule)
     state = drafter.new_state(128)
     drafter.catch_up(state, context)

@@ -92,3 +92,16 @@ def test_a_folder_that_cannot_be_written_is_refused(target: Target, tmp_path: Pa
     (tmp_path / "file").write_text("")
     with pytest.raises(DraftgymError, match="--features"):
         FeatureCache(tmp_path / "file", target, [1])
+
+
+def test_features_stored_in_the_targets_own_dtype_are_not_rounded(
+    target: Target, texts: list[Text], tmp_path: Path, asked: list[int]
+) -> None:
+    FeatureCache(tmp_path, target, [1]).batch(texts, (1,))  # rounded ones do not do
+    exact = FeatureCache(tmp_path, target, [1], stored=torch.float32)
+    computed, read = exact.batch(texts, (1,)), exact.batch(texts, (1,))
+    FeatureCache(tmp_path, target, [1]).batch(texts, (1,))  # who rounds may read exact ones
+    assert asked == [3, 3]
+    wanted = target_features(target, texts, (1,))
+    for got in (computed, read):
+        assert torch.equal(got.taps, wanted.taps) and torch.equal(got.hidden, wanted.hidden)

@@ -104,16 +104,24 @@ def pad_features(texts: Sequence[Text], features: Sequence[TextFeatures]) -> Fea
 class FeatureCache:
     """Features on disk, filled as they are asked for. Several trainings may share a folder.
 
-    Stored in bfloat16: about `(layers + 1) * 2 * d` bytes a token.
+    About `(layers + 1) * d` numbers a token.
 
     Args:
         folder: Where the files lie; None computes features anew each time.
         target: The target.
         layers: Layers to store, so that drafters with other taps find theirs in the same files.
+        stored: Dtype of the files. Rounding is no harm to training; measurements that must equal
+            decoding store what decoding sees. Files in a narrower dtype count as missing.
     """
 
-    def __init__(self, folder: Path | None, target: Target, layers: Iterable[int]) -> None:
-        self.target, self.layers = target, tuple(sorted(set(layers)))
+    def __init__(
+        self,
+        folder: Path | None,
+        target: Target,
+        layers: Iterable[int],
+        stored: torch.dtype = torch.bfloat16,
+    ) -> None:
+        self.target, self.layers, self.stored = target, tuple(sorted(set(layers))), stored
         self.folder = None
         if folder is not None:
             self.folder = folder / target.fingerprint
@@ -153,13 +161,15 @@ class FeatureCache:
                 hidden = file.get_tensor(HIDDEN)
         except (OSError, SafetensorError):
             return None
+        if torch.finfo(hidden.dtype).bits < torch.finfo(self.stored).bits:
+            return None
         joined = torch.cat(taps, dim=-1) if taps else hidden.new_empty(len(hidden), 0)
         return TextFeatures(joined.to(dtype), hidden.to(dtype))
 
     def _write(self, text: Text, layers: Sequence[int], features: TextFeatures) -> None:
-        parts = features.taps.to(torch.bfloat16).chunk(max(1, len(layers)), dim=-1)
+        parts = features.taps.to(self.stored).chunk(max(1, len(layers)), dim=-1)
         tensors = {str(layer): part.clone() for layer, part in zip(layers, parts, strict=False)}
-        tensors[HIDDEN] = features.hidden.to(torch.bfloat16)
+        tensors[HIDDEN] = features.hidden.to(self.stored)
         path = self._path(text)
         partial = path.with_suffix(f".{os.getpid()}.partial")
         save_file(tensors, partial)

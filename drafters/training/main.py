@@ -10,7 +10,7 @@ import torch
 
 from decoding.errors import DraftgymError
 from decoding.provenance import check_run_folder, write_run_config
-from decoding.target import load_target
+from decoding.target import Target, load_target
 from drafters.dflash import default_taps as default_dflash_taps
 from drafters.eagle3 import default_taps
 from drafters.training.build import (
