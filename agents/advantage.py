@@ -21,7 +21,7 @@ is each time the speed that this network achieves.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,12 @@ import torch
 import tyro
 from numpy.typing import NDArray
 
-from agents.regression import Examples, Fit, Fitting, fit, hold_out
+from agents.hyperparameters import RouterEncoder
+from agents.regression import Examples, Fit, RegressionArgs, fit, hold_out, print_report
 from decoding.arms import PLAIN, Arm, parse_arm
 from decoding.errors import DraftgymError, exit_on_user_error
 from decoding.observation import signal_names
-from decoding.provenance import check_run_folder, describe_host, plain
+from decoding.provenance import check_run_folder
 from policies.base import Policy
 from policies.learned import LearnedPolicy, write_router
 from policies.network import RouterNetwork
@@ -46,11 +47,10 @@ from rollouts.walks import walk_single_arms
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdvantageArgs:
+class AdvantageArgs(RegressionArgs, RouterEncoder):
     """Train a router by regression on traces.
 
     Attributes:
-        traces: Folder of traces of training prompts.
         arms: What the router chooses from. Default: every traced arm, and plain.
         categories: Train on these categories of prompts alone.
         out: Folder of the trained policy.
@@ -58,25 +58,14 @@ class AdvantageArgs:
         walks: Walks over every text in a sweep.
         stray: Share of the rounds of the router's own walks that take a random arm, so that it
             also learns how to go on from there.
-        width: Features of the network.
-        neck: What it narrows the hidden state to.
-        dropout: Share of the hidden state that is left out at random while training.
-        fitting: How it is fitted, each time anew.
-        seed: Seed of walks, initial weights and order.
     """
 
-    traces: Path = Path("runs/traces")
     arms: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
     out: Path = Path("runs/advantage")
     sweeps: int = 3
     walks: int = 4
     stray: float = 0.1
-    width: int = 64
-    neck: int = 16
-    dropout: float = 0.8
-    fitting: Fitting = field(default_factory=Fitting)
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -131,13 +120,9 @@ def train_advantage(args: AdvantageArgs) -> LearnedPolicy:
     trained = fit_router(train, validation, arms, args)
     policy = LearnedPolicy(trained.network, arms, args.out.name)
     report = _report(policy, trained, train, validation)
-    origin, provenance = traces.origin, {"settings": plain(asdict(args)), **report}
-    provenance["host"] = describe_host()
-    identity = (origin.target, origin.target_fingerprint)
-    write_router(trained.network, arms, *identity, args.out, provenance)
-    for name, value in report.items():
-        print(f"{name}: {value}")
-    print(f"policy exported to {args.out}")
+    identity = (traces.origin.target, traces.origin.target_fingerprint)
+    write_router(trained.network, arms, *identity, args.out, args.provenance(report))
+    print_report(report, args.out)
     return policy
 
 

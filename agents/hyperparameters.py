@@ -6,7 +6,22 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class RouterPPO:
+class RouterEncoder:
+    """The network that policies keep; its features go into one linear layer of scores.
+
+    Attributes:
+        width: Features of the encoder.
+        neck: What it narrows the hidden state to.
+        dropout: Share of the hidden state that is left out at random while learning.
+    """
+
+    width: int = 64
+    neck: int = 16
+    dropout: float = 0.8
+
+
+@dataclass(frozen=True)
+class RouterPPO(RouterEncoder):
     """PPO; the defaults are for traces, where rounds are cheap and many episodes run side by side.
 
     Attributes:
@@ -23,9 +38,6 @@ class RouterPPO:
         clip_range: PPO's clipping.
         vf_coef: Weight of the value loss.
         max_grad_norm: Gradient clipping.
-        width: Features of the encoder.
-        neck: What it narrows the hidden state to.
-        dropout: Share of the hidden state that is left out at random while learning.
     """
 
     n_envs: int = 512
@@ -40,9 +52,6 @@ class RouterPPO:
     clip_range: float = 0.2
     vf_coef: float = 0.5
     max_grad_norm: float = 0.5
-    width: int = 64
-    neck: int = 16
-    dropout: float = 0.8
 
 
 LIVE_PPO = RouterPPO(n_envs=1, n_steps=256, batch_size=64, n_epochs=8)
@@ -50,7 +59,7 @@ LIVE_PPO = RouterPPO(n_envs=1, n_steps=256, batch_size=64, n_epochs=8)
 
 
 @dataclass(frozen=True)
-class RouterDQN:
+class RouterDQN(RouterEncoder):
     """DQN on traces.
 
     Attributes:
@@ -66,9 +75,6 @@ class RouterDQN:
         exploration_fraction: Part of training over which random choices fade out.
         exploration_final_eps: Share of random choices that stays.
         max_grad_norm: Gradient clipping.
-        width: Features of the encoder.
-        neck: What it narrows the hidden state to.
-        dropout: Share of the hidden state that is left out at random while learning.
     """
 
     n_envs: int = 256
@@ -83,6 +89,3 @@ class RouterDQN:
     exploration_fraction: float = 0.3
     exploration_final_eps: float = 0.05
     max_grad_norm: float = 1.0
-    width: int = 64
-    neck: int = 16
-    dropout: float = 0.8

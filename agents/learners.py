@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,13 @@ from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.vec_env import VecEnv
 from torch.optim import AdamW
 
-from agents.hyperparameters import RouterDQN, RouterPPO
+from agents.hyperparameters import RouterDQN, RouterEncoder, RouterPPO
 from agents.network import RouterExtractor
 from agents.router_args import RouterArgs
 from decoding.errors import DraftgymError
 
 Agent = PPO | DQN
-ENCODER = ("width", "neck", "dropout")
+ENCODER = tuple(field.name for field in fields(RouterEncoder))
 """Hyperparameters that are the encoder's."""
 
 
@@ -24,8 +24,8 @@ def fresh_agent(args: RouterArgs, env: VecEnv) -> Agent:
     """An untrained agent."""
     if args.algorithm == "dqn":
         return DQN("MultiInputPolicy", env, seed=args.seed, device="cpu", **_dqn(args.dqn))
-    ppo = args.live_ppo if args.live else args.ppo
-    return PPO("MultiInputPolicy", env, seed=args.seed, device="cpu", **_ppo(ppo))
+    settings = _ppo(_ppo_of(args))
+    return PPO("MultiInputPolicy", env, seed=args.seed, device="cpu", **settings)
 
 
 def resumed_agent(saved: Path, args: RouterArgs, env: VecEnv) -> Agent:

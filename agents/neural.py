@@ -20,7 +20,7 @@ the paper calibrates it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,10 +30,10 @@ import tyro
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agents.regression import Examples, Fit, Fitting, fit, hold_out
+from agents.regression import Examples, Fit, Fitting, RegressionArgs, fit, hold_out, print_report
 from decoding.arms import Arm, parse_arm
 from decoding.errors import DraftgymError, exit_on_user_error
-from decoding.provenance import check_run_folder, describe_host, plain
+from decoding.provenance import check_run_folder
 from policies.neural import DifferenceNetwork, NeuralPolicy, save_neural_policy
 from rollouts.trace import TraceSet
 from rollouts.trace_file import read_traces
@@ -44,28 +44,22 @@ GRID = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class NeuralArgs:
+class NeuralArgs(RegressionArgs):
     """Train the WhiFlash-Neural baseline.
 
     Attributes:
-        traces: Folder of traces of training prompts.
         first: Arm where it is predicted to commit enough more tokens.
         second: Arm elsewhere.
         out: Folder of the trained policy.
         threshold: price (from what rounds cost) or grid (the fastest on the training traces).
         dropout: Rate while training.
-        fitting: How the network is fitted.
-        seed: Seed of initial weights, order and dropout.
     """
 
-    traces: Path = Path("runs/traces")
     first: str = "eagle3:2"
     second: str = "dflash:2"
     out: Path = Path("runs/neural")
     threshold: Literal["price", "grid"] = "price"
     dropout: float = 0.1
-    fitting: Fitting = field(default_factory=Fitting)
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -103,11 +97,9 @@ def train_neural(args: NeuralArgs) -> NeuralPolicy:
     policy = NeuralPolicy(network, arms, found.value, args.out.name)
     report = _report(network, arms, train, validation, fitted, found)
     origin = traces.origin
-    provenance = {"settings": plain(asdict(args)), **report, "host": describe_host()}
-    save_neural_policy(policy, origin.target, origin.target_fingerprint, args.out, provenance)
-    for name, value in report.items():
-        print(f"{name}: {value}")
-    print(f"policy exported to {args.out}")
+    identity = (origin.target, origin.target_fingerprint)
+    save_neural_policy(policy, *identity, args.out, args.provenance(report))
+    print_report(report, args.out)
     return policy
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from decoding.errors import DraftgymError
+from decoding.provenance import describe_host, plain
 from rollouts.prompt_sets import refuse_held_out
 from rollouts.trace import TraceSet
 
@@ -46,6 +49,34 @@ class Fitting:
             raise DraftgymError(
                 f"--fitting.holdout is {self.holdout}", "give a share between 0 and 1, such as 0.1"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegressionArgs:
+    """What every trainer on known outcomes takes.
+
+    Attributes:
+        traces: Folder of traces of training prompts.
+        out: Folder of the trained policy.
+        fitting: How the network is fitted.
+        seed: Seed of everything random.
+    """
+
+    traces: Path = Path("runs/traces")
+    out: Path
+    fitting: Fitting = field(default_factory=Fitting)
+    seed: int = 0
+
+    def provenance(self, report: Mapping[str, Any]) -> dict[str, Any]:
+        """What the exported policy says about where it comes from."""
+        return {"settings": plain(asdict(self)), **report, "host": describe_host()}
+
+
+def print_report(report: Mapping[str, Any], out: Path) -> None:
+    """Tells the user how a policy came out, and where it is."""
+    for name, value in report.items():
+        print(f"{name}: {value}")
+    print(f"policy exported to {out}")
 
 
 @dataclass(frozen=True)

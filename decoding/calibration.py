@@ -5,45 +5,30 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from statistics import median
+from collections.abc import Mapping, Sequence
+from itertools import cycle, product
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from decoding.drafting import MAX_TREE_NODES, Drafter, DraftShape, PrefixView
+from decoding.drafting import MAX_TREE_NODES, Drafter, DraftShape
 from decoding.embedded import cache_folder
 from decoding.latency import CostModel, Curve, read_cost_model
-from decoding.proposal import Proposal
-from decoding.round import verify_batch
 from decoding.session import Session
 from decoding.target import Target
-from decoding.verification import Candidates, GreedyRule
+from decoding.timed_rounds import Round, catching_up, drafting, median_seconds, verifying
+from decoding.verification import GreedyRule
 
-FORMAT = 3
+FORMAT = 4
 """Part of what names a host's file, so that what older versions measured is measured again."""
-ROWS = (1, 2, 3, 5, 9, 17, 33, MAX_TREE_NODES + 1)
+ROWS = (1, 2, 3, 4, 5, 9, 17, 33, MAX_TREE_NODES + 1)
+"""Packed products begin at 4 rows, which may cost less than 3 (`decoding.products`)."""
 ROOM = max(ROWS) + 1
 CONTEXTS = (64, 256, 640)
 BACKLOGS = (1, 8, 64, 256)
 LENGTHS = (1, 2, 4, 8, 16)
-TREE_DEPTHS = (1, 2, 4, 8, 16)
-TREE_NODES = (4, 16, MAX_TREE_NODES)
-
-
-class _FullTrees(GreedyRule):
-    """Scores that make every tree as deep as it may be, however sure its drafter is."""
-
-    def candidates(
-        self, logits: Tensor, positions: Sequence[int], count: int, vocab: Tensor | None = None
-    ) -> Candidates:
-        """The usual tokens; each costs its rank, so that the best path has no end."""
-        usual = super().candidates(logits, positions, count, vocab)
-        ranks = torch.arange(usual.tokens.shape[1], dtype=torch.float32)
-        return replace(usual, scores=-ranks.expand_as(usual.scores))
+TREE_NODES = (4, 5, 9, 16, MAX_TREE_NODES)
+"""A step of a tree runs the square root of its budget, rounded up: costs jump behind 4 and 9."""
 
 
 def calibrate(
@@ -52,7 +37,7 @@ def calibrate(
     repeats: int = 7,
     contexts: Sequence[int] = CONTEXTS,
 ) -> CostModel:
-    """Measures the cost model on this host; takes some seconds.
+    """Measures the cost model on this host; takes about a minute.
 
     Args:
         target: The target.
@@ -61,22 +46,47 @@ def calibrate(
         contexts: Context lengths for the target's passes.
     """
     contexts = fitting_contexts(target, drafters, contexts)
-    session = random_session(target, drafters, contexts[-1])
-    draft, catch_up, trees = {}, {}, {}
+    sessions = {context: random_session(target, drafters, context) for context in contexts}
+    session = sessions[contexts[-1]]
+    rows = [n for n in ROWS if n <= contexts[-1]]
+    backlogs = [n for n in BACKLOGS if n < contexts[-1] - 4]
+    rounds: dict[tuple[str | int, ...], Round] = {}
+    for context, shorter in sessions.items():
+        turns = cycle(drafters.values())
+        for n in rows:
+            drafter = next(turns, None) if n > 1 else None  # one row is plain decoding's
+            rounds["verify", context, n] = verifying(shorter, n, drafter)
     for name, drafter in drafters.items():
-        drafter.catch_up(session.state_of(drafter), session)
-        lengths = _up_to(LENGTHS, drafter.max_draft_length)
-        runs = {n: _draft(session, drafter, DraftShape(n)) for n in lengths}
-        draft[name] = _curve(runs, repeats)
-        if drafter.max_tree_nodes:
-            trees[name] = _tree_curves(session, drafter, repeats)
-        backlogs = [n for n in BACKLOGS if n < contexts[-1] - 4]
-        catch_up[name] = _catch_up_curve(session, drafter, backlogs, repeats)
-    passes, rows = {}, [n for n in ROWS if n <= contexts[-1]]
-    for context in reversed(contexts):  # rolling back only ever shortens the text
-        session.roll_back(context + 1)
-        passes[context] = _curve({n: _verification(session, n) for n in rows}, repeats)
-    return CostModel(_host(target, drafters), passes, draft, catch_up, trees)
+        for depth in _lengths(drafter):
+            rounds["draft", name, depth] = drafting(session, drafter, DraftShape(depth))
+        for depth, nodes in product(_lengths(drafter), _budgets(drafter)):
+            rounds["tree", name, depth, nodes] = drafting(
+                session, drafter, DraftShape(depth, nodes)
+            )
+        for backlog in backlogs:
+            rounds["catch up", name, backlog] = catching_up(session, drafter, backlog)
+    seconds = median_seconds(rounds, repeats)
+
+    def curve(points: Sequence[int], *piece: str | int) -> Curve:
+        return Curve(tuple(map(float, points)), tuple(seconds[*piece, at] for at in points))
+
+    def caught(name: str) -> Curve:
+        missed = curve(backlogs, "catch up", name)
+        return Curve((0.0, *missed.at), (0.0, *missed.seconds))
+
+    return CostModel(
+        _host(target, drafters),
+        {context: curve(rows, "verify", context) for context in contexts},
+        {name: curve(_lengths(drafter), "draft", name) for name, drafter in drafters.items()},
+        {name: caught(name) for name in drafters},
+        {
+            name: {
+                depth: curve(_budgets(drafter), "tree", name, depth) for depth in _lengths(drafter)
+            }
+            for name, drafter in drafters.items()
+            if drafter.max_tree_nodes
+        },
+    )
 
 
 def load_cost_model(target: Target, drafters: Mapping[str, Drafter]) -> CostModel:
@@ -139,66 +149,16 @@ def random_session(
     return session
 
 
-def _curve(runs: Mapping[int, Callable[[], object]], repeats: int) -> Curve:
-    """Times each run `repeats` times, interleaved, after one warm-up of each."""
-    seconds: dict[int, list[float]] = {at: [] for at in runs}
-    for repeat in range(repeats + 1):
-        for at, run in runs.items():
-            start = time.perf_counter()
-            run()
-            if repeat:
-                seconds[at].append(time.perf_counter() - start)
-    return Curve(
-        tuple(float(at) for at in runs), tuple(median(times) for times in seconds.values())
-    )
+def _lengths(drafter: Drafter) -> list[int]:
+    """Draft lengths, and depths of trees, that are measured."""
+    return _up_to(LENGTHS, drafter.max_draft_length)
 
 
-def _verification(session: Session, rows: int) -> Callable[[], object]:
-    """Everything a round does but drafting: pass, verdict and commit, of a draft of `rows - 1`."""
-    length = len(session.tokens)
-    tokens = session.tokens[0].repeat(rows - 1)
-    proposal = Proposal.chain(tokens, torch.zeros(rows - 1))
-
-    def run() -> None:
-        [(output, verdict)] = verify_batch([session], [proposal])
-        session.commit(proposal, verdict, output)
-        session.roll_back(length)
-
-    return run
-
-
-def _draft(session: Session, drafter: Drafter, shape: DraftShape) -> Callable[[], object]:
-    context = PrefixView(session, len(session.tokens), _FullTrees())
-    return lambda: drafter.propose(session.state_of(drafter), context, shape)
-
-
-def _tree_curves(session: Session, drafter: Drafter, repeats: int) -> dict[int, Curve]:
-    budgets = _up_to(TREE_NODES, drafter.max_tree_nodes)
-    return {
-        depth: _curve(
-            {nodes: _draft(session, drafter, DraftShape(depth, nodes)) for nodes in budgets},
-            repeats,
-        )
-        for depth in _up_to(TREE_DEPTHS, drafter.max_draft_length)
-    }
+def _budgets(drafter: Drafter) -> list[int]:
+    """Node budgets that are measured; none where the drafter draws no trees."""
+    return _up_to(TREE_NODES, drafter.max_tree_nodes) if drafter.max_tree_nodes else []
 
 
 def _up_to(points: Sequence[int], largest: int) -> list[int]:
     """The points below `largest`, and `largest` itself."""
     return [point for point in points if point < largest] + [largest]
-
-
-def _catch_up_curve(
-    session: Session, drafter: Drafter, backlogs: Sequence[int], repeats: int
-) -> Curve:
-    seconds: dict[int, list[float]] = {backlog: [] for backlog in backlogs}
-    for repeat in range(repeats + 1):
-        for backlog in backlogs:
-            state = drafter.new_state(session.capacity)
-            drafter.catch_up(state, PrefixView(session, len(session.tokens) - backlog))
-            start = time.perf_counter()
-            drafter.catch_up(state, session)
-            if repeat:
-                seconds[backlog].append(time.perf_counter() - start)
-    at = (0.0, *(float(backlog) for backlog in backlogs))
-    return Curve(at, (0.0, *(median(times) for times in seconds.values())))

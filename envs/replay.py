@@ -6,21 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, SupportsInt
 
-import gymnasium as gym
 import numpy as np
 
-from decoding.arms import PLAIN, Arm, parse_arm
-from decoding.errors import DraftgymError
+from decoding.arms import PLAIN, parse_arm
 from decoding.latency import CostModel
 from decoding.observation import Observation
-from envs.reward import RoundReward
-from envs.spaces import router_spaces
+from envs.base import RoundsEnv
 from rollouts.replay import Replay
 from rollouts.trace import TraceSet
 from rollouts.trace_file import read_traces
 
 
-class RouterReplayEnv(gym.Env[Observation, np.int64]):
+class RouterReplayEnv(RoundsEnv):
     """`draftgym/Router-v0` replayed from traces of real decoding.
 
     ## Description
@@ -66,11 +63,6 @@ class RouterReplayEnv(gym.Env[Observation, np.int64]):
     * v0: first version
     """
 
-    metadata = {  # noqa: RUF012 - Gymnasium declares it as an instance variable
-        "render_modes": ["ansi"],
-        "render_fps": 10,
-    }
-
     def __init__(
         self,
         traces: str | Path | TraceSet,
@@ -80,31 +72,24 @@ class RouterReplayEnv(gym.Env[Observation, np.int64]):
         render_mode: str | None = None,
     ) -> None:
         read = traces if isinstance(traces, TraceSet) else read_traces(Path(traces))
-        self.arms: tuple[Arm, ...] = tuple(map(parse_arm, arms or (*read.origin.arms, PLAIN)))
-        self.replay = Replay(read, self.arms, 1, cost_model)
-        self.reward = RoundReward(latency_price)
-        self.render_mode = render_mode
-        hidden = self.replay.texts[0].hidden.shape[1]
-        self.observation_space, self.action_space = router_spaces(self.arms, hidden)  # type: ignore[assignment]
-        self._order: list[int] = []
+        chosen = [parse_arm(arm) for arm in arms or (*read.origin.arms, PLAIN)]
+        self.replay = Replay(read, chosen, 1, cost_model)
+        texts = self.replay.texts
+        names, hidden = [text.question_id for text in texts], texts[0].hidden.shape[1]
+        super().__init__(chosen, names, hidden, latency_price, render_mode)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Begins the next text; see the class for `options`."""
-        super().reset(seed=seed)
-        if seed is not None:
-            self._order = []
-        index = self._next_text(options or {})
+        index = self._next_text(seed, options)
         self.replay.start(np.zeros(1, dtype=np.int64), np.array([index]))
         self.text, self.position = self.replay.texts[index], 0
         return self._observe(), {"question_id": self.text.question_id}
 
     def step(self, action: SupportsInt) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Plays one round with arm `action`."""
-        index = int(action)
-        if not self.action_space.contains(index):
-            raise ValueError(f"action {action!r} is not one of the {len(self.arms)} arms")
+        index = self._index_of(action)
         played = self.replay.step(np.array([index]))
         committed, steps = int(played.committed[0]), float(played.steps[0])
         start = self.position + 1
@@ -126,16 +111,3 @@ class RouterReplayEnv(gym.Env[Observation, np.int64]):
 
     def _observe(self) -> Observation:
         return {name: value[0] for name, value in self.replay.observe().items()}
-
-    def _next_text(self, options: dict[str, Any]) -> int:
-        wanted = options.get("prompt")
-        if wanted is not None:
-            for index, text in enumerate(self.replay.texts):
-                if text.question_id == str(wanted):
-                    return index
-            raise DraftgymError(
-                f"no trace of question_id {wanted!r}", "name one of the traced prompts"
-            )
-        if not self._order:  # every text once, in a new order, before any comes again
-            self._order = self.np_random.permutation(len(self.replay.texts)).tolist()
-        return int(self._order.pop())

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, SupportsInt
 
-import gymnasium as gym
-import numpy as np
-
 from decoding.arms import check_arms, default_arms, parse_arm
 from decoding.calibration import load_cost_model
 from decoding.drafting import Drafter
@@ -19,14 +16,13 @@ from decoding.rules import make_rule
 from decoding.session import Session
 from decoding.target import Target, load_target
 from drafters.loading import load_drafters
-from envs.reward import RoundReward
-from envs.spaces import router_spaces
+from envs.base import RoundsEnv
 from rollouts.prompt_sets import Prompt, load_prompts
 
 LATENCIES = ("calibrated", "measured")
 
 
-class RouterEnv(gym.Env[Observation, np.int64]):
+class RouterEnv(RoundsEnv):
     """Speculative decoding in which the agent picks a drafter and a draft length every round.
 
     ## Description
@@ -99,11 +95,6 @@ class RouterEnv(gym.Env[Observation, np.int64]):
     * v0: first version
     """
 
-    metadata = {  # noqa: RUF012 - Gymnasium declares it as an instance variable
-        "render_modes": ["ansi"],
-        "render_fps": 10,
-    }
-
     def __init__(
         self,
         target: str | Target = "smollm2-135m",
@@ -123,27 +114,21 @@ class RouterEnv(gym.Env[Observation, np.int64]):
             raise DraftgymError(f"unknown latency {latency!r}", f"use {' or '.join(LATENCIES)}")
         self.target = load_target(target, dtype, threads) if isinstance(target, str) else target
         self.drafters = dict(load_drafters(self.target) if drafters is None else drafters)
-        self.arms = tuple(map(parse_arm, arms)) if arms else default_arms(self.drafters)
-        check_arms(self.arms, self.drafters)
+        chosen = tuple(map(parse_arm, arms)) if arms else default_arms(self.drafters)
+        check_arms(chosen, self.drafters)
         self.prompts = load_prompts(prompts) if isinstance(prompts, str) else list(prompts)
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
-        self.reward, self.latency = RoundReward(latency_price), latency
+        self.latency = latency
+        names = [prompt.question_id for prompt in self.prompts]
+        super().__init__(chosen, names, self.target.hidden_size, latency_price, render_mode)
         self.cost_model = cost_model or load_cost_model(self.target, self.drafters)
-        self.render_mode = render_mode
-        spaces = router_spaces(self.arms, self.target.hidden_size)
-        self.observation_space, self.action_space = spaces  # type: ignore[assignment]
-        self._order: list[int] = []
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Starts the next prompt; see the class for `options`."""
-        super().reset(seed=seed)
-        if seed is not None:
-            self._order = []
-        options = options or {}
-        self.prompt = self._next_prompt(options)
-        noise_seed = int(options.get("noise_seed", self.np_random.integers(2**62)))
+        self.prompt = self.prompts[self._next_text(seed, options)]
+        noise_seed = int((options or {}).get("noise_seed", self.np_random.integers(2**62)))
         rule = make_rule(None, self.temperature, noise_seed, self.target.vocab_size)
         ids = self.target.encode(self.prompt.text)
         self.session = Session(self.target, ids, rule, self.max_new_tokens, self.drafters)
@@ -155,9 +140,7 @@ class RouterEnv(gym.Env[Observation, np.int64]):
 
     def step(self, action: SupportsInt) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Plays one round with arm `action`."""
-        index = int(action)
-        if not self.action_space.contains(index):
-            raise ValueError(f"action {action!r} is not one of the {len(self.arms)} arms")
+        index = self._index_of(action)
         record = play_round(self.session, self.arms[index])
         self.observer.update(index, record)
         steps = self._round_seconds(record) / self.cost_model.step_seconds(record.context)
@@ -187,16 +170,3 @@ class RouterEnv(gym.Env[Observation, np.int64]):
         return self.cost_model.round_seconds(
             record.arm, len(record.drafted), record.context, record.caught_up, record.depth
         )
-
-    def _next_prompt(self, options: dict[str, Any]) -> Prompt:
-        wanted = options.get("prompt")
-        if wanted is not None:
-            for prompt in self.prompts:
-                if prompt.question_id == str(wanted):
-                    return prompt
-            raise DraftgymError(
-                f"no prompt with question_id {wanted!r}", "name one of the environment's prompts"
-            )
-        if not self._order:  # every prompt once, in a new order, before any comes again
-            self._order = self.np_random.permutation(len(self.prompts)).tolist()
-        return self.prompts[self._order.pop()]

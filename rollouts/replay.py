@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decoding.arms import Arm
+from decoding.errors import DraftgymError
 from decoding.latency import CostModel
 from decoding.observation import Observation, RouterMemory, drafter_names
 from rollouts.costs import backlogs, catch_up_table, round_seconds, step_seconds
@@ -50,8 +51,7 @@ class Replay:
         cost_model: What rounds cost; None takes the one that was measured with the traces.
 
     Raises:
-        DraftgymError: An arm was not traced.
-        ValueError: No text has a round to play.
+        DraftgymError: An arm was not traced, or no text has a round to play.
     """
 
     def __init__(
@@ -65,7 +65,10 @@ class Replay:
         self.arms, self.count = tuple(arms), count
         self.texts = [text for text in traces.texts if len(text)]
         if not self.texts:
-            raise ValueError("no text of these traces has a round to play")
+            raise DraftgymError(
+                "no text of these traces has a round to play",
+                "trace prompts that the target answers at length, with --max-new-tokens 2 or more",
+            )
         self._lay_out(traces, cost_model or traces.origin.cost_model)
         self.memory = RouterMemory(arms, count)
         self.text_of = np.zeros(count, dtype=np.int64)

@@ -57,8 +57,7 @@ class Course:
         cost_model: None takes the one that was measured with the traces.
 
     Raises:
-        DraftgymError: An arm was not traced.
-        ValueError: No text has a round to play.
+        DraftgymError: An arm was not traced, or no text has a round to play.
     """
 
     def __init__(

@@ -12,7 +12,9 @@ from decoding.calibration import ROWS, calibrate, load_cost_model
 from decoding.drafting import Drafter
 from decoding.errors import DraftgymError
 from decoding.latency import CostModel, Curve
+from decoding.products import FEWEST
 from decoding.target import Target
+from drafters.tree import frontier_width
 
 MODEL = CostModel(
     {"dtype": "float32"},
@@ -94,6 +96,19 @@ def test_calibration_covers_every_drafter_and_rises_with_work(
     assert set(model.trees) == {"eagle3", "dflash", "small"}
     deep, flat = model.trees["eagle3"][16](16), model.trees["eagle3"][1](16)
     assert deep > 2 * flat  # a step per level
+
+
+def test_calibration_measures_where_costs_jump(
+    target: Target, drafters: dict[str, Drafter]
+) -> None:
+    """Linear in between is only true between points on the same side of a jump."""
+    model = calibrate(target, drafters, repeats=1, contexts=(64, 128))
+    for curve in model.target_pass.values():
+        assert {FEWEST - 1, FEWEST} <= set(curve.at)
+    budgets = model.trees["eagle3"][2].at
+    for nodes in range(4, 10):  # those of the usual small trees
+        below, above = max(n for n in budgets if n <= nodes), min(n for n in budgets if n >= nodes)
+        assert frontier_width(int(below)) == frontier_width(int(above)) == frontier_width(nodes)
 
 
 def test_the_second_run_reads_what_the_first_measured(

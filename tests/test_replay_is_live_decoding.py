@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,13 @@ from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 from agents.replay_vec_env import ReplayVecEnv
 from decoding.arms import parse_arm
 from decoding.drafting import Drafter
+from decoding.errors import DraftgymError
 from decoding.target import Target
 from envs.replay import RouterReplayEnv
 from envs.router import RouterEnv
+from rollouts.replay import Replay
 from rollouts.trace import TraceSet
+from rollouts.walks import Course
 from tests.tiny import ARMS, PROMPTS, numbered_target
 from tests.traces import NOISE_SEED, tiny_traces
 
@@ -38,6 +42,36 @@ def live_env(target: Target, drafters: dict[str, Drafter], traces: TraceSet) -> 
         temperature=traces.origin.temperature,
         cost_model=traces.origin.cost_model,
     )
+
+
+def test_traces_without_a_round_are_refused_with_a_remedy(traces: TraceSet) -> None:
+    silent = replace(traces, texts=[])
+    for open_traces in (Replay, Course):
+        with pytest.raises(DraftgymError, match="no text") as caught:
+            open_traces(silent, [parse_arm("plain")])
+        assert "--max-new-tokens" in caught.value.remedy
+
+
+def test_both_environments_refuse_an_unknown_prompt_and_arm_alike(
+    target: Target, drafters: dict[str, Drafter], traces: TraceSet
+) -> None:
+    for env in (live_env(target, drafters, traces), RouterReplayEnv(traces, MORE_ARMS)):
+        with pytest.raises(DraftgymError, match="'missing'"):
+            env.reset(options={"prompt": "missing"})
+        env.reset(seed=0)
+        with pytest.raises(ValueError, match=f"not one of the {len(MORE_ARMS)} arms"):
+            env.step(len(MORE_ARMS))
+
+
+def test_both_environments_deal_the_prompts_of_a_seed_in_one_order(
+    target: Target, drafters: dict[str, Drafter], traces: TraceSet
+) -> None:
+    orders = []
+    for env in (live_env(target, drafters, traces), RouterReplayEnv(traces, MORE_ARMS)):
+        names = [env.reset(seed=5)[1]["question_id"]]
+        orders.append(names + [env.reset()[1]["question_id"] for _ in PROMPTS[1:]])
+    assert orders[0] == orders[1]
+    assert sorted(orders[0]) == sorted(prompt.question_id for prompt in PROMPTS)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
