@@ -67,7 +67,7 @@ def calibrate(
         drafter.catch_up(session.state_of(drafter), session)
         lengths = _up_to(LENGTHS, drafter.max_draft_length)
         runs = {n: _draft(session, drafter, DraftShape(n)) for n in lengths}
-        draft[name] = _curve(runs, repeats)
+        draft[name] = time_runs(runs, repeats)
         if drafter.max_tree_nodes:
             trees[name] = _tree_curves(session, drafter, repeats)
         backlogs = [n for n in BACKLOGS if n < contexts[-1] - 4]
@@ -75,8 +75,8 @@ def calibrate(
     passes, rows = {}, [n for n in ROWS if n <= contexts[-1]]
     for context in reversed(contexts):  # rolling back only ever shortens the text
         session.roll_back(context + 1)
-        passes[context] = _curve({n: _verification(session, n) for n in rows}, repeats)
-    return CostModel(_host(target, drafters), passes, draft, catch_up, trees)
+        passes[context] = time_runs({n: verification_run([session], [n]) for n in rows}, repeats)
+    return CostModel(measured_host(target, drafters), passes, draft, catch_up, trees)
 
 
 def load_cost_model(target: Target, drafters: Mapping[str, Drafter]) -> CostModel:
@@ -85,7 +85,7 @@ def load_cost_model(target: Target, drafters: Mapping[str, Drafter]) -> CostMode
     Raises:
         DraftgymError: The cached file is damaged.
     """
-    host = _host(target, drafters)
+    host = measured_host(target, drafters)
     key = hashlib.sha256(json.dumps(host, sort_keys=True).encode()).hexdigest()[:16]
     path = cache_folder() / "cost-models" / f"{key}.json"
     if path.is_file():
@@ -99,7 +99,8 @@ def load_cost_model(target: Target, drafters: Mapping[str, Drafter]) -> CostMode
     return model
 
 
-def _host(target: Target, drafters: Mapping[str, Drafter]) -> dict[str, Any]:
+def measured_host(target: Target, drafters: Mapping[str, Drafter]) -> dict[str, Any]:
+    """What a measurement holds for: weights, dtype, threads, drafters, versions."""
     shape = target.decoder.shape
     return {
         "format": FORMAT,
@@ -139,7 +140,7 @@ def random_session(
     return session
 
 
-def _curve(runs: Mapping[int, Callable[[], object]], repeats: int) -> Curve:
+def time_runs(runs: Mapping[int, Callable[[], object]], repeats: int) -> Curve:
     """Times each run `repeats` times, interleaved, after one warm-up of each."""
     seconds: dict[int, list[float]] = {at: [] for at in runs}
     for repeat in range(repeats + 1):
@@ -153,16 +154,26 @@ def _curve(runs: Mapping[int, Callable[[], object]], repeats: int) -> Curve:
     )
 
 
-def _verification(session: Session, rows: int) -> Callable[[], object]:
-    """Everything a round does but drafting: pass, verdict and commit, of a draft of `rows - 1`."""
-    length = len(session.tokens)
-    tokens = session.tokens[0].repeat(rows - 1)
-    proposal = Proposal.chain(tokens, torch.zeros(rows - 1))
+def verification_run(sessions: Sequence[Session], rows: Sequence[int]) -> Callable[[], object]:
+    """A run of everything a round does but drafting: one pass, then verdicts and commits.
+
+    Args:
+        sessions: Prefilled sessions that share a target; the run leaves them as they are.
+        rows: Rows of each in the pass: one more than its draft.
+    """
+    lengths = [len(session.tokens) for session in sessions]
+    proposals = [
+        Proposal.chain(session.tokens[0].repeat(count - 1), torch.zeros(count - 1))
+        for session, count in zip(sessions, rows, strict=True)
+    ]
 
     def run() -> None:
-        [(output, verdict)] = verify_batch([session], [proposal])
-        session.commit(proposal, verdict, output)
-        session.roll_back(length)
+        verified = verify_batch(sessions, proposals)
+        for session, proposal, length, (output, verdict) in zip(
+            sessions, proposals, lengths, verified, strict=True
+        ):
+            session.commit(proposal, verdict, output)
+            session.roll_back(length)
 
     return run
 
@@ -175,7 +186,7 @@ def _draft(session: Session, drafter: Drafter, shape: DraftShape) -> Callable[[]
 def _tree_curves(session: Session, drafter: Drafter, repeats: int) -> dict[int, Curve]:
     budgets = _up_to(TREE_NODES, drafter.max_tree_nodes)
     return {
-        depth: _curve(
+        depth: time_runs(
             {nodes: _draft(session, drafter, DraftShape(depth, nodes)) for nodes in budgets},
             repeats,
         )
