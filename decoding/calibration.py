@@ -75,7 +75,7 @@ def calibrate(
         return Curve((0.0, *missed.at), (0.0, *missed.seconds))
 
     return CostModel(
-        _host(target, drafters),
+        measured_host(target, drafters),
         {context: curve(rows, "verify", context) for context in contexts},
         {name: curve(_lengths(drafter), "draft", name) for name, drafter in drafters.items()},
         {name: caught(name) for name in drafters},
@@ -95,7 +95,7 @@ def load_cost_model(target: Target, drafters: Mapping[str, Drafter]) -> CostMode
     Raises:
         DraftgymError: The cached file is damaged.
     """
-    host = _host(target, drafters)
+    host = measured_host(target, drafters)
     key = hashlib.sha256(json.dumps(host, sort_keys=True).encode()).hexdigest()[:16]
     path = cache_folder() / "cost-models" / f"{key}.json"
     if path.is_file():
@@ -109,7 +109,7 @@ def load_cost_model(target: Target, drafters: Mapping[str, Drafter]) -> CostMode
     return model
 
 
-def _host(target: Target, drafters: Mapping[str, Drafter]) -> dict[str, Any]:
+def measured_host(target: Target, drafters: Mapping[str, Drafter]) -> dict[str, Any]:
     shape = target.decoder.shape
     return {
         "format": FORMAT,

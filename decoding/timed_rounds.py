@@ -47,23 +47,40 @@ def median_seconds(rounds: Mapping[Key, Round], repeats: int) -> dict[Key, float
     return {key: median(times) for key, times in seconds.items()}
 
 
+def verification(sessions: Sequence[Session], rows: Sequence[int]) -> Piece:
+    """All of a round but drafting: one pass, then verdicts and commits, of chains.
+
+    Args:
+        sessions: Prefilled sessions that share a target; the piece leaves them as they are.
+        rows: Rows of each in the pass: one more than its draft.
+    """
+    lengths = [len(session.tokens) for session in sessions]
+    proposals = [
+        Proposal.chain(session.tokens[0].repeat(count - 1), torch.zeros(count - 1))
+        for session, count in zip(sessions, rows, strict=True)
+    ]
+
+    def verify() -> None:
+        verified = verify_batch(sessions, proposals)
+        for session, proposal, length, (output, verdict) in zip(
+            sessions, proposals, lengths, verified, strict=True
+        ):
+            session.commit(proposal, verdict, output)
+            session.roll_back(length)
+
+    return verify
+
+
 def verifying(session: Session, rows: int, drafter: Drafter | None = None) -> Round:
-    """All of a round but drafting: pass, verdict and commit, of a chain of `rows - 1` tokens.
+    """Verification of one session, behind a draft.
 
     Args:
         session: Prefilled; it is left as it was.
         rows: Rows of the pass.
         drafter: Who drafts before it; None for plain decoding, where a pass follows a pass.
     """
-    length = len(session.tokens)
-    tokens = session.tokens[0].repeat(rows - 1)
-    proposal = Proposal.chain(tokens, torch.zeros(rows - 1))
+    verify = verification([session], [rows])
     state = None if drafter is None else _behind(session, drafter, 0)
-
-    def verify() -> None:
-        [(output, verdict)] = verify_batch([session], [proposal])
-        session.commit(proposal, verdict, output)
-        session.roll_back(length)
 
     def play() -> Piece:
         if drafter is not None:
