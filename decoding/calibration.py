@@ -110,6 +110,7 @@ def load_cost_model(target: Target, drafters: Mapping[str, Drafter]) -> CostMode
 
 
 def measured_host(target: Target, drafters: Mapping[str, Drafter]) -> dict[str, Any]:
+    """What a measurement depends on: machine, threads, dtype, sizes and versions."""
     shape = target.decoder.shape
     return {
         "format": FORMAT,
