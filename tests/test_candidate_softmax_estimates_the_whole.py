@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,9 +11,12 @@ from torch import Tensor
 
 from decoding.target import Target
 from drafters.training.candidates import CandidateSampler, draw
-from drafters.training.dflash_objective import DFlashObjective, dpace_weights
-from drafters.training.eagle3_objective import Eagle3Objective
+from drafters.training.dflash_unroll import DFlashUnroller
+from drafters.training.eagle3_unroll import Eagle3Unroller
+from drafters.training.losses import dpace_weights
+from drafters.training.unroll import Unroller
 from tests.feature_context import random_batch
+from tests.test_training_matches_drafting import block_outputs, plain
 from tests.tiny import tiny_dflash, tiny_eagle3
 
 VOCAB = 400
@@ -51,12 +56,20 @@ def test_the_normaliser_is_estimated_without_bias() -> None:
 @pytest.mark.parametrize("others", [0, 10_000])
 def test_drawing_everything_is_the_whole_softmax(target: Target, others: int) -> None:
     eagle3, dflash = tiny_eagle3(target), tiny_dflash(target)
-    for drafter, kind in ((eagle3, Eagle3Objective), (dflash, DFlashObjective)):
-        rows = drafter.network.config.draft_vocab_size
-        sampler = CandidateSampler(rows, torch.tensor([1, 2]), others)
-        batch = random_batch(target, drafter.tap_layers, [(5, 9), (3, 14)])
-        sampled = kind(drafter.network, target, sampler=sampler)(batch, seed=0)
-        whole = kind(drafter.network, target)(batch, seed=0)
+    sampler = CandidateSampler(eagle3.network.config.draft_vocab_size, FREQUENT[:1], others)
+    pairs: list[tuple[Unroller[Any], Unroller[Any]]] = [
+        (
+            Eagle3Unroller(eagle3.network, target, sampler=sampler),
+            Eagle3Unroller(eagle3.network, target),
+        ),
+        (
+            DFlashUnroller(dflash.network, target, CandidateSampler(61, FREQUENT[:1], others)),
+            DFlashUnroller(dflash.network, target),
+        ),
+    ]
+    for some, every in pairs:
+        batch = random_batch(target, some.tap_layers, [(5, 9), (3, 14)])
+        sampled, whole = plain(some)(batch, seed=0), plain(every)(batch, seed=0)
         assert float(sampled.loss) == pytest.approx(float(whole.loss), rel=1e-5)
         assert [float(x) for x in sampled.agreement] == [float(x) for x in whole.agreement]
 
@@ -68,18 +81,16 @@ def test_validation_sees_the_whole_vocabulary() -> None:
 def test_soft_labels_are_the_targets_distributions(target: Target) -> None:
     drafter = tiny_dflash(target)
     batch = random_batch(target, drafter.tap_layers, [(4, 7)])
-    objective = DFlashObjective(drafter.network, target, anchors=99, gamma=2.0, labels="soft")
-    total = weights = 0.0
+    unroller = DFlashUnroller(drafter.network, target)
+    total = 0.0
     for anchor in range(4, 10):
-        out = objective.block_outputs(batch, torch.tensor([[anchor]]))[0, 0]
+        out = block_outputs(unroller, batch, torch.tensor([[anchor]]))[0, 0]
         for k in range(1, 5):
             if anchor + k < 11:
                 student = F.linear(out[k - 1], target.decoder.head).log_softmax(-1)
                 teacher = F.linear(batch.hidden[0, anchor + k - 1], target.decoder.head).softmax(-1)
-                weight = float(torch.tensor(-(k - 1) / 2.0).exp())
-                total -= weight * float((teacher * student).sum())
-                weights += weight
-    assert float(objective(batch).loss) == pytest.approx(total / weights, rel=1e-4)
+                total -= 0.6 ** (k - 1) * float((teacher * student).sum())
+    assert float(plain(unroller, 0.6)(batch).loss) == pytest.approx(total / 6, rel=1e-4)
 
 
 def test_dpace_weights_are_the_gradient_of_the_expected_length() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,6 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from drafters.training.dflash_objective import DFlashObjective
-from drafters.training.eagle3_objective import Eagle3Objective
 from torch import Tensor
 
 from decoding.decoder import PlainPolicy, SpeculativeDecoder
@@ -23,19 +22,26 @@ from drafters.loading import load_folder
 from drafters.training import throughput
 from drafters.training.candidates import CandidateSampler
 from drafters.training.corpus import Corpus, Text, load_corpus
+from drafters.training.dflash_unroll import DFlashUnroller
+from drafters.training.eagle3_unroll import Eagle3Unroller
 from drafters.training.features import FeatureBatch
+from drafters.training.losses import plain_loss
 from drafters.training.objective import ObjectiveOutput
+from drafters.training.recorded_objective import RecordedObjective
 from drafters.training.schedule import TrainerConfig, learning_rate
 from drafters.training.small_lm_build import cut_layers
 from drafters.training.small_lm_objective import SmallLMObjective
 from drafters.training.trainer import Trainer
+from drafters.training.vsd_objective import VSDObjective, VSDSettings
 from tests.feature_context import random_texts
 from tests.tiny import tiny_dflash, tiny_eagle3, tiny_model
 
-Objective = Eagle3Objective | DFlashObjective | SmallLMObjective
+Objective = RecordedObjective | VSDObjective | SmallLMObjective
 # The clock below makes every update last one second: this is a budget of 8 updates.
 CONFIG = TrainerConfig(minutes=8 / 60, batch_size=2, save_minutes=99, measure_minutes=99)
-KINDS = ["eagle3", "dflash", "small"]
+KINDS = ["eagle3", "dflash", "vsd", "small"]
+PLAIN = partial(plain_loss, decay=0.8)
+HARD = partial(plain_loss, decay=0.8, labels="hard")
 
 
 @pytest.fixture(autouse=True)
@@ -48,12 +54,15 @@ def one_second_updates(monkeypatch: pytest.MonkeyPatch) -> None:
 def objective_of(kind: str, target: Target) -> Objective:
     if kind == "eagle3":
         eagle3 = tiny_eagle3(target).network.requires_grad_(True)
-        return Eagle3Objective(eagle3, target, steps=3)
+        return RecordedObjective(Eagle3Unroller(eagle3, target, steps=3), PLAIN)
     if kind == "small":  # the fixture's target is this model
         sampler = CandidateSampler(target.vocab_size, torch.arange(20), 9)
         return SmallLMObjective(cut_layers(tiny_model(), [0, 1, 5]), target, sampler)
     dflash = tiny_dflash(target).network.requires_grad_(True)
-    return DFlashObjective(dflash, target, anchors=4)  # fewer than there are: draws matter
+    unroller = DFlashUnroller(dflash, target)
+    if kind == "vsd":
+        return VSDObjective(unroller, target, HARD, VSDSettings(paths=2, anchors=3), 4)
+    return RecordedObjective(unroller, HARD, anchors=4)  # fewer than there are: draws matter
 
 
 def corpus_of(target: Target, seed: int = 0) -> Corpus:
@@ -161,7 +170,7 @@ def test_the_run_folder_holds_a_drafter_that_loads(
     trainer.run()
     drafter = load_folder(trainer.checkpoint, target)
     fits = None if kind == "small" else target.fingerprint  # a whole LM serves any target
-    assert (drafter.name, drafter.needs_target) == (kind, fits)
+    assert (drafter.name, drafter.needs_target) == ("dflash" if kind == "vsd" else kind, fits)
 
 
 def spoil_loss(output: ObjectiveOutput) -> ObjectiveOutput:

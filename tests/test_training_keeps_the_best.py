@@ -15,7 +15,6 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from drafters.training.eagle3_objective import Eagle3Objective
 from torch import Tensor
 
 from decoding.target import Target, load_target
@@ -23,6 +22,7 @@ from drafters.loading import load_folder
 from drafters.training import trainer as trainer_module
 from drafters.training.corpus import load_corpus
 from drafters.training.main import Eagle3Args, Eagle3Settings, train
+from drafters.training.recorded_objective import RecordedObjective
 from drafters.training.schedule import TrainerConfig, learning_rate
 from drafters.training.trainer import Trainer
 from tests.feature_context import random_texts
@@ -187,9 +187,9 @@ def test_a_kill_at_any_moment_loses_neither_the_best_nor_the_way(
         moments.append(tmp_path / f"moment-{len(moments)}")
         shutil.copytree(tmp_path / "run", moments[-1])
 
-    export, save = Eagle3Objective.export, torch.save
+    export, save = RecordedObjective.export, torch.save
 
-    def watched_export(self: Eagle3Objective, folder: Path, target: Target) -> None:
+    def watched_export(self: RecordedObjective, folder: Path, target: Target) -> None:
         look()
         export(self, folder, target)
 
@@ -200,7 +200,7 @@ def test_a_kill_at_any_moment_loses_neither_the_best_nor_the_way(
     watch.hook = look
     config = replace(CONFIG, measure_updates=1, patience=2, save_minutes=1e-9)  # saves every update
     with monkeypatch.context() as patch:
-        patch.setattr(Eagle3Objective, "export", watched_export)
+        patch.setattr(RecordedObjective, "export", watched_export)
         patch.setattr(torch, "save", watched_save)
         whole = objective_of("eagle3", target)
         alone = Trainer(whole, target, corpus_of(target), tmp_path / "run", config, watch)

@@ -5,20 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from drafters.training.dflash_objective import DFlashObjective
-from drafters.training.eagle3_objective import Eagle3Objective
 from torch import Tensor
 
 from decoding.drafting import DraftShape
 from decoding.target import Target
 from drafters.dflash import DFlashDrafter, DFlashNetwork
 from drafters.eagle3 import Eagle3Drafter, Eagle3Network
+from drafters.training.dflash_unroll import DFlashUnroller
+from drafters.training.eagle3_unroll import Eagle3Unroller
 from drafters.training.features import FeatureBatch
+from drafters.training.heads import DraftHead
+from drafters.training.losses import Labels, plain_loss
+from drafters.training.recorded_objective import RecordedObjective
+from drafters.training.unroll import Unroller, pick_anchors
 from drafters.vocabulary import from_d2t
 from tests.feature_context import FeatureContext, HeardRule, random_batch
 from tests.tiny import tiny_dflash, tiny_eagle3
@@ -62,16 +67,39 @@ def dflash_drafter(target: Target) -> DFlashDrafter:
     )
 
 
-def eagle3_step_logits(objective: Eagle3Objective, batch: FeatureBatch) -> list[Tensor]:
-    """Logits of every step over its usable queries, text by text, as the objective makes them."""
-    network, heard = objective.network, []
-    original = network.logits
-    network.logits = lambda out: heard.append(original(out)) or heard[-1]  # type: ignore
-    try:
-        objective(batch)
-    finally:
-        network.logits = original  # type: ignore[method-assign]
-    return heard
+def plain(
+    unroller: Unroller[Any],
+    decay: float = 0.8,
+    labels: Labels = "soft",
+    anchors: int | None = None,
+) -> RecordedObjective:
+    """The plain objective of a drafter."""
+    return RecordedObjective(unroller, partial(plain_loss, decay=decay, labels=labels), anchors)
+
+
+def unroller_of(
+    drafter: Eagle3Drafter | DFlashDrafter, target: Target, steps: int = STEPS
+) -> Unroller[Any]:
+    """A drafter as it is trained."""
+    if isinstance(drafter, Eagle3Drafter):
+        return Eagle3Unroller(drafter.network, target, steps)
+    return DFlashUnroller(drafter.network, target)
+
+
+def block_outputs(unroller: Unroller[Any], batch: FeatureBatch, anchors: Tensor) -> Tensor:
+    """Outputs behind some anchors, whatever stands there."""
+    return unroller.outputs(batch, anchors, anchors.new_zeros(*anchors.shape, unroller.depth))
+
+
+def step_logits(unroller: Unroller[Any], batch: FeatureBatch) -> list[Tensor]:
+    """Logits of every step over its usable queries, text by text, as training makes them."""
+    anchors, valid = pick_anchors(batch, None, 0)
+    offsets = anchors[..., None] + torch.arange(1, unroller.depth + 1)
+    usable = valid[..., None] & (offsets < batch.lengths[:, None, None])
+    rows = torch.arange(len(anchors))[:, None, None]
+    paths = batch.tokens[rows, offsets.clamp(max=batch.tokens.shape[1] - 1)]
+    logits = unroller.head(None).student(unroller.outputs(batch, anchors, paths))
+    return [logits[:, :, step][usable[:, :, step]] for step in range(unroller.depth)]
 
 
 def queries(batch: FeatureBatch, step: int) -> list[tuple[int, int]]:
@@ -104,7 +132,7 @@ def test_eagle3_training_steps_equal_sequential_drafting(
 ) -> None:
     drafter = eagle3_drafter(target, **wiring)
     batch = random_batch(target, drafter.tap_layers, SIZES)
-    trained = eagle3_step_logits(Eagle3Objective(drafter.network, target, STEPS), batch)
+    trained = step_logits(unroller_of(drafter, target), batch)
     assert len(trained) == STEPS
     for step, logits in enumerate(trained):
         wanted = queries(batch, step)
@@ -118,7 +146,7 @@ def test_eagle3_teacher_is_the_target_after_the_same_tokens(target: Target) -> N
     """The loss, recomputed from drafting and from the target's own logits."""
     drafter = eagle3_drafter(target)
     batch = random_batch(target, drafter.tap_layers, SIZES, seed=1)
-    objective = Eagle3Objective(drafter.network, target, STEPS, decay=0.7)
+    objective = plain(unroller_of(drafter, target), decay=0.7)
     expected = 0.0
     for step in range(STEPS):
         losses = []
@@ -128,16 +156,16 @@ def test_eagle3_teacher_is_the_target_after_the_same_tokens(target: Target) -> N
             teacher = F.linear(batch.hidden[row, label - 1], target.decoder.head)[:40].softmax(-1)
             covered = int(batch.tokens[row, label]) < 40
             losses.append(float(-(teacher * drafted.log_softmax(-1)).sum()) if covered else 0.0)
-        expected += 0.7**step * sum(losses) / len(losses)
+        expected += 0.7**step * sum(losses) / len(queries(batch, 0))
     assert float(objective(batch).loss) == pytest.approx(expected, rel=1e-4)
 
 
 def test_dflash_training_blocks_equal_drafting(target: Target) -> None:
     drafter = dflash_drafter(target)
     batch = random_batch(target, drafter.tap_layers, SIZES)
-    objective = DFlashObjective(drafter.network, target)
+    unroller = unroller_of(drafter, target)
     anchors = torch.tensor([[5, 9, 12], [3, 8, 15], [11, 7, 8]])
-    logits = F.linear(objective.block_outputs(batch, anchors), objective.draft_head)
+    logits = unroller.head(None).student(block_outputs(unroller, batch, anchors))
     for row in range(3):
         for block, anchor in enumerate(anchors[row].tolist()):
             drafted = drafted_logits(drafter, batch, row, anchor + 1, drafter.max_draft_length)
@@ -147,20 +175,20 @@ def test_dflash_training_blocks_equal_drafting(target: Target) -> None:
 def test_dflash_loss_is_cross_entropy_of_drafting_with_the_text(target: Target) -> None:
     drafter = dflash_drafter(target)
     batch = random_batch(target, drafter.tap_layers, SIZES, seed=2)
-    objective = DFlashObjective(drafter.network, target, anchors=99, gamma=2.0)
+    objective = plain(unroller_of(drafter, target), math.exp(-1 / 2.0), "hard", anchors=99)
     ids = from_d2t(drafter.network.d2t).tolist()
-    total = weights = 0.0
+    total, count = 0.0, 0
     for row in range(3):
         prompt, length = int(batch.prompt_lengths[row]), int(batch.lengths[row])
         for anchor in range(prompt, length - 1):
             drafted = drafted_logits(drafter, batch, row, anchor + 1, drafter.max_draft_length)
+            count += 1
             for k, logits in enumerate(drafted, start=1):
                 if anchor + k < length and int(batch.tokens[row, anchor + k]) in ids:
                     label = ids.index(int(batch.tokens[row, anchor + k]))
                     weight = math.exp(-(k - 1) / 2.0)
                     total -= weight * float(logits.log_softmax(-1)[label])
-                    weights += weight
-    assert float(objective(batch).loss) == pytest.approx(total / weights, rel=1e-4)
+    assert float(objective(batch).loss) == pytest.approx(total / count, rel=1e-4)
 
 
 def garbled(batch: FeatureBatch) -> FeatureBatch:
@@ -199,20 +227,18 @@ def test_padding_and_order_do_not_change_the_loss(
     batch = random_batch(target, drafter.tap_layers, SIZES)
 
     def loss(of: FeatureBatch) -> float:
-        if isinstance(drafter, Eagle3Drafter):
-            return float(Eagle3Objective(drafter.network, target, STEPS)(of).loss)
-        return float(DFlashObjective(drafter.network, target, anchors=99)(of).loss)
+        return float(plain(unroller_of(drafter, target))(of).loss)
 
     assert loss(change(batch)) == pytest.approx(loss(batch), rel=1e-5)
 
 
 def test_texts_of_a_batch_do_not_see_each_other(target: Target) -> None:
     drafter = eagle3_drafter(target)
-    objective = Eagle3Objective(drafter.network, target, STEPS)
+    unroller = unroller_of(drafter, target)
     together = random_batch(target, drafter.tap_layers, SIZES)
     alone = random_batch(target, drafter.tap_layers, SIZES[:1])
     for joint, single in zip(
-        eagle3_step_logits(objective, together), eagle3_step_logits(objective, alone), strict=True
+        step_logits(unroller, together), step_logits(unroller, alone), strict=True
     ):
         torch.testing.assert_close(joint[: len(single)], single, **CLOSE)
 
@@ -222,7 +248,7 @@ def test_the_prompt_is_never_a_label(target: Target) -> None:
     drafter = eagle3_drafter(target)
     batch = random_batch(target, drafter.tap_layers, [(6, 8)])
     batch = replace(batch, tokens=batch.tokens % 40)  # all of them can be drafted
-    objective = Eagle3Objective(drafter.network, target, STEPS)
+    objective = plain(unroller_of(drafter, target))
     hidden = batch.hidden.clone()
     hidden[:, :6] = 9.0
     assert torch.equal(objective(replace(batch, hidden=hidden)).loss, objective(batch).loss)
@@ -234,14 +260,14 @@ def test_the_prompt_is_never_a_label(target: Target) -> None:
 def test_the_future_never_reaches_an_eagle3_query(target: Target, cut: int) -> None:
     """Step k at position t may read taps up to t and tokens up to t + 1 + k, and must read them."""
     drafter = eagle3_drafter(target)
-    objective = Eagle3Objective(drafter.network, target, STEPS)
+    unroller = unroller_of(drafter, target)
     batch = random_batch(target, drafter.tap_layers, [(4, 12)])
     taps, tokens = batch.taps.clone(), batch.tokens.clone()
     taps[:, cut:] += 1.0
     tokens[:, cut + 1 :] = (tokens[:, cut + 1 :] + 1) % target.vocab_size
-    before = eagle3_step_logits(objective, batch)
-    other_taps = eagle3_step_logits(objective, replace(batch, taps=taps))
-    other_tokens = eagle3_step_logits(objective, replace(batch, tokens=tokens))
+    before = step_logits(unroller, batch)
+    other_taps = step_logits(unroller, replace(batch, taps=taps))
+    other_tokens = step_logits(unroller, replace(batch, tokens=tokens))
     for step in range(STEPS):
         for i, (_, position) in enumerate(queries(batch, step)):
             same_taps = torch.allclose(before[step][i], other_taps[step][i], atol=1e-6)
@@ -252,39 +278,37 @@ def test_the_future_never_reaches_an_eagle3_query(target: Target, cut: int) -> N
 
 def test_a_dflash_block_sees_taps_before_its_anchor_and_nothing_else(target: Target) -> None:
     drafter = dflash_drafter(target)
-    objective = DFlashObjective(drafter.network, target)
+    unroller = unroller_of(drafter, target)
     batch = random_batch(target, drafter.tap_layers, [(4, 14)])
     anchors = torch.tensor([[6, 9, 13, 4]])
-    before = objective.block_outputs(batch, anchors)[0]
+    before = block_outputs(unroller, batch, anchors)[0]
     for cut in (6, 9, 12):
         taps = batch.taps.clone()
         taps[:, cut:] += 1.0  # the anchor's own tap and later ones do not exist when drafting
-        after = objective.block_outputs(replace(batch, taps=taps), anchors)[0]
+        after = block_outputs(unroller, replace(batch, taps=taps), anchors)[0]
         same = [torch.allclose(a, b, atol=1e-6) for a, b in zip(before, after, strict=True)]
         assert same == [anchor <= cut for anchor in anchors[0].tolist()]
     for block, anchor in enumerate(anchors[0].tolist()):
         tokens = batch.tokens.clone()
         tokens[:, anchor] = (tokens[:, anchor] + 1) % target.vocab_size
-        after = objective.block_outputs(replace(batch, tokens=tokens), anchors)[0]
+        after = block_outputs(unroller, replace(batch, tokens=tokens), anchors)[0]
         same = [torch.allclose(a, b, atol=1e-6) for a, b in zip(before, after, strict=True)]
         assert same == [other != block for other in range(4)]
 
 
 def test_a_dflash_block_does_not_see_other_blocks(target: Target) -> None:
     drafter = dflash_drafter(target)
-    objective = DFlashObjective(drafter.network, target)
+    unroller = unroller_of(drafter, target)
     batch = random_batch(target, drafter.tap_layers, [(4, 14)])
-    few = objective.block_outputs(batch, torch.tensor([[8]]))[0, 0]
-    many = objective.block_outputs(batch, torch.tensor([[7, 9, 8, 8, 5, 6, 10]]))[0, 2]
+    few = block_outputs(unroller, batch, torch.tensor([[8]]))[0, 0]
+    many = block_outputs(unroller, batch, torch.tensor([[7, 9, 8, 8, 5, 6, 10]]))[0, 2]
     torch.testing.assert_close(few, many, **CLOSE)
 
 
 def test_every_response_token_but_the_last_is_an_anchor_once(target: Target) -> None:
-    drafter = dflash_drafter(target)
-    batch = random_batch(target, drafter.tap_layers, SIZES)
+    batch = random_batch(target, (), SIZES)
     for most in (99, 4):
-        objective = DFlashObjective(drafter.network, target, anchors=most)
-        anchors, valid = objective._anchors(batch, seed=most)
+        anchors, valid = pick_anchors(batch, most, seed=most)
         for row, (prompt, response) in enumerate(SIZES):
             picked = anchors[row][valid[row]].tolist()
             allowed = set(range(prompt, prompt + response - 1))
@@ -295,10 +319,7 @@ def test_every_response_token_but_the_last_is_an_anchor_once(target: Target) -> 
 def test_labels_outside_the_draft_vocabulary_are_skipped(target: Target) -> None:
     """A text of uncovered tokens alone has no loss, no gradient and no agreement."""
     eagle3, dflash = eagle3_drafter(target), dflash_drafter(target)
-    for objective in (
-        Eagle3Objective(eagle3.network, target, STEPS),
-        DFlashObjective(dflash.network, target),
-    ):
+    for objective in (plain(unroller_of(eagle3, target)), plain(unroller_of(dflash, target))):
         batch = random_batch(target, objective.tap_layers, [(4, 10)])
         output = objective(replace(batch, tokens=torch.full_like(batch.tokens, 45)))
         assert float(output.loss) == 0.0
@@ -311,8 +332,8 @@ def test_eagle3_agreement_counts_by_hand(target: Target, monkeypatch: pytest.Mon
     batch = random_batch(target, drafter.tap_layers, [(3, 6)])
     tokens = torch.tensor([[1, 1, 1, 9, 8, 7, 50, 8, 7]])  # labels of step 0: 8, 7, 50, 8, 7
     guess = F.one_hot(torch.tensor(7), 40).float() * 5
-    monkeypatch.setattr(drafter.network, "logits", lambda out: guess.expand(len(out), 40))
-    output = Eagle3Objective(drafter.network, target, STEPS)(replace(batch, tokens=tokens))
+    monkeypatch.setattr(DraftHead, "student", lambda self, out: guess.expand(len(out), 40))
+    output = plain(unroller_of(drafter, target))(replace(batch, tokens=tokens))
     assert [float(x) for x in output.agreement] == pytest.approx([2 / 5, 2 / 4, 1 / 3, 1 / 2])
 
 
@@ -323,23 +344,18 @@ def test_dflash_agreement_and_loss_count_by_hand(
     drafter = dflash_drafter(target)
     batch = random_batch(target, drafter.tap_layers, [(3, 6)])
     tokens = torch.tensor([[1, 1, 1, 9, 8, 7, 50, 8, 42]])  # 50 can be drafted, 42 cannot
-    objective = DFlashObjective(drafter.network, target, gamma=1e9)
-    objective.draft_head = F.one_hot(torch.tensor(7), 43).float()[:, None].repeat(1, 32)
-    ones = torch.ones(1, 5, 4, 32)
-    monkeypatch.setattr(objective, "block_outputs", lambda batch, anchors: ones)
-    output = objective(replace(batch, tokens=tokens))
+    guess = F.one_hot(torch.tensor(7), 43).float() * 32
+    monkeypatch.setattr(DraftHead, "student", lambda self, out: guess.expand(len(out), 43))
+    output = plain(unroller_of(drafter, target), 1.0, "hard")(replace(batch, tokens=tokens))
     # Labels by offset: 8 7 50 8 42 | 7 50 8 42 | 50 8 42 | 8 42
     assert [float(x) for x in output.agreement] == pytest.approx([1 / 5, 1 / 4, 0.0, 0.0])
-    labels, right = 4 + 3 + 2 + 1, 2
+    labels, right, anchors = 4 + 3 + 2 + 1, 2, 5
     total = math.log(math.exp(32) + 42) * labels - 32 * right
-    assert float(output.loss) == pytest.approx(total / labels, rel=1e-5)
+    assert float(output.loss) == pytest.approx(total / anchors, rel=1e-5)
 
 
 def test_texts_shorter_than_the_draft_depth_give_finite_numbers(target: Target) -> None:
     eagle3, dflash = eagle3_drafter(target), dflash_drafter(target)
-    for objective in (
-        Eagle3Objective(eagle3.network, target, steps=7),
-        DFlashObjective(dflash.network, target),
-    ):
+    for objective in (plain(unroller_of(eagle3, target, 7)), plain(unroller_of(dflash, target))):
         output = objective(random_batch(target, objective.tap_layers, [(4, 4), (9, 4)]))
         assert torch.isfinite(torch.stack([output.loss, *output.agreement])).all()
