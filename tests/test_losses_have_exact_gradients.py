@@ -27,7 +27,7 @@ Function = Callable[[Tensor], Tensor]
 
 
 def positions(logits: Tensor, seed: int = 0, rows: int = ANCHORS) -> Scored:
-    """Draft positions with given drafter scores `[N, VOCAB]`; one is missing, one cannot be drafted."""
+    """Positions with given drafter scores `[N, VOCAB]`; one is missing, one cannot be drafted."""
     generator = torch.Generator().manual_seed(seed)
     real = torch.ones(rows, DEPTH, dtype=torch.bool)
     real[-1, -1] = False
@@ -55,12 +55,10 @@ def finite_differences(function: Function, at: Tensor, step: float = 1e-5) -> Te
     return gradient
 
 
-def held(loss: Callable[[Scored, Scored], Tensor]) -> tuple[Function, Function]:
-    """A loss of (positions, positions at the start), with what it holds fixed taken from the start."""
+def held(loss: Callable[[Scored, Scored], Tensor]) -> Function:
+    """A loss of (positions, positions at the start): what it holds fixed is the start's."""
     first = positions(start())
-    return lambda logits: loss(positions(logits), first), lambda logits: loss(
-        positions(logits), positions(logits)
-    )
+    return lambda logits: loss(positions(logits), first)
 
 
 def dpace_by_hand(scored: Scored, first: Scored) -> Tensor:
@@ -84,8 +82,8 @@ EXACT: dict[str, tuple[Callable[[Scored], Tensor], Function]] = {
         "length": partial(length_loss, decay=0.8, ground=0.1),
     }.items()
 } | {
-    "lk": (partial(lk_loss, decay=0.8), held(lk_by_hand)[0]),
-    "dpace": (dpace_loss, held(dpace_by_hand)[0]),
+    "lk": (partial(lk_loss, decay=0.8), held(lk_by_hand)),
+    "dpace": (dpace_loss, held(dpace_by_hand)),
 }
 
 

@@ -85,4 +85,4 @@ class Scored:
 
     def _spread(self, values: Tensor) -> Tensor:
         """Values `[N]` at their places `[A, K]`."""
-        return torch.zeros(self.kept.shape).masked_scatter(self.kept, values)
+        return values.new_zeros(self.kept.shape).masked_scatter(self.kept, values)
