@@ -20,7 +20,7 @@ from drafters.training.losses import (
 )
 from drafters.training.paths import VerifiedPaths
 from drafters.training.scored import Scored
-from drafters.training.vsd_objective import VSDSettings, maximisation_loss
+from drafters.training.vsd_objective import VSDSettings, judge, maximisation_loss
 
 ANCHORS, PATHS, DEPTH, VOCAB = 3, 2, 3, 5
 Function = Callable[[Tensor], Tensor]
@@ -109,15 +109,15 @@ def test_the_m_step_has_the_gradient_of_its_terms(settings: VSDSettings) -> None
     log_p, log_q = (-torch.rand(shape, generator=generator) for _ in range(2))
     tokens = torch.zeros(shape, dtype=torch.long)
     paths = VerifiedPaths(tokens, real, log_q * real, log_p * real, real, torch.zeros(*shape, 2))
-    sure = positions(start(rows), rows=rows).confidence
+    sure, judgement = positions(start(rows), rows=rows).confidence, judge(paths, settings)
 
     def loss(logits: Tensor) -> Tensor:
-        return maximisation_loss(positions(logits, rows=rows), paths, settings).mean()
+        return maximisation_loss(positions(logits, rows=rows), paths, judgement, settings).mean()
 
     def by_hand(logits: Tensor) -> Tensor:
         scored = positions(logits, rows=rows)
         scored.__dict__["confidence"] = sure
-        return maximisation_loss(scored, paths, settings).mean()
+        return maximisation_loss(scored, paths, judgement, settings).mean()
 
     logits = start(rows).requires_grad_()
     (gradient,) = torch.autograd.grad(loss(logits), logits)

@@ -173,3 +173,16 @@ def test_the_objective_repeats_itself_by_its_seed(target: Target, kind: str) -> 
 
 def _chain(path: tuple[int, ...]) -> Proposal:
     return Proposal.chain(torch.tensor(path), torch.zeros(len(path)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_training_reports_obeys_the_bound(target: Target, kind: str) -> None:
+    drafter = eagle3_drafter(target) if kind == "eagle3" else dflash_drafter(target)
+    unroller = unroller_of(drafter, target)
+    batch = random_batch(target, unroller.tap_layers, [(5, 9), (4, 12)])
+    objective = VSDObjective(unroller, target, lambda s: plain_loss(s, 0.8), VSDSettings(anchors=4))
+    metrics = objective(batch, 3).metrics
+    assert metrics["bound"] < metrics["log_marginal"] < 0.5
+    assert 0 < metrics["expected_length"] < 4
+    assert 1 < metrics["effective_paths"] <= metrics["paths"]
+    assert not objective(batch).metrics  # validation draws no paths

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -21,10 +21,12 @@ class ObjectiveOutput:
         loss: Scalar to minimise.
         agreement: Per draft position, the share of teacher-forced top-1 predictions that equal the
             text (scalar tensors).
+        metrics: What else is worth watching, by name.
     """
 
     loss: Tensor
     agreement: list[Tensor]
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 Network = TypeVar("Network", bound=nn.Module)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from decoding.errors import DraftgymError
 from decoding.target import Target
 from drafters.training.corpus import Corpus, Text
 from drafters.training.features import FeatureCache
-from drafters.training.objective import Objective
+from drafters.training.objective import Objective, ObjectiveOutput
 from drafters.training.progress import SELECTS, Progress
 from drafters.training.schedule import TrainerConfig, learning_rate
 from drafters.training.throughput import count_flops, matmul_peak
@@ -127,11 +127,11 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         with count_flops() as rate:
-            loss, agreement, tokens = self._loss(texts, seed=progress.updates + 1)
-            value = float(loss.detach())
+            output, tokens = self._loss(texts, seed=progress.updates + 1)
+            value = float(output.loss.detach())
             self._require_finite("loss", value)
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            output.loss.backward()
             parameters = self.objective.network.parameters()
             norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.clip)
             self._require_finite("gradient", float(norm))  # before it can spoil the weights
@@ -150,9 +150,10 @@ class Trainer:
                     "charts/gflops": rate.gflops,
                     "charts/share_of_matmul_peak": rate.gflops / self.peak,
                 }
+                | {f"objective/{name}": value for name, value in output.metrics.items()}
             )
-            self._write_positions("agreement/train", agreement)
-        return {"loss": f"{value:.3f}", "top1": f"{agreement[0]:.2f}"}
+            self._write_positions("agreement/train", [float(x) for x in output.agreement])
+        return {"loss": f"{value:.3f}", "top1": f"{float(output.agreement[0]):.2f}"}
 
     def _write_scalars(self, values: dict[str, float]) -> None:
         for name, value in values.items():
@@ -165,14 +166,11 @@ class Trainer:
                 f"lower --trainer.lr; {self.folder} holds the last good state",
             )
 
-    def _loss(
-        self, texts: Sequence[Text], seed: int | None = None
-    ) -> tuple[Tensor, list[float], int]:
+    def _loss(self, texts: Sequence[Text], seed: int | None = None) -> tuple[ObjectiveOutput, int]:
         batch = self.features.batch(texts, self.objective.tap_layers)
         low = self.target.decoder.dtype == torch.bfloat16
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
-            output = self.objective(batch, seed)
-        return output.loss, [float(x) for x in output.agreement], batch.response_tokens
+            return self.objective(batch, seed), batch.response_tokens
 
     def _measure(self) -> None:
         """Measures the current weights, and keeps them if they are the best.
@@ -204,11 +202,15 @@ class Trainer:
         size = self.config.batch_size
         held = sorted(self.corpus.validation, key=lambda text: len(text.tokens))
         results = [self._loss(held[i : i + size]) for i in range(0, len(held), size)]
-        total = sum(tokens for _, _, tokens in results)
-        loss = sum(float(loss) * tokens for loss, _, tokens in results) / total
-        columns = zip(*(row for _, row, _ in results), strict=True)
-        weights = [tokens / total for _, _, tokens in results]
-        agreement = [sum(w * x for w, x in zip(weights, column, strict=True)) for column in columns]
+        total = sum(tokens for _, tokens in results)
+        weights = [tokens / total for _, tokens in results]
+
+        def mean(values: Iterable[Tensor]) -> float:
+            return sum(w * float(x) for w, x in zip(weights, values, strict=True))
+
+        loss = mean(output.loss for output, _ in results)
+        columns = zip(*(output.agreement for output, _ in results), strict=True)
+        agreement = [mean(column) for column in columns]
         self.writer.add_scalar("losses/validation", loss, self.progress.updates)
         self._write_positions("agreement/validation", agreement)
         shown = " ".join(f"{x:.3f}" for x in agreement)

@@ -87,22 +87,25 @@ class VSDObjective(Objective[Any]):
         """Loss of one batch; without a seed (validation) that of the recorded text alone."""
         anchors, valid = pick_anchors(batch, self.anchors, seed or 0)
         scored = self.unroller.score_text(batch, anchors, valid, seed)
-        loss = self.anchor_loss(scored)
+        loss, metrics = self.anchor_loss(scored), dict[str, float]()
         if seed is not None:
             loss = self.settings.anchor * loss
             for row in range(min(self.settings.texts, len(batch.tokens))):
                 picked = (seed + row) % len(batch.tokens)
-                loss = loss + self.path_loss(batch.only(picked), seed) / self.settings.texts
-        return ObjectiveOutput(loss, scored.agreement())
+                gain, metrics = self.path_loss(batch.only(picked), seed)
+                loss = loss + gain / self.settings.texts
+        return ObjectiveOutput(loss, scored.agreement(), metrics)
 
-    def path_loss(self, batch: FeatureBatch, seed: int) -> Tensor:
-        """E-step on one text, then the M-step's loss, the mean over its anchors."""
+    def path_loss(self, batch: FeatureBatch, seed: int) -> tuple[Tensor, dict[str, float]]:
+        """E-step on one text, then the M-step's loss, the mean over its anchors; and `judge`."""
         anchors, valid = pick_anchors(batch, self.settings.anchors, seed)
         anchors = anchors[valid].sort().values
         with torch.no_grad():
             paths = self.expectation(batch, anchors.tolist(), seed)
         scored = self._score(batch, anchors, paths, seed)
-        return maximisation_loss(scored, paths, self.settings).mean()
+        judgement = judge(paths, self.settings)
+        loss = maximisation_loss(scored, paths, judgement, self.settings).mean()
+        return loss, judgement.metrics(paths)
 
     def expectation(self, batch: FeatureBatch, anchors: list[int], seed: int) -> VerifiedPaths:
         """Draws and verifies paths behind the anchors of one text."""
@@ -132,27 +135,71 @@ class VSDObjective(Objective[Any]):
         return self.unroller.score(outputs, hidden, tokens, real, tokens, seed)
 
 
-def maximisation_loss(scored: Scored, paths: VerifiedPaths, settings: VSDSettings) -> Tensor:
+@dataclass(frozen=True)
+class Judgement:
+    """What the E-step says of A anchors with P paths of K tokens each.
+
+    Attributes:
+        worth: Utility of each path `[A, P]`.
+        weights: Of the paths `[A, P]`.
+        kept: How much of each token verification leaves `[A, P, K]`.
+        log_p: Log-probability of each path under the target `[A, P]`; -inf where there is none.
+        log_q: The same under the drafter.
+    """
+
+    worth: Tensor
+    weights: Tensor
+    kept: Tensor
+    log_p: Tensor
+    log_q: Tensor
+
+    def metrics(self, paths: VerifiedPaths) -> dict[str, float]:
+        """Bound and marginal over the paths that were found, and what these are worth."""
+        q = vsd.tempered(self.log_q, torch.ones(len(self.log_q)))
+        there = self.worth > 0
+        q = q * there / (q * there).sum(-1, keepdim=True).clamp(min=1e-9)
+        logs = (q.clamp(min=1e-9).log(), self.log_p, self.worth.log())
+        bounds = vsd.bound(q, *(torch.where(there, log, 0.0) for log in logs))
+        marginal = (self.log_p.exp() * self.worth).sum(-1)
+        some = there.any(-1)
+        return {
+            "bound": float(bounds[some].mean()),
+            "log_marginal": float(marginal[some].log().mean()),
+            "expected_length": float((q * self.worth).sum(-1).mean()),
+            "paths": float(paths.real[..., 0].sum(-1).float().mean()),
+            "effective_paths": float(vsd.effective_paths(self.weights).mean()),
+        }
+
+
+def judge(paths: VerifiedPaths, settings: VSDSettings) -> Judgement:
+    """Filter, utility and weights of verified paths."""
+    chances = vsd.keep_chances(paths.log_p, paths.log_q, paths.best, settings.temperature)
+    worth = vsd.utility(chances, paths.real, settings.whole_path)
+    none = ~paths.real[..., 0]
+    worth = worth.masked_fill(none, 0.0)
+    log_p, log_q = (log.sum(-1).masked_fill(none, -torch.inf) for log in (paths.log_p, paths.log_q))
+    weights = WEIGHTS[settings.weighting](log_p, worth)
+    kept = vsd.reach(chances, paths.real, settings.oracle_filter)
+    return Judgement(worth, weights, kept, log_p, log_q)
+
+
+def maximisation_loss(
+    scored: Scored, paths: VerifiedPaths, judgement: Judgement, settings: VSDSettings
+) -> Tensor:
     """The M-step's loss of each anchor `[A]`.
 
     Args:
         scored: The drafter along the paths, rows (anchor, path).
         paths: What the E-step found.
+        judgement: What it says of them.
         settings: Which terms, how strong.
     """
-    shape = paths.tokens.shape
-    chances = vsd.keep_chances(paths.log_p, paths.log_q, paths.best, settings.temperature)
-    worth = vsd.utility(chances, paths.real, settings.whole_path)
-    log_p = paths.log_p.sum(-1).masked_fill(~paths.real[..., 0], -torch.inf)
-    weights = WEIGHTS[settings.weighting](log_p, worth)
-    kept = vsd.reach(chances, paths.real, settings.oracle_filter)
+    shape, weights, kept = paths.tokens.shape, judgement.weights, judgement.kept
     gain = vsd.weighted_likelihood(scored.log_q.view(shape), kept, weights)
     loss = -settings.likelihood * gain
     if settings.confidence:
         divergence = (scored.cross_entropy - scored.entropy).view(shape)
-        arrived = vsd.arrival(kept, paths.real)
-        sure = scored.confidence.view(shape)
-        loss = loss + settings.confidence * vsd.confidence_penalty(
-            divergence, sure, arrived, weights
-        )
+        sure, arrived = scored.confidence.view(shape), vsd.arrival(kept, paths.real)
+        penalty = vsd.confidence_penalty(divergence, sure, arrived, weights)
+        loss = loss + settings.confidence * penalty
     return loss
