@@ -28,7 +28,7 @@ class Precision:
         dtype: `float32` or `bfloat16`.
         threads: CPU threads of torch.
         reason: Why these were chosen.
-        packed: Whether passes over a few rows use packed copies of the weights.
+        packed: Whether products use packed copies of the weights.
     """
 
     dtype: str
@@ -68,7 +68,7 @@ def choose_precision(dtype: str = "auto", threads: int | None = None) -> Precisi
         reason = f"bfloat16 {gains} ({ratio:.2f} times as fast)"
     packed = packs and dtype == "float32"
     if packed:
-        reason += f"; packed weights for a few rows ({gain:.2f} times as fast)"
+        reason += f"; packed weights ({gain:.2f} times as fast)"
     return Precision(dtype, count, reason, packed)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from decoding.drafting import Drafter
 from decoding.errors import DraftgymError
+from decoding.products import Products, pack_linears
 from decoding.target import Target
 from drafters.dflash import DFlashDrafter, DFlashNetwork
 from drafters.eagle3 import Eagle3Config, Eagle3Drafter, Eagle3Network
@@ -72,10 +73,13 @@ def load_drafter(folder: Path, target: Target) -> Drafter:
     note_differences(folder, network, target)
     network.to(target.decoder.dtype).requires_grad_(False)
     widen(network, target)
+    products = Products(target.precision.packed)
+    if products.packed:
+        pack_linears(network, products)
     embedding, head = target.decoder.embedding, target.decoder.head
     if isinstance(network, Eagle3Network):
         return Eagle3Drafter(network, embedding, checkpoint.fingerprint)
-    return DFlashDrafter(network, embedding, head, checkpoint.fingerprint)
+    return DFlashDrafter(network, embedding, head, checkpoint.fingerprint, products=products)
 
 
 def read_checkpoint(folder: Path, target: Target | None = None) -> Checkpoint:

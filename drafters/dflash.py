@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from decoding.cache import KVCache
 from decoding.drafting import MAX_TREE_NODES, DraftContext, Drafter, DraftShape
 from decoding.layers import attend
+from decoding.products import Products
 from decoding.proposal import Proposal
 from decoding.weights import hash_tensors
 from drafters.modules import DraftLayer, DraftNetwork, RMSNorm, frozen_rows, rotary_table
@@ -140,6 +141,7 @@ class DFlashDrafter(Drafter):
         head: The target's LM head `[V, d]`, the same.
         needs_target: Fingerprint of the target it was trained for, or None.
         name: How arms call it.
+        products: How it multiplies with the LM head.
     """
 
     def __init__(
@@ -149,6 +151,7 @@ class DFlashDrafter(Drafter):
         head: Tensor,
         needs_target: str | None = None,
         name: str = "dflash",
+        products: Products | None = None,
     ) -> None:
         config = network.config
         self.name = name
@@ -162,6 +165,7 @@ class DFlashDrafter(Drafter):
         full = config.draft_vocab_size == config.vocab_size
         self.draft_ids = None if full else from_d2t(network.d2t)
         self.head = network.head(head)
+        self.products = products or Products()
         limit = config.max_position_embeddings
         self.rotary = rotary_table(config.rope_parameters, config.head_dim, limit).to(self.dtype)
 
@@ -213,7 +217,7 @@ class DFlashDrafter(Drafter):
             keys, values = state.cache.write(index, *keys_values)
             queries = layer.self_attn.queries(normed, cos_sin)
             x = layer.finish(x, attend(queries, keys, values, None))
-        logits = F.linear(self.network.norm(x[1 : shape.depth + 1]), self.head).float()
+        logits = self.products(self.network.norm(x[1 : shape.depth + 1]), self.head).float()
         positions = list(range(anchor + 1, anchor + 1 + shape.depth))
         if shape.is_tree:
             levels = context.rule.candidates(logits, positions, shape.budget, self.draft_ids)

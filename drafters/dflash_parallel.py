@@ -71,4 +71,6 @@ def _block_logits(drafter: DFlashDrafter, context: DraftContext, anchors: Tensor
         own = layer.self_attn.keys_values(normed, blocks)
         queries = layer.self_attn.queries(normed, blocks)
         x = layer.finish(x, block_attention(queries, injected, visible, own))
-    return F.linear(network.norm(x[0, :, 1:]), drafter.head).float()
+    outputs = network.norm(x[0, :, 1:])
+    logits = drafter.products(outputs.flatten(0, 1), drafter.head).float()
+    return logits.view(*outputs.shape[:2], -1)
