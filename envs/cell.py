@@ -8,9 +8,8 @@
 
 The environment is this with n = 1, training is this with many cells. Synchronous rounds are the
 papers'. With a window (asynchronous batching, ours) a step is a batch: only who is not drafting is
-told what to draft next, the others go on. A band that is divided once cannot be divided again while
-uploads are under way, so each user brings the K-th part of the band, and those who begin together
-share what they bring.
+told what to draft next, the others go on. The band is divided anew at every step, among all whose
+upload is still to be done; what they have sent counts.
 
 Two things are left out, as in the papers: what a prompt costs before its first token, and the
 downlink. Notation: n = cells, K = places of users.
@@ -74,9 +73,11 @@ class Cell:
         self.clock = np.zeros(count)
         self._text_acceptance = table.text_acceptance()
         self.in_flight = np.zeros(self.shape, bool)
-        self.planned, self._sent = np.zeros(self.shape, np.int64), np.zeros(self.shape, np.int64)
-        self._begin, self.arrival = np.zeros(self.shape), np.full(self.shape, np.inf)
-        self._draft, self._share = np.zeros(self.shape), np.zeros(self.shape)
+        self.planned, self._drafted = np.zeros(self.shape, np.int64), np.zeros(self.shape, np.int64)
+        self._begin, self._drafted_at = np.zeros(self.shape), np.zeros(self.shape)
+        self.arrival, self._bits = np.zeros(self.shape), np.zeros(self.shape)
+        self._share, self._rate = np.zeros(self.shape), np.zeros(self.shape)
+        self._divided_at, self._late = self.clock, np.zeros(self.shape, bool)
 
     def reset(self, rng: Generators, rows: Mask | None = None) -> None:
         """Begins anew with new users everywhere.
@@ -101,42 +102,42 @@ class Cell:
         return self.users.active & ~self.in_flight
 
     @property
-    def part(self) -> Floats:
-        """How much of the band those may have together who decide now `[n]`."""
-        if self.settings.window is None:
-            return np.ones(self.count)
-        return np.asarray(np.maximum(self.deciding.sum(-1), 1) / self.settings.users)
+    def sending(self) -> Mask:
+        """Whose upload under way still needs the band `[n, K]`."""
+        return np.asarray(self.in_flight & (self._bits_left() > 0))
 
     def problem(self, min_length: int = 0) -> RoundProblem:
         """The next round as a closed form sees it, of those who decide `[n, K]`.
 
-        The channel is the reported one. Acceptance is each text's likeliest constant one: the truth
-        of that model, which only a scheduler with the belief `given` reads. Where noise grows with
-        bandwidth, efficiencies are those at equal shares.
+        The channel is the reported one. Where others are still uploading, those who decide have the
+        part of the band that they are of the users. Acceptance is each text's likeliest constant
+        one: the truth of that model, which only a scheduler with the belief `given` reads. Where
+        noise grows with bandwidth, efficiencies are those at equal shares.
 
         Args:
             min_length: Shortest draft; 1 in the paper.
         """
-        users = self.users
+        users, deciding = self.users, self.deciding
+        part = np.maximum(deciding.sum(-1), 1) / np.maximum(users.active.sum(-1), 1)
         return RoundProblem(
             draft_seconds=users.token_seconds,
             payload_bits=np.asarray(self.payload.bits_per_token, float),
             efficiency=known_efficiency(self.band, self.reported, 1 / self.settings.users),
             acceptance=self._text_acceptance[users.arm, users.text],
-            bandwidth=self.band.hertz * self.part,
+            bandwidth=self.band.hertz * part,
             verification=self.verification,
             min_length=min_length,
             max_length=self.longest,
-            active=self.deciding,
+            active=deciding,
         )
 
     def step(self, plan: Plan) -> CellRound:
         """Plays a round (or a batch) of every cell.
 
         Args:
-            plan: Lengths and shares `[n, K]`, read for those who decide; the shares are of the band
-                that they may have together (`part`). Who has no share drafts nothing. `in_turn`
-                needs synchronous rounds.
+            plan: Lengths `[n, K]`, read for those who decide, and shares of the band, read for them
+                and for those still `sending`. Who decides and has no share drafts nothing.
+                `in_turn` needs synchronous rounds.
 
         Raises:
             DraftgymError: An impossible length or share, or an upload that would never end.
@@ -157,13 +158,15 @@ class Cell:
 
     def best_plan(self, lengths: Ints) -> Plan:
         """These lengths, with the shares that end their uploads soonest as far as is known."""
-        lengths = np.where(self.deciding, lengths, 0)
-        lead = np.maximum(self._begin - self.clock[:, None], 0.0)
-        work = lead + lengths * self.users.token_seconds
-        bits = self.payload.draft_bits(lengths)
-        part = self.part
-        shares = best_shares(self.band, self.reported, work, bits, part)
-        return Plan(lengths, shares / part[:, None])
+        deciding = self.deciding
+        lengths = np.where(deciding, lengths, 0)
+        begins = np.where(
+            deciding, self._begin + lengths * self.users.token_seconds, self._drafted_at
+        )
+        work = np.maximum(begins - self.clock[:, None], 0.0)
+        bits = np.where(deciding, self.payload.draft_bits(lengths), self._bits_left())
+        work = np.where(bits > 0, work, 0.0)
+        return Plan(lengths, best_shares(self.band, self.reported, work, bits))
 
     def _check(self, plan: Plan) -> None:
         lengths, shares = np.asarray(plan.lengths), np.asarray(plan.shares)
@@ -186,31 +189,52 @@ class Cell:
             raise DraftgymError("turns within a window", "take turns in synchronous rounds")
 
     def _send_off(self, plan: Plan) -> None:
-        """Those who decide begin to draft."""
+        """Those who decide begin to draft; the others go on with the shares they have now."""
         users, starts = self.users, self.deciding
-        share = plan.shares * self.part[:, None]
-        planned = np.where(starts & (share > 0), plan.lengths, 0)
+        planned = np.where(starts & (plan.shares > 0), plan.lengths, 0)
         drafted = self.table.drafted(users.arm, users.row, planned)
-        draft = drafted * users.token_seconds
-        upload = upload_seconds(
-            self.payload.draft_bits(drafted), self.band.rate(self.channel.snr, share)
-        )
+        self._bits = np.where(starts, self.payload.draft_bits(drafted), self._bits_left())
+        self.planned = np.where(starts, planned, self.planned)
+        self._drafted = np.where(starts, drafted, self._drafted)
+        ready = self._begin + drafted * users.token_seconds
+        self._drafted_at = np.where(starts, ready, self._drafted_at)
+        self.arrival = np.where(starts, np.inf, self.arrival)  # unknown; the last round's is stale
+        self.in_flight = self.in_flight | starts
+        self._divide(plan.shares)
+
+    def _bits_left(self) -> Floats:
+        """Bits that each has still to send at this moment `[n, K]`."""
+        since = np.maximum(self._drafted_at, self._divided_at[:, None])
+        sent = self._rate * np.maximum(self.clock[:, None] - since, 0.0)
+        left = np.where(self.clock[:, None] < self.arrival, self._bits - sent, 0.0)
+        return np.where(self.in_flight, np.maximum(left, 0.0), 0.0)
+
+    def _divide(self, shares: Floats) -> None:
+        """Gives everybody its share from now on: when will their drafts be there?"""
+        now = self.clock[:, None]
+        self._share = np.where(self._bits > 0, shares, 0.0)
+        self._rate = self.band.rate(self.channel.snr, self._share)
+        self._divided_at = self.clock
+        there = np.maximum(self._drafted_at, now) + upload_seconds(self._bits, self._rate)
+        # Whose draft came while the server was busy has nothing left to send; it came when it did.
+        came = self.in_flight & (self._bits <= 0) & (self.arrival <= now)
+        self.arrival = np.where(came, self.arrival, there)
+        self._late = self._late & came
         if self.settings.deadline is not None:
-            late = draft + upload > self.settings.deadline
-            drafted = np.where(late, 0, drafted)
-            draft = np.minimum(draft, self.settings.deadline)
-            upload = np.where(late, self.settings.deadline - draft, upload)
-        if not np.isfinite(upload).all():
+            latest = self._begin + self.settings.deadline
+            self._late = self._late | (self.arrival > latest)
+            self.arrival = np.minimum(self.arrival, latest)
+        never = self.in_flight & np.isinf(self.arrival)
+        stuck = (
+            never.any(-1)
+            if self.settings.window is None
+            else never.sum(-1) == self.in_flight.sum(-1)
+        )
+        if stuck.any():
             raise DraftgymError(
                 "an upload over a channel without any signal would never end",
                 "set a deadline in the cell's settings, or use channels that never go silent",
             )
-        self.planned = np.where(starts, planned, self.planned)
-        self._sent = np.where(starts, drafted, self._sent)
-        self._draft = np.where(starts, draft, self._draft)
-        self._share = np.where(starts, share, self._share)
-        self.arrival = np.where(starts, self._begin + draft + upload, self.arrival)
-        self.in_flight = self.in_flight | starts
 
     def _together(self) -> tuple[Mask, Ints, CellTime, Floats]:
         """One pass over whoever is there; also when each may go on, counted from its end."""
@@ -221,12 +245,12 @@ class Cell:
         committed = self._committed(taken)
         reply = self._replies(taken, committed)
         last = np.where(taken, self.arrival, -np.inf).argmax(-1)[:, None]
-        came, began, drafting = (
+        came, ready = (
             np.take_along_axis(of_all, last, -1)[:, 0]
-            for of_all in (self.arrival, self._begin, self._draft)
+            for of_all in (self.arrival, self._drafted_at)
         )
         until = np.maximum(came, self.clock)
-        upload = np.minimum(np.maximum(came - began - drafting, 0.0), until - self.clock)
+        upload = np.maximum(until - np.maximum(ready, self.clock), 0.0)
         verify = self.server.seconds(self._sent, self.users.context, taken)
         nothing = np.zeros_like(reply)
         everybody, each = (reply, nothing) if window is None else (nothing, reply)
@@ -240,15 +264,20 @@ class Cell:
         alone = self.server.seconds(
             self._sent[..., None], self.users.context[..., None], taken[..., None]
         )
-        upload = self.arrival - self._begin - self._draft
+        ready = np.minimum(self._drafted_at, self.arrival)
         time = CellTime(
-            draft=np.where(taken, self._draft, 0.0).sum(-1),
-            upload=np.where(taken, upload, 0.0).sum(-1),
+            draft=np.where(taken, ready - self._begin, 0.0).sum(-1),
+            upload=np.where(taken, self.arrival - ready, 0.0).sum(-1),
             wait=np.zeros(self.count),
             verify=alone.sum(-1),
             reply=self._replies(taken, committed, alone=True).sum(-1),
         )
         return taken, committed, time, np.zeros(self.shape)
+
+    @property
+    def _sent(self) -> Ints:
+        """Tokens of each draft that the server gets to see `[n, K]`."""
+        return np.where(self._late, 0, self._drafted)
 
     def _committed(self, taken: Mask) -> Ints:
         users = self.users

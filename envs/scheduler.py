@@ -34,16 +34,16 @@ class SchedulerEnv(gym.Env[Observation, NDArray[Any]]):
     accepted and one token of the target's own. Long drafts make a round worth more and longer, for
     all. Prompts end and new ones begin; users leave and others come.
 
-    Acceptance is never drawn. The target wrote every text once, and the drafters were asked at every
-    position (`python -m rollouts.collect`); so a draft of any length has, at any position, exactly
-    the tokens accepted that live decoding would accept. Radio, devices and server are models with
-    the papers' numbers (`envs.settings`), or your own.
+    Acceptance is never drawn. The target wrote every text once, and the drafters were asked at
+    every position (`python -m rollouts.collect`); so a draft of any length has, at any position,
+    exactly the tokens accepted that live decoding would accept. Radio, devices and server are
+    models with the papers' numbers (`envs.settings`), or your own.
 
     ## Action Space
-    `MultiDiscrete([longest + 1] * K)`: a draft length for each of the K places; 0 leaves a user with
-    the target's own token. The band is divided by the optimal rule for these lengths (the paper's
-    Lemma 3) as far as channels are known. What is said of an empty place, or of a user that is still
-    drafting, is not read. `action_masks()` tells which lengths matter.
+    `MultiDiscrete([longest + 1] * K)`: a draft length for each of the K places; 0 leaves a user
+    with the target's own token. The band is divided by the optimal rule for these lengths (the
+    paper's Lemma 3) as far as channels are known. What is said of an empty place, or of a user that
+    is still drafting, is not read. `action_masks()` tells which lengths matter.
 
     ## Observation Space
     `Dict(users, cell)`. `users` is a `Box(K, 24)` with a row per place, all 0 where it is empty; u
@@ -179,7 +179,7 @@ class SchedulerEnv(gym.Env[Observation, NDArray[Any]]):
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Which entries of the action matter, flat as masking agents want it."""
-        return self.actions.masks(self.cell)[0]
+        return np.asarray(self.actions.masks(self.cell)[0])
 
     def render(self) -> str | None:  # type: ignore[override]
         """A line per place, in render mode `ansi`."""
@@ -230,7 +230,8 @@ class SchedulerSharesEnv(SchedulerEnv):
     ## Action Space
     `Box(-1, 1, (2 K,))`. The first K entries are draft lengths, -1 being 0 and 1 the longest,
     rounded to the nearest. The others are shares of the band, -1 being 0 and 1 all of it, projected
-    onto the simplex of those who are to draft. Who is left without a share drafts nothing.
+    onto the simplex of those who are to draft or still upload. Who is left without a share drafts
+    nothing, or waits with its upload.
 
     ## Observation Space
     ## Rewards

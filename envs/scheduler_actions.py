@@ -46,7 +46,7 @@ class LengthActions:
 
     def __init__(self, users: int, longest: int) -> None:
         self._longest = longest
-        self.space = spaces.MultiDiscrete(np.full(users, longest + 1))
+        self.space: spaces.Space[Any] = spaces.MultiDiscrete(np.full(users, longest + 1))
 
     def plan(self, cell: Cell, actions: NDArray[Any]) -> Plan:
         """Plans of n cells from lengths `[n, K]`."""
@@ -71,14 +71,14 @@ class ShareActions:
 
     def __init__(self, users: int, longest: int) -> None:
         self._longest = longest
-        self.space = spaces.Box(-1.0, 1.0, (2 * users,), np.float32)
+        self.space: spaces.Space[Any] = spaces.Box(-1.0, 1.0, (2 * users,), np.float32)
 
     def plan(self, cell: Cell, actions: NDArray[Any]) -> Plan:
         """Plans of n cells from lengths and shares `[n, 2 K]`."""
         lengths, weights = np.split((np.asarray(actions, float) + 1) / 2, 2, axis=-1)
         whole = np.rint(lengths * self._longest).astype(np.int64)
-        sending = cell.deciding & (whole > 0)
-        return Plan(np.where(sending, whole, 0), onto_simplex(weights, sending))
+        drafting = cell.deciding & (whole > 0)
+        return Plan(np.where(drafting, whole, 0), onto_simplex(weights, drafting | cell.sending))
 
     def actions(self, plan: Plan) -> NDArray[Any]:
         """Lengths and shares of plans; what is in turn cannot be said."""
@@ -87,4 +87,4 @@ class ShareActions:
 
     def masks(self, cell: Cell) -> NDArray[np.bool_]:
         """Whose entries matter `[n, 2 K]`."""
-        return np.tile(cell.deciding, 2)
+        return np.concatenate([cell.deciding, cell.deciding | cell.sending], axis=-1)

@@ -64,7 +64,7 @@ class SchedulerReward:
             return np.ones(cell.shape)
         active, rates = cell.users.active, cell.users.rates
         mean = (rates * active).sum(-1) / np.maximum(active.sum(-1), 1)
-        return np.clip(mean[:, None] / rates, 1 / MOST_WEIGHT, MOST_WEIGHT)
+        return np.asarray(np.clip(mean[:, None] / rates, 1 / MOST_WEIGHT, MOST_WEIGHT))
 
     def __call__(self, weights: Floats, played: CellRound) -> NDArray[np.float64]:
         """Rewards of a step `[n]`.

@@ -19,9 +19,7 @@ def known_efficiency(band: Band, snr: Floats, share: Floats | float) -> Floats:
     return np.maximum(band.efficiency(snr, np.maximum(share, 1e-12)), LEAST_EFFICIENCY)
 
 
-def best_shares(
-    band: Band, snr: Floats, work: Floats, bits: NDArray[np.int64], part: Floats
-) -> Floats:
+def best_shares(band: Band, snr: Floats, work: Floats, bits: Floats) -> Floats:
     """Shares of the band by which the last user ends as early as possible `[..., K]`.
 
     Where a user's rate is linear in its share this is Multi-SPIN's Lemma 3
@@ -35,16 +33,14 @@ def best_shares(
         snr: Signal-to-noise ratios as far as they are known `[..., K]`.
         work: Seconds before each user sends `[..., K]`.
         bits: What each user sends `[..., K]`.
-        part: How much of the band these users may have together, in (0, 1], `[...]`.
 
     Returns:
-        Shares with sum `part`; equal ones where nobody sends.
+        Shares with sum 1; equal ones where nobody sends.
     """
-    part = np.asarray(part, float)[..., None]
-    share = np.broadcast_to(part / snr.shape[-1], snr.shape)
+    share = np.full(snr.shape, 1.0 / snr.shape[-1])
     for _ in range(STEPS if band.noise_grows else 1):
-        sending = bits / (known_efficiency(band, snr, share) * band.hertz * part)
-        share = part * fastest_shares(work, sending)[0]
+        sending = bits / (known_efficiency(band, snr, share) * band.hertz)
+        share = fastest_shares(work, sending)[0]
     return share
 
 
