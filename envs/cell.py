@@ -27,6 +27,7 @@ from envs.cell_settings import CellSettings
 from envs.fading import Generators
 from envs.round_time import next_batch, upload_seconds
 from envs.sharing import best_shares, known_efficiency
+from envs.uploads import Uploads
 from envs.users import Mask, Turnover, Users
 from rollouts.chains import ChainTable, Ints
 
@@ -44,9 +45,7 @@ class Cell:
         channel: Their channels.
         reported: SNRs as the scheduler knows them `[n, K]`.
         clock: Seconds since the reset `[n]`.
-        in_flight: Who is drafting or uploading `[n, K]`; nobody between synchronous rounds.
-        planned: Draft lengths that these were told `[n, K]`.
-        arrival: When their drafts are there, on the cell's clock `[n, K]`.
+        uploads: Drafts under way; none between synchronous rounds.
         longest: Longest draft that may be asked for.
         pass_seconds: Seconds of verifying all K users without drafts; the unit of observations.
 
@@ -72,12 +71,7 @@ class Cell:
         self.channel, self.report = settings.make_channel(count), settings.make_report()
         self.clock = np.zeros(count)
         self._text_acceptance = table.text_acceptance()
-        self.in_flight = np.zeros(self.shape, bool)
-        self.planned, self._drafted = np.zeros(self.shape, np.int64), np.zeros(self.shape, np.int64)
-        self._begin, self._drafted_at = np.zeros(self.shape), np.zeros(self.shape)
-        self.arrival, self._bits = np.zeros(self.shape), np.zeros(self.shape)
-        self._share, self._rate = np.zeros(self.shape), np.zeros(self.shape)
-        self._divided_at, self._late = self.clock, np.zeros(self.shape, bool)
+        self.uploads = Uploads(self.shape, settings.deadline)
 
     def reset(self, rng: Generators, rows: Mask | None = None) -> None:
         """Begins anew with new users everywhere.
@@ -90,8 +84,7 @@ class Cell:
         rows = np.ones(self.count, bool) if rows is None else rows
         where = np.broadcast_to(rows[:, None], self.shape)
         self.clock = np.where(rows, 0.0, self.clock)
-        self._begin = np.where(where, 0.0, self._begin)
-        self.in_flight = self.in_flight & ~where
+        self.uploads.free(where, np.zeros(self.shape))
         self.users.settle(rng, where)
         self.channel.reset(rng, where)
         self.reported = self.report.take(rng, self.channel.snr, where, rows)
@@ -99,12 +92,12 @@ class Cell:
     @property
     def deciding(self) -> Mask:
         """Whose draft lengths the next step reads `[n, K]`."""
-        return self.users.active & ~self.in_flight
+        return self.users.active & ~self.uploads.in_flight
 
     @property
     def sending(self) -> Mask:
         """Whose upload under way still needs the band `[n, K]`."""
-        return np.asarray(self.in_flight & (self._bits_left() > 0))
+        return np.asarray(self.uploads.bits_left(self.clock) > 0)
 
     def problem(self, min_length: int = 0) -> RoundProblem:
         """The next round as a closed form sees it, of those who decide `[n, K]`.
@@ -146,7 +139,7 @@ class Cell:
         rows = self.users.row
         self._send_off(plan)
         taken, committed, time, later = self._in_turn() if plan.in_turn else self._together()
-        drafted = np.where(taken, self._sent, 0)
+        drafted = np.where(taken, self.uploads.sent, 0)
         self.users.learn(taken, drafted, committed, time.total)
         before = self.clock
         after = before + time.total
@@ -154,17 +147,17 @@ class Cell:
         turnover = self.users.turn_over(self.rng, taken, self.clock)
         self._go_on(taken, turnover, later, self.clock - before)
         idle = self.clock - after
-        return CellRound(taken, drafted, committed, rows, self._share, time, idle, turnover)
+        return CellRound(taken, drafted, committed, rows, self.uploads.share, time, idle, turnover)
 
     def best_plan(self, lengths: Ints) -> Plan:
         """These lengths, with the shares that end their uploads soonest as far as is known."""
         deciding = self.deciding
         lengths = np.where(deciding, lengths, 0)
-        begins = np.where(
-            deciding, self._begin + lengths * self.users.token_seconds, self._drafted_at
-        )
-        work = np.maximum(begins - self.clock[:, None], 0.0)
-        bits = np.where(deciding, self.payload.draft_bits(lengths), self._bits_left())
+        begin = self.uploads.begin + lengths * self.users.token_seconds
+        ready = np.where(deciding, begin, self.uploads.ready)
+        work = np.maximum(ready - self.clock[:, None], 0.0)
+        left = self.uploads.bits_left(self.clock)
+        bits = np.where(deciding, self.payload.draft_bits(lengths), left)
         work = np.where(bits > 0, work, 0.0)
         return Plan(lengths, best_shares(self.band, self.reported, work, bits))
 
@@ -193,43 +186,15 @@ class Cell:
         users, starts = self.users, self.deciding
         planned = np.where(starts & (plan.shares > 0), plan.lengths, 0)
         drafted = self.table.drafted(users.arm, users.row, planned)
-        self._bits = np.where(starts, self.payload.draft_bits(drafted), self._bits_left())
-        self.planned = np.where(starts, planned, self.planned)
-        self._drafted = np.where(starts, drafted, self._drafted)
-        ready = self._begin + drafted * users.token_seconds
-        self._drafted_at = np.where(starts, ready, self._drafted_at)
-        self.arrival = np.where(starts, np.inf, self.arrival)  # unknown; the last round's is stale
-        self.in_flight = self.in_flight | starts
-        self._divide(plan.shares)
-
-    def _bits_left(self) -> Floats:
-        """Bits that each has still to send at this moment `[n, K]`."""
-        since = np.maximum(self._drafted_at, self._divided_at[:, None])
-        sent = self._rate * np.maximum(self.clock[:, None] - since, 0.0)
-        left = np.where(self.clock[:, None] < self.arrival, self._bits - sent, 0.0)
-        return np.where(self.in_flight, np.maximum(left, 0.0), 0.0)
-
-    def _divide(self, shares: Floats) -> None:
-        """Gives everybody its share from now on: when will their drafts be there?"""
-        now = self.clock[:, None]
-        self._share = np.where(self._bits > 0, shares, 0.0)
-        self._rate = self.band.rate(self.channel.snr, self._share)
-        self._divided_at = self.clock
-        there = np.maximum(self._drafted_at, now) + upload_seconds(self._bits, self._rate)
-        # Whose draft came while the server was busy has nothing left to send; it came when it did.
-        came = self.in_flight & (self._bits <= 0) & (self.arrival <= now)
-        self.arrival = np.where(came, self.arrival, there)
-        self._late = self._late & came
-        if self.settings.deadline is not None:
-            latest = self._begin + self.settings.deadline
-            self._late = self._late | (self.arrival > latest)
-            self.arrival = np.minimum(self.arrival, latest)
-        never = self.in_flight & np.isinf(self.arrival)
-        stuck = (
-            never.any(-1)
-            if self.settings.window is None
-            else never.sum(-1) == self.in_flight.sum(-1)
-        )
+        bits = self.payload.draft_bits(drafted)
+        seconds = drafted * users.token_seconds
+        self.uploads.start(starts, planned, drafted, seconds, bits, self.clock)
+        rate = self.band.rate(self.channel.snr, plan.shares)
+        self.uploads.divide(plan.shares, rate, self.clock)
+        never = self.uploads.in_flight & np.isinf(self.uploads.arrival)
+        others = self.uploads.in_flight & ~never
+        # Within a window a user can be left to wait for a better channel, but not all of them.
+        stuck = never.any(-1) & ((self.settings.window is None) | ~others.any(-1))
         if stuck.any():
             raise DraftgymError(
                 "an upload over a channel without any signal would never end",
@@ -239,19 +204,19 @@ class Cell:
     def _together(self) -> tuple[Mask, Ints, CellTime, Floats]:
         """One pass over whoever is there; also when each may go on, counted from its end."""
         window = self.settings.window
-        expected = np.where(self.in_flight, self.arrival, np.inf)
+        arrival = self.uploads.arrival
+        expected = np.where(self.uploads.in_flight, arrival, np.inf)
         batch = next_batch(expected, np.inf if window is None else window, self.clock)
         taken = batch.taken
         committed = self._committed(taken)
         reply = self._replies(taken, committed)
-        last = np.where(taken, self.arrival, -np.inf).argmax(-1)[:, None]
+        last = np.where(taken, arrival, -np.inf).argmax(-1)[:, None]
         came, ready = (
-            np.take_along_axis(of_all, last, -1)[:, 0]
-            for of_all in (self.arrival, self._drafted_at)
+            np.take_along_axis(of_all, last, -1)[:, 0] for of_all in (arrival, self.uploads.ready)
         )
         until = np.maximum(came, self.clock)
         upload = np.maximum(until - np.maximum(ready, self.clock), 0.0)
-        verify = self.server.seconds(self._sent, self.users.context, taken)
+        verify = self.server.seconds(self.uploads.sent, self.users.context, taken)
         nothing = np.zeros_like(reply)
         everybody, each = (reply, nothing) if window is None else (nothing, reply)
         draft, wait = until - self.clock - upload, batch.start - until
@@ -262,26 +227,22 @@ class Cell:
         taken = self.users.active
         committed = self._committed(taken)
         alone = self.server.seconds(
-            self._sent[..., None], self.users.context[..., None], taken[..., None]
+            self.uploads.sent[..., None], self.users.context[..., None], taken[..., None]
         )
-        ready = np.minimum(self._drafted_at, self.arrival)
+        begin, arrival = self.uploads.begin, self.uploads.arrival
+        ready = np.minimum(self.uploads.ready, arrival)
         time = CellTime(
-            draft=np.where(taken, ready - self._begin, 0.0).sum(-1),
-            upload=np.where(taken, self.arrival - ready, 0.0).sum(-1),
+            draft=np.where(taken, ready - begin, 0.0).sum(-1),
+            upload=np.where(taken, arrival - ready, 0.0).sum(-1),
             wait=np.zeros(self.count),
             verify=alone.sum(-1),
             reply=self._replies(taken, committed, alone=True).sum(-1),
         )
         return taken, committed, time, np.zeros(self.shape)
 
-    @property
-    def _sent(self) -> Ints:
-        """Tokens of each draft that the server gets to see `[n, K]`."""
-        return np.where(self._late, 0, self._drafted)
-
     def _committed(self, taken: Mask) -> Ints:
         users = self.users
-        return np.where(taken, self.table.committed(users.arm, users.row, self._sent), 0)
+        return np.where(taken, self.table.committed(users.arm, users.row, self.uploads.sent), 0)
 
     def _replies(self, taken: Mask, committed: Ints, alone: bool = False) -> Floats:
         """Seconds of uploading a distribution where a token was rejected (2608.29618) `[n, K]`.
@@ -291,7 +252,7 @@ class Cell:
         """
         if not self.payload.correction_bits:
             return np.zeros(self.shape)
-        rejected = taken & (committed <= self._sent)
+        rejected = taken & (committed <= self.uploads.sent)
         bits = np.where(rejected, self.payload.correction_bits, 0)
         among = np.maximum(rejected.sum(-1, keepdims=True), 1)
         if alone or self.settings.window is not None:
@@ -302,9 +263,8 @@ class Cell:
 
     def _go_on(self, taken: Mask, turnover: Turnover, later: Floats, passed: Floats) -> None:
         """Channels change, and who was verified may begin again."""
-        self.in_flight = self.in_flight & ~taken
         after = np.where(turnover.newcomers, 0.0, later) + self.clock[:, None]
-        self._begin = np.where(taken | turnover.newcomers, after, self._begin)
+        self.uploads.free(taken | turnover.newcomers, after)
         self.channel.advance(self.rng, passed)
         if turnover.newcomers.any():
             self.channel.reset(self.rng, turnover.newcomers)

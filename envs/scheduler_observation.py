@@ -115,10 +115,10 @@ def _flight(cell: Cell) -> list[Floats]:
     """How users have been served, and what is under way."""
     users = cell.users
     mean = (users.rates * users.active).sum(-1) / np.maximum(users.active.sum(-1), 1)
-    flying = cell.in_flight
-    until = np.where(flying, cell.arrival - cell.clock[:, None], 0.0)
+    flying, arrival = cell.uploads.in_flight, cell.uploads.arrival
+    until = np.where(flying, arrival - cell.clock[:, None], 0.0)
     return [
         np.log(users.rates / np.maximum(mean, 1e-12)[:, None]),
-        np.where(flying, cell.planned, 0) / cell.longest,
+        np.where(flying, cell.uploads.planned, 0) / cell.longest,
         np.sign(until) * np.log1p(np.abs(until) / cell.pass_seconds),
     ]

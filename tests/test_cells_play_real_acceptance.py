@@ -144,7 +144,9 @@ def test_a_window_verifies_whoever_is_there_and_lets_others_go_on(table: ChainTa
     first = cell.step(cell.best_plan(np.array([[6, 0, 0]])))
     assert first.taken.tolist() == [[False, True, True]]
     assert first.committed.tolist() == [[0, 1, 1]]
-    assert cell.planned[0, 0] == 6 and cell.in_flight.tolist() == [[True, False, False]]
+    assert cell.uploads.planned[0, 0] == 6 and cell.uploads.in_flight.tolist() == [
+        [True, False, False]
+    ]
     second = cell.step(cell.best_plan(np.zeros((1, 3), int)))
     assert second.time.wait[0] == pytest.approx(0.01), "the window opens anew with every batch"
     steps = 0
@@ -176,9 +178,9 @@ def test_uploads_under_way_lose_no_bit_when_the_band_is_divided_anew(table: Chai
         sent[starts] = 0.0
         after = cell.step(cell.best_plan(rng.integers(7, size=cell.shape)))
         rate = cell.band.rate(snr, after.shares)[0]
-        ready = np.where(starts, cell._drafted_at[0], begun)
+        ready = np.where(starts, cell.uploads.ready[0], begun)
         begun = ready
-        until = np.minimum(cell.clock, cell.arrival[0])
+        until = np.minimum(cell.clock, cell.uploads.arrival[0])
         sent += rate * np.maximum(until - np.maximum(ready, before), 0.0)
         expected = cell.payload.draft_bits(after.drafted[0])
         taken = after.taken[0]
