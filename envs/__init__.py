@@ -3,14 +3,17 @@
 * `draftgym/Router-v0` - `RouterEnv`: which drafter and how many tokens, each round.
 * `draftgym/RouterMeasured-v0` - the same rewarded by wall-clock; its spec says nondeterministic.
 * `draftgym/RouterReplay-v0` - `RouterReplayEnv`: the same rounds from traces, without a model.
+* `draftgym/Scheduler-v0` - `SchedulerEnv`: how many tokens each of many users drafts, each round.
+* `draftgym/SchedulerShares-v0` - `SchedulerSharesEnv`: the band is the agent's to divide as well.
 """
 
 from gymnasium.envs.registration import register
 
 from envs.replay import RouterReplayEnv
 from envs.router import RouterEnv
+from envs.scheduler import SchedulerEnv, SchedulerSharesEnv
 
-__all__ = ["RouterEnv", "RouterReplayEnv"]
+__all__ = ["RouterEnv", "RouterReplayEnv", "SchedulerEnv", "SchedulerSharesEnv"]
 
 register(id="draftgym/Router-v0", entry_point="envs.router:RouterEnv")
 register(
@@ -20,3 +23,9 @@ register(
     nondeterministic=True,
 )
 register(id="draftgym/RouterReplay-v0", entry_point="envs.replay:RouterReplayEnv")
+for _name, _env in {"Scheduler": "SchedulerEnv", "SchedulerShares": "SchedulerSharesEnv"}.items():
+    register(
+        id=f"draftgym/{_name}-v0",
+        entry_point=f"envs.scheduler:{_env}",
+        max_episode_steps=256,
+    )

@@ -136,6 +136,7 @@ class ChannelReport:
         rng: Generators,
         snr: NDArray[np.float64],
         where: NDArray[np.bool_] | None = None,
+        rows: NDArray[np.bool_] | None = None,
     ) -> NDArray[np.float64]:
         """Measures once, for a new round, and returns what the scheduler sees.
 
@@ -144,15 +145,22 @@ class ChannelReport:
             snr: True ratios of this round `[..., K]`.
             where: Users that are new `[..., K]`, for whom no older measurement exists; they are
                 seen as they are measured now. None: nobody, unless this is the first round.
+            rows: Environments that have a new round `[...]`; None for all. Of the others nothing is
+                measured, and what is seen of them stays.
         """
         measured = np.array(snr, float)
         if self.error_db:
-            noise = draw(rng, measured.shape, lambda one, size: one.normal(0, self.error_db, size))
+            noise = draw(
+                rng, measured.shape, lambda one, size: one.normal(0, self.error_db, size), rows
+            )
             measured *= from_db(noise)
         if self._history is None:
             self._history = np.repeat(measured[None], self.rounds_old + 1, axis=0)
         else:
-            self._history = np.concatenate([self._history[1:], measured[None]])
+            later = np.concatenate([self._history[1:], measured[None]])
+            self._history = (
+                later if rows is None else np.where(rows[..., None], later, self._history)
+            )
         if where is not None:
             self._history = np.where(where, measured, self._history)
         return np.array(self._history[0])

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from decoding.batch_cost import BatchCost
 from decoding.errors import DraftgymError
 from decoding.latency import CostModel
+from decoding.multiuser import VerificationCost
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,9 @@ class Server(Protocol):
             Seconds `[...]`.
         """
 
+    def affine(self) -> VerificationCost:
+        """The law in users and drafted tokens that is closest: what closed forms reckon with."""
+
 
 @dataclass(frozen=True)
 class AffineServer:
@@ -115,6 +119,10 @@ class AffineServer:
         """Time of one pass per environment; see `Server`."""
         users = np.asarray(present).sum(-1)
         return np.where(users > 0, self.fixed + users * self.each, 0.0)
+
+    def affine(self) -> VerificationCost:
+        """The law itself."""
+        return VerificationCost(self.fixed, self.each)
 
 
 A100_LLAMA2_7B = AffineServer(0.02268, 0.01272)
@@ -158,3 +166,12 @@ class MeasuredServer:
         context = np.where(present, contexts, 0).sum(-1) / some
         cost = self.cost(some, np.maximum(rows, some), context)
         return np.where(users > 0, self.factor * cost, 0.0)
+
+    def affine(self) -> VerificationCost:
+        """Least squares over all that was measured; no part of it is negative."""
+        measured = np.array(self.cost.seconds)  # [C, U, R]
+        users, rows = np.meshgrid(self.cost.users, self.cost.rows_each, indexing="ij")
+        columns = np.stack([np.ones(users.shape), users, users * (rows - 1)], -1).reshape(-1, 3)
+        fit = np.linalg.lstsq(columns, measured.mean(0).ravel(), rcond=None)[0]
+        fixed, each, token = self.factor * np.maximum(fit, 0.0)
+        return VerificationCost(float(fixed), float(each), float(token))

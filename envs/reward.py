@@ -20,25 +20,34 @@ MEMORY = 20_000
 
 
 class RoundReward:
-    """Rewards rounds: `committed - price * target steps`.
+    """Rewards rounds: `committed - price * time`, time being target steps or seconds.
 
     Args:
-        price: Tokens per target step: a number, or `goodput` for the running speed (then the same
-            round earns less the better the router has become).
+        price: Tokens per unit of time: a number, or `goodput` for the running speed (then the same
+            round earns less the better the agent has become).
+        first_speed: The running speed until something is known: plain decoding's.
+        first_time: How much time that counts for.
 
     Raises:
         ValueError: Another price.
     """
 
-    def __init__(self, price: float | str) -> None:
+    def __init__(
+        self, price: float | str, first_speed: float = 1.0, first_time: float = 100.0
+    ) -> None:
         if isinstance(price, str) and price != GOODPUT:
             raise ValueError(f"the price must be a number or {GOODPUT!r}, got {price!r}")
         self._fixed = None if isinstance(price, str) else float(price)
-        self._tokens = self._steps = 100.0  # plain decoding's speed, until something is known
+        self._first = first_speed * first_time, first_time
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets the running speed."""
+        self._tokens, self._steps = self._first
 
     @property
     def price(self) -> float:
-        """Tokens per target step."""
+        """Tokens per unit of time."""
         return self._tokens / self._steps if self._fixed is None else self._fixed
 
     def __call__(self, committed: Any, steps: Any) -> NDArray[np.float64]:
@@ -46,7 +55,7 @@ class RoundReward:
 
         Args:
             committed: Tokens of each round `[n]`.
-            steps: Its time in target steps `[n]`.
+            steps: Its time `[n]`.
         """
         committed, steps = np.asarray(committed, float), np.asarray(steps, float)
         rewards = committed - self.price * steps

@@ -29,6 +29,7 @@ from envs.devices import (
     M4_PRO_TINYLLAMA,
     AffineServer,
     DeviceClass,
+    Server,
 )
 from envs.payload import Payload, make_payload
 from envs.radio import Radio, mode_selection_radio, multispin_radio
@@ -50,7 +51,7 @@ class EdgeSetting:
 
     radio: Radio
     device: DeviceClass
-    server: AffineServer
+    server: Server
     payload: Payload
     vocabulary: int
     users: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from policies.multispin.acceptance import (
+from decoding.acceptance import (
     CountedAcceptance,
     GivenAcceptance,
     MistakenAcceptance,

@@ -109,3 +109,11 @@ def test_impossible_speeds_are_refused() -> None:
     for speeds in ((-1.0, 1.0, 1.0), (1.0, 0.0, 1.0), (1.0, 1.2, 1.1)):
         with pytest.raises(ValueError, match="impossible"):
             DeviceClass("broken", *speeds)
+
+
+def test_a_measured_servers_affine_law_is_exact_where_the_server_is_affine() -> None:
+    users, rows = (1, 2, 4), (1, 3, 9)
+    grid = [[[0.02 + 0.01 * u + 0.001 * u * (r - 1) for r in rows] for u in users]]
+    cost = BatchCost({}, (64,), users, rows, tuple(tuple(map(tuple, table)) for table in grid))
+    law = MeasuredServer(cost, factor=2.0).affine()
+    assert (law.fixed, law.per_user, law.per_token) == pytest.approx((0.04, 0.02, 0.002))

@@ -7,9 +7,9 @@ from itertools import product
 import numpy as np
 import pytest
 
+from decoding.acceptance import TaskMean
 from decoding.errors import DraftgymError
 from decoding.multiuser import Plan, RoundProblem, VerificationCost
-from policies.multispin.acceptance import TaskMean
 from policies.multispin.baselines import (
     alone_plan,
     fixed_plan,

@@ -13,9 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from decoding.errors import DraftgymError
-from decoding.multiuser import Plan, RoundProblem
-from policies.multispin.acceptance import (
+from decoding.acceptance import (
     AcceptanceEstimator,
     GivenAcceptance,
     MistakenAcceptance,
@@ -23,6 +21,8 @@ from policies.multispin.acceptance import (
     beta_posterior,
     moving_average,
 )
+from decoding.errors import DraftgymError
+from decoding.multiuser import Plan, RoundProblem
 from policies.multispin.baselines import (
     alone_plan,
     fixed_plan,
@@ -82,9 +82,14 @@ class Scheduler:
         self.belief = belief
         self.early_exit = early_exit
 
-    def begin(self, which: NDArray[np.bool_], category: NDArray[np.int64]) -> None:
+    def begin(
+        self,
+        which: NDArray[np.bool_],
+        category: NDArray[np.int64],
+        newcomers: NDArray[np.bool_] | None = None,
+    ) -> None:
         """Some users begin a new prompt; see `AcceptanceEstimator.begin`."""
-        self.belief.begin(which, category)
+        self.belief.begin(which, category, newcomers)
 
     def plan(self, problem: RoundProblem) -> Plan:
         """The plan of a round, or of a batch of them.

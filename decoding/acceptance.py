@@ -28,12 +28,18 @@ class AcceptanceEstimator(ABC):
     """
 
     @abstractmethod
-    def begin(self, which: NDArray[np.bool_], category: NDArray[np.int64]) -> None:
+    def begin(
+        self,
+        which: NDArray[np.bool_],
+        category: NDArray[np.int64],
+        newcomers: NDArray[np.bool_] | None = None,
+    ) -> None:
         """Some users begin a new prompt.
 
         Args:
             which: Who.
             category: Index of the task that everybody's prompt belongs to.
+            newcomers: Who of them was not there before and has no past; None for nobody.
         """
 
     @abstractmethod
@@ -53,7 +59,12 @@ class AcceptanceEstimator(ABC):
 class GivenAcceptance(AcceptanceEstimator):
     """Believes the problem: the truth, if whoever states the problem knows it."""
 
-    def begin(self, which: NDArray[np.bool_], category: NDArray[np.int64]) -> None:
+    def begin(
+        self,
+        which: NDArray[np.bool_],
+        category: NDArray[np.int64],
+        newcomers: NDArray[np.bool_] | None = None,
+    ) -> None:
         """Nothing to prepare."""
 
     def update(self, drafted: NDArray[np.int64], accepted: NDArray[np.int64]) -> None:
@@ -80,7 +91,12 @@ class TaskMean(AcceptanceEstimator):
             raise ValueError(f"mean acceptances {means} are not probabilities")
         self._mean: Floats | None = None
 
-    def begin(self, which: NDArray[np.bool_], category: NDArray[np.int64]) -> None:
+    def begin(
+        self,
+        which: NDArray[np.bool_],
+        category: NDArray[np.int64],
+        newcomers: NDArray[np.bool_] | None = None,
+    ) -> None:
         """Looks the means up."""
         self._mean = self.means[category]
 
@@ -124,15 +140,22 @@ class CountedAcceptance(AcceptanceEstimator):
         self.accepted: Floats | None = None
         self.judged: Floats | None = None
 
-    def begin(self, which: NDArray[np.bool_], category: NDArray[np.int64]) -> None:
+    def begin(
+        self,
+        which: NDArray[np.bool_],
+        category: NDArray[np.int64],
+        newcomers: NDArray[np.bool_] | None = None,
+    ) -> None:
         """Users start from the mean of their task (those without a past, if pasts are kept)."""
         mean = self._prior.means[category]
         if self.judged is None or self.accepted is None:
             self.judged = np.full(which.shape, self.strength)
             self.accepted = self.strength * mean
-        elif not self.keep:
-            self.judged = np.where(which, self.strength, self.judged)
-            self.accepted = np.where(which, self.strength * mean, self.accepted)
+            return
+        fresh = newcomers if self.keep else which
+        if fresh is not None:
+            self.judged = np.where(fresh, self.strength, self.judged)
+            self.accepted = np.where(fresh, self.strength * mean, self.accepted)
 
     def update(self, drafted: NDArray[np.int64], accepted: NDArray[np.int64]) -> None:
         """Counts a round; users who drafted nothing keep what they have."""
@@ -168,9 +191,14 @@ class MistakenAcceptance(AcceptanceEstimator):
             raise ValueError(f"odds cannot be multiplied by {factor}")
         self.truth, self.factor = truth, factor
 
-    def begin(self, which: NDArray[np.bool_], category: NDArray[np.int64]) -> None:
+    def begin(
+        self,
+        which: NDArray[np.bool_],
+        category: NDArray[np.int64],
+        newcomers: NDArray[np.bool_] | None = None,
+    ) -> None:
         """Passed on."""
-        self.truth.begin(which, category)
+        self.truth.begin(which, category, newcomers)
 
     def update(self, drafted: NDArray[np.int64], accepted: NDArray[np.int64]) -> None:
         """Passed on."""

@@ -1,0 +1,90 @@
+"""How a scheduler's actions become plans, and plans become actions.
+
+Environments of one cell and training over many read actions with this module alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from decoding.multiuser import Plan
+from envs.cell import Cell
+from envs.sharing import onto_simplex
+
+
+class Actions(Protocol):
+    """A kind of action.
+
+    Args:
+        users: Places, K.
+        longest: Longest draft.
+
+    Attributes:
+        space: Space of the action of one cell.
+    """
+
+    space: spaces.Space[Any]
+
+    def __init__(self, users: int, longest: int) -> None: ...
+
+    def plan(self, cell: Cell, actions: NDArray[Any]) -> Plan:
+        """Plans of n cells, from actions of their space `[n, ...]`."""
+
+    def actions(self, plan: Plan) -> NDArray[Any]:
+        """Actions that stand for plans `[n, K]`, as far as there are such."""
+
+    def masks(self, cell: Cell) -> NDArray[np.bool_]:
+        """Which entries matter `[n, ...]`."""
+
+
+class LengthActions:
+    """Draft lengths; the band is divided by the optimal rule. See `Actions`."""
+
+    def __init__(self, users: int, longest: int) -> None:
+        self._longest = longest
+        self.space: spaces.Space[Any] = spaces.MultiDiscrete(np.full(users, longest + 1))
+
+    def plan(self, cell: Cell, actions: NDArray[Any]) -> Plan:
+        """Plans of n cells from lengths `[n, K]`."""
+        return cell.best_plan(actions.astype(np.int64))
+
+    def actions(self, plan: Plan) -> NDArray[Any]:
+        """Lengths of plans; their shares are lost."""
+        return np.asarray(plan.lengths)
+
+    def masks(self, cell: Cell) -> NDArray[np.bool_]:
+        """Flat masks of all lengths `[n, K * (longest + 1)]`; where nobody decides, 0 alone."""
+        allowed = np.repeat(cell.deciding[..., None], self._longest + 1, axis=-1)
+        allowed[..., 0] = True
+        return allowed.reshape(cell.count, -1)
+
+
+class ShareActions:
+    """Draft lengths and shares in one box, as agents for continuous actions want it.
+
+    See `Actions` and `envs.scheduler.SchedulerSharesEnv`.
+    """
+
+    def __init__(self, users: int, longest: int) -> None:
+        self._longest = longest
+        self.space: spaces.Space[Any] = spaces.Box(-1.0, 1.0, (2 * users,), np.float32)
+
+    def plan(self, cell: Cell, actions: NDArray[Any]) -> Plan:
+        """Plans of n cells from lengths and shares `[n, 2 K]`."""
+        lengths, weights = np.split((np.asarray(actions, float) + 1) / 2, 2, axis=-1)
+        whole = np.rint(lengths * self._longest).astype(np.int64)
+        drafting = cell.deciding & (whole > 0)
+        return Plan(np.where(drafting, whole, 0), onto_simplex(weights, drafting | cell.sending))
+
+    def actions(self, plan: Plan) -> NDArray[Any]:
+        """Lengths and shares of plans; what is in turn cannot be said."""
+        parts = np.concatenate([plan.lengths / self._longest, plan.shares], axis=-1)
+        return np.asarray(2 * parts - 1, np.float32)
+
+    def masks(self, cell: Cell) -> NDArray[np.bool_]:
+        """Whose entries matter `[n, 2 K]`."""
+        return np.concatenate([cell.deciding, cell.deciding | cell.sending], axis=-1)
