@@ -50,13 +50,8 @@ bench: traces  ## Measurements, small: arms, routers, speed, switching, lossless
 	$(RUN) -m benchmarks.router_overhead
 	$(RUN) -m benchmarks.losslessness --per-category 1 --max-new-tokens 48 --json runs/losslessness.json
 
-figures: traces  ## The routing figures of the README, anew (about an hour and a half)
-	$(RUN) -m rollouts.collect --prompts heldout --out runs/heldout
-	$(RUN) -m rollouts.collect --prompts heldout --temperature 1 --limit-per-category 12 --out runs/heldout-t1
-	$(RUN) -m benchmarks.arms --traces runs/heldout --json runs/arms.json
-	$(RUN) -m benchmarks.routing --seeds 5 --transfer --sampled runs/heldout-t1 --json runs/routing.json
-	$(RUN) -m benchmarks.switching --dtype float32 --json runs/switching.json
-	$(RUN) -m benchmarks.trace_speed --dtype float32
+figures: setup  ## All figures of the README for the drafters that are there, and the router shipped with them
+	$(MAKE) --no-print-directory -f benchmarks/figures.mk RUN=$(RUN)
 
 format: .venv/.ready  ## Put the code into shape
 	$(RUN) -m ruff check --fix .

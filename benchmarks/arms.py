@@ -202,9 +202,7 @@ def _choices(groups: Groups) -> dict[str, dict[str, Any]]:
 
 def _origin(traces: TraceSet, model: CostModel) -> dict[str, Any]:
     """Where the traces come from, and the costs that were used."""
-    origin = traces.origin.to_json()
-    del origin["cost_model"]
-    return {"traces": origin, "cost_model": asdict(model)}
+    return {"traces": traces.origin.describe(), "cost_model": asdict(model)}
 
 
 if __name__ == "__main__":

@@ -72,10 +72,23 @@ def simple_routers(school: School, pairs: Sequence[Pair]) -> Routers:
     return made
 
 
+def router_folder(run: Path, name: str, seed: int, categories: Sequence[str] = ()) -> Path:
+    """Where a router is trained.
+
+    Args:
+        run: Folder of all of them.
+        name: What figures call it, such as `ppo` or `neural eagle3:2/ngram:16`.
+        seed: Its seed.
+        categories: The only ones that it is trained on, if it is not all.
+    """
+    plain = name.replace(":", "").replace(" ", "-").replace("/", "-")
+    return run / "-".join([plain, str(seed), *categories])
+
+
 def _neural(school: School, pair: Pair, seed: int) -> RoutingPolicy:
-    out = school.run / "-".join(["neural", *(str(arm).replace(":", "") for arm in pair), str(seed)])
+    first, second = map(str, pair)
+    out = router_folder(school.run, f"neural {first}/{second}", seed)
     if not (out / BODY).is_file():
-        first, second = map(str, pair)
         train_neural(
             NeuralArgs(traces=school.folder, first=first, second=second, out=out, seed=seed)
         )
@@ -101,7 +114,7 @@ def learned_router(
         seed: Of everything random.
         categories: Train on these categories alone.
     """
-    run = school.run / "-".join([name, str(seed), *categories])
+    run = router_folder(school.run, name, seed, categories)
     return load_learned_policy(LEARNERS[name](school, run, seed, categories), school.traces.origin)
 
 

@@ -37,12 +37,14 @@ from benchmarks.routers import (
     single_arms,
 )
 from benchmarks.routing_tables import print_figures
+from benchmarks.trained_on import claim_run
 from decoding.arms import PLAIN, Arm, parse_arm
 from decoding.decoder import RoutingPolicy
 from decoding.errors import DraftgymError, exit_on_user_error
 from decoding.latency import CostModel
 from decoding.provenance import describe_host
 from policies.bandits import Bandit
+from policies.entropy import EntropyPolicy
 from rollouts.oracle import Walk
 from rollouts.priced import price_traces
 from rollouts.prizes import TextWalks, best_arm, largest_pair, walk_texts
@@ -71,7 +73,8 @@ class RoutingArgs:
         rounds: Rounds of reinforcement learning.
         transfer: Also train without each category, and test on it.
         sampled: Folder of held-out traces at another temperature.
-        run: Where trained routers are kept; what is there is not trained again.
+        run: Where trained routers are kept; what is there is not trained again, and refused if it
+            was trained on other traces.
         threads: CPU threads; default: all cores.
         json: Write the figures to this file.
     """
@@ -99,19 +102,23 @@ def compare_routers(args: RoutingArgs) -> Figures:
         raise DraftgymError(f"--seeds is {args.seeds}", "train with at least one")
     school, heldout = _school(args), read_traces(args.heldout)
     refuse_held_out(text.question_id for text in school.traces.texts)
+    claim_run(school.run, school.traces, school.arms)
     pairs = _pairs(args, school)
     routers = single_arms(school) | simple_routers(school, pairs) | learned_routers(school)
     figures: Figures = {
         "host": describe_host(),
         "settings": {key: str(value) for key, value in asdict(args).items()},
         "texts": {"train": len(school.traces.texts), "heldout": len(heldout.texts)},
+        "traces": {"train": school.traces.origin.describe(), "heldout": heldout.origin.describe()},
         "arms": list(map(str, school.arms)),
+        "thresholds": _thresholds(routers),
         "heldout": judge(routers, heldout, school.arms),
     }
     learned = {name: routers[name] for name in LEARNERS}
     singles = single_arms(school)
     if args.sampled is not None:
         sampled = read_traces(args.sampled)
+        figures["traces"]["sampled"] = sampled.origin.describe()
         costs = heldout.origin.cost_model  # the same ones, so that only acceptance differs
         figures["sampled"] = judge(singles | learned, sampled, school.arms, costs)
     if args.transfer:
@@ -160,6 +167,12 @@ def _pairs(args: RoutingArgs, school: School) -> list[Pair]:
     school.traces.check_arms([first, second])
     texts = price_traces(school.traces, school.arms)
     return [(first, second), largest_pair([text for text in texts if len(text)])]
+
+
+def _thresholds(routers: Routers) -> dict[str, float]:
+    """Tuned thresholds of the entropy rules, which nobody else writes down."""
+    rules = {name: seeds[0] for name, seeds in routers.items()}
+    return {n: rule.threshold for n, rule in rules.items() if isinstance(rule, EntropyPolicy)}
 
 
 def _play(traces: TraceSet, policy: RoutingPolicy, model: CostModel | None) -> Played:

@@ -11,7 +11,8 @@ size of the target.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -127,6 +128,22 @@ class TraceOrigin:
     def to_json(self) -> dict[str, Any]:
         """As JSON types."""
         return asdict(replace(self, arms=tuple(self.arms)))
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> TraceOrigin:
+        """Reads what `to_json` made, after a way through a file.
+
+        Raises:
+            DraftgymError: Its costs are no cost model.
+        """
+        costs = CostModel.from_json(json.dumps(body["cost_model"]))
+        return cls(**{**body, "arms": tuple(body["arms"]), "cost_model": costs})
+
+    def describe(self) -> dict[str, Any]:
+        """What a file of figures says: instead of the costs, where they were measured."""
+        body = self.to_json()
+        body["costs_of"] = body.pop("cost_model")["host"]
+        return body
 
 
 @dataclass(frozen=True)

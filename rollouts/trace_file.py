@@ -28,7 +28,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decoding.errors import DraftgymError
-from decoding.latency import CostModel
 from decoding.observation import TEXT_SIGNALS
 from rollouts.shards import shards_in
 from rollouts.trace import ArmTrace, TextTrace, TraceOrigin, TraceSet
@@ -109,9 +108,7 @@ def read_origin(shard: Path) -> TraceOrigin:
             f"{SCHEMA_VERSION}",
             AGAIN,
         )
-    origin = dict(body["origin"])
-    origin["cost_model"] = CostModel.from_json(json.dumps(origin["cost_model"]))
-    return TraceOrigin(**{**origin, "arms": tuple(origin["arms"])})
+    return TraceOrigin.from_json(body["origin"])
 
 
 def read_done(folder: Path, origin: TraceOrigin) -> dict[str, str]:

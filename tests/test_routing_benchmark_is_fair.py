@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,46 +15,18 @@ from decoding.drafting import Drafter
 from decoding.errors import DraftgymError
 from decoding.target import Target
 from rollouts.prompt_sets import Prompt, load_prompts
-from rollouts.shards import ShardWriter
-from rollouts.trace import TraceSet
-from rollouts.trace_file import trace_table
+from rollouts.trace_file import read_traces
+from tests.routing_runs import routing_args, save_traces
 from tests.tiny import ARMS
 from tests.traces import tiny_traces
-
-
-def prompts(first: int, count: int) -> list[Prompt]:
-    """Prompts of two categories in turn."""
-    kinds = ("chat", "code")
-    return [Prompt(f"p{i}", kinds[i % 2], (f"{i}",)) for i in range(first, first + count)]
-
-
-def save(traces: TraceSet, folder: Path) -> Path:
-    folder.mkdir()
-    with ShardWriter(folder, partial(trace_table, origin=traces.origin), 99) as writer:
-        for text in traces.texts:
-            writer.add(text)
-    return folder
 
 
 @pytest.fixture(scope="module")
 def args(
     target: Target, drafters: dict[str, Drafter], tmp_path_factory: pytest.TempPathFactory
 ) -> RoutingArgs:
-    root = tmp_path_factory.mktemp("routing")
-    learn = tiny_traces(target, drafters, prompts=prompts(0, 8), max_new_tokens=24)
-    test = tiny_traces(target, drafters, prompts=prompts(50, 4), max_new_tokens=24)
-    warm = tiny_traces(target, drafters, 1.0, prompts=prompts(50, 4), max_new_tokens=24)
-    return RoutingArgs(
-        traces=save(learn, root / "traces"),
-        heldout=save(test, root / "heldout"),
-        sampled=save(warm, root / "sampled"),
-        transfer=True,
-        pair=("eagle3:3", "dflash:4x8"),
-        seeds=2,
-        rounds=64,
-        run=root / "run",
-        threads=1,
-        json=root / "figures.json",
+    return replace(
+        routing_args(target, drafters, tmp_path_factory.mktemp("routing")), transfer=True
     )
 
 
@@ -111,7 +82,19 @@ def test_held_out_prompts_are_not_learned_from(
     held_out = load_prompts("heldout")[0].question_id
     leaked = tiny_traces(target, drafters, prompts=[Prompt(held_out, "chat", ("3",))])
     with pytest.raises(DraftgymError, match="held-out prompts"):
-        compare_routers(replace(args, traces=save(leaked, tmp_path / "leaked")))
+        compare_routers(replace(args, traces=save_traces(leaked, tmp_path / "leaked")))
+
+
+def test_routers_of_other_drafters_are_refused_before_anything_is_trained(
+    args: RoutingArgs, figures: dict[str, Any], tmp_path: Path
+) -> None:
+    learned = read_traces(args.traces)
+    changed = {**learned.origin.drafters, "eagle3": "other weights"}
+    others = replace(learned, origin=replace(learned.origin, drafters=changed))
+    before = {path: path.read_bytes() for path in args.run.rglob("policy.*")}
+    with pytest.raises(DraftgymError, match=r"trained on other traces.*other weights"):
+        compare_routers(replace(args, traces=save_traces(others, tmp_path / "others")))
+    assert {path: path.read_bytes() for path in args.run.rglob("policy.*")} == before
 
 
 def test_a_comparison_without_seeds_is_refused(args: RoutingArgs) -> None:

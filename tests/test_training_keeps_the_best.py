@@ -7,7 +7,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from decoding.provenance import describe_host, plain
 from decoding.target import Target, load_target
 from drafters.loading import load_folder
 from drafters.training import trainer as trainer_module
+from drafters.training.build_objective import LossSettings, ObjectiveSettings
+from drafters.training.card import card
 from drafters.training.corpus import load_corpus
 from drafters.training.main import Eagle3Args, Eagle3Settings, train
 from drafters.training.recorded_objective import RecordedObjective
 from drafters.training.schedule import TrainerConfig, learning_rate
 from drafters.training.trainer import Trainer
+from drafters.training.vsd_objective import VSDSettings
 from tests.feature_context import random_texts
 from tests.test_trainer_resumes import (
     KINDS,
@@ -311,10 +315,31 @@ def test_the_command_trains_in_updates_and_its_card_tells_the_best(tmp_path: Pat
     lines = (args.run / "metrics.jsonl").read_text().splitlines()
     best = [entry for entry in map(json.loads, lines) if "best_updates" in entry]
     assert [entry["updates"] for entry in best] == [0, 2, 4]
-    card = (checkpoint / "README.md").read_text()
+    text = (checkpoint / "README.md").read_text()
     chosen = best[-1]["best_updates"]
     which = f"update {chosen} of 4" if chosen else "those it started from of 4"
-    assert which in card
-    assert f"{best[-1]['best_acceptance_length']:.3f}" in card
-    assert "tree_acceptance_length" in card
+    assert which in text
+    assert f"{best[-1]['best_acceptance_length']:.3f}" in text
+    assert "tree_acceptance_length" in text
+    assert "| objective | plain: decay 0.8, labels soft |" in text
+    assert "| init | fresh weights |" in text
     assert load_folder(checkpoint, load_target(args.target, "float32", 1)).name == "eagle3"
+
+
+def test_a_card_tells_the_objective_with_its_terms_and_where_it_began(tmp_path: Path) -> None:
+    args = Eagle3Args(
+        corpus=Path("texts"),
+        objective="vsd",
+        init=Path("/home/somebody/eagle3-before"),
+        terms=ObjectiveSettings(LossSettings(decay=0.7), VSDSettings(paths=3, anchor=0.5)),
+    )
+    target = {"target": "t", "fingerprint": "f", "dtype": "float32", "threads": 1}
+    body = {"settings": plain(asdict(args)), **target, **describe_host()}
+    (tmp_path / "config.json").write_text(json.dumps(body))
+    (tmp_path / "metrics.jsonl").write_text("")
+    told = next(line for line in card(tmp_path).splitlines() if line.startswith("| objective"))
+    assert told.startswith("| objective | vsd: ")
+    for name, value in asdict(args.terms.vsd).items():
+        assert f"{name} {value}" in told
+    assert told.endswith("its anchor: decay 0.7, labels soft |")
+    assert "| init | `eagle3-before` |" in card(tmp_path)

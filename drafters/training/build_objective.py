@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
+from torch import Tensor
+
 from decoding.target import Target
 from drafters.training.losses import (
     Labels,
@@ -49,18 +51,21 @@ class ObjectiveSettings:
     """Variational training."""
 
 
+LOSSES: dict[ObjectiveName, tuple[Callable[..., Tensor], tuple[str, ...]]] = {
+    "plain": (plain_loss, ("decay", "labels")),
+    "lk": (lk_loss, ("decay", "eta")),
+    "lk-alpha": (lk_alpha_loss, ("decay",)),
+    "dpace": (dpace_loss, ("labels",)),
+    "length": (length_loss, ("decay", "ground")),
+    "vsd": (plain_loss, ("decay", "labels")),
+}
+"""The loss on recorded text of each objective (of vsd: its anchor), and which settings it reads."""
+
+
 def make_loss(name: ObjectiveName, settings: LossSettings) -> Loss:
     """The loss of that name; `vsd` is anchored to the plain one."""
-    plain: Loss = partial(plain_loss, decay=settings.decay, labels=settings.labels)
-    losses: dict[str, Callable[..., Any]] = {
-        "plain": plain,
-        "vsd": plain,
-        "lk": partial(lk_loss, decay=settings.decay, eta=settings.eta),
-        "lk-alpha": partial(lk_alpha_loss, decay=settings.decay),
-        "dpace": partial(dpace_loss, labels=settings.labels),
-        "length": partial(length_loss, decay=settings.decay, ground=settings.ground),
-    }
-    return losses[name]
+    loss, knobs = LOSSES[name]
+    return partial(loss, **{knob: getattr(settings, knob) for knob in knobs})
 
 
 def build_objective(

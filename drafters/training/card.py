@@ -16,6 +16,7 @@ from typing import Any
 import tyro
 
 from decoding.errors import DraftgymError, exit_on_user_error
+from drafters.training.build_objective import LOSSES
 from drafters.training.progress import SELECTS
 from drafters.training.watch import DEPTH, NODES
 
@@ -77,6 +78,7 @@ def _facts(config: dict[str, Any], entries: list[dict[str, float]]) -> str:
     rows = {
         "weights": _weights(entries),
         "corpus": f"`{Path(settings['corpus']).name}`, {texts} of the target itself",
+        **_learning(settings),
         "drafter": _listed(settings["drafter"]),
         "loop": _listed(trainer),
         "time": f"{last.get('minutes', 0):.0f} minutes, {last.get('updates', 0)} updates, "
@@ -90,6 +92,19 @@ def _facts(config: dict[str, Any], entries: list[dict[str, float]]) -> str:
     return "\n".join(
         ["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows.items())]
     )
+
+
+def _learning(settings: dict[str, Any]) -> dict[str, str]:
+    """What is minimised, and from where on; a small LM, which has one way alone, says nothing."""
+    if "objective" not in settings:
+        return {}
+    name, terms, init = settings["objective"], settings["terms"], settings["init"]
+    loss = _listed({knob: terms["loss"][knob] for knob in LOSSES[name][1]})
+    knobs = f"{_listed(terms['vsd'])}; its anchor: {loss}" if name == "vsd" else loss
+    return {
+        "objective": f"{name}: {knobs}",
+        "init": "fresh weights" if init is None else f"`{_portable(init)}`",
+    }
 
 
 def _weights(entries: list[dict[str, float]]) -> str:
@@ -107,9 +122,7 @@ def _weights(entries: list[dict[str, float]]) -> str:
 
 def _listed(settings: dict[str, Any]) -> str:
     shown = {name: value for name, value in settings.items() if value is not None}
-    return ", ".join(
-        f"{name} {Path(value).name if name == 'init' else value}" for name, value in shown.items()
-    )
+    return ", ".join(f"{name} {value}" for name, value in shown.items())
 
 
 def _section(heading: str, table: str) -> str:
@@ -147,8 +160,12 @@ def _row(cells: list[str]) -> str:
 
 def _command(command: str) -> str:
     """The command without the folders of the machine it ran on."""
-    words = (Path(word).name if word.startswith("/") else word for word in shlex.split(command))
-    return shlex.join(words)
+    return shlex.join(map(_portable, shlex.split(command)))
+
+
+def _portable(path: str) -> str:
+    """Without the folders of the machine."""
+    return Path(path).name if path.startswith("/") else path
 
 
 if __name__ == "__main__":

@@ -1,0 +1,49 @@
+"""Runs of `benchmarks.routing` on the tiny models, for tests of what it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from benchmarks.routing import RoutingArgs
+from decoding.drafting import Drafter
+from decoding.target import Target
+from rollouts.prompt_sets import Prompt
+from rollouts.shards import ShardWriter
+from rollouts.trace import TraceSet
+from rollouts.trace_file import trace_table
+from tests.traces import tiny_traces
+
+
+def prompts(first: int, count: int) -> list[Prompt]:
+    """Prompts of two categories in turn."""
+    kinds = ("chat", "code")
+    return [Prompt(f"p{i}", kinds[i % 2], (f"{i}",)) for i in range(first, first + count)]
+
+
+def save_traces(traces: TraceSet, folder: Path) -> Path:
+    """A folder of traces."""
+    folder.mkdir()
+    with ShardWriter(folder, partial(trace_table, origin=traces.origin), 99) as writer:
+        for text in traces.texts:
+            writer.add(text)
+    return folder
+
+
+def routing_args(target: Target, drafters: Mapping[str, Drafter], root: Path) -> RoutingArgs:
+    """A comparison that takes seconds."""
+    learn = tiny_traces(target, drafters, prompts=prompts(0, 8), max_new_tokens=24)
+    test = tiny_traces(target, drafters, prompts=prompts(50, 4), max_new_tokens=24)
+    warm = tiny_traces(target, drafters, 1.0, prompts=prompts(50, 4), max_new_tokens=24)
+    return RoutingArgs(
+        traces=save_traces(learn, root / "traces"),
+        heldout=save_traces(test, root / "heldout"),
+        sampled=save_traces(warm, root / "sampled"),
+        pair=("eagle3:3", "dflash:4x8"),
+        seeds=2,
+        rounds=64,
+        run=root / "run",
+        threads=1,
+        json=root / "figures.json",
+    )
