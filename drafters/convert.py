@@ -25,7 +25,7 @@ from drafters.eagle3 import Eagle3Config, default_taps
 from drafters.fitting import check_fits, note_differences, without_copies
 from drafters.formats import find_format
 from drafters.formats.contents import EMBEDDING, HEAD, CheckpointFormat, Contents, Origin
-from drafters.formats.files import write_contents
+from drafters.formats.files import check_new_folder, write_contents
 from drafters.vocabulary import from_d2t
 
 
@@ -53,13 +53,10 @@ def convert(args: ConvertArgs) -> None:
     Raises:
         DraftgymError: Either folder is unusable, or the format cannot say what the source says.
     """
-    if args.destination.exists() and (
-        not args.destination.is_dir() or any(args.destination.iterdir())
-    ):
-        raise DraftgymError(f"{args.destination} exists already", "name a new folder")
+    check_new_folder(args.destination)
     target = load_target(args.target, "float32") if args.target else None
     contents = read_contents(args.source, target.decoder.shape.layers if target else None)
-    form = find_format(args.format, _kind(contents))
+    form = find_format(args.format, contents.kind)
     build_network(contents, args.source)  # for its checks
     if target is not None:
         contents = _fit(contents, args.source, target)
@@ -92,7 +89,7 @@ def translate(contents: Contents, form: CheckpointFormat, target: Target | None)
             continue
         if target is None:
             raise DraftgymError(
-                f"the {form.name} format holds {name}, which {_kind(contents)} has not",
+                f"the {form.name} format holds {name}, which {contents.kind} has not",
                 "name the target with --target, to copy it from there",
             )
         tensors[name] = _table(name, contents, target)
@@ -150,10 +147,6 @@ def _note_silent_taps(contents: Contents, form: CheckpointFormat) -> None:
             f"which will use {list(default_taps(layers))}; serve the speculators format instead",
             file=sys.stderr,
         )
-
-
-def _kind(contents: Contents) -> str:
-    return "eagle3" if isinstance(contents.config, Eagle3Config) else "dflash"
 
 
 if __name__ == "__main__":

@@ -66,6 +66,11 @@ class Contents:
     carried: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def kind(self) -> str:
+        """`eagle3` or `dflash`."""
+        return "eagle3" if isinstance(self.config, Eagle3Config) else "dflash"
+
+    @property
     def dtype(self) -> str:
         """Name of the dtype of the weights, as configs write it (`bfloat16`)."""
         return str(self.tensors["fc.weight"].dtype).removeprefix("torch.")

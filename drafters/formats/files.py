@@ -58,6 +58,12 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     return dict(loaded)
 
 
+def check_new_folder(folder: Path) -> None:
+    """Raises `DraftgymError` unless a folder is new or empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DraftgymError(f"{folder} exists already", "name a new folder")
+
+
 def write_contents(contents: Contents, folder: Path, form: CheckpointFormat) -> None:
     """Writes a checkpoint folder; a kill leaves an older one whole or is seen when loading."""
     folder.mkdir(parents=True, exist_ok=True)
