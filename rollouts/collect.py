@@ -39,7 +39,8 @@ from rollouts.trace_file import read_done, read_traces, trace_table
 
 DEFAULT_ARMS = (
     *("eagle3:1", "eagle3:2", "eagle3:3", "eagle3:4", "eagle3:3x6", "eagle3:4x8"),
-    *("dflash:1", "dflash:2", "dflash:4", "dflash:3x6", "ngram:3", "ngram:8", "ngram:16"),
+    *("dflash:1", "dflash:2", "dflash:4", "dflash:3x6", "dflash:4x8"),
+    *("ngram:3", "ngram:8", "ngram:16"),
 )
 """Small arms of every drafter that is no language model itself; `plain` needs no trace."""
 
