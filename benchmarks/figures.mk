@@ -20,6 +20,7 @@ COLLECT = $(RUN) -m rollouts.collect --dtype float32 --out $(basename $@)
 
 figures: $(addprefix $(HERE)/,arms.json routing.json switching.json trace_speed.json) ship \
     $(addprefix $(HERE)/,clock.json speed.json)
+	$(RUN) -m benchmarks.figures_markdown --folder $(HERE) > $(HERE)/figures.md
 
 $(HERE)/train.done:
 	$(COLLECT) --prompts train

@@ -87,9 +87,10 @@ def test_an_interrupted_run_goes_on_with_what_is_missing(project: Path) -> None:
 def test_a_finished_run_ships_its_router_and_measures_nothing(project: Path) -> None:
     finish(project, *RESULTS, *OTHERS)
     commands = planned(project).strip().splitlines()
-    assert len(commands) == 2
+    assert len(commands) == 3
     assert "benchmarks.ship_router" in commands[0]
     assert commands[1].startswith("cp ")
+    assert "benchmarks.figures_markdown" in commands[2]
 
 
 def test_other_weights_make_everything_anew(project: Path) -> None:
