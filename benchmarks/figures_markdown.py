@@ -2,8 +2,8 @@
 
     $ python -m benchmarks.figures_markdown --folder runs/figures-1a2b3c4d
 
-prints Markdown: what is there of routing.json, arms.json, clock.json and speed.json. The words around
-them are written by people.
+prints Markdown: what is there of routing.json, arms.json, clock.json and speed.json. The words
+around them are written by people.
 """
 
 from __future__ import annotations
