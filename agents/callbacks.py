@@ -74,7 +74,7 @@ class SchedulerMetrics(BaseCallback):
         rounds: Least rounds of single users between two entries.
     """
 
-    def __init__(self, env: SchedulerVecEnv, rounds: int = 20_000) -> None:
+    def __init__(self, env: SchedulerVecEnv, rounds: int = 5_000) -> None:
         super().__init__()
         self.env, self.rounds = env, rounds
 

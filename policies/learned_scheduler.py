@@ -149,16 +149,15 @@ class LearnedScheduler:
         if not deterministic:
             scores = scores + self.rng.gumbel(size=scores.shape)
         deciding = users[..., self.head.deciding] > 0
-        return np.where(deciding, scores.argmax(-1), 0).astype(np.int64)
+        return np.asarray(np.where(deciding, scores.argmax(-1), 0), np.int64)
 
     def _relaxed(
         self, outputs: NDArray[np.float32], users: NDArray[np.float32], deterministic: bool
     ) -> NDArray[Any]:
         means, spreads = box_parameters(torch.from_numpy(outputs))
-        before = means.numpy()
-        if not deterministic:
-            before = before + spreads.exp().numpy() * self.rng.normal(size=before.shape)
-        return np.tanh(before).astype(np.float32)
+        spread = 0.0 if deterministic else spreads.exp().numpy()
+        before = means.numpy() + spread * self.rng.normal(size=means.shape)
+        return np.asarray(np.tanh(before), np.float32)
 
 
 def box_parameters(outputs: Tensor) -> tuple[Tensor, Tensor]:
