@@ -9,6 +9,8 @@ reported is total tokens over total time, without any of this.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnvWrapper
@@ -39,7 +41,7 @@ class BoundedReward(VecEnvWrapper):
         return observation, bounded(rewards / self.users, self.most), done, infos
 
 
-def bounded(rewards: NDArray[np.float32], most: float) -> NDArray[np.float32]:
+def bounded(rewards: NDArray[Any], most: float) -> NDArray[np.float32]:
     """Rewards whose losses beyond `most` are `most * (1 + ln(loss / most))`.
 
     Args:

@@ -61,7 +61,7 @@ def build_agent(args: RouterArgs, experience: Experience) -> Agent:
     saved = args.run / MODEL
     if saved.exists():
         _check_same_choice(args.run / POLICY, experience)
-        agent = resumed_agent(saved, args.algorithm, experience.env, args.seed)
+        agent: Agent = resumed_agent(saved, args.algorithm, experience.env, args.seed)
     elif args.init is not None:
         _check_same_choice(args.init / POLICY, experience)
         agent = inherited_agent(args.init / MODEL, args, experience.env)

@@ -8,7 +8,7 @@ plays a Gymnasium environment through the same `predict` that learned policies h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -44,6 +44,21 @@ class CellWorker(Protocol):
         """Is told how a step of the cells went."""
 
 
+def replayable_scheduler(spec: str, means: Sequence[float]) -> Scheduler:
+    """A scheduler that can play traces; see `policies.multispin.schedulers.make_scheduler`.
+
+    Raises:
+        DraftgymError: No such scheduler, or one that ends drafts by the drafter's entropy.
+    """
+    scheduler = make_scheduler(spec, means)
+    if scheduler.early_exit is not None:
+        raise DraftgymError(
+            f"scheduler {spec!r} ends drafts by the drafter's entropy, which traces lack",
+            "choose another scheduler for replayed cells",
+        )
+    return scheduler
+
+
 class CellScheduler:
     """A scheduler at work in n cells.
 
@@ -62,12 +77,7 @@ class CellScheduler:
     """
 
     def __init__(self, spec: str, cell: Cell, min_length: int = 0) -> None:
-        self.scheduler: Scheduler = make_scheduler(spec, cell.means.tolist())
-        if self.scheduler.early_exit is not None:
-            raise DraftgymError(
-                f"scheduler {spec!r} ends drafts by the drafter's entropy, which traces lack",
-                "choose another scheduler for replayed cells",
-            )
+        self.scheduler = replayable_scheduler(spec, cell.means.tolist())
         self.cell, self._min_length = cell, min_length
         self.scheduler.begin(cell.users.active, cell.users.task, cell.users.active)
 

@@ -5,20 +5,26 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 from gymnasium.utils.seeding import np_random
 
 from agents.cell_args import CellArgs, known_means, means_of
 from agents.cell_tally import PERCENTILES, Tally, tally
-from agents.scheduled_cells import CellScheduler, CellWorker, LearnedCellScheduler, play_rounds
+from agents.scheduled_cells import (
+    CellScheduler,
+    CellWorker,
+    LearnedCellScheduler,
+    play_rounds,
+    replayable_scheduler,
+)
 from agents.scheduler_report import print_schedulers, write_scheduler_report
 from decoding.errors import DraftgymError
 from decoding.provenance import describe_host, plain
 from envs.cell import Cell
 from policies.folder import PolicyTarget
 from policies.learned_scheduler import load_scheduler
-from policies.multispin.schedulers import make_scheduler
 from rollouts.chains import ChainTable
 from rollouts.evaluation import check_writable
 from rollouts.plots import require_matplotlib
@@ -159,9 +165,9 @@ def chosen_schedulers(
         name, hire = spec, _ruled(spec, min_length)
         if path.is_dir() or "/" in spec:
             policy = load_scheduler(path, target)
-            name, hire = policy.name, lambda cell, policy=policy: LearnedCellScheduler(policy, cell)
+            name, hire = policy.name, partial(LearnedCellScheduler, policy)
         else:
-            make_scheduler(spec, [0.5])  # an unknown one is found before anything is played
+            replayable_scheduler(spec, [0.5])  # an unknown one is found before anything is played
         if name in hires:
             raise DraftgymError(f"scheduler {name!r} is named twice", "name every one once")
         hires[name] = hire

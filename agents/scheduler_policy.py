@@ -85,7 +85,8 @@ class ActorAndValue(nn.Module):
         scores = self.actor(users, cell)
         deciding = users[..., self.head.deciding] > 0
         longer = torch.arange(self.head.outputs) > 0
-        return scores.masked_fill(~deciding[..., None] & longer, NEVER).flatten(1)
+        masked: Tensor = scores.masked_fill(~deciding[..., None] & longer, NEVER)
+        return masked.flatten(1)
 
     def forward_critic(self, joined: Tensor) -> Tensor:
         """Values."""
@@ -129,7 +130,8 @@ class SchedulerActorCritic(MultiInputActorCriticPolicy):
         users = _places(self.observation_space)
         self.mlp_extractor = ActorAndValue(self.head, self.width, users)
         # Both are whole networks already.
-        self.action_net, self.value_net = nn.Identity(), nn.Identity()
+        self.action_net: nn.Module = nn.Identity()
+        self.value_net: nn.Module = nn.Identity()  # type: ignore[assignment]
         with torch.no_grad():
             self.mlp_extractor.actor.outputs.weight.mul_(0.01)  # every length is tried at first
             self.mlp_extractor.actor.outputs.bias.zero_()
@@ -171,7 +173,7 @@ class SetActor(BasePolicy):
         return actions, (components * deciding[:, None]).sum((1, 2))
 
     def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
-        return self(observation, deterministic)
+        return self.forward(observation, deterministic)
 
 
 class SetCritic(BaseModel):

@@ -139,7 +139,7 @@ def fresh_agent(args: SchedulerArgs, school: School) -> Agent:
     made = asdict(args.sac if args.algorithm == "sac" else args.ppo)
     rate, _ = falling(made.pop("learning_rate")), made.pop("n_envs")
     policy: dict[str, Any] = {"head": school.head, "width": made.pop("width")}
-    common = {"seed": args.seed, "device": "cpu", "learning_rate": rate}
+    common: dict[str, Any] = {"seed": args.seed, "device": "cpu", "learning_rate": rate}
     if args.algorithm == "sac":
         entropy = made.pop("target_entropy") * float(np.prod(env.action_space.shape or 1))
         return SAC(

@@ -146,10 +146,9 @@ class LearnedScheduler:
     def _scored(
         self, scores: NDArray[np.float32], users: NDArray[np.float32], deterministic: bool
     ) -> NDArray[Any]:
-        if not deterministic:
-            scores = scores + self.rng.gumbel(size=scores.shape)
+        noisy = scores if deterministic else scores + self.rng.gumbel(size=scores.shape)
         deciding = users[..., self.head.deciding] > 0
-        return np.asarray(np.where(deciding, scores.argmax(-1), 0), np.int64)
+        return np.asarray(np.where(deciding, noisy.argmax(-1), 0), np.int64)
 
     def _relaxed(
         self, outputs: NDArray[np.float32], users: NDArray[np.float32], deterministic: bool
