@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from agents.bounded_reward import BoundedReward, bounded
 from agents.cell_args import CellArgs
 from agents.hyperparameters import SchedulerPPO, SchedulerSAC
+from agents.scheduled_cells import LearnedCellScheduler, run_worker
 from agents.scheduler_args import SchedulerArgs
 from agents.scheduler_policy import acting_network
 from agents.scheduler_training import (
@@ -32,6 +33,7 @@ from agents.scheduler_training import (
 from agents.scheduler_vec_env import SchedulerVecEnv
 from decoding.errors import DraftgymError
 from decoding.observation import Observation
+from envs.cell import Cell
 from policies.learned_scheduler import load_scheduler
 from rollouts.shards import ShardWriter
 from rollouts.trace_file import trace_table
@@ -115,6 +117,17 @@ def test_the_exported_scheduler_acts_as_sb3s(train: Train, mode: str) -> None:
     assert len(np.unique(wanted)) > 2
     np.testing.assert_allclose(actions, wanted, rtol=0, atol=1e-5)
     assert agent.action_space.contains(actions[0])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_was_trained_with_few_users_serves_many(train: Train, mode: str) -> None:
+    args = train(**MODES[mode])
+    policy = load_scheduler(args.run / "policy", user_traces().origin)
+    for users in (1, 2 * args.cell.users):
+        cell = Cell(user_table(), replace(args.cell, users=users).settings(), 2)
+        hire = partial(LearnedCellScheduler, policy)
+        reached = run_worker(hire, cell, np.random.default_rng(0), 10)
+        assert (reached.tokens >= 10).all() and np.isfinite(reached.goodput).all()
 
 
 def test_ppo_never_draws_a_length_for_who_does_not_decide(train: Train) -> None:
