@@ -1,7 +1,8 @@
 """What happens beside learning: metrics of rounds, choice of the best policy, saves, time budget.
 
 * `DecodingMetrics` - acceptance length, speed and share of each arm to TensorBoard
-* `BestPolicy` - plays texts that were set aside and keeps the policy that is fastest there
+* `SchedulerMetrics` - goodput, draft length and speed of training
+* `BestPolicy` - measures the policy on texts that were set aside and keeps the best
 * `SaveRun` - the SB3 zip (to train on) and the exported policy (to deploy), now and then
 * `StopAfter` - ends training when the minutes are up
 """
@@ -14,12 +15,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
-from agents.network import deployable_network
 from agents.replay_vec_env import ReplayVecEnv
+from agents.scheduler_vec_env import SchedulerVecEnv
 from decoding.arms import Arm
-from policies.learned import LearnedPolicy
-from rollouts.replay_evaluation import play_policy
-from rollouts.trace import TraceSet
 
 
 class DecodingMetrics(BaseCallback):
@@ -68,27 +66,66 @@ class DecodingMetrics(BaseCallback):
         self.start = time.perf_counter()
 
 
-class BestPolicy(BaseCallback):
-    """Plays the validation texts now and then; calls `keep` when the policy is the fastest so far.
+class SchedulerMetrics(BaseCallback):
+    """Logs what the rounds of many cells did, about every so many of them.
 
     Args:
-        traces: The texts.
-        arms: What the agent chooses from.
-        keep: Called with the best speed so far, in tokens per target step.
+        env: The cells; they count by themselves.
+        rounds: Least rounds of single users between two entries.
+    """
+
+    def __init__(self, env: SchedulerVecEnv, rounds: int = 5_000) -> None:
+        super().__init__()
+        self.env, self.rounds = env, rounds
+
+    def _on_training_start(self) -> None:
+        self._forget()
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        env, seconds = self.env, time.perf_counter() - self.start
+        if env.user_rounds < self.rounds:
+            return
+        figures = {
+            "goodput": env.tokens / env.seconds,
+            "acceptance_length": env.tokens / env.user_rounds,
+            "draft_length": env.drafted / env.user_rounds,
+            "accepted_share": (env.tokens - env.user_rounds) / max(env.drafted, 1.0),
+            "price": env.reward.price,
+            "user_rounds_per_second": env.user_rounds / seconds,
+        }
+        for name, value in figures.items():
+            self.logger.record(f"charts/{name}", value)
+        self._forget()
+
+    def _forget(self) -> None:
+        self.env.forget_counts()
+        self.start = time.perf_counter()
+
+
+class BestPolicy(BaseCallback):
+    """Measures the policy now and then; calls `keep` when it is the best so far.
+
+    Args:
+        measure: How good the policy is on what was set aside; more is better.
+        figure: What that is called, in logs under `validation/`.
+        keep: Called with the best figure so far.
         rounds: Rounds between two looks.
-        best: Best speed of an earlier session.
+        best: Best figure of an earlier session.
     """
 
     def __init__(
         self,
-        traces: TraceSet,
-        arms: Sequence[Arm],
+        measure: Callable[[], float],
+        figure: str,
         keep: Callable[[float], None],
         rounds: int = 50_000,
         best: float = 0.0,
     ) -> None:
         super().__init__()
-        self.traces, self.arms, self.keep = traces, tuple(arms), keep
+        self.measure, self.figure, self.keep = measure, figure, keep
         self.rounds, self.best = rounds, best
         self.looked = -rounds
 
@@ -103,15 +140,13 @@ class BestPolicy(BaseCallback):
         self.look()
 
     def look(self) -> None:
-        """Plays the texts and judges."""
+        """Measures and judges."""
         self.looked = self.num_timesteps
-        policy = LearnedPolicy(deployable_network(self.model), self.arms)  # type: ignore[arg-type]
-        played = play_policy(self.traces, policy)
-        speed = sum(text.tokens for text in played) / sum(text.steps for text in played)
-        self.logger.record("validation/tokens_per_target_step", speed)
-        if speed > self.best:
-            self.best = speed
-            self.keep(speed)
+        value = self.measure()
+        self.logger.record(f"validation/{self.figure}", value)
+        if value > self.best:
+            self.best = value
+            self.keep(value)
 
 
 class SaveRun(BaseCallback):

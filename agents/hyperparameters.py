@@ -1,4 +1,4 @@
-"""Hyperparameters of the router agents, all in one place."""
+"""Hyperparameters of all agents, in one place: routers first, then schedulers."""
 
 from __future__ import annotations
 
@@ -89,3 +89,69 @@ class RouterDQN(RouterEncoder):
     exploration_fraction: float = 0.3
     exploration_final_eps: float = 0.05
     max_grad_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class SchedulerPPO:
+    """PPO for many users. Rounds are of whole cells.
+
+    Attributes:
+        width: Of the network's layers.
+        n_envs: Cells side by side.
+        n_steps: Rounds of each cell per update.
+        batch_size: Minibatch of an update, in rounds.
+        n_epochs: Passes over the rounds of an update.
+        learning_rate: Adam's step size, falling linearly to zero.
+        weight_decay: Of AdamW.
+        gamma: Discount. A draft is judged in the round that it is made for; what is left of it
+            later is where a text stands.
+        gae_lambda: Bias-variance knob of the advantage estimate.
+        ent_coef: Entropy bonus, for the sum of all users' entropies.
+        clip_range: PPO's clipping, of the product of all users' ratios.
+        vf_coef: Weight of the value loss.
+        max_grad_norm: Gradient clipping.
+    """
+
+    width: int = 64
+    n_envs: int = 256
+    n_steps: int = 16
+    batch_size: int = 1024
+    n_epochs: int = 3
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-3
+    gamma: float = 0.2
+    gae_lambda: float = 0.9
+    ent_coef: float = 0.001
+    clip_range: float = 0.2
+    vf_coef: float = 0.5
+    max_grad_norm: float = 0.5
+
+
+@dataclass(frozen=True)
+class SchedulerSAC:
+    """SAC for many users.
+
+    Attributes:
+        width: Of the network's layers.
+        n_envs: Cells side by side.
+        buffer_size: Rounds remembered; with 8 users each takes about 1.7 kB.
+        learning_starts: Rounds of random actions before the first update.
+        batch_size: Minibatch of an update, in rounds.
+        gradient_steps: Updates after each round of all cells.
+        learning_rate: Adam's step size, falling linearly to zero.
+        gamma: Discount; see `SchedulerPPO`.
+        tau: How far target critics move per update.
+        target_entropy: Entropy that the actor is held to, nats per number of the action: -1 is
+            SB3's usual, lower explores less.
+    """
+
+    width: int = 64
+    n_envs: int = 64
+    buffer_size: int = 100_000
+    learning_starts: int = 5_000
+    batch_size: int = 256
+    gradient_steps: int = 4
+    learning_rate: float = 1e-3
+    gamma: float = 0.2
+    tau: float = 0.01
+    target_entropy: float = -1.0

@@ -1,12 +1,14 @@
-"""Stable-Baselines3 agents for routers: fresh, resumed, or going on from another run."""
+"""Stable-Baselines3 agents: fresh (for routers), resumed, or going on from another run."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from stable_baselines3 import DQN, PPO
+from stable_baselines3 import DQN, PPO, SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 from torch.optim import AdamW
 
@@ -16,6 +18,8 @@ from agents.router_args import RouterArgs
 from decoding.errors import DraftgymError
 
 Agent = PPO | DQN
+KINDS: dict[str, type[BaseAlgorithm]] = {"ppo": PPO, "dqn": DQN, "sac": SAC}
+"""Algorithms by the name that users write."""
 ENCODER = tuple(field.name for field in fields(RouterEncoder))
 """Hyperparameters that are the encoder's."""
 
@@ -28,11 +32,15 @@ def fresh_agent(args: RouterArgs, env: VecEnv) -> Agent:
     return PPO("MultiInputPolicy", env, seed=args.seed, device="cpu", **settings)
 
 
-def resumed_agent(saved: Path, args: RouterArgs, env: VecEnv) -> Agent:
-    """The agent of an interrupted run, with the hyperparameters it was started with."""
-    agent = _load(saved, args, env)
+def resumed_agent(saved: Path, algorithm: str, env: VecEnv, seed: int) -> Any:
+    """The agent of an interrupted run, with the hyperparameters it was started with.
+
+    Raises:
+        DraftgymError: The file is damaged, or another agent's.
+    """
+    agent = _load(saved, algorithm, env)
     # A resumed run must not replay its first texts and choices.
-    agent.set_random_seed(args.seed + agent.num_timesteps)
+    agent.set_random_seed(seed + agent.num_timesteps)
     return agent
 
 
@@ -40,7 +48,7 @@ def inherited_agent(saved: Path, args: RouterArgs, env: VecEnv) -> Agent:
     """An agent that goes on from another run's weights, with hyperparameters of its own."""
     made = _dqn(args.dqn) if args.algorithm == "dqn" else _ppo(_ppo_of(args))
     del made["policy_kwargs"]  # the network is the other run's
-    agent = _load(saved, args, env, **made)
+    agent: Agent = _load(saved, args.algorithm, env, **made)
     agent.num_timesteps = 0
     agent.set_random_seed(args.seed)
     return agent
@@ -67,7 +75,12 @@ def _common(made: dict[str, Any]) -> dict[str, Any]:
     rate = made["learning_rate"]
     ours = {"n_envs", "weight_decay", "learning_rate", *ENCODER}
     kept = {key: value for key, value in made.items() if key not in ours}
-    return kept | {"learning_rate": _Falling(rate)}
+    return kept | {"learning_rate": falling(rate)}
+
+
+def falling(start: float) -> Callable[[float], float]:
+    """A step size that falls linearly to zero, in a form that SB3 can save."""
+    return _Falling(start)
 
 
 class _Falling:
@@ -90,10 +103,9 @@ def _policy(made: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _load(path: Path, args: RouterArgs, env: VecEnv, **changes: Any) -> Agent:
-    kind = DQN if args.algorithm == "dqn" else PPO
+def _load(path: Path, algorithm: str, env: VecEnv, **changes: Any) -> Any:
     try:
-        agent: Agent = kind.load(path, env=env, device="cpu", **changes)
+        agent = KINDS[algorithm].load(path, env=env, device="cpu", **changes)
     except Exception as error:  # SB3 raises many kinds for a damaged or foreign zip
         reason = str(error).splitlines()[0] if str(error) else repr(error)
         raise DraftgymError(

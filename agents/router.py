@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList
-from stable_baselines3.common.logger import JSONOutputFormat, Logger, TensorBoardOutputFormat
-
-from agents.callbacks import BestPolicy, DecodingMetrics, SaveRun, StopAfter
+from agents.callbacks import DecodingMetrics
 from agents.experience import Experience, make_experience
 from agents.learners import Agent, fresh_agent, inherited_agent, resumed_agent
 from agents.network import deployable_network
 from agents.router_args import RouterArgs, check_args
+from agents.run_folder import MODEL, POLICY, RunFolder, log_to, write_config
+from decoding.arms import Arm
 from decoding.errors import DraftgymError
 from decoding.latency import write_cost_model
-from decoding.probe import usable_cores
 from decoding.provenance import command_line, describe_host, git_revision, plain
 from policies.folder import read_body
-from policies.learned import write_router
+from policies.learned import LearnedPolicy, write_router
+from rollouts.replay_evaluation import play_policy
+from rollouts.trace import TraceSet
 
 
 def train_router(args: RouterArgs) -> Path:
@@ -32,28 +31,25 @@ def train_router(args: RouterArgs) -> Path:
     check_args(args)
     experience = make_experience(args)
     agent = build_agent(args, experience)  # refuses another run's folder before anything is written
-    run = _Run(args, experience, agent)
+    validation = experience.validation
+    run = RunFolder(
+        args.run,
+        agent,
+        lambda validated: export_router(args, experience, agent, validated),
+        "tokens_per_target_step",
+        None if validation is None else lambda: _speed(agent, experience.arms, validation),
+    )
     write_cost_model(experience.cost_model, args.run / "cost_model.json")
-    run.write_config()
+    made = experience
+    facts = {"target": made.target, "fingerprint": made.fingerprint, "dtype": made.dtype}
+    write_config(args.run, args, facts)
     done, wanted = agent.num_timesteps, args.total_rounds
     print(f"target {experience.target}, {experience.kind}")
     print(f"arms: {' '.join(map(str, experience.arms))}; {done} of {wanted} rounds done")
-    threads = args.threads or usable_cores()
-    torch.set_num_threads(threads)  # SB3 leaves its own setting behind
-    try:
-        if done < wanted:
-            agent.learn(
-                wanted - done,
-                CallbackList(run.callbacks()),
-                log_interval=1 if args.algorithm == "ppo" else 1000,
-                reset_num_timesteps=False,
-                progress_bar=True,
-            )
-    finally:
-        run.save()
-        agent.logger.close()
-    print(f"{agent.num_timesteps} rounds; policy exported to {run.exported}")
-    return run.exported
+    metrics = DecodingMetrics(experience.arms, rounds=1 if args.live else 5_000)
+    interval = 1 if args.algorithm == "ppo" else 1000
+    run.learn(wanted, [metrics], args.minutes, args.threads, interval)
+    return args.run / POLICY
 
 
 def build_agent(args: RouterArgs, experience: Experience) -> Agent:
@@ -62,83 +58,47 @@ def build_agent(args: RouterArgs, experience: Experience) -> Agent:
     Raises:
         DraftgymError: The folder's run has other arms or another target, or is damaged.
     """
-    saved = args.run / "model.zip"
+    saved = args.run / MODEL
     if saved.exists():
-        _check_same_choice(args.run / "policy", experience)
-        agent = resumed_agent(saved, args, experience.env)
+        _check_same_choice(args.run / POLICY, experience)
+        agent: Agent = resumed_agent(saved, args.algorithm, experience.env, args.seed)
     elif args.init is not None:
-        _check_same_choice(args.init / "policy", experience)
-        agent = inherited_agent(args.init / "model.zip", args, experience.env)
+        _check_same_choice(args.init / POLICY, experience)
+        agent = inherited_agent(args.init / MODEL, args, experience.env)
     else:
         agent = fresh_agent(args, experience.env)
-    args.run.mkdir(parents=True, exist_ok=True)
-    outputs = [TensorBoardOutputFormat(str(args.run)), MetricLines(args.run / "metrics.jsonl")]
-    agent.set_logger(Logger(str(args.run), outputs))
+    log_to(args.run, agent)
     return agent
 
 
-class _Run:
-    """A run folder that is being written."""
+def export_router(
+    args: RouterArgs, made: Experience, agent: Agent, validated: float | None
+) -> None:
+    """Writes the deployable policy with its card.
 
-    def __init__(self, args: RouterArgs, experience: Experience, agent: Agent) -> None:
-        self.args, self.experience, self.agent = args, experience, agent
-        self.exported = args.run / "policy"
-        self.best = args.run / "best.json"
-
-    def callbacks(self) -> list[BaseCallback]:
-        """What happens beside learning."""
-        arms, validation = self.experience.arms, self.experience.validation
-        metrics = DecodingMetrics(arms, rounds=1 if self.args.live else 5_000)
-        callbacks = [metrics, SaveRun(self.save), StopAfter(self.args.minutes)]
-        if validation is not None:
-            callbacks.append(BestPolicy(validation, arms, self.keep, best=self._best_so_far()))
-        return callbacks
-
-    def keep(self, speed: float) -> None:
-        """Exports the policy as the best so far."""
-        self.export(speed)
-        self.best.write_text(json.dumps({"tokens_per_target_step": speed}) + "\n")
-
-    def save(self) -> None:
-        """Saves what training goes on from; the policy too, where nothing tells which is best."""
-        partial = self.args.run / "model.partial.zip"
-        self.agent.save(partial)
-        partial.replace(self.args.run / "model.zip")
-        if self.experience.validation is None or not self.exported.is_dir():
-            self.export(None)
-
-    def export(self, validated: float | None) -> None:
-        """Writes the deployable policy with its card."""
-        rounds, made = self.agent.num_timesteps, self.experience
-        provenance = {
-            "settings": plain(asdict(self.args)),
-            "rounds": rounds,
-            "validation_tokens_per_target_step": validated,
-            "host": describe_host(),
-        }
-        network = deployable_network(self.agent)
-        write_router(network, made.arms, made.target, made.fingerprint, self.exported, provenance)
-        card = policy_card(self.args, made, rounds, validated)
-        (self.exported / "README.md").write_text(card, encoding="utf-8")
-
-    def write_config(self) -> None:
-        """Writes `config.json`: settings, command, revision, versions, target."""
-        made = self.experience
-        facts = {"target": made.target, "fingerprint": made.fingerprint, "dtype": made.dtype}
-        body = {"settings": plain(asdict(self.args)), **facts, **describe_host()}
-        (self.args.run / "config.json").write_text(json.dumps(body, indent=2) + "\n")
-
-    def _best_so_far(self) -> float:
-        if not self.best.is_file():
-            return 0.0
-        return float(json.loads(self.best.read_text())["tokens_per_target_step"])
+    Args:
+        args: How it was trained.
+        made: On what.
+        agent: The agent.
+        validated: Tokens per target step on the texts set aside.
+    """
+    rounds, folder = agent.num_timesteps, args.run / POLICY
+    provenance = {
+        "settings": plain(asdict(args)),
+        "rounds": rounds,
+        "validation_tokens_per_target_step": validated,
+        "host": describe_host(),
+    }
+    network = deployable_network(agent)
+    write_router(network, made.arms, made.target, made.fingerprint, folder, provenance)
+    card = policy_card(args, made, rounds, validated)
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-class MetricLines(JSONOutputFormat):
-    """Metrics as JSON lines, appended: SB3's own writer empties the file of a resumed run."""
-
-    def __init__(self, path: Path) -> None:
-        self.file = path.open("a", encoding="utf-8")
+def _speed(agent: Agent, arms: Sequence[Arm], texts: TraceSet) -> float:
+    """Tokens per target step on some texts."""
+    played = play_policy(texts, LearnedPolicy(deployable_network(agent), arms))
+    return sum(text.tokens for text in played) / sum(text.steps for text in played)
 
 
 def policy_card(

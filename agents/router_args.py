@@ -82,19 +82,14 @@ class RouterArgs:
 
 def check_args(args: RouterArgs) -> None:
     """Raises `DraftgymError` for settings that cannot work, before anything is loaded."""
-    if args.rounds is not None and args.rounds < 1:
-        raise DraftgymError(f"--rounds is {args.rounds}", "train for at least one round")
-    if args.minutes is not None and not args.minutes >= 0:
-        raise DraftgymError(f"--minutes is {args.minutes}", "give zero or more, or leave it out")
+    check_budget(args.rounds, args.minutes, args.validation)
     if args.algorithm not in ALGORITHMS:
         raise DraftgymError(
             f"unknown algorithm {args.algorithm!r}", f"choose from {', '.join(ALGORITHMS)}"
         )
     if args.live and args.algorithm != "ppo":
         raise DraftgymError("live decoding is learned with PPO", "leave --algorithm out")
-    if not 0 < args.validation < 1:
-        raise DraftgymError(f"--validation is {args.validation}", "give a share such as 0.1")
-    _check_price(args.latency_price)
+    check_price(args.latency_price, "--latency-price")
     for name, ppo in (("ppo", args.ppo), ("live-ppo", args.live_ppo)):
         if ppo.n_steps * ppo.n_envs < 2 or ppo.batch_size < 2:
             raise DraftgymError("an update needs at least two rounds", f"raise --{name}.n-steps")
@@ -105,8 +100,17 @@ def check_args(args: RouterArgs) -> None:
     check_run_folder(args.run)
 
 
-def _check_price(price: float | str) -> None:
+def check_budget(rounds: int | None, minutes: float | None, validation: float) -> None:
+    """Raises `DraftgymError` for a budget or a share of texts that cannot be."""
+    if rounds is not None and rounds < 1:
+        raise DraftgymError(f"--rounds is {rounds}", "train for at least one round")
+    if minutes is not None and not minutes >= 0:
+        raise DraftgymError(f"--minutes is {minutes}", "give zero or more, or leave it out")
+    if not 0 < validation < 1:
+        raise DraftgymError(f"--validation is {validation}", "give a share such as 0.1")
+
+
+def check_price(price: float | str, option: str) -> None:
+    """Raises `DraftgymError` for a price that cannot be."""
     if price != GOODPUT and (isinstance(price, str) or not price >= 0):
-        raise DraftgymError(
-            f"--latency-price is {price}", f"give {GOODPUT} or a number of at least 0"
-        )
+        raise DraftgymError(f"{option} is {price}", f"give {GOODPUT} or a number of at least 0")

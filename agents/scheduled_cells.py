@@ -1,15 +1,16 @@
-"""Multi-SPIN's schedulers in the scheduler environments: the baselines, and what they reach.
+"""Schedulers in cells: Multi-SPIN's and trained ones, and what they reach.
 
 A scheduler (`policies.multispin`) plans with its own belief about acceptance. `CellScheduler` tells
-it what happens in a cell and asks it for plans; `run_scheduler` plays many cells with it by the
-letter, shares and turns included; `SchedulerPolicy` plays a Gymnasium environment through the same
-`predict` that learned policies have.
+it what happens in a cell and asks it for plans, `LearnedCellScheduler` does so with a trained
+policy; `run_scheduler` plays many cells by the letter, shares and turns included; `SchedulerPolicy`
+plays a Gymnasium environment through the same `predict` that learned policies have.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,42 @@ from envs.cell import Cell
 from envs.cell_round import CellRound
 from envs.fading import Generators
 from envs.scheduler import SchedulerEnv
+from envs.scheduler_actions import Actions, LengthActions, RelaxedLengthActions, ShareActions
+from envs.scheduler_observation import CELL_FEATURES, USER_FEATURES, observe_cell
+from policies.learned_scheduler import LENGTHS, RELAXED, SHARES, LearnedScheduler
 from policies.multispin.schedulers import Scheduler, make_scheduler
+
+ACTIONS: dict[str, type[Actions]] = {
+    LENGTHS: LengthActions,
+    RELAXED: RelaxedLengthActions,
+    SHARES: ShareActions,
+}
+"""How the answers of trained schedulers become plans."""
+
+
+class CellWorker(Protocol):
+    """Who plans the steps of n cells."""
+
+    def plan(self) -> Plan:
+        """The plan of the next step `[n, K]`."""
+
+    def learn(self, played: CellRound) -> None:
+        """Is told how a step of the cells went."""
+
+
+def replayable_scheduler(spec: str, means: Sequence[float]) -> Scheduler:
+    """A scheduler that can play traces; see `policies.multispin.schedulers.make_scheduler`.
+
+    Raises:
+        DraftgymError: No such scheduler, or one that ends drafts by the drafter's entropy.
+    """
+    scheduler = make_scheduler(spec, means)
+    if scheduler.early_exit is not None:
+        raise DraftgymError(
+            f"scheduler {spec!r} ends drafts by the drafter's entropy, which traces lack",
+            "choose another scheduler for replayed cells",
+        )
+    return scheduler
 
 
 class CellScheduler:
@@ -41,12 +77,7 @@ class CellScheduler:
     """
 
     def __init__(self, spec: str, cell: Cell, min_length: int = 0) -> None:
-        self.scheduler: Scheduler = make_scheduler(spec, cell.means.tolist())
-        if self.scheduler.early_exit is not None:
-            raise DraftgymError(
-                f"scheduler {spec!r} ends drafts by the drafter's entropy, which traces lack",
-                "choose another scheduler for replayed cells",
-            )
+        self.scheduler = replayable_scheduler(spec, cell.means.tolist())
         self.cell, self._min_length = cell, min_length
         self.scheduler.begin(cell.users.active, cell.users.task, cell.users.active)
 
@@ -64,6 +95,42 @@ class CellScheduler:
         self.scheduler.update(played.drafted, accepted)
         turnover = played.turnover
         self.scheduler.begin(turnover.began, self.cell.users.task, turnover.newcomers)
+
+
+class LearnedCellScheduler:
+    """A trained scheduler at work in n cells.
+
+    Args:
+        policy: The policy.
+        cell: The cells, reset before.
+
+    Raises:
+        DraftgymError: It knows another longest draft, or reads other observations.
+    """
+
+    def __init__(self, policy: LearnedScheduler, cell: Cell) -> None:
+        head = policy.head
+        if head.longest != cell.longest:
+            raise DraftgymError(
+                f"scheduler {policy.name!r} drafts up to {head.longest} tokens, "
+                f"these cells up to {cell.longest}",
+                f"play cells with longest_draft {head.longest}, or train another scheduler",
+            )
+        if (head.user_features, head.cell_features) != (USER_FEATURES, CELL_FEATURES):
+            raise DraftgymError(
+                f"scheduler {policy.name!r} reads observations that this version lacks",
+                "train it again",
+            )
+        self.policy, self.cell = policy, cell
+        self._actions = ACTIONS[head.kind](cell.settings.users, cell.longest)
+
+    def plan(self) -> Plan:
+        """The plan of the next step `[n, K]`."""
+        actions, _ = self.policy.predict(observe_cell(self.cell))
+        return self._actions.plan(self.cell, actions)
+
+    def learn(self, played: CellRound) -> None:
+        """Nothing: all that it knows is in the observations."""
 
 
 @dataclass(frozen=True)
@@ -104,13 +171,16 @@ def run_scheduler(
         steps: Steps of every cell.
         min_length: See `CellScheduler`.
     """
-    cell.reset(rng)
-    worker = CellScheduler(spec, cell, min_length)
+    return run_worker(lambda one: CellScheduler(spec, one, min_length), cell, rng, steps)
+
+
+def run_worker(
+    hire: Callable[[Cell], CellWorker], cell: Cell, rng: Generators, steps: int
+) -> Reached:
+    """The same for whoever plans; see `play_rounds`."""
     tokens, drafted, accepted = np.zeros((3, cell.count), dtype=np.int64)
     seconds, ratios = np.zeros((2, cell.count))
-    for _ in range(steps):
-        played = cell.step(worker.plan())
-        worker.learn(played)
+    for played in play_rounds(hire, cell, rng, steps):
         committed = played.committed.sum(-1)
         tokens += committed
         seconds += played.time.total
@@ -118,6 +188,25 @@ def run_scheduler(
         drafted += played.drafted.sum(-1)
         accepted += committed - played.taken.sum(-1)
     return Reached(tokens, seconds, ratios / steps, drafted, accepted)
+
+
+def play_rounds(
+    hire: Callable[[Cell], CellWorker], cell: Cell, rng: Generators, steps: int
+) -> Iterator[CellRound]:
+    """Resets the cells and plays some steps, one after the other.
+
+    Args:
+        hire: Makes who plans, when the cells have been reset.
+        cell: The cells.
+        rng: See `run_scheduler`.
+        steps: Steps of every cell.
+    """
+    cell.reset(rng)
+    worker = hire(cell)
+    for _ in range(steps):
+        played = cell.step(worker.plan())
+        worker.learn(played)
+        yield played
 
 
 class SchedulerPolicy:

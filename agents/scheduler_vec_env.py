@@ -40,6 +40,8 @@ class SchedulerVecEnv(ArrayVecEnv):
     Attributes:
         tokens: Tokens committed since `forget_counts`.
         seconds: Time they took, of all cells together.
+        drafted: Tokens verified since then.
+        user_rounds: Drafts (empty ones too) that they were in.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class SchedulerVecEnv(ArrayVecEnv):
 
     def forget_counts(self) -> None:
         """Starts the counts anew."""
-        self.tokens = self.seconds = 0.0
+        self.tokens = self.seconds = self.drafted = self.user_rounds = 0.0
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
         """Seeds the cells, each with the next number."""
@@ -88,6 +90,8 @@ class SchedulerVecEnv(ArrayVecEnv):
         self._steps += 1
         self.tokens += float(played.committed.sum())
         self.seconds += float(played.time.total.sum())
+        self.drafted += float(played.drafted.sum())
+        self.user_rounds += float(played.taken.sum())
         done = np.full(self.num_envs, self._steps >= self.episode_steps)
         return observe_cell(self.cell), self.reward(weights, played), done, True
 

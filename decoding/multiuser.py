@@ -217,6 +217,11 @@ class RoundProblem:
         return replace(self, **arrays)
 
 
+def nearest_lengths(numbers: ArrayLike, longest: int) -> Lengths:
+    """Whole draft lengths from numbers in [-1, 1], -1 being 0 and 1 the longest: the nearest."""
+    return np.rint((np.asarray(numbers, float) + 1) / 2 * longest).astype(np.int64)
+
+
 def expected_tokens(acceptance: ArrayLike, lengths: ArrayLike) -> Floats:
     """Tokens that a round commits on average, the target's own token included (equation 12).
 

@@ -136,7 +136,7 @@ class Cell:
             DraftgymError: An impossible length or share, or an upload that would never end.
         """
         self._check(plan)
-        rows = self.users.row
+        present, rows = self.users.active, self.users.row
         self._send_off(plan)
         taken, committed, time, later = self._in_turn() if plan.in_turn else self._together()
         drafted = np.where(taken, self.uploads.sent, 0)
@@ -147,7 +147,9 @@ class Cell:
         turnover = self.users.turn_over(self.rng, taken, self.clock)
         self._go_on(taken, turnover, later, self.clock - before)
         idle = self.clock - after
-        return CellRound(taken, drafted, committed, rows, self.uploads.share, time, idle, turnover)
+        return CellRound(
+            present, taken, drafted, committed, rows, self.uploads.share, time, idle, turnover
+        )
 
     def best_plan(self, lengths: Ints) -> Plan:
         """These lengths, with the shares that end their uploads soonest as far as is known."""

@@ -40,6 +40,7 @@ class CellRound:
     """A step of n cells with K places.
 
     Attributes:
+        present: Who was there `[n, K]`.
         taken: Who was verified `[n, K]`.
         drafted: Tokens verified of each `[n, K]`; 0 of the others.
         committed: Tokens committed `[n, K]`; 0 of who was not verified.
@@ -50,6 +51,7 @@ class CellRound:
         turnover: Who finished, began and came.
     """
 
+    present: Mask
     taken: Mask
     drafted: Ints
     committed: Ints

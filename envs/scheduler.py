@@ -15,7 +15,7 @@ from decoding.observation import Observation
 from envs.cell import Cell
 from envs.cell_round import CellRound
 from envs.cell_settings import CellSettings
-from envs.scheduler_actions import Actions, LengthActions, ShareActions
+from envs.scheduler_actions import Actions, LengthActions, RelaxedLengthActions, ShareActions
 from envs.scheduler_observation import observe_cell, scheduler_observation_space
 from envs.scheduler_reward import SchedulerReward
 from rollouts.chains import ChainTable
@@ -245,6 +245,15 @@ class SchedulerSharesEnv(SchedulerEnv):
     """
 
     actions_of = ShareActions
+
+
+class RelaxedSchedulerEnv(SchedulerEnv):
+    """`draftgym/Scheduler-v0` for agents that choose in a box: `Box(-1, 1, (K,))`, rounded.
+
+    -1 is no draft, 1 the longest; otherwise as `SchedulerEnv`.
+    """
+
+    actions_of = RelaxedLengthActions
 
 
 def read_table(traces: str | Path | TraceSet | ChainTable, settings: CellSettings) -> ChainTable:

@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from decoding.multiuser import Plan
+from decoding.multiuser import Plan, nearest_lengths
 from envs.cell import Cell
 from envs.sharing import onto_simplex
 
@@ -63,6 +63,29 @@ class LengthActions:
         return allowed.reshape(cell.count, -1)
 
 
+class RelaxedLengthActions:
+    """`LengthActions` in a box, for agents that know nothing else. See `Actions`.
+
+    Numbers are rounded to the nearest length, as `ShareActions` does with its lengths.
+    """
+
+    def __init__(self, users: int, longest: int) -> None:
+        self._longest = longest
+        self.space: spaces.Space[Any] = spaces.Box(-1.0, 1.0, (users,), np.float32)
+
+    def plan(self, cell: Cell, actions: NDArray[Any]) -> Plan:
+        """Plans of n cells from numbers in [-1, 1] `[n, K]`."""
+        return cell.best_plan(nearest_lengths(actions, self._longest))
+
+    def actions(self, plan: Plan) -> NDArray[Any]:
+        """Lengths of plans; their shares are lost."""
+        return np.asarray(2 * plan.lengths / self._longest - 1, np.float32)
+
+    def masks(self, cell: Cell) -> NDArray[np.bool_]:
+        """Whose entries matter `[n, K]`."""
+        return cell.deciding
+
+
 class ShareActions:
     """Draft lengths and shares in one box, as agents for continuous actions want it.
 
@@ -75,10 +98,11 @@ class ShareActions:
 
     def plan(self, cell: Cell, actions: NDArray[Any]) -> Plan:
         """Plans of n cells from lengths and shares `[n, 2 K]`."""
-        lengths, weights = np.split((np.asarray(actions, float) + 1) / 2, 2, axis=-1)
-        whole = np.rint(lengths * self._longest).astype(np.int64)
+        lengths, weights = np.split(np.asarray(actions, float), 2, axis=-1)
+        whole = nearest_lengths(lengths, self._longest)
         drafting = cell.deciding & (whole > 0)
-        return Plan(np.where(drafting, whole, 0), onto_simplex(weights, drafting | cell.sending))
+        shares = onto_simplex((weights + 1) / 2, drafting | cell.sending)
+        return Plan(np.where(drafting, whole, 0), shares)
 
     def actions(self, plan: Plan) -> NDArray[Any]:
         """Lengths and shares of plans; what is in turn cannot be said."""

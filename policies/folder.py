@@ -22,9 +22,9 @@ from decoding.errors import DraftgymError
 
 FORMAT = 1
 WEIGHTS, BODY = "policy.safetensors", "policy.json"
-KEYS = {"format", "arms", "hidden_size", "target", "target_fingerprint"}
+KEYS = {"format", "arms", "target", "target_fingerprint"}
 """What every kind of policy writes; a folder without `kind` is a router's."""
-ROUTER, NEURAL = "router", "neural"
+ROUTER, NEURAL, SCHEDULER = "router", "neural", "scheduler"
 AGAIN = "train again, or name another folder"
 
 Network = TypeVar("Network", bound=nn.Module)

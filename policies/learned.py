@@ -88,7 +88,7 @@ def load_learned_policy(folder: Path, target: PolicyTarget) -> LearnedPolicy:
     Raises:
         DraftgymError: Not a router's folder, damaged files, or a router of another target.
     """
-    stored = read_policy(folder, ROUTER, target, {"signals", "width", "neck"})
+    stored = read_policy(folder, ROUTER, target, {"hidden_size", "signals", "width", "neck"})
     body, arms = stored.body, stored.arms
     if body["signals"] != signal_names(arms):
         raise DraftgymError(f"policy {folder} reads signals that this version lacks", AGAIN)

@@ -128,7 +128,7 @@ def load_neural_policy(folder: Path, target: PolicyTarget) -> NeuralPolicy:
     Raises:
         DraftgymError: Not such a folder, damaged files, or a policy of another target.
     """
-    stored = read_policy(folder, NEURAL, target, {"threshold"})
+    stored = read_policy(folder, NEURAL, target, {"hidden_size", "threshold"})
     network = stored.load(lambda: DifferenceNetwork(stored.body["hidden_size"]))
     try:
         return NeuralPolicy(network, stored.arms, stored.body["threshold"], policy_name(folder))

@@ -154,7 +154,7 @@ def _trained(spec: str, drafters: Mapping[str, Drafter], target: Target) -> Poli
         what = "is a file, not a policy folder" if path.exists() else "does not exist"
         raise DraftgymError(f"policy {spec!r} {what}", "name the folder that train_router.py wrote")
     # These read weights: imported only where they are needed.
-    from policies.folder import NEURAL, ROUTER, read_kind
+    from policies.folder import NEURAL, ROUTER, SCHEDULER, read_kind
     from policies.learned import load_learned_policy
     from policies.neural import load_neural_policy
 
@@ -163,6 +163,11 @@ def _trained(spec: str, drafters: Mapping[str, Drafter], target: Target) -> Poli
         NEURAL: load_neural_policy,
     }
     kind = read_kind(path)
+    if kind == SCHEDULER:
+        raise DraftgymError(
+            f"{path} holds a scheduler of many users, not a router",
+            f"compare it with python evaluate.py --scheduler {path}",
+        )
     if kind not in loaders:
         raise DraftgymError(
             f"{path} holds a policy of kind {kind!r}, which this version does not know",

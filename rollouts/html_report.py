@@ -65,13 +65,13 @@ def make_plots(result: Evaluation, intervals: Mapping[tuple[str, str], Sureness]
             policy: [getattr(intervals[policy, one], figure) for one in categories]
             for policy in drafting or policies
         }
-        return _both(
+        return draw_both(
             name, lambda n: grouped_bars(title, categories, series, label, 1.0, colours, narrow=n)
         )
 
     def shares(name: str, title: str, parts: dict[str, dict[str, float]]) -> tuple[str, str]:
         label = "share of the rounds"
-        return _both(name, lambda n: stacked_shares(title, parts, label, colours, narrow=n))
+        return draw_both(name, lambda n: stacked_shares(title, parts, label, colours, narrow=n))
 
     plots = {
         "speed": bars("speed", "Speed-up over plain decoding", "times plain decoding", "speedup"),
@@ -100,20 +100,20 @@ def make_page(
     name = str(result.environment.get("target", target.name))
     sections = [
         _header(name, result, intervals),
-        _section("What was measured", facts_list(result.environment)),
-        _section("Speed", _figure(plots["speed"]), SPEED_NOTE),
-        _section("Acceptance", _figure(plots["acceptance"]), ACCEPTANCE_NOTE),
-        _section(
+        section("What was measured", facts_list(result.environment)),
+        section("Speed", figure_element(plots["speed"]), SPEED_NOTE),
+        section("Acceptance", figure_element(plots["acceptance"]), ACCEPTANCE_NOTE),
+        section(
             "Figures",
             figures_tables(result, intervals),
             BEST_NOTE.format(escape(best_single_arm(result))),
             differences_list(result),
         ),
-        _section("Arms", *(_figure(plots[one]) for one in plots if one.startswith("arms"))),
+        section("Arms", *(figure_element(plots[one]) for one in plots if one.startswith("arms"))),
     ]
     if result.arm_costs:
-        sections.append(_section("Cost model", arm_costs_table(result.arm_costs), COST_NOTE))
-    sections.append(_section("Texts", TEXTS_NOTE, text_section(result, target)))
+        sections.append(section("Cost model", arm_costs_table(result.arm_costs), COST_NOTE))
+    sections.append(section("Texts", TEXTS_NOTE, text_section(result, target)))
     parts = {
         file: (HERE / file).read_text(encoding="utf-8") for file in ("report.css", "report.js")
     }
@@ -165,11 +165,13 @@ def _ends(one: Interval) -> str:
     return f"95 %: {one.low:.2f} to {one.high:.2f}" if one.low < one.high else "a single prompt"
 
 
-def _section(heading: str, *parts: str) -> str:
+def section(heading: str, *parts: str) -> str:
+    """A part of a page."""
     return f"<section><h2>{heading}</h2>{''.join(parts)}</section>"
 
 
-def _figure(plot: tuple[str, str]) -> str:
+def figure_element(plot: tuple[str, str]) -> str:
+    """A figure for wide and for narrow screens, in the page's own text colour."""
     wide, narrow = (svg.replace(INK, "currentColor") for svg in plot)
     return f'<figure><div class="wide">{wide}</div><div class="narrow">{narrow}</div></figure>'
 
@@ -184,7 +186,13 @@ def _drafter_colours(result: Evaluation) -> str:
     )
 
 
-def _both(name: str, draw: Callable[[bool], Figure]) -> tuple[str, str]:
+def draw_both(name: str, draw: Callable[[bool], Figure]) -> tuple[str, str]:
+    """The SVG of a figure for wide screens and for narrow ones.
+
+    Args:
+        name: Makes ids in the page unique.
+        draw: Draws it, told whether narrow.
+    """
     return to_svg(draw(False), name), to_svg(draw(True), f"{name}-narrow")
 
 

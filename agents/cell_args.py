@@ -1,0 +1,62 @@
+"""Cells of many users as the command line describes them, for training and for comparing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from envs.cell_settings import CellSettings
+from rollouts.chains import ChainTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellArgs:
+    """A cell of users; see `envs.cell_settings` for more, and `envs.settings` for settings by name.
+
+    Attributes:
+        setting: Radio, device, server and payload, such as multispin-llama2.
+        users: Places for users.
+        arms: Chains that devices draft with, one per drafter (small:8 ngram:16). Default: the
+            longest traced one of every drafter.
+        longest_draft: Longest draft that may be asked for. Default: the longest that was traced.
+        payload: What devices upload: tokens, scalar or truncated. Default: the setting's.
+        report_rounds_old: Age of what the scheduler knows of channels, in rounds.
+        report_error_db: Standard deviation of its error, decibels.
+        window: Verify whoever has arrived within so many seconds. Default: wait for everybody.
+        deadline: Seconds after which a draft is no longer waited for. Default: none.
+        leaving: Probability that a user leaves when its text is done.
+        absence: Mean seconds until another comes.
+    """
+
+    setting: str = "multispin-llama2"
+    users: int = 8
+    arms: tuple[str, ...] = ()
+    longest_draft: int | None = None
+    payload: str | None = None
+    report_rounds_old: int = 0
+    report_error_db: float = 0.0
+    window: float | None = None
+    deadline: float | None = None
+    leaving: float = 0.0
+    absence: float = 10.0
+
+    def settings(self, means: Mapping[str, float] | None = None) -> CellSettings:
+        """The cell.
+
+        Args:
+            means: Mean acceptance of tasks as measured beforehand; None: of the traces played.
+
+        Raises:
+            DraftgymError: A number is impossible, or a name unknown.
+        """
+        return CellSettings(**asdict(self) | {"arms": self.arms or None, "means": means or {}})
+
+
+def known_means(means: Mapping[str, float], table: ChainTable) -> dict[str, float]:
+    """Those of these means that belong to tasks of the table."""
+    return {task: means[task] for task in table.task_names if task in means}
+
+
+def means_of(table: ChainTable) -> dict[str, float]:
+    """Mean acceptance of each task over these texts."""
+    return dict(zip(table.task_names, table.task_acceptance().tolist(), strict=True))

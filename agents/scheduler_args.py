@@ -1,0 +1,76 @@
+"""What `train_scheduler.py` takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from agents.cell_args import CellArgs
+from agents.hyperparameters import SchedulerPPO, SchedulerSAC
+from agents.router_args import check_budget, check_price
+from decoding.errors import DraftgymError
+from decoding.provenance import check_run_folder
+from envs.reward import GOODPUT
+from envs.scheduler_reward import OBJECTIVES
+
+ALGORITHMS = ("ppo", "sac")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulerArgs:
+    """Train a scheduler of many users.
+
+    Attributes:
+        traces: Folder of traces with chain arms, of training prompts.
+        run: Run folder; resumed when it exists.
+        algorithm: ppo (a score for every draft length of every user) or sac (off-policy; draft
+            lengths as numbers that are rounded).
+        shares: Divide the band as well, instead of by the optimal rule (sac only; the ablation).
+        rounds: Rounds to train for, of all cells together, over all resumed sessions.
+        minutes: Stop earlier when this much time has passed; the run can be resumed.
+        cell: The cell: setting, users, radio knowledge, asynchrony, who comes and goes.
+        validation: Share of the texts set aside to choose the best policy by.
+        price: Price of a second in tokens: goodput (the speed being reached) or a number.
+        objective: sum (all tokens alike) or log (proportional fairness).
+        threads: CPU threads; default: all cores.
+        seed: Seed of users, channels, exploration and initial weights.
+        ppo: Hyperparameters; a resumed run keeps the ones it was started with.
+        sac: The same.
+    """
+
+    traces: Path = Path("runs/users")
+    run: Path = Path("runs/scheduler")
+    algorithm: str = "ppo"
+    shares: bool = False
+    rounds: int = 1_000_000
+    minutes: float | None = None
+    cell: CellArgs = field(default_factory=CellArgs)
+    validation: float = 0.15
+    price: float | str = GOODPUT
+    objective: str = "sum"
+    threads: int | None = None
+    seed: int = 0
+    ppo: SchedulerPPO = field(default_factory=SchedulerPPO)
+    sac: SchedulerSAC = field(default_factory=SchedulerSAC)
+
+
+def check_args(args: SchedulerArgs) -> None:
+    """Raises `DraftgymError` for settings that cannot work, before anything is loaded."""
+    check_budget(args.rounds, args.minutes, args.validation)
+    check_price(args.price, "--price")
+    if args.algorithm not in ALGORITHMS:
+        raise DraftgymError(
+            f"unknown algorithm {args.algorithm!r}", f"choose from {', '.join(ALGORITHMS)}"
+        )
+    if args.shares and args.algorithm != "sac":
+        raise DraftgymError(
+            f"{args.algorithm} chooses draft lengths alone", "use --algorithm sac with --shares"
+        )
+    if args.objective not in OBJECTIVES:
+        raise DraftgymError(
+            f"unknown objective {args.objective!r}", f"choose from {', '.join(OBJECTIVES)}"
+        )
+    if args.ppo.n_steps * args.ppo.n_envs < 2 or args.ppo.batch_size < 2:
+        raise DraftgymError("an update needs at least two rounds", "raise --ppo.n-steps")
+    args.cell.settings()
+    check_run_folder(args.run)
