@@ -4,8 +4,8 @@
         --init checkpoints/eagle3-smollm2-135m
 
 The controls train on the recorded text; VSD is also run without each of its terms and with other
-numbers of paths. What is compared (`benchmarks.objectives`) are the weights that each run kept, on
-held-out prompts. Interrupt it whenever you like: the same command goes on where it stopped.
+numbers of paths. What is compared (`benchmarks.objectives`) are the last weights of each run (the best
+it met may be those it started from), on held-out prompts. Interrupt it whenever you like: the same command goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -133,7 +133,9 @@ def comparison(args: ObjectiveRunsArgs, runs: Sequence[Path]) -> ObjectivesArgs:
     """The comparison of finished runs, each named variant-seed."""
     folders: dict[str, list[str]] = {"init": [str(args.init)]}
     for run in runs:
-        folders.setdefault(run.name.rpartition("-")[0], []).append(str(run / "checkpoint"))
+        last = run / "latest"  # not there if no text set aside is greedy: then nothing is watched
+        weights = last if last.exists() else run / "checkpoint"
+        folders.setdefault(run.name.rpartition("-")[0], []).append(str(weights))
     return ObjectivesArgs(
         checkpoints=tuple(f"{name}={','.join(paths)}" for name, paths in folders.items()),
         baseline="init",

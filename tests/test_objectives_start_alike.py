@@ -55,6 +55,7 @@ def test_all_objectives_are_trained_and_compared(args: ObjectiveRunsArgs) -> Non
         "lk": 1,
         "vsd": 2,
     }
+    assert body["checkpoints"]["lk"][0]["folder"].endswith("lk-0/latest")
     for name in ("plain-0", "lk-0", "vsd-0", "vsd-1"):
         metrics = (args.out / "eagle3" / name / "metrics.jsonl").read_text().splitlines()
         assert json.loads(metrics[-1])["updates"] == 2
