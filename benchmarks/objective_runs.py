@@ -4,8 +4,9 @@
         --init checkpoints/eagle3-smollm2-135m
 
 The controls train on the recorded text; VSD is also run without each of its terms and with other
-numbers of paths. What is compared (`benchmarks.objectives`) are the last weights of each run (the best
-it met may be those it started from), on held-out prompts. Interrupt it whenever you like: the same command goes on where it stopped.
+numbers of paths. What is compared (`benchmarks.objectives`), on held-out prompts, are the last
+weights of each run: the best that it met may be those it started from. Interrupt it whenever you
+like: the same command goes on where it stopped.
 """
 
 from __future__ import annotations
