@@ -20,8 +20,8 @@ from decoding.transformer import NewRows
 from drafters.parallel import Place, propose_at_each
 from drafters.recorded import RecordedText
 
-Path = tuple[int, ...]
-Paths = dict[Path, tuple[float, ...]]
+TokenPath = tuple[int, ...]
+Paths = dict[TokenPath, tuple[float, ...]]
 """Distinct paths behind one anchor: tokens to their log-probabilities under the drafter."""
 
 
@@ -75,7 +75,7 @@ def draw_paths(
     return found
 
 
-def root_to_leaf(proposal: Proposal) -> list[tuple[Path, tuple[float, ...]]]:
+def root_to_leaf(proposal: Proposal) -> list[tuple[TokenPath, tuple[float, ...]]]:
     """Every path of a proposal: tokens and log-probabilities."""
     tokens, logprobs = proposal.tokens.tolist(), proposal.logprobs.tolist()
     parents = proposal.parents.tolist()
@@ -89,7 +89,7 @@ def root_to_leaf(proposal: Proposal) -> list[tuple[Path, tuple[float, ...]]]:
     return paths
 
 
-def _distinct(paths: Sequence[tuple[Path, tuple[float, ...]]]) -> Paths:
+def _distinct(paths: Sequence[tuple[TokenPath, tuple[float, ...]]]) -> Paths:
     """Without repeats, and without beginnings of longer paths."""
     beginnings = {path[:stop] for path, _ in paths for stop in range(1, len(path))}
     return {path: logprobs for path, logprobs in paths if path not in beginnings}
@@ -133,9 +133,9 @@ def verify_paths(
     return verified
 
 
-def _trie(paths: Paths) -> tuple[Proposal, dict[Path, int]]:
+def _trie(paths: Paths) -> tuple[Proposal, dict[TokenPath, int]]:
     """The union of some paths, and the row of its logits behind every beginning of a path."""
-    rows: dict[Path, int] = {(): 0}
+    rows: dict[TokenPath, int] = {(): 0}
     tokens: list[int] = []
     parents: list[int] = []
     for path in paths:
