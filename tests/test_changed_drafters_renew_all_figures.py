@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -37,7 +38,11 @@ def weights(project: Path) -> Path:
 def planned(project: Path) -> str:
     """The commands that would run."""
     command = ["make", "--dry-run", "-f", str(ROOT / "benchmarks" / "figures.mk")]
-    done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=60)
+    # `make test` leaves its own flags to whoever it calls; they are not meant for this one.
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    done = subprocess.run(
+        command, cwd=project, capture_output=True, text=True, timeout=60, env=clean
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
