@@ -104,7 +104,7 @@ def collecting(
         return sum(len(text) for text in texts)
 
     def one_by_one() -> int:
-        with patch.object(parallel, "in_batches", lambda drafter, context: None):
+        with patch.object(parallel, "in_batches", lambda *_: None):
             return trace(few)
 
     def live() -> float:

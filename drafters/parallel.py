@@ -17,6 +17,8 @@ from drafters.dflash import DFlashDrafter
 from drafters.dflash_parallel import dflash_at_each
 from drafters.eagle3 import Eagle3Drafter
 from drafters.eagle3_parallel import eagle3_at_each
+from drafters.small_lm import SmallLMDrafter
+from drafters.small_lm_parallel import small_lm_at_each
 
 TOGETHER = 48
 """Positions per batch; the noise of so many is kept (`decoding.noise.NoiseCache`)."""
@@ -49,7 +51,7 @@ def propose_at_each(
     Returns:
         Per place one proposal per shape. They carry no draft distributions.
     """
-    draft = in_batches(drafter, context)
+    draft = in_batches(drafter, context, any(shape.is_tree for shape in shapes))
     if draft is None:
         return _one_by_one(drafter, context, places, shapes)
     open_places = [place for place in places if place.room > 0]
@@ -67,12 +69,22 @@ Batched = Callable[[list[int], list[list[DraftShape]]], list[list[Proposal]]]
 """Proposals at some places, from their lengths and what is to be drafted at each."""
 
 
-def in_batches(drafter: Drafter, context: DraftContext) -> Batched | None:
-    """How a drafter serves many places in one batch; None where it has no way to."""
+def in_batches(
+    drafter: Drafter, context: DraftContext, trees: bool = False
+) -> Batched | None:
+    """How a drafter serves many places in one batch; None where it has no way to.
+
+    Args:
+        drafter: The drafter.
+        context: The whole text.
+        trees: Whether trees are to be drafted, chains aside.
+    """
     if isinstance(drafter, Eagle3Drafter):
         return partial(eagle3_at_each, drafter, context)
     if isinstance(drafter, DFlashDrafter):
         return partial(dflash_at_each, drafter, context)
+    if isinstance(drafter, SmallLMDrafter) and not trees:
+        return partial(small_lm_at_each, drafter, context)
     return None
 
 

@@ -67,6 +67,7 @@ def trace_texts(
     written = _write(target, used, requests, rule, max_new_tokens)
     for request, (session, confidence, hidden) in zip(requests, written, strict=True):
         repeats = Repeats().extend(session.tokens.tolist())[session.prompt_length :]
+        traces, logprobs = _trace_arms(session, asked)
         yield TextTrace(
             request.question_id,
             request.category,
@@ -75,7 +76,8 @@ def trace_texts(
             np.array(session.new_tokens),
             text_signals(confidence, repeats),
             hidden,
-            {name: trace for name, trace in _trace_arms(session, asked)},
+            traces,
+            logprobs,
         )
 
 
@@ -114,8 +116,16 @@ def _write(
     ]
 
 
-def _trace_arms(session: Session, arms: Sequence[Arm]) -> Iterator[tuple[str, ArmTrace]]:
-    """What every arm would have done at every position of a finished session."""
+def _trace_arms(
+    session: Session, arms: Sequence[Arm]
+) -> tuple[dict[str, ArmTrace], dict[str, NDArray[np.float32]]]:
+    """What every arm would have done at every position of a finished session.
+
+    Returns:
+        Traces by arm, and log-probabilities of the longest chain by drafter.
+    """
+    traces: dict[str, ArmTrace] = {}
+    logprobs: dict[str, NDArray[np.float32]] = {}
     tokens = session.new_tokens
     positions = range(len(tokens) - 1)
     # The target adds one token by itself, so a draft stops one short of the token limit.
@@ -138,7 +148,19 @@ def _trace_arms(session: Session, arms: Sequence[Arm]) -> Iterator[tuple[str, Ar
                 if not arm.nodes:  # a shorter chain is the beginning of a longer one
                     committed, depth = min(committed, drafted + 1), min(depth, length)
                 rows[:, position] = committed, drafted, depth
-            yield str(arm), ArmTrace(*rows)
+            traces[str(arm)] = ArmTrace(*rows)
+        if not shapes[0].is_tree:  # the longest chain comes first
+            chains = [proposals[0] for proposals in drawn]
+            logprobs[name] = _padded([chain.logprobs for chain in chains], shapes[0].depth)
+    return traces, logprobs
+
+
+def _padded(rows: Sequence[Tensor], width: int) -> NDArray[np.float32]:
+    """Rows of different lengths as one array, zeros behind them."""
+    padded = np.zeros((len(rows), width), dtype=np.float32)
+    for index, row in enumerate(rows):
+        padded[index, : len(row)] = row.float().numpy()
+    return padded
 
 
 def _distinct(shapes: Sequence[DraftShape]) -> list[DraftShape]:

@@ -55,6 +55,8 @@ class TextTrace:
         signals: `TEXT_SIGNALS` of each, float32 `[m, 4]`.
         hidden: The target's final hidden state that each was chosen from, float32 `[m, d]`.
         arms: One trace per arm that drafts, by the arm's text.
+        logprobs: What the drafter itself thought of its longest chain, by drafter: log-probability
+            of every token at temperature 1, float32 `[n, longest]`; 0 behind the chain's end.
     """
 
     question_id: str
@@ -65,6 +67,7 @@ class TextTrace:
     signals: NDArray[np.float32]
     hidden: NDArray[np.float32]
     arms: dict[str, ArmTrace]
+    logprobs: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Positions at which a round can begin."""

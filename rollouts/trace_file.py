@@ -12,6 +12,7 @@
     <arm>.committed    int16                 what a round whose anchor is this token would do;
     <arm>.drafted      int16                 0 in the last row of a text, which needs no round
     <arm>.depth        int16
+    <drafter>.logprobs float32[longest]      what the drafter thought of its longest chain's tokens
 
 A text lies in one shard, its rows in order. The schema's metadata holds one JSON object under the
 key `draftgym`: kind, schema version, and the `TraceOrigin` with hashes, seed and cost model.
@@ -32,9 +33,10 @@ from decoding.observation import TEXT_SIGNALS
 from rollouts.shards import shards_in
 from rollouts.trace import ArmTrace, TextTrace, TraceOrigin, TraceSet
 
-KIND, SCHEMA_VERSION = "trace", 1
+KIND, SCHEMA_VERSION = "trace", 2
 METADATA_KEY = b"draftgym"
 TEXT_COLUMNS = ("question_id", "category", "prompt_hash")
+LOGPROBS = ".logprobs"
 AGAIN = "collect it again with python -m rollouts.collect"
 
 
@@ -62,6 +64,11 @@ def trace_table(texts: Sequence[TextTrace], origin: TraceOrigin) -> Any:
         for part in ("committed", "drafted", "depth"):
             rows = [np.append(getattr(text.arms[arm], part), 0) for text in texts]
             columns[f"{arm}.{part}"] = pa.array(np.concatenate(rows).astype(np.int16))
+    for drafter in texts[0].logprobs:
+        rows = [np.pad(text.logprobs[drafter], ((0, 1), (0, 0))) for text in texts]
+        chains = np.concatenate(rows).astype(np.float32)
+        lists = pa.FixedSizeListArray.from_arrays(chains.ravel(), chains.shape[1])
+        columns[f"{drafter}{LOGPROBS}"] = lists
     body = {"kind": KIND, "schema_version": SCHEMA_VERSION, "origin": origin.to_json()}
     table = pa.table(columns)
     return table.replace_schema_metadata({METADATA_KEY: json.dumps(body).encode()})
@@ -144,26 +151,26 @@ def _read_texts(shard: Path, origin: TraceOrigin) -> list[TextTrace]:
 
     try:
         table = pyarrow.parquet.read_table(shard).combine_chunks()
-        columns = {name: table.column(name) for name in table.column_names}
-        hidden = columns.pop("hidden").combine_chunks()
-        rows = hidden.flatten().to_numpy().reshape(len(hidden), -1)
-        arrays = {name: column.to_numpy() for name, column in columns.items()}
+        arrays = {name: _array(table.column(name)) for name in table.column_names}
         starts = np.flatnonzero(arrays["position"] == 0)
-        stops = [*starts[1:], len(rows)]
+        stops = [*starts[1:], len(table)]
         return [
-            _read_text(arrays, rows, slice(int(start), int(stop)), origin)
+            _read_text(arrays, slice(int(start), int(stop)), origin)
             for start, stop in zip(starts, stops, strict=True)
         ]
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise DraftgymError(f"cannot read {shard}: {error}", f"delete it and {AGAIN}") from error
 
 
-def _read_text(
-    arrays: dict[str, NDArray[Any]],
-    hidden: NDArray[np.float32],
-    rows: slice,
-    origin: TraceOrigin,
-) -> TextTrace:
+def _array(column: Any) -> NDArray[Any]:
+    """A column as an array; lists of one length become rows."""
+    whole = column.combine_chunks()
+    if str(whole.type).startswith("fixed_size_list"):
+        return np.asarray(whole.flatten().to_numpy().reshape(len(whole), -1))
+    return np.asarray(column.to_numpy())
+
+
+def _read_text(arrays: dict[str, NDArray[Any]], rows: slice, origin: TraceOrigin) -> TextTrace:
     rounds = slice(rows.start, rows.stop - 1)
 
     def arm(name: str) -> ArmTrace:
@@ -178,6 +185,11 @@ def _read_text(
         int(arrays["prompt_tokens"][rows.start]),
         arrays["token"][rows].astype(np.int64),
         np.column_stack([arrays[name][rows] for name in TEXT_SIGNALS]),
-        hidden[rows],
+        arrays["hidden"][rows],
         {name: arm(name) for name in origin.arms},
+        {
+            name.removesuffix(LOGPROBS): column[rounds]
+            for name, column in arrays.items()
+            if name.endswith(LOGPROBS)
+        },
     )

@@ -86,9 +86,12 @@ def test_walks_cost_what_the_same_rounds_cost_when_decoded(
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-@pytest.mark.parametrize("name", ["eagle3", "dflash", "small", "ngram"])
+@pytest.mark.parametrize(
+    ("name", "trees"),
+    [("eagle3", True), ("dflash", True), ("small", True), ("small", False), ("ngram", False)],
+)
 def test_drafting_at_many_positions_together_is_drafting_one_at_a_time(
-    target: Target, drafters: dict[str, Drafter], name: str, temperature: float
+    target: Target, drafters: dict[str, Drafter], name: str, trees: bool, temperature: float
 ) -> None:
     drafter = drafters[name]
     rule = make_rule(None, temperature, 2, target.vocab_size)
@@ -98,7 +101,7 @@ def test_drafting_at_many_positions_together_is_drafting_one_at_a_time(
         play_round(session, PLAIN_ARM)
     length = len(session.tokens)  # more places than one batch takes, the last of them cut or full
     places = [Place(n, length - n - 1) for n in range(len(PROMPTS[0]) + 1, length)]
-    shapes = CHAINS + (TREES if drafter.max_tree_nodes else [])
+    shapes = CHAINS + (TREES if trees else [])
     drawn = propose_at_each(drafter, session, places, shapes)
     state, longest = drafter.new_state(session.capacity), 0
     for place, together in zip(places, drawn, strict=True):

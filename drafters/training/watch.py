@@ -59,7 +59,7 @@ class Watch:
         drafter = load_folder(folder, self.target)
         recorded = (self._recorded(drafter, text) for text in self.texts)
         first = next(recorded)
-        batched = in_batches(drafter, first) is not None
+        batched = in_batches(drafter, first, trees=True) is not None
         rest = islice(recorded, (TEXTS if batched else TEXTS_ONE_BY_ONE) - 1)
         shapes = watched_shapes(drafter, with_tree=batched)
         rows = [
