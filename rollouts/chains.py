@@ -44,6 +44,8 @@ class ChainTable:
         context: Tokens before and at a row, prompt included, less one: the target's cache `[R]`.
         remaining: Tokens that may follow a row `[R]`.
         signals: `decoding.observation.TEXT_SIGNALS`, float32 `[R, 4]`.
+        confidence: Probability that each drafter gave the first token of its draft, float32
+            `[A, R]`; 0 where it drafts nothing, or where the traces do not tell.
         tokens: Token ids `[R]`.
         longest: Longest draft that every arm has been asked for.
 
@@ -71,6 +73,7 @@ class ChainTable:
         self.longest = min(arm.length for arm in self.arms)
         self._committed = self._column("committed")
         self._drafted = self._column("drafted")
+        self.confidence = self._confidence()
         self._group()
 
     def drafted(self, arm: Ints, row: Ints, lengths: Ints) -> Ints:
@@ -102,7 +105,8 @@ class ChainTable:
     def text_acceptance(self) -> NDArray[np.float64]:
         """Each text's likeliest constant acceptance over all its positions `[A, texts]`.
 
-        This is the most that a model with one acceptance per prompt can know of it.
+        It is of tokens that are asked for: one that prompt lookup does not find counts as rejected,
+        for a scheduler has no more of it. This is the most that a model with one acceptance per prompt can know of it.
         """
         each = [[text] for text in range(len(self.texts))]
         return np.stack([self._acceptance(arm, each) for arm in range(len(self.arms))])
@@ -147,14 +151,23 @@ class ChainTable:
             ]
         )
 
+    def _confidence(self) -> NDArray[np.float32]:
+        """See the attribute."""
+        rows = np.zeros(self._drafted.shape, np.float32)
+        for index, arm in enumerate(self.arms):
+            for first, text in zip(self.first.tolist(), self.texts, strict=True):
+                if arm.drafter in text.logprobs:
+                    told = np.exp(text.logprobs[arm.drafter][:, 0])
+                    rows[index, first : first + len(text)] = told
+        return np.where(self._drafted > 0, rows, np.float32(0))
+
     def _acceptance(self, arm: int, groups: Sequence[Sequence[int]]) -> NDArray[np.float64]:
-        """Likeliest acceptance of groups of texts; 0 where nothing was ever drafted."""
+        """Likeliest acceptance of groups of texts."""
         values = np.zeros(len(groups))
         for index, group in enumerate(groups):
             rows = np.concatenate([np.arange(self.first[t], self.last[t]) for t in group])
-            drafted, accepted = self._drafted[arm, rows], self._committed[arm, rows] - 1
-            if drafted.any():
-                values[index] = geometric_acceptance(drafted, np.minimum(accepted, drafted))
+            accepted = np.minimum(self._committed[arm, rows] - 1, self._drafted[arm, rows])
+            values[index] = geometric_acceptance(np.full(len(rows), self.longest), accepted)
         return values
 
     def _group(self) -> None:
