@@ -16,6 +16,7 @@ class CellArgs:
     Attributes:
         setting: Radio, device, server and payload, such as multispin-llama2.
         users: Places for users.
+        fewest: Cells begin with so many users at least, at random. Default: all places are taken.
         arms: Chains that devices draft with, one per drafter (small:8 ngram:16). Default: the
             longest traced one of every drafter.
         longest_draft: Longest draft that may be asked for. Default: the longest that was traced.
@@ -33,6 +34,7 @@ class CellArgs:
 
     setting: str = "multispin-llama2"
     users: int = 8
+    fewest: int | None = None
     arms: tuple[str, ...] = ()
     longest_draft: int | None = None
     payload: str | None = None

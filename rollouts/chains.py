@@ -106,7 +106,8 @@ class ChainTable:
         """Each text's likeliest constant acceptance over all its positions `[A, texts]`.
 
         It is of tokens that are asked for: one that prompt lookup does not find counts as rejected,
-        for a scheduler has no more of it. This is the most that a model with one acceptance per prompt can know of it.
+        for a scheduler has no more of it. This is the most that a model with one acceptance per
+        prompt can know of it.
         """
         each = [[text] for text in range(len(self.texts))]
         return np.stack([self._acceptance(arm, each) for arm in range(len(self.arms))])
