@@ -8,7 +8,7 @@ plays a Gymnasium environment through the same `predict` that learned policies h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decoding.errors import DraftgymError
-from decoding.multiuser import Plan
+from decoding.multiuser import Lengths, Plan, RoundProblem
 from envs.cell import Cell
 from envs.cell_round import CellRound
 from envs.fading import Generators
@@ -30,7 +30,9 @@ from envs.scheduler_actions import (
 )
 from envs.scheduler_observation import CELL_FEATURES, USER_FEATURES, observe_cell
 from policies.learned_scheduler import BELIEFS, LENGTHS, RELAXED, SHARES, LearnedScheduler
-from policies.multispin.schedulers import Scheduler, make_scheduler
+from policies.multispin.curves import curve_plan
+from policies.multispin.entropy_exit import EntropyExit
+from policies.multispin.schedulers import make_scheduler
 
 ACTIONS: dict[str, type[Actions]] = {
     BELIEFS: BeliefActions,
@@ -51,21 +53,6 @@ class CellWorker(Protocol):
         """Is told how a step of the cells went."""
 
 
-def replayable_scheduler(spec: str, means: Sequence[float]) -> Scheduler:
-    """A scheduler that can play traces; see `policies.multispin.schedulers.make_scheduler`.
-
-    Raises:
-        DraftgymError: No such scheduler, or one that ends drafts by the drafter's entropy.
-    """
-    scheduler = make_scheduler(spec, means)
-    if scheduler.early_exit is not None:
-        raise DraftgymError(
-            f"scheduler {spec!r} ends drafts by the drafter's entropy, which traces lack",
-            "choose another scheduler for replayed cells",
-        )
-    return scheduler
-
-
 class CellScheduler:
     """A scheduler at work in n cells.
 
@@ -80,21 +67,40 @@ class CellScheduler:
         min_length: Shortest draft that it may plan; 1 in the paper, 0 lets a user skip drafting.
 
     Raises:
-        DraftgymError: No such scheduler, or one that ends drafts by the drafter's entropy.
+        DraftgymError: No such scheduler.
     """
 
     def __init__(self, spec: str, cell: Cell, min_length: int = 0) -> None:
-        self.scheduler = replayable_scheduler(spec, cell.means.tolist())
+        self.scheduler = make_scheduler(spec, cell.means.tolist())
         self.cell, self._min_length = cell, min_length
         self.scheduler.begin(cell.users.active, cell.users.task, cell.users.active)
 
     def plan(self) -> Plan:
         """The plan of the next step `[n, K]`."""
-        plan = self.scheduler.plan(self.cell.problem(self._min_length))
+        problem = self.cell.problem(self._min_length)
+        plan = self.scheduler.plan(problem)
         lengths = np.where(self.cell.deciding, plan.lengths, 0)
+        unsent = None
+        if self.scheduler.early_exit is not None:
+            drafted, sent = self._cut(self.scheduler.early_exit, lengths, problem)
+            lengths, unsent = sent, drafted - sent
+        shares = np.asarray(plan.shares)
         if self.cell.settings.window is not None:
-            return self.cell.best_plan(lengths)
-        return Plan(lengths, np.asarray(plan.shares), plan.in_turn)
+            shares = self.cell.best_plan(lengths).shares
+        return Plan(lengths, shares, plan.in_turn, unsent)
+
+    def _cut(
+        self, early_exit: EntropyExit, budget: Lengths, problem: RoundProblem
+    ) -> tuple[Lengths, Lengths]:
+        """What devices draft and send that stop where they are no longer sure.
+
+        Traces have what the drafter thought of the tokens that it chose, so surprise stands for
+        entropy, which is its mean.
+        """
+        users, table = self.cell.users, self.cell.table
+        surprise = -table.logprobs[users.arm, users.row].astype(float)
+        believed = self.scheduler.belief.estimate(problem.acceptance)
+        return early_exit.lengths(budget, surprise, believed)
 
     def learn(self, played: CellRound) -> None:
         """Tells the scheduler how a step of the cell went."""
@@ -102,6 +108,29 @@ class CellScheduler:
         self.scheduler.update(played.drafted, accepted)
         turnover = played.turnover
         self.scheduler.begin(turnover.began, self.cell.users.task, turnover.newcomers)
+
+
+class OracleCellScheduler:
+    """Knows how many tokens of this round's drafts the target will accept, which nobody can.
+
+    It plans this round as well as can be with what is known of channels: no scheduler that plans
+    round by round should get more.
+
+    Args:
+        cell: The cells, reset before.
+    """
+
+    def __init__(self, cell: Cell) -> None:
+        self.cell = cell
+
+    def plan(self) -> Plan:
+        """The plan of the next step `[n, K]`."""
+        every = np.arange(1, self.cell.longest + 1)
+        known = (self.cell.acceptable[..., None] >= every).astype(float)
+        return self.cell.best_plan(curve_plan(self.cell.problem(), known).lengths)
+
+    def learn(self, played: CellRound) -> None:
+        """Nothing: it knows."""
 
 
 class LearnedCellScheduler:

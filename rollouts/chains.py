@@ -44,8 +44,8 @@ class ChainTable:
         context: Tokens before and at a row, prompt included, less one: the target's cache `[R]`.
         remaining: Tokens that may follow a row `[R]`.
         signals: `decoding.observation.TEXT_SIGNALS`, float32 `[R, 4]`.
-        confidence: Probability that each drafter gave the first token of its draft, float32
-            `[A, R]`; 0 where it drafts nothing, or where the traces do not tell.
+        logprobs: Log-probability that each drafter gave the tokens of its longest draft, float32
+            `[A, R, longest]`; 0 behind its end, and of a drafter that has none.
         tokens: Token ids `[R]`.
         longest: Longest draft that every arm has been asked for.
 
@@ -73,12 +73,17 @@ class ChainTable:
         self.longest = min(arm.length for arm in self.arms)
         self._committed = self._column("committed")
         self._drafted = self._column("drafted")
-        self.confidence = self._confidence()
+        self.logprobs = self._logprobs()
         self._group()
 
     def drafted(self, arm: Ints, row: Ints, lengths: Ints) -> Ints:
         """Tokens that drafters find when asked for `lengths`; all arrays have one shape."""
         return np.minimum(lengths, self._drafted[arm, row])
+
+    def confidence(self, arm: Ints, row: Ints) -> NDArray[np.float32]:
+        """Probability that drafters give the first token of their draft; 0 where they find none."""
+        found = self._drafted[arm, row] > 0
+        return np.where(found, np.exp(self.logprobs[arm, row, 0]), np.float32(0))
 
     def committed(self, arm: Ints, row: Ints, drafted: Ints) -> Ints:
         """Tokens that a round commits whose draft has so many tokens, at least 1.
@@ -152,15 +157,15 @@ class ChainTable:
             ]
         )
 
-    def _confidence(self) -> NDArray[np.float32]:
+    def _logprobs(self) -> NDArray[np.float32]:
         """See the attribute."""
-        rows = np.zeros(self._drafted.shape, np.float32)
+        rows = np.zeros((*self._drafted.shape, self.longest), np.float32)
         for index, arm in enumerate(self.arms):
             for first, text in zip(self.first.tolist(), self.texts, strict=True):
                 if arm.drafter in text.logprobs:
-                    told = np.exp(text.logprobs[arm.drafter][:, 0])
-                    rows[index, first : first + len(text)] = told
-        return np.where(self._drafted > 0, rows, np.float32(0))
+                    told = text.logprobs[arm.drafter][:, : self.longest]
+                    rows[index, first : first + len(text), : told.shape[1]] = told
+        return rows
 
     def _acceptance(self, arm: int, groups: Sequence[Sequence[int]]) -> NDArray[np.float64]:
         """Likeliest acceptance of groups of texts."""
