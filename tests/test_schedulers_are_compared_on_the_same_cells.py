@@ -149,7 +149,6 @@ def test_schedulers_that_cannot_play_are_refused_before_anything_is_played(folde
     for specs, problem in [
         (("fixed", "heterogenous@beta"), "unknown rule"),
         (("fixed", "fixed"), "named twice"),
-        (("fixed", "gelato"), "entropy"),
         (("runs/nowhere",), "not a policy folder"),
     ]:
         with pytest.raises(DraftgymError, match=problem) as caught:
