@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from envs.cell_settings import CellSettings
-from rollouts.chains import ChainTable
+from rollouts.text_table import TextTable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +52,11 @@ class CellArgs:
         return CellSettings(**asdict(self) | {"arms": self.arms or None, "means": means or {}})
 
 
-def known_means(means: Mapping[str, float], table: ChainTable) -> dict[str, float]:
+def known_means(means: Mapping[str, float], table: TextTable) -> dict[str, float]:
     """Those of these means that belong to tasks of the table."""
     return {task: means[task] for task in table.task_names if task in means}
 
 
-def means_of(table: ChainTable) -> dict[str, float]:
+def means_of(table: TextTable) -> dict[str, float]:
     """Mean acceptance of each task over these texts."""
     return dict(zip(table.task_names, table.task_acceptance().tolist(), strict=True))
