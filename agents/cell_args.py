@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
+from decoding.errors import DraftgymError
 from envs.cell_settings import CellSettings
+from envs.host import read_host
 from rollouts.text_table import TextTable
 
 
@@ -15,6 +18,10 @@ class CellArgs:
 
     Attributes:
         setting: Radio, device, server and payload, such as multispin-llama2.
+        server: File of a measured host (python -m envs.host): the server verifies as that host
+            does, instead of as the setting's.
+        device_factor: With it, devices draft as that host does, so many times as slowly. Default:
+            as the setting's.
         users: Places for users.
         arms: Chains that devices draft with, one per drafter (small:8 ngram:16). Default: the
             longest traced one of every drafter.
@@ -29,6 +36,8 @@ class CellArgs:
     """
 
     setting: str = "multispin-llama2"
+    server: Path | None = None
+    device_factor: float | None = None
     users: int = 8
     arms: tuple[str, ...] = ()
     longest_draft: int | None = None
@@ -47,9 +56,19 @@ class CellArgs:
             means: Mean acceptance of tasks as measured beforehand; None: of the traces played.
 
         Raises:
-            DraftgymError: A number is impossible, or a name unknown.
+            DraftgymError: A number is impossible, a name unknown, or no host in the file.
         """
-        return CellSettings(**asdict(self) | {"arms": self.arms or None, "means": means or {}})
+        named = asdict(self) | {"arms": self.arms or None, "means": means or {}}
+        server, factor = named.pop("server"), named.pop("device_factor")
+        settings = CellSettings(**named)
+        if server is not None:
+            return read_host(server).serve(settings, factor)
+        if factor is not None:
+            raise DraftgymError(
+                f"devices {factor:g} times as slow as a host that is not named",
+                "name its file with --cell.server; python -m envs.host writes one",
+            )
+        return settings
 
 
 def known_means(means: Mapping[str, float], table: TextTable) -> dict[str, float]:
