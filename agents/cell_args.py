@@ -29,6 +29,9 @@ class CellArgs:
         payload: What devices upload: tokens, scalar or truncated. Default: the setting's.
         report_rounds_old: Age of what the scheduler knows of channels, in rounds.
         report_error_db: Standard deviation of its error, decibels.
+        confidence: Whether devices begin to draft at once and report how sure they are of the first
+            token, for who reads it: trained schedulers. Rules do without, and without its time.
+            Prompt lookup takes none and always tells.
         window: Verify whoever has arrived within so many seconds. Default: wait for everybody.
         deadline: Seconds after which a draft is no longer waited for. Default: none.
         leaving: Probability that a user leaves when its text is done.
@@ -44,6 +47,7 @@ class CellArgs:
     payload: str | None = None
     report_rounds_old: int = 0
     report_error_db: float = 0.0
+    confidence: bool = False
     window: float | None = None
     deadline: float | None = None
     leaving: float = 0.0

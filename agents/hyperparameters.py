@@ -92,6 +92,28 @@ class RouterDQN(RouterEncoder):
 
 
 @dataclass(frozen=True)
+class BeliefFit:
+    """Fitting a scheduler's beliefs to what was accepted, before reinforcement learning.
+
+    Attributes:
+        rounds: Rounds of every cell that are looked at; 0 leaves the network as it is.
+        epochs: Passes over them.
+        batch_size: Cells of a step.
+        learning_rate: AdamW's step size, falling linearly to zero.
+        weight_decay: Of AdamW.
+        dropout: Share of hidden units that is left out at random: texts come again, and must not be
+            learned by heart.
+    """
+
+    rounds: int = 96
+    epochs: int = 8
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-3
+    dropout: float = 0.2
+
+
+@dataclass(frozen=True)
 class SchedulerPPO:
     """PPO for many users. Rounds are of whole cells.
 
@@ -110,6 +132,7 @@ class SchedulerPPO:
         clip_range: PPO's clipping, of the product of all users' ratios.
         vf_coef: Weight of the value loss.
         max_grad_norm: Gradient clipping.
+        spread: Standard deviation of beliefs at first, on the scale from -1 to 1.
     """
 
     width: int = 64
@@ -125,6 +148,7 @@ class SchedulerPPO:
     clip_range: float = 0.2
     vf_coef: float = 0.5
     max_grad_norm: float = 0.5
+    spread: float = 0.1
 
 
 @dataclass(frozen=True)

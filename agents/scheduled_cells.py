@@ -21,12 +21,19 @@ from envs.cell import Cell
 from envs.cell_round import CellRound
 from envs.fading import Generators
 from envs.scheduler import SchedulerEnv
-from envs.scheduler_actions import Actions, LengthActions, RelaxedLengthActions, ShareActions
+from envs.scheduler_actions import (
+    Actions,
+    BeliefActions,
+    LengthActions,
+    RelaxedLengthActions,
+    ShareActions,
+)
 from envs.scheduler_observation import CELL_FEATURES, USER_FEATURES, observe_cell
-from policies.learned_scheduler import LENGTHS, RELAXED, SHARES, LearnedScheduler
+from policies.learned_scheduler import BELIEFS, LENGTHS, RELAXED, SHARES, LearnedScheduler
 from policies.multispin.schedulers import Scheduler, make_scheduler
 
 ACTIONS: dict[str, type[Actions]] = {
+    BELIEFS: BeliefActions,
     LENGTHS: LengthActions,
     RELAXED: RelaxedLengthActions,
     SHARES: ShareActions,

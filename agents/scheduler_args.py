@@ -6,14 +6,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agents.cell_args import CellArgs
-from agents.hyperparameters import SchedulerPPO, SchedulerSAC
+from agents.hyperparameters import BeliefFit, SchedulerPPO, SchedulerSAC
 from agents.router_args import check_budget, check_price
 from decoding.errors import DraftgymError
 from decoding.provenance import check_run_folder
 from envs.reward import GOODPUT
 from envs.scheduler_reward import OBJECTIVES
+from policies.learned_scheduler import BELIEFS, LENGTHS, RELAXED, SHARES
 
 ALGORITHMS = ("ppo", "sac")
+HEADS = {
+    ("ppo", BELIEFS): BELIEFS,
+    ("ppo", LENGTHS): LENGTHS,
+    ("sac", BELIEFS): BELIEFS,
+    ("sac", LENGTHS): RELAXED,
+    ("sac", SHARES): SHARES,
+}
+"""Heads of networks (`policies.learned_scheduler`) by algorithm and what it sets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +32,12 @@ class SchedulerArgs:
     Attributes:
         traces: Folder of traces with chain arms, of training prompts.
         run: Run folder; resumed when it exists.
-        algorithm: ppo (a score for every draft length of every user) or sac (off-policy; draft
-            lengths as numbers that are rounded).
-        shares: Divide the band as well, instead of by the optimal rule (sac only; the ablation).
+        algorithm: ppo or sac (off-policy).
+        actions: What the agent sets: beliefs (each user's acceptance; lengths and shares follow by
+            Multi-SPIN's optimisation), lengths (the band is divided by the optimal rule; sac sets
+            numbers that are rounded), or shares (sac alone: lengths and the band; the ablation).
+        fit: Before reinforcement learning, beliefs are fitted to what was accepted in recorded
+            rounds (maximum likelihood).
         rounds: Rounds to train for, of all cells together, over all resumed sessions.
         minutes: Stop earlier when this much time has passed; the run can be resumed.
         cell: The cell: setting, users, radio knowledge, asynchrony, who comes and goes.
@@ -41,7 +53,8 @@ class SchedulerArgs:
     traces: Path = Path("runs/users")
     run: Path = Path("runs/scheduler")
     algorithm: str = "ppo"
-    shares: bool = False
+    actions: str = BELIEFS
+    fit: BeliefFit = field(default_factory=BeliefFit)
     rounds: int = 1_000_000
     minutes: float | None = None
     cell: CellArgs = field(default_factory=CellArgs)
@@ -62,9 +75,11 @@ def check_args(args: SchedulerArgs) -> None:
         raise DraftgymError(
             f"unknown algorithm {args.algorithm!r}", f"choose from {', '.join(ALGORITHMS)}"
         )
-    if args.shares and args.algorithm != "sac":
+    if (args.algorithm, args.actions) not in HEADS:
+        able = [actions for algorithm, actions in HEADS if algorithm == args.algorithm]
         raise DraftgymError(
-            f"{args.algorithm} chooses draft lengths alone", "use --algorithm sac with --shares"
+            f"{args.algorithm} does not set {args.actions}",
+            f"it sets {', '.join(able)}: choose one with --actions, or another --algorithm",
         )
     if args.objective not in OBJECTIVES:
         raise DraftgymError(

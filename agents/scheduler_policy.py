@@ -1,18 +1,21 @@
 """SB3's view of scheduler networks: what acts is the deployable network itself.
 
-PPO scores draft lengths (`MultiDiscrete`). SAC chooses in a box (`policies.learned_scheduler`).
+PPO scores draft lengths (`MultiDiscrete`) or sets beliefs in a box, SAC chooses in a box
+(`policies.learned_scheduler`).
 Who does not decide has no influence: its log-probability is 0, and critics do not see its action.
 Critics pool users as the acting network does, so that nothing anywhere asks for their order.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.distributions import DiagGaussianDistribution, Distribution
 from stable_baselines3.common.policies import (
     BaseModel,
     BasePolicy,
@@ -23,7 +26,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.sac.policies import Actor, SACPolicy
 from torch import Tensor, nn
 
-from policies.learned_scheduler import SchedulerHead, box_parameters
+from policies.learned_scheduler import COMPONENTS, LENGTHS, SchedulerHead, box_parameters
 from policies.scheduler_network import SchedulerNetwork, UserPool
 
 Observations = dict[str, Tensor]
@@ -73,17 +76,21 @@ class ActorAndValue(nn.Module):
         self.actor = head.network(width)
         self.critic = SetValue(head, width)
         self.head, self.users = head, users
-        self.latent_dim_pi, self.latent_dim_vf = users * head.outputs, 1
+        self.latent_dim_pi, self.latent_dim_vf = users * head.outputs, 1  # SB3 asks
 
     def forward(self, joined: Tensor) -> tuple[Tensor, Tensor]:
         """Scores `[n, K * lengths]` and values `[n, 1]`."""
         return self.forward_actor(joined), self.forward_critic(joined)
 
     def forward_actor(self, joined: Tensor) -> Tensor:
-        """Scores; where nobody decides, 0 alone can be chosen."""
+        """Scores; where nobody decides, 0 alone can be chosen. Of a box: means, then spreads."""
         users, cell = self._apart(joined)
         scores = self.actor(users, cell)
         deciding = users[..., self.head.deciding] > 0
+        if self.head.kind != LENGTHS:
+            # Who does not decide draws from one distribution for ever, which no gradient moves.
+            means, spreads = box_parameters(scores)
+            return torch.cat([(torch.tanh(means) * deciding), spreads * deciding], dim=1)
         longer = torch.arange(self.head.outputs) > 0
         masked: Tensor = scores.masked_fill(~deciding[..., None] & longer, NEVER)
         return masked.flatten(1)
@@ -108,6 +115,7 @@ class SchedulerActorCritic(MultiInputActorCriticPolicy):
         lr_schedule: See SB3.
         head: What the network says.
         width: Of its layers.
+        spread: Standard deviation of numbers in a box at first.
         kwargs: See SB3.
     """
 
@@ -116,13 +124,14 @@ class SchedulerActorCritic(MultiInputActorCriticPolicy):
     def __init__(
         self,
         observation_space: spaces.Dict,
-        action_space: spaces.MultiDiscrete,
+        action_space: spaces.MultiDiscrete | spaces.Box,
         lr_schedule: Callable[[float], float],
         head: SchedulerHead,
         width: int,
+        spread: float = 0.1,
         **kwargs: Any,
     ) -> None:
-        self.head, self.width = head, width
+        self.head, self.width, self.spread = head, width, spread
         kwargs |= {"features_extractor_class": Joined, "ortho_init": False}
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
@@ -135,8 +144,18 @@ class SchedulerActorCritic(MultiInputActorCriticPolicy):
         with torch.no_grad():
             self.mlp_extractor.actor.outputs.weight.mul_(0.01)  # every length is tried at first
             self.mlp_extractor.actor.outputs.bias.zero_()
+            if self.head.kind != LENGTHS:
+                components = COMPONENTS[self.head.kind]
+                self.mlp_extractor.actor.outputs.bias[components:] = math.log(self.spread)
         rate = lr_schedule(1)
         self.optimizer = self.optimizer_class(self.parameters(), lr=rate, **self.optimizer_kwargs)  # type: ignore[call-arg]
+
+    def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Distribution:
+        if self.head.kind == LENGTHS:
+            return super()._get_action_dist_from_latent(latent_pi)
+        means, spreads = latent_pi.chunk(2, dim=1)
+        assert isinstance(self.action_dist, DiagGaussianDistribution)
+        return self.action_dist.proba_distribution(means, spreads)
 
 
 class SetActor(BasePolicy):
@@ -159,7 +178,7 @@ class SetActor(BasePolicy):
         """Actions `[n, components * K]`."""
         mean, spread = box_parameters(self.network(obs["users"], obs["cell"]))
         noise = 0.0 if deterministic else spread.exp() * torch.randn_like(mean)
-        return torch.tanh(mean + noise)
+        return torch.tanh(mean + noise) * self._read(obs)
 
     def action_log_prob(self, obs: Observations) -> tuple[Tensor, Tensor]:
         """Random actions, and the logarithm of their density `[n]` over those who decide."""
@@ -168,9 +187,13 @@ class SetActor(BasePolicy):
         before = normal.rsample()
         actions = torch.tanh(before)
         each = normal.log_prob(before) - torch.log(1 - actions**2 + 1e-6)
+        read = self._read(obs)
+        return actions * read, (each * read).sum(1)
+
+    def _read(self, obs: Observations) -> Tensor:
+        """1 for numbers that are read, 0 for those of who does not decide `[n, components * K]`."""
         deciding = obs["users"][..., self.head.deciding]
-        components = each.unflatten(1, (-1, deciding.shape[1]))
-        return actions, (components * deciding[:, None]).sum((1, 2))
+        return deciding.repeat(1, COMPONENTS[self.head.kind])
 
     def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
         return self.forward(observation, deterministic)

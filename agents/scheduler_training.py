@@ -12,22 +12,29 @@ from gymnasium.utils.seeding import np_random
 from stable_baselines3 import PPO, SAC
 from torch.optim import AdamW
 
+from agents.belief_fitting import fit_beliefs
 from agents.bounded_reward import BoundedReward
 from agents.callbacks import SchedulerMetrics
 from agents.cell_args import known_means, means_of
 from agents.learners import falling, resumed_agent
 from agents.run_folder import MODEL, POLICY, RunFolder, log_to, write_config
 from agents.scheduled_cells import LearnedCellScheduler, run_worker
-from agents.scheduler_args import SchedulerArgs, check_args
+from agents.scheduler_args import HEADS, SchedulerArgs, check_args
 from agents.scheduler_policy import SchedulerActorCritic, SchedulerSAC, acting_network
 from agents.scheduler_vec_env import SchedulerVecEnv
 from decoding.errors import DraftgymError
 from decoding.provenance import command_line, describe_host, git_revision, plain
 from envs.cell import Cell
-from envs.scheduler import RelaxedSchedulerEnv, SchedulerEnv, SchedulerSharesEnv
+from envs.scheduler import (
+    RelaxedSchedulerEnv,
+    SchedulerBeliefEnv,
+    SchedulerEnv,
+    SchedulerSharesEnv,
+)
 from envs.scheduler_observation import CELL_FEATURES, USER_FEATURES
 from policies.folder import read_body
 from policies.learned_scheduler import (
+    BELIEFS,
     LENGTHS,
     RELAXED,
     SHARES,
@@ -41,6 +48,7 @@ from rollouts.trace_file import read_traces
 
 Agent = PPO | SAC
 GAMES: dict[str, type[SchedulerEnv]] = {
+    BELIEFS: SchedulerBeliefEnv,
     LENGTHS: SchedulerEnv,
     RELAXED: RelaxedSchedulerEnv,
     SHARES: SchedulerSharesEnv,
@@ -105,7 +113,7 @@ def make_school(args: SchedulerArgs) -> School:
     traces = read_traces(args.traces)
     train, aside = traces.split(args.validation)
     settings = args.cell.settings()
-    kind = (SHARES if args.shares else RELAXED) if args.algorithm == "sac" else LENGTHS
+    kind = HEADS[args.algorithm, args.actions]
     count = args.sac.n_envs if args.algorithm == "sac" else args.ppo.n_envs
     table = ChainTable(train, settings.arms)
     env = SchedulerVecEnv(
@@ -129,6 +137,8 @@ def build_agent(args: SchedulerArgs, school: School) -> Agent:
             agent.learning_starts = agent.num_timesteps + args.sac.learning_starts
     else:
         agent = fresh_agent(args, school)
+        if school.head.kind == BELIEFS:
+            fit_beliefs(acting_network(agent.policy), school.env.cell, args.fit, args.seed)
     log_to(args.run, agent)
     return agent
 
@@ -146,7 +156,7 @@ def fresh_agent(args: SchedulerArgs, school: School) -> Agent:
             SchedulerSAC, env, policy_kwargs=policy, target_entropy=entropy, **common, **made
         )
     decay = {"optimizer_kwargs": {"weight_decay": made.pop("weight_decay")}}
-    policy |= {"optimizer_class": AdamW} | decay
+    policy |= {"optimizer_class": AdamW, "spread": made.pop("spread")} | decay
     return PPO(SchedulerActorCritic, env, policy_kwargs=policy, **common, **made)
 
 
@@ -195,7 +205,9 @@ def policy_card(args: SchedulerArgs, school: School, rounds: int, validated: flo
     """The card beside an exported scheduler: what it is, how it was made, how to use it."""
     arms = ", ".join(f"`{arm}`" for arm in school.env.cell.table.arms)
     goodput = "unknown" if validated is None else f"{validated:.2f} tokens per second"
-    what = "draft lengths and shares of the band" if args.shares else "draft lengths"
+    what = {BELIEFS: "acceptance to plan with", SHARES: "draft length and share of the band"}.get(
+        school.head.kind, "draft length"
+    )
     return f"""# Scheduler of {args.cell.users} users for {school.origin.target}
 
 Chooses every user's {what} each round; any number of users, in any order.

@@ -272,7 +272,7 @@ def print_live(body: Mapping[str, Any]) -> None:
         "accepted": lambda row: f"{row['accepted']}/{row['drafted']}",
         "tokens/s": lambda row: f"{row['cell_goodput']:.1f}",
         "rows/pass": lambda row: f"{row['rows_per_pass']:.1f}",
-        "pass here": lambda row: f"{1e3 * row['pass_seconds'] / row['rounds']:.0f} ms",
+        "pass here": lambda row: f"{1e3 * row['median_pass_seconds']:.0f} ms",
         "of the server": lambda row: f"{1e3 * row['served_pass_seconds'] / row['rounds']:.0f} ms",
     }
     for name in columns:
@@ -282,8 +282,8 @@ def print_live(body: Mapping[str, Any]) -> None:
     console.print(table)
     console.print(
         "same text: finished texts that are plain decoding's; same so far: unfinished ones that "
-        "are its beginning. tokens/s: of the cell, by its own clock. pass: mean of a ragged pass "
-        "with its verdicts, as measured here and as the cell's server has it.",
+        "are its beginning. tokens/s: of the cell, by its own clock. pass here: median of the "
+        "ragged passes with their verdicts, as measured; of the server: their mean in the cell.",
         style="dim",
         highlight=False,
     )

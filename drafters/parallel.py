@@ -69,9 +69,7 @@ Batched = Callable[[list[int], list[list[DraftShape]]], list[list[Proposal]]]
 """Proposals at some places, from their lengths and what is to be drafted at each."""
 
 
-def in_batches(
-    drafter: Drafter, context: DraftContext, trees: bool = False
-) -> Batched | None:
+def in_batches(drafter: Drafter, context: DraftContext, trees: bool = False) -> Batched | None:
     """How a drafter serves many places in one batch; None where it has no way to.
 
     Args:

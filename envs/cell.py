@@ -190,7 +190,8 @@ class Cell:
         planned = np.where(starts & (plan.shares > 0), plan.lengths, 0)
         drafted = self.table.drafted(users.arm, users.row, planned, starts)
         bits = self.payload.draft_bits(drafted)
-        seconds = drafted * users.token_seconds
+        begun = np.maximum(drafted, 1) if self.settings.confidence else drafted
+        seconds = begun * users.token_seconds
         self.uploads.start(starts, planned, drafted, seconds, bits, self.clock)
         rate = self.band.rate(self.channel.snr, plan.shares)
         self.uploads.divide(plan.shares, rate, self.clock)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from decoding.errors import DraftgymError
 from envs.channel import Channel, ChannelReport, FadingChannel
 from envs.channel_trace import ChannelTrace, TraceChannel
-from envs.devices import DeviceClass
+from envs.devices import NO_NETWORK, DeviceClass
 from envs.payload import Payload, make_payload
 from envs.settings import EdgeSetting, edge_setting
 
@@ -23,12 +23,16 @@ class CellSettings:
         arms: Chains that devices draft with, one per drafter, as text; None takes the longest
             traced one of every drafter. A new user gets one of them at random.
         longest_draft: Longest draft that may be asked for; None takes the longest that was traced.
-        devices: Device classes by drafter, where they differ from the setting's.
+        devices: Device classes by drafter, where they differ from the setting's (of a language
+            model) and from prompt lookup's, which takes no time.
         payload: Another payload than the setting's, or a mode of it (`tokens`, `scalar`,
             `truncated`) over the setting's vocabulary.
         channel_traces: Recorded channels instead of the setting's fading.
         report_rounds_old: Age of what the scheduler knows of channels, in rounds.
         report_error_db: Standard deviation of its error, decibels.
+        confidence: Whether devices begin to draft before they are told how much, and report how
+            likely their drafters find the first token. It costs a device that is told to draft
+            nothing the time of that token. Devices that draft in no time report it anyway.
         window: None plays synchronous rounds, as the papers do. A number of seconds makes the
             server verify whoever has arrived within it of the first arrival.
         deadline: Seconds after which the server no longer waits for a draft; its user gets the
@@ -51,6 +55,7 @@ class CellSettings:
     channel_traces: tuple[ChannelTrace, ...] = ()
     report_rounds_old: int = 0
     report_error_db: float = 0.0
+    confidence: bool = False
     window: float | None = None
     deadline: float | None = None
     leaving: float = 0.0
@@ -100,4 +105,4 @@ class CellSettings:
 
     def device(self, drafter: str) -> DeviceClass:
         """The class of devices that draft with this drafter."""
-        return self.devices.get(drafter, self.edge.device)
+        return self.devices.get(drafter, NO_NETWORK.get(drafter, self.edge.device))

@@ -53,6 +53,13 @@ A100_R1_QWEN = DeviceClass("A100, DeepSeek-R1-Distill-Qwen-1.5B", 0.0196, 1.0, 1
 """2608.29618, Sec. VI-A2: 19.6 ms."""
 
 
+PROMPT_LOOKUP = DeviceClass("prompt lookup, any device", 0.0)
+"""Copying needs no network: less than 0.1 ms for a whole draft in Python (`decoding.calibration`),
+against 15 ms or more for each token of the papers' language models."""
+NO_NETWORK = {"ngram": PROMPT_LOOKUP}
+"""Classes of devices, by drafter, that do not depend on the setting."""
+
+
 def measured_device(costs: CostModel, drafter: str, factor: float = 1.0) -> DeviceClass:
     """A device that drafts as this host does, or `factor` times as slowly.
 

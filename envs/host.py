@@ -32,7 +32,7 @@ from decoding.provenance import describe_host, describe_target
 from decoding.target import load_target
 from drafters.loading import load_drafters
 from envs.cell_settings import CellSettings
-from envs.devices import MeasuredServer, measured_device
+from envs.devices import NO_NETWORK, MeasuredServer, measured_device
 from rollouts.evaluation import check_writable
 from rollouts.table import make_console
 
@@ -85,7 +85,9 @@ class MeasuredHost:
                 f"devices that are {device_factor} times as slow", "give a number above 0"
             )
         measured = {
-            name: measured_device(self.costs, name, device_factor) for name in self.costs.draft
+            name: measured_device(self.costs, name, device_factor)
+            for name in self.costs.draft
+            if name not in NO_NETWORK
         }
         return replace(served, devices={**settings.devices, **measured})
 

@@ -15,7 +15,13 @@ from decoding.observation import Observation
 from envs.cell import Cell
 from envs.cell_round import CellRound
 from envs.cell_settings import CellSettings
-from envs.scheduler_actions import Actions, LengthActions, RelaxedLengthActions, ShareActions
+from envs.scheduler_actions import (
+    Actions,
+    BeliefActions,
+    LengthActions,
+    RelaxedLengthActions,
+    ShareActions,
+)
 from envs.scheduler_observation import observe_cell, scheduler_observation_space
 from envs.scheduler_reward import SchedulerReward
 from rollouts.chains import ChainTable
@@ -46,7 +52,7 @@ class SchedulerEnv(gym.Env[Observation, NDArray[Any]]):
     is still drafting, is not read. `action_masks()` tells which lengths matter.
 
     ## Observation Space
-    `Dict(users, cell)`. `users` is a `Box(K, 24)` with a row per place, all 0 where it is empty; u
+    `Dict(users, cell)`. `users` is a `Box(K, 25)` with a row per place, all 0 where it is empty; u
     is the time of a pass over all places without drafts.
 
     | Num | Observation | Min | Max |
@@ -63,14 +69,15 @@ class SchedulerEnv(gym.Env[Observation, NDArray[Any]]):
     | 13 | top-1 minus top-2 probability of it | 0 | 1 |
     | 14 | top-1 probability of it | 0 | 1 |
     | 15 | longest run at the text's end that occurred before (at most 16) / 4 | 0 | 4 |
-    | 16 | log(1 + seconds of drafting the longest draft / u) | 0 | 10 |
-    | 17 | log(1 + seconds of uploading it over an equal share, channel as reported / u) | 0 | 10 |
-    | 18 | reported signal-to-noise ratio, decibels / 20 | -10 | 10 |
-    | 19 | log(1 + context length) / 8 | 0 | 10 |
-    | 20 | share of the token limit still open | 0 | 1 |
-    | 21 | log(the user's tokens per second / the mean of those present) | -10 | 10 |
-    | 22 | length of the draft under way / longest | 0 | 1 |
-    | 23 | signed log(1 + time until that draft is there / u) | -10 | 10 |
+    | 16 | the drafter's probability of its next token, as the device reports it | 0 | 1 |
+    | 17 | log(1 + seconds of drafting the longest draft / u) | 0 | 10 |
+    | 18 | log(1 + seconds of uploading it over an equal share, channel as reported / u) | 0 | 10 |
+    | 19 | reported signal-to-noise ratio, decibels / 20 | -10 | 10 |
+    | 20 | log(1 + context length) / 8 | 0 | 10 |
+    | 21 | share of the token limit still open | 0 | 1 |
+    | 22 | log(the user's tokens per second / the mean of those present) | -10 | 10 |
+    | 23 | length of the draft under way / longest | 0 | 1 |
+    | 24 | signed log(1 + time until that draft is there / u) | -10 | 10 |
 
     `cell` is a `Box(4,)`:
 
@@ -246,6 +253,34 @@ class SchedulerSharesEnv(SchedulerEnv):
     """
 
     actions_of = ShareActions
+
+
+class SchedulerBeliefEnv(SchedulerEnv):
+    """`draftgym/Scheduler-v0` in which the agent says how sure to be of each user.
+
+    ## Description
+    As `SchedulerEnv`, which has the sections on observations, rewards, information and arguments.
+    Lengths that differ from everybody else's gain nothing in a round that waits for the slowest, so
+    agents that set lengths one by one get stuck where all draft little. Here Multi-SPIN's
+    optimisation (`policies.multispin.curves`) makes lengths and shares of the band from one
+    acceptance for each user, and the agent supplies what no formula has: that acceptance, from all
+    that it sees.
+
+    ## Action Space
+    `Box(-1, 1, (K,))`: the acceptance to reckon with, -1 being 0 and 1 being 1.
+
+    ## Observation Space
+    ## Rewards
+    ## Starting State
+    ## Episode End
+    ## Arguments
+    As `SchedulerEnv`.
+
+    ## Version History
+    * v0: first version
+    """
+
+    actions_of = BeliefActions
 
 
 class RelaxedSchedulerEnv(SchedulerEnv):

@@ -11,9 +11,11 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from decoding.errors import DraftgymError
 from decoding.multiuser import Plan, nearest_lengths
 from envs.cell import Cell
 from envs.sharing import onto_simplex
+from policies.learned_scheduler import belief_plan
 
 
 class Actions(Protocol):
@@ -80,6 +82,38 @@ class RelaxedLengthActions:
     def actions(self, plan: Plan) -> NDArray[Any]:
         """Lengths of plans; their shares are lost."""
         return np.asarray(2 * plan.lengths / self._longest - 1, np.float32)
+
+    def masks(self, cell: Cell) -> NDArray[np.bool_]:
+        """Whose entries matter `[n, K]`."""
+        return cell.deciding
+
+
+class BeliefActions:
+    """What acceptance to reckon with; lengths and shares follow by a closed form. See `Actions`.
+
+    The coordination of users, of which a round that waits for the slowest needs much, is thus left
+    to optimisation, and what cannot be derived, how sure to be of each user's next tokens, to the
+    agent. See `envs.scheduler.SchedulerBeliefEnv`.
+    """
+
+    def __init__(self, users: int, longest: int) -> None:
+        self._longest = longest
+        self.space: spaces.Space[Any] = spaces.Box(-1.0, 1.0, (users,), np.float32)
+
+    def plan(self, cell: Cell, actions: NDArray[Any]) -> Plan:
+        """Plans of n cells from numbers in [-1, 1] `[n, K]`: acceptances, -1 being 0."""
+        planned = belief_plan(cell.problem(), actions, self._longest)
+        return cell.best_plan(planned.lengths)
+
+    def actions(self, plan: Plan) -> NDArray[Any]:
+        """There is no belief that stands for given lengths.
+
+        Raises:
+            DraftgymError: Always.
+        """
+        raise DraftgymError(
+            "draft lengths cannot be said as beliefs", "play them in draftgym/Scheduler-v0"
+        )
 
     def masks(self, cell: Cell) -> NDArray[np.bool_]:
         """Whose entries matter `[n, K]`."""

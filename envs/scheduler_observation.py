@@ -27,6 +27,7 @@ USER_FEATURES = (
     "average_acceptance",
     *(f"{what}_{age}" for age in range(1, RECENT + 1) for what in ("drafted", "accepted")),
     *TEXT_SIGNALS,
+    "confidence",
     "token_seconds",
     "sending_seconds",
     "snr",
@@ -92,8 +93,11 @@ def _acceptance(cell: Cell) -> list[Floats]:
 
 
 def _text(cell: Cell) -> list[NDArray[np.float32]]:
-    """The target's confidence in the newest token."""
-    return list(np.moveaxis(cell.table.signals[cell.users.row], -1, 0))
+    """The target's confidence in the newest token, and the drafter's in the next one."""
+    users, table = cell.users, cell.table
+    told = cell.deciding & (cell.settings.confidence | (users.token_seconds == 0))
+    confidence = table.confidence(users.arm, users.row, told)
+    return [*np.moveaxis(table.signals[users.row], -1, 0), confidence]
 
 
 def _hardware(cell: Cell) -> list[Floats]:

@@ -1,7 +1,9 @@
 """A trained scheduler: a network that says what every user drafts, loaded from its folder.
 
-Three heads, by what agents choose:
+Four heads, by what agents choose:
 
+* `beliefs`: the acceptance to expect of the user's next tokens; -1 is 0 and 1 is 1, and lengths
+  follow by Multi-SPIN's optimisation (`Box`; PPO, SAC)
 * `lengths`: a score for every draft length (`MultiDiscrete`; PPO)
 * `relaxed`: a number in [-1, 1], -1 being no draft and 1 the longest, rounded (`Box`; SAC)
 * `shares`: the same, and a weight for the user's part of the band (`Box`; SAC, the ablation)
@@ -24,7 +26,7 @@ from torch import Tensor
 
 from decoding.arms import Arm
 from decoding.errors import DraftgymError
-from decoding.multiuser import Lengths, nearest_lengths
+from decoding.multiuser import Lengths, Plan, RoundProblem, nearest_lengths
 from policies.folder import (
     AGAIN,
     BODY,
@@ -34,10 +36,11 @@ from policies.folder import (
     read_policy,
     write_policy,
 )
+from policies.multispin.curves import curve_plan, geometric_chances
 from policies.scheduler_network import SchedulerNetwork
 
-LENGTHS, RELAXED, SHARES = "lengths", "relaxed", "shares"
-COMPONENTS = {RELAXED: 1, SHARES: 2}
+BELIEFS, LENGTHS, RELAXED, SHARES = "beliefs", "lengths", "relaxed", "shares"
+COMPONENTS = {BELIEFS: 1, RELAXED: 1, SHARES: 2}
 """Numbers of an action per user, of heads that choose in a box."""
 
 
@@ -46,7 +49,7 @@ class SchedulerHead:
     """What the outputs of a network mean.
 
     Attributes:
-        kind: `lengths`, `relaxed` or `shares`.
+        kind: `beliefs`, `lengths`, `relaxed` or `shares`.
         longest: Longest draft.
         user_features: Names of the numbers of a user, in order.
         cell_features: Names of the numbers of the cell.
@@ -135,11 +138,29 @@ class LearnedScheduler:
         actions = choose(outputs, users, deterministic)
         return (actions[0] if single else actions), state
 
-    def lengths(self, observation: Mapping[str, Any], deterministic: bool = True) -> Lengths:
-        """Draft lengths `[K]` or `[n, K]`, whatever the head; see `predict`."""
+    def lengths(
+        self,
+        observation: Mapping[str, Any],
+        problem: RoundProblem | None = None,
+        deterministic: bool = True,
+    ) -> Lengths:
+        """Draft lengths `[K]` or `[n, K]`, whatever the head.
+
+        Args:
+            observation: See `predict`.
+            problem: The round; heads that set beliefs need it to plan.
+            deterministic: See `predict`.
+
+        Raises:
+            ValueError: Beliefs without a problem.
+        """
         actions, _ = self.predict(observation, deterministic=deterministic)
         if self.head.kind == LENGTHS:
             return actions
+        if self.head.kind == BELIEFS:
+            if problem is None:
+                raise ValueError("beliefs become lengths only with the problem of the round")
+            return belief_plan(problem, actions, self.head.longest).lengths
         places = np.shape(observation["users"])[-2]
         return nearest_lengths(actions[..., :places], self.head.longest)
 
@@ -156,7 +177,20 @@ class LearnedScheduler:
         means, spreads = box_parameters(torch.from_numpy(outputs))
         spread = 0.0 if deterministic else spreads.exp().numpy()
         before = means.numpy() + spread * self.rng.normal(size=means.shape)
-        return np.asarray(np.tanh(before), np.float32)
+        read = np.tile(users[..., self.head.deciding], COMPONENTS[self.head.kind])
+        return np.asarray(np.tanh(before) * read, np.float32)
+
+
+def belief_plan(problem: RoundProblem, actions: NDArray[Any], longest: int) -> Plan:
+    """The plan for users whose acceptance is believed to be so.
+
+    Args:
+        problem: The rounds `[..., k]`.
+        actions: Numbers in [-1, 1] `[..., k]`, -1 being acceptance 0 and 1 being 1.
+        longest: Longest draft.
+    """
+    believed = (np.asarray(actions, np.float64) + 1) / 2
+    return curve_plan(problem, geometric_chances(believed, longest))
 
 
 def box_parameters(outputs: Tensor) -> tuple[Tensor, Tensor]:

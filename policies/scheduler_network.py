@@ -32,6 +32,7 @@ class UserPool(nn.Module):
         super().__init__()
         self.first = nn.Linear(user_numbers, width)
         self.second = nn.Linear(width, width)
+        self.dropout = nn.Dropout(0.0)  # whoever fits the network to few texts raises it
         self.active = active
         self.size = 2 * width + cell_numbers
 
@@ -43,7 +44,8 @@ class UserPool(nn.Module):
             cell: Numbers of the cell `[n, C]`.
         """
         active = users[..., self.active, None]
-        own = torch.relu(self.second(torch.relu(self.first(users)))) * active
+        first = self.dropout(torch.relu(self.first(users)))
+        own = torch.relu(self.second(first)) * active
         mean = own.sum(1) / active.sum(1).clamp(min=1)
         return own, torch.cat([mean, own.amax(1), cell], dim=-1)  # own is 0 or more
 
@@ -72,5 +74,5 @@ class SchedulerNetwork(nn.Module):
         """Outputs `[n, K, outputs]`; see `UserPool` for the arguments."""
         own, whole = self.pool(users, cell)
         mixed = torch.relu(self.from_own(own) + self.from_whole(whole)[:, None])
-        out: Tensor = self.outputs(mixed)
+        out: Tensor = self.outputs(self.pool.dropout(mixed))
         return out

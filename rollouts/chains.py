@@ -63,10 +63,15 @@ class ChainTable(TextTable):
         self.tokens = np.concatenate([text.tokens for text in self.texts])
         self._committed = self._column("committed")
         self._drafted = self._column("drafted")
+        self._confidence = self._sureness()
 
     def drafted(self, arm: Ints, row: Ints, lengths: Ints, where: Mask | None = None) -> Ints:
         """Tokens that drafters find; see `TextTable.drafted`."""
         return _only(where, np.minimum(lengths, self._drafted[arm, row]))
+
+    def confidence(self, arm: Ints, row: Ints, where: Mask) -> NDArray[np.float32]:
+        """How sure drafters are; see `TextTable.confidence`. 0 where the traces do not tell."""
+        return np.where(where, self._confidence[arm, row], np.float32(0))
 
     def committed(self, arm: Ints, row: Ints, drafted: Ints, where: Mask | None = None) -> Ints:
         """Tokens that a round commits; see `TextTable.committed`.
@@ -81,7 +86,11 @@ class ChainTable(TextTable):
         return np.asarray(row == self.last[text])
 
     def text_acceptance(self) -> NDArray[np.float64]:
-        """Each text's likeliest constant acceptance; see `TextTable.text_acceptance`."""
+        """Each text's likeliest constant acceptance; see `TextTable.text_acceptance`.
+
+        It is of tokens that are asked for: one that prompt lookup does not find counts as rejected,
+        for a scheduler has no more of it.
+        """
         each = [[text] for text in range(len(self.texts))]
         return np.stack([self._acceptance(arm, each) for arm in range(len(self.arms))])
 
@@ -99,14 +108,23 @@ class ChainTable(TextTable):
             ]
         )
 
+    def _sureness(self) -> NDArray[np.float32]:
+        """What `confidence` returns, by arm and row `[A, R]`."""
+        rows = np.zeros(self._drafted.shape, np.float32)
+        for index, arm in enumerate(self.arms):
+            for first, text in zip(self.first.tolist(), self.texts, strict=True):
+                if arm.drafter in text.logprobs:
+                    told = np.exp(text.logprobs[arm.drafter][:, 0])
+                    rows[index, first : first + len(text)] = told
+        return np.where(self._drafted > 0, rows, np.float32(0))
+
     def _acceptance(self, arm: int, groups: Sequence[Sequence[int]]) -> NDArray[np.float64]:
-        """Likeliest acceptance of groups of texts; 0 where nothing was ever drafted."""
+        """Likeliest acceptance of groups of texts."""
         values = np.zeros(len(groups))
         for index, group in enumerate(groups):
             rows = np.concatenate([np.arange(self.first[t], self.last[t]) for t in group])
-            drafted, accepted = self._drafted[arm, rows], self._committed[arm, rows] - 1
-            if drafted.any():
-                values[index] = geometric_acceptance(drafted, np.minimum(accepted, drafted))
+            accepted = np.minimum(self._committed[arm, rows] - 1, self._drafted[arm, rows])
+            values[index] = geometric_acceptance(np.full(len(rows), self.longest), accepted)
         return values
 
 

@@ -155,6 +155,16 @@ class LiveTable(TextTable):
             found[place] = len(reading.draft.proposal)
         return found
 
+    def confidence(self, arm: Ints, row: Ints, where: Mask) -> NDArray[np.float32]:
+        """Lets devices draft a token and tell how sure they are; see `TextTable.confidence`."""
+        told = np.zeros(row.shape, np.float32)
+        for place in _places(row, where):
+            session = self._reading(place, int(row[place])).session
+            first = draft(session, Arm(self.arms[int(arm[place])].drafter, 1)).proposal
+            if len(first):
+                told[place] = first.logprobs[0].exp()
+        return told
+
     def committed(self, arm: Ints, row: Ints, drafted: Ints, where: Mask | None = None) -> Ints:
         """Verifies drafts, in one pass for each cell; see `TextTable.committed`.
 

@@ -77,6 +77,16 @@ class TextTable(ABC):
         """
 
     @abstractmethod
+    def confidence(self, arm: Ints, row: Ints, where: Mask) -> NDArray[np.float32]:
+        """Probability that drafters give the first token of their draft; all have one shape.
+
+        Args:
+            arm: Whose chain.
+            row: Where the round begins.
+            where: Who tells; of others nothing is read, and they get 0, as where nothing is found.
+        """
+
+    @abstractmethod
     def committed(self, arm: Ints, row: Ints, drafted: Ints, where: Mask | None = None) -> Ints:
         """Tokens that a round commits whose draft has so many tokens, at least 1.
 

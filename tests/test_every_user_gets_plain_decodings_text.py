@@ -32,8 +32,12 @@ LENGTH = 14
 PROMPTS = [Prompt(f"p{i}", ("chat", "code")[i % 2], (f"{i}",)) for i in range(5)]
 TEMPERATURES = [0.0, 1.0]
 STEPS = 40
-CELLS = {**MODES, "late": CellSettings(users=3, window=0.01, deadline=0.1)}
-"""In the last one many drafts do not arrive."""
+CELLS = {
+    **MODES,
+    "late": CellSettings(users=3, window=0.01, deadline=0.1),
+    "told": CellSettings(users=3, confidence=True),
+}
+"""Also one where many drafts do not arrive, and one where all devices tell how sure they are."""
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +79,7 @@ def test_every_text_is_plain_decodings(
         committed += int(played.committed.sum())
         late += int((played.taken & (cell.uploads.planned > 0) & (played.drafted == 0)).sum())
     assert mode != "late" or late > 5
-    assert len(table.written) >= 5 and len({text for text, _ in table.written}) > 2
+    assert len(table.written) >= 3 and len({text for text, _ in table.written}) >= 2
     for text, tokens in table.written:
         assert tokens == plain[text]
     for text, tokens in table.unfinished:
