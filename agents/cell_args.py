@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
+from decoding.errors import DraftgymError
 from envs.cell_settings import CellSettings
-from rollouts.chains import ChainTable
+from envs.host import read_host
+from rollouts.text_table import TextTable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +18,10 @@ class CellArgs:
 
     Attributes:
         setting: Radio, device, server and payload, such as multispin-llama2.
+        server: File of a measured host (python -m envs.host): the server verifies as that host
+            does, instead of as the setting's.
+        device_factor: With it, devices draft as that host does, so many times as slowly. Default:
+            as the setting's.
         users: Places for users.
         fewest: Cells begin with so many users at least, at random. Default: all places are taken.
         arms: Chains that devices draft with, one per drafter (small:8 ngram:16). Default: the
@@ -33,6 +40,8 @@ class CellArgs:
     """
 
     setting: str = "multispin-llama2"
+    server: Path | None = None
+    device_factor: float | None = None
     users: int = 8
     fewest: int | None = None
     arms: tuple[str, ...] = ()
@@ -53,16 +62,26 @@ class CellArgs:
             means: Mean acceptance of tasks as measured beforehand; None: of the traces played.
 
         Raises:
-            DraftgymError: A number is impossible, or a name unknown.
+            DraftgymError: A number is impossible, a name unknown, or no host in the file.
         """
-        return CellSettings(**asdict(self) | {"arms": self.arms or None, "means": means or {}})
+        named = asdict(self) | {"arms": self.arms or None, "means": means or {}}
+        server, factor = named.pop("server"), named.pop("device_factor")
+        settings = CellSettings(**named)
+        if server is not None:
+            return read_host(server).serve(settings, factor)
+        if factor is not None:
+            raise DraftgymError(
+                f"devices {factor:g} times as slow as a host that is not named",
+                "name its file with --cell.server; python -m envs.host writes one",
+            )
+        return settings
 
 
-def known_means(means: Mapping[str, float], table: ChainTable) -> dict[str, float]:
+def known_means(means: Mapping[str, float], table: TextTable) -> dict[str, float]:
     """Those of these means that belong to tasks of the table."""
     return {task: means[task] for task in table.task_names if task in means}
 
 
-def means_of(table: ChainTable) -> dict[str, float]:
+def means_of(table: TextTable) -> dict[str, float]:
     """Mean acceptance of each task over these texts."""
     return dict(zip(table.task_names, table.task_acceptance().tolist(), strict=True))

@@ -33,6 +33,7 @@ from policies.learned_scheduler import BELIEFS, LENGTHS, RELAXED, SHARES, Learne
 from policies.multispin.curves import curve_plan
 from policies.multispin.entropy_exit import EntropyExit
 from policies.multispin.schedulers import make_scheduler
+from rollouts.chains import ChainTable
 
 ACTIONS: dict[str, type[Actions]] = {
     BELIEFS: BeliefActions,
@@ -97,7 +98,7 @@ class CellScheduler:
         Traces have what the drafter thought of the tokens that it chose, so surprise stands for
         entropy, which is its mean.
         """
-        users, table = self.cell.users, self.cell.table
+        users, table = self.cell.users, traced(self.cell, "ends drafts by the drafter's surprise")
         surprise = -table.logprobs[users.arm, users.row].astype(float)
         believed = self.scheduler.belief.estimate(problem.acceptance)
         return early_exit.lengths(budget, surprise, believed)
@@ -110,6 +111,20 @@ class CellScheduler:
         self.scheduler.begin(turnover.began, self.cell.users.task, turnover.newcomers)
 
 
+def traced(cell: Cell, why: str) -> ChainTable:
+    """The traces that a cell plays.
+
+    Raises:
+        DraftgymError: It plays texts that are being written; `why` says what needs traces.
+    """
+    if not isinstance(cell.table, ChainTable):
+        raise DraftgymError(
+            f"a scheduler that {why}, and texts that are being written",
+            "choose another one, or play traces: python evaluate.py --scheduler ...",
+        )
+    return cell.table
+
+
 class OracleCellScheduler:
     """Knows how many tokens of this round's drafts the target will accept, which nobody can.
 
@@ -118,9 +133,13 @@ class OracleCellScheduler:
 
     Args:
         cell: The cells, reset before.
+
+    Raises:
+        DraftgymError: The texts are being written.
     """
 
     def __init__(self, cell: Cell) -> None:
+        traced(cell, "knows what will be accepted")
         self.cell = cell
 
     def plan(self) -> Plan:

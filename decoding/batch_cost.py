@@ -29,8 +29,8 @@ from decoding.target import Target
 from decoding.timed_rounds import median_seconds, verification
 
 USERS = (1, 2, 4, 8, 16)
-ROWS_EACH = (1, 2, 4, 8, 16)
-CONTEXTS = (64, 256)
+ROWS_EACH = (1, 2, 4, 9, 17)
+CONTEXTS = (64, 256, 640)
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def measure_batches(
     contexts: Sequence[int] = CONTEXTS,
     repeats: int = 5,
 ) -> BatchCost:
-    """Times verification passes of several users on this host; takes about a minute on a real one.
+    """Times verification passes of several users on this host; takes minutes on a real one.
 
     Args:
         target: The target.

@@ -64,6 +64,25 @@ class RoundRecord:
     margins: list[float] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Draft:
+    """A proposal with what it took.
+
+    Attributes:
+        arm: What was chosen.
+        proposal: What was drafted; nothing where no room is left.
+        caught_up: Positions that the drafter had missed and encoded first.
+        catch_up_seconds: Wall-clock of that.
+        draft_seconds: Wall-clock of drafting.
+    """
+
+    arm: Arm
+    proposal: Proposal = field(default_factory=Proposal.empty)
+    caught_up: int = 0
+    catch_up_seconds: float = 0.0
+    draft_seconds: float = 0.0
+
+
 def play_round(session: Session, arm: Arm, with_margins: bool = False) -> RoundRecord:
     """Plays one round of one session; see `play_rounds`."""
     return play_rounds([session], [arm], with_margins)[0]
@@ -82,32 +101,59 @@ def play_rounds(
     Returns:
         One record per session. Verification is one pass, so every record carries its whole time.
     """
-    contexts = [session.cache.length for session in sessions]
-    drafts = [_draft(session, arm) for session, arm in zip(sessions, arms, strict=True)]
+    drafts = [draft(session, arm) for session, arm in zip(sessions, arms, strict=True)]
+    return verify_drafts(sessions, drafts, with_margins)
+
+
+def draft(session: Session, arm: Arm) -> Draft:
+    """The first half of `play_rounds`: catches the arm's drafter up, then lets it propose."""
+    shape = arm.shape.cut(session.remaining - 1)  # the target adds one token by itself
+    if not arm.drafts or shape.depth < 1:
+        return Draft(arm)
+    drafter = session.drafters[arm.drafter]
     start = time.perf_counter()
-    verified = verify_batch(sessions, [draft.proposal for draft in drafts], with_margins)
+    caught_up = session.catch_up(drafter)
+    caught = time.perf_counter()
+    proposal = drafter.propose(session.state_of(drafter), session, shape)
+    end = time.perf_counter()
+    return Draft(arm, proposal, caught_up, caught - start, end - caught)
+
+
+def verify_drafts(
+    sessions: Sequence[Session], drafts: Sequence[Draft], with_margins: bool = False
+) -> list[RoundRecord]:
+    """The second half of `play_rounds`, wherever and whenever the first one was: verify, commit.
+
+    Args:
+        sessions: As `play_rounds`.
+        drafts: What each drafted at its present position.
+        with_margins: Whether to record the target's margins.
+    """
+    contexts = [session.cache.length for session in sessions]
+    start = time.perf_counter()
+    verified = verify_batch(sessions, [one.proposal for one in drafts], with_margins)
     verify_seconds = time.perf_counter() - start
     records = []
-    for session, arm, context, draft, (output, verdict) in zip(
-        sessions, arms, contexts, drafts, verified, strict=True
+    for session, context, one, (output, verdict) in zip(
+        sessions, contexts, drafts, verified, strict=True
     ):
         start = time.perf_counter()
-        committed = session.commit(draft.proposal, verdict, output)
+        committed = session.commit(one.proposal, verdict, output)
         commit_seconds = time.perf_counter() - start
         eager, eager_seconds = _catch_up_eagerly(session)
         path = verdict.path[: len(committed)]
         records.append(
             RoundRecord(
-                arm,
+                one.arm,
                 context,
-                draft.proposal.tokens.tolist(),
-                draft.proposal.depth,
+                one.proposal.tokens.tolist(),
+                one.proposal.depth,
                 len(path),
                 committed,
-                draft.caught_up + eager,
+                one.caught_up + eager,
                 RoundTimes(
-                    draft.catch_up_seconds + eager_seconds,
-                    draft.draft_seconds,
+                    one.catch_up_seconds + eager_seconds,
+                    one.draft_seconds,
                     verify_seconds,
                     commit_seconds,
                 ),
@@ -137,30 +183,6 @@ def verify_batch(
         verdict = session.rule.verify(proposal, output.logits, anchor, with_margins)
         results.append((output, verdict))
     return results
-
-
-@dataclass(frozen=True)
-class _Draft:
-    """A proposal with what it took."""
-
-    proposal: Proposal
-    caught_up: int = 0
-    catch_up_seconds: float = 0.0
-    draft_seconds: float = 0.0
-
-
-def _draft(session: Session, arm: Arm) -> _Draft:
-    """Catches the arm's drafter up, then lets it propose."""
-    shape = arm.shape.cut(session.remaining - 1)  # the target adds one token by itself
-    if not arm.drafts or shape.depth < 1:
-        return _Draft(Proposal.empty())
-    drafter = session.drafters[arm.drafter]
-    start = time.perf_counter()
-    caught_up = session.catch_up(drafter)
-    caught = time.perf_counter()
-    proposal = drafter.propose(session.state_of(drafter), session, shape)
-    end = time.perf_counter()
-    return _Draft(proposal, caught_up, caught - start, end - caught)
 
 
 def _catch_up_eagerly(session: Session) -> tuple[int, float]:

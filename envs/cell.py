@@ -30,15 +30,16 @@ from envs.fading import Generators, draw
 from envs.round_time import next_batch, upload_seconds
 from envs.sharing import best_shares, known_efficiency
 from envs.uploads import Uploads
-from envs.users import Mask, Turnover, Users
-from rollouts.chains import ChainTable, Ints
+from envs.users import Turnover, Users
+from rollouts.text_table import Ints, Mask, TextTable
 
 
 class Cell:
     """n cells, stepped together.
 
     Args:
-        table: Traced texts.
+        table: Traced texts (`rollouts.chains`), or texts that are being written
+            (`rollouts.live_table`).
         settings: What the cells are made of.
         count: n.
 
@@ -55,7 +56,7 @@ class Cell:
         DraftgymError: Drafts are to be longer than was traced, or a mean belongs to no task.
     """
 
-    def __init__(self, table: ChainTable, settings: CellSettings, count: int = 1) -> None:
+    def __init__(self, table: TextTable, settings: CellSettings, count: int = 1) -> None:
         self.table, self.settings, self.count = table, settings, count
         self.shape = count, settings.users
         self.longest = settings.longest_draft or table.longest
@@ -224,7 +225,7 @@ class Cell:
         """Those who decide begin to draft; the others go on with the shares they have now."""
         users, starts = self.users, self.deciding
         planned = np.where(starts & (plan.shares > 0), plan.lengths, 0)
-        drafted = self.table.drafted(users.arm, users.row, planned)
+        drafted = self.table.drafted(users.arm, users.row, planned, starts)
         bits = self.payload.draft_bits(drafted)
         begun = np.maximum(drafted, 1) if self.settings.confidence else drafted
         seconds = (begun + (0 if plan.unsent is None else plan.unsent)) * users.token_seconds
@@ -282,7 +283,7 @@ class Cell:
 
     def _committed(self, taken: Mask) -> Ints:
         users = self.users
-        return np.where(taken, self.table.committed(users.arm, users.row, self.uploads.sent), 0)
+        return self.table.committed(users.arm, users.row, self.uploads.sent, taken)
 
     def _replies(self, taken: Mask, committed: Ints, alone: bool = False) -> Floats:
         """Seconds of uploading a distribution where a token was rejected (2608.29618) `[n, K]`.
@@ -311,7 +312,7 @@ class Cell:
         self.reported = self.report.take(self.rng, self.channel.snr, turnover.newcomers)
 
 
-def _means(table: ChainTable, settings: CellSettings) -> Floats:
+def _means(table: TextTable, settings: CellSettings) -> Floats:
     """Mean acceptance of each task, as measured beforehand or in these traces."""
     names = table.task_names
     unknown = sorted(set(settings.means) - set(names))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from decoding.uplink import Floats
-from envs.users import Mask, Turnover
-from rollouts.chains import Ints
+from envs.users import Turnover
+from rollouts.text_table import Ints, Mask
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,8 @@ class SchedulerEnv(gym.Env[Observation, NDArray[Any]]):
         render_mode: str | None = None,
     ) -> None:
         settings = cell or CellSettings()
-        self.cell = Cell(read_table(traces, settings), settings)
+        self.table = read_table(traces, settings)
+        self.cell = Cell(self.table, settings)
         self.reward = SchedulerReward(self.cell, price, objective)
         self.actions = self.actions_of(self.cell.settings.users, self.cell.longest)
         self.render_mode = render_mode
@@ -192,7 +193,7 @@ class SchedulerEnv(gym.Env[Observation, NDArray[Any]]):
         """A line per place, in render mode `ansi`."""
         if self.render_mode != "ansi":
             return None
-        users, table = self.cell.users, self.cell.table
+        users, table = self.cell.users, self.table
         lines = [f"{self.cell.clock[0]:.3f} s, {self.reward.price:.2f} tokens/s"]
         for place, question in enumerate(self._question_ids()):
             row, text = int(users.row[0, place]), int(users.text[0, place])
@@ -205,12 +206,12 @@ class SchedulerEnv(gym.Env[Observation, NDArray[Any]]):
         return {name: value[0] for name, value in observe_cell(self.cell).items()}
 
     def _question_ids(self) -> list[str | None]:
-        users, texts = self.cell.users, self.cell.table.texts
+        users, texts = self.cell.users, self.table.texts
         places = zip(users.active[0], users.text[0], strict=True)
         return [texts[int(text)].question_id if there else None for there, text in places]
 
     def _info(self, played: CellRound, ids: list[str | None]) -> dict[str, Any]:
-        time, table = played.time, self.cell.table
+        time, table = played.time, self.table
         ends = zip(played.rows[0] + 1, played.committed[0], strict=True)
         pieces = {name: float(value[0]) for name, value in vars(time).items()}
         return {

@@ -105,7 +105,7 @@ def _text(cell: Cell) -> list[NDArray[np.float32]]:
     """The target's confidence in the newest token, and the drafter's in the next one."""
     users, table = cell.users, cell.table
     told = cell.deciding & (cell.settings.confidence | (users.token_seconds == 0))
-    confidence = np.where(told, table.confidence(users.arm, users.row), np.float32(0))
+    confidence = table.confidence(users.arm, users.row, told)
     return [*np.moveaxis(table.signals[users.row], -1, 0), confidence]
 
 

@@ -11,8 +11,7 @@ import numpy as np
 
 from decoding.uplink import Floats
 from envs.round_time import upload_seconds
-from envs.users import Mask
-from rollouts.chains import Ints
+from rollouts.text_table import Ints, Mask
 
 
 class Uploads:

@@ -17,12 +17,10 @@ from decoding.acceptance import beta_posterior, moving_average
 from envs.cell_settings import CellSettings
 from envs.channel import chosen
 from envs.fading import Generators, draw
-from rollouts.chains import ChainTable, Ints
+from rollouts.text_table import Ints, Mask, TextTable
 
 RECENT = 3
 """Rounds of each user that are remembered one by one."""
-
-Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class Users:
 
     def __init__(
         self,
-        table: ChainTable,
+        table: TextTable,
         settings: CellSettings,
         count: int,
         means: Sequence[float],
@@ -161,7 +159,7 @@ class Users:
             taken: Who was verified in this round.
             clock: Time after it `[n]`; where nobody is left it is moved on to the next arrival.
         """
-        finished = taken & (self.row == self.table.last[self.text])
+        finished = taken & self.table.ended(self.text, self.row)
         leaves = self._leave(rng, finished, clock) if self._leaving else np.zeros_like(finished)
         self._open(finished & ~leaves, None)
         if not self._leaving:

@@ -8,13 +8,11 @@ it commits c, a draft of L tokens has `min(L, d)` of them and commits
 
 Nothing is drawn, and no acceptance rate is assumed.
 
-Notation: A = arms (one chain per drafter), C = categories, R = rows of all texts, one per token.
-A *task* is an arm with a category, `arm * C + category`.
+Notation as in `rollouts.text_table`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,12 +21,11 @@ from numpy.typing import NDArray
 from decoding.acceptance import geometric_acceptance
 from decoding.arms import Arm, parse_arm
 from decoding.errors import DraftgymError
+from rollouts.text_table import Ints, Mask, TextTable
 from rollouts.trace import TraceSet
 
-Ints = NDArray[np.int64]
 
-
-class ChainTable:
+class ChainTable(TextTable):
     """Traced texts, laid out for lookups of many users at once.
 
     Args:
@@ -37,82 +34,65 @@ class ChainTable:
             chain of every drafter.
 
     Attributes:
-        arms: The chains.
         texts: The texts that have a round.
-        categories: Their categories, sorted.
-        first, last: Rows of each text's first and last token.
-        context: Tokens before and at a row, prompt included, less one: the target's cache `[R]`.
-        remaining: Tokens that may follow a row `[R]`.
-        signals: `decoding.observation.TEXT_SIGNALS`, float32 `[R, 4]`.
+        last: Row of each text's last token.
         logprobs: Log-probability that each drafter gave the tokens of its longest draft, float32
             `[A, R, longest]`; 0 behind its end, and of a drafter that has none.
         tokens: Token ids `[R]`.
-        longest: Longest draft that every arm has been asked for.
 
     Raises:
         DraftgymError: No chain, two of one drafter, an arm that was not traced, or no round.
     """
 
     def __init__(self, traces: TraceSet, arms: Sequence[str] | None = None) -> None:
-        self.arms = _chains(traces, arms)
+        chains = _chains(traces, arms)
         self.texts = [text for text in traces.texts if len(text)]
         if not self.texts:
             raise DraftgymError(
                 "no text of these traces has a round to play",
                 "trace prompts that the target answers at length, with --max-new-tokens 2 or more",
             )
-        sizes = np.array([len(text.tokens) for text in self.texts])
-        self.last = sizes.cumsum() - 1
-        self.first = self.last + 1 - sizes
-        position = np.concatenate([np.arange(size) for size in sizes])
-        self.context = position + np.repeat([text.prompt_tokens for text in self.texts], sizes)
-        self.limit = traces.origin.max_new_tokens
-        self.remaining = self.limit - 1 - position
+        sizes = [len(text.tokens) for text in self.texts]
+        super().__init__(
+            chains,
+            [text.category for text in self.texts],
+            [text.prompt_tokens for text in self.texts],
+            sizes,
+            traces.origin.max_new_tokens,
+        )
+        self.last = self.first + sizes - 1
         self.signals = np.concatenate([text.signals for text in self.texts])
         self.tokens = np.concatenate([text.tokens for text in self.texts])
-        self.longest = min(arm.length for arm in self.arms)
         self._committed = self._column("committed")
         self._drafted = self._column("drafted")
         self.logprobs = self._logprobs()
-        self._group()
 
-    def drafted(self, arm: Ints, row: Ints, lengths: Ints) -> Ints:
-        """Tokens that drafters find when asked for `lengths`; all arrays have one shape."""
-        return np.minimum(lengths, self._drafted[arm, row])
+    def drafted(self, arm: Ints, row: Ints, lengths: Ints, where: Mask | None = None) -> Ints:
+        """Tokens that drafters find; see `TextTable.drafted`."""
+        return _only(where, np.minimum(lengths, self._drafted[arm, row]))
 
-    def confidence(self, arm: Ints, row: Ints) -> NDArray[np.float32]:
-        """Probability that drafters give the first token of their draft; 0 where they find none."""
-        found = self._drafted[arm, row] > 0
+    def confidence(self, arm: Ints, row: Ints, where: Mask) -> NDArray[np.float32]:
+        """How sure drafters are; see `TextTable.confidence`."""
+        found = where & (self._drafted[arm, row] > 0)
         return np.where(found, np.exp(self.logprobs[arm, row, 0]), np.float32(0))
 
-    def committed(self, arm: Ints, row: Ints, drafted: Ints) -> Ints:
-        """Tokens that a round commits whose draft has so many tokens, at least 1.
+    def committed(self, arm: Ints, row: Ints, drafted: Ints, where: Mask | None = None) -> Ints:
+        """Tokens that a round commits; see `TextTable.committed`.
 
         One less is taken for accepted. Where a text ends with an accepted stop token that is one
         too few; the trace does not tell these rounds apart, and nothing follows them.
-
-        Args:
-            arm: Whose chain.
-            row: Where the round begins; no text's last row.
-            drafted: What `drafted` returned, or less.
         """
-        return np.minimum(self._committed[arm, row], drafted + 1)
+        return _only(where, np.minimum(self._committed[arm, row], drafted + 1))
 
-    def task(self, arm: Ints, category: Ints) -> Ints:
-        """Index of the task."""
-        return arm * len(self.categories) + category
-
-    @property
-    def task_names(self) -> list[str]:
-        """`category/arm`, by index."""
-        return [f"{category}/{arm}" for arm in self.arms for category in self.categories]
+    def ended(self, text: Ints, row: Ints) -> Mask:
+        """Whose text ends with this row."""
+        return np.asarray(row == self.last[text])
 
     def text_acceptance(self) -> NDArray[np.float64]:
-        """Each text's likeliest constant acceptance over all its positions `[A, texts]`.
+        """Each text's likeliest constant acceptance; see `TextTable.text_acceptance`.
 
         It is of tokens that are asked for: one that prompt lookup does not find counts as rejected,
-        for a scheduler has no more of it. This is the most that a model with one acceptance per
-        prompt can know of it.
+        for a scheduler has no more of it.
         """
         each = [[text] for text in range(len(self.texts))]
         return np.stack([self._acceptance(arm, each) for arm in range(len(self.arms))])
@@ -121,32 +101,6 @@ class ChainTable:
         """The same over all texts of each task `[A * C]`."""
         members = [self.members(c).tolist() for c in range(len(self.categories))]
         return np.concatenate([self._acceptance(arm, members) for arm in range(len(self.arms))])
-
-    def members(self, category: int) -> Ints:
-        """The texts of a category."""
-        begin = self._begin[category]
-        return np.asarray(self._members[begin : begin + self._size[category]])
-
-    def text(self, category: Ints, start: Ints, step: Ints, served: Ints) -> Ints:
-        """The text that a user reads next; it reads all of its category before any comes again.
-
-        Args:
-            category: The user's.
-            start: Where in its category the user began; 0 to less than the category's size.
-            step: How far it moves from text to text, from `steps`.
-            served: Texts that it has had.
-        """
-        place = (start + step * served) % self._size[category]
-        return np.asarray(self._members[self._begin[category] + place])
-
-    def starts(self, category: Ints, uniform: NDArray[np.float64]) -> Ints:
-        """Random starts for `text`, from numbers in [0, 1)."""
-        return np.asarray(uniform * self._size[category]).astype(np.int64)
-
-    def steps(self, category: Ints, uniform: NDArray[np.float64]) -> Ints:
-        """Random steps for `text`, from numbers in [0, 1): coprime to the category's size."""
-        choice = (uniform * self._coprime_count[category]).astype(np.int64)
-        return np.asarray(self._coprime[category, choice])
 
     def _column(self, part: str) -> Ints:
         """One number per arm and row `[A, R]`; a text's last row has no round."""
@@ -176,23 +130,14 @@ class ChainTable:
             values[index] = geometric_acceptance(np.full(len(rows), self.longest), accepted)
         return values
 
-    def _group(self) -> None:
-        """Sorts the texts by category."""
-        named = [text.category for text in self.texts]
-        self.categories = sorted(set(named))
-        category = np.array([self.categories.index(name) for name in named])
-        self._members = np.argsort(category, kind="stable")
-        self._size = np.bincount(category)
-        self._begin = self._size.cumsum() - self._size
-        coprime = [[n for n in range(1, s + 1) if math.gcd(n, s) == 1] for s in self._size.tolist()]
-        self._coprime_count = np.array([len(row) for row in coprime])
-        self._coprime = np.ones((len(coprime), int(self._coprime_count.max())), dtype=np.int64)
-        for index, row in enumerate(coprime):
-            self._coprime[index, : len(row)] = row
+
+def _only(where: Mask | None, values: Ints) -> Ints:
+    """0 elsewhere."""
+    return values if where is None else np.where(where, values, 0)
 
 
 def _chains(traces: TraceSet, arms: Sequence[str] | None) -> tuple[Arm, ...]:
-    """The arms to use, checked."""
+    """The arms to use, of those that were traced."""
     traced = [parse_arm(arm) for arm in traces.origin.arms]
     chains = [arm for arm in traced if arm.nodes is None]
     if arms is None:
@@ -201,14 +146,4 @@ def _chains(traces: TraceSet, arms: Sequence[str] | None) -> tuple[Arm, ...]:
     else:
         chosen = tuple(map(parse_arm, arms))
         traces.check_arms(chosen)
-    if not chosen or any(arm.nodes is not None or not arm.drafts for arm in chosen):
-        raise DraftgymError(
-            f"devices draft chains, not {', '.join(map(str, chosen)) or 'nothing'}",
-            "use chains that were traced, such as small:8",
-        )
-    if len({arm.drafter for arm in chosen}) < len(chosen):
-        raise DraftgymError(
-            f"several chains of one drafter: {', '.join(map(str, chosen))}",
-            "give the longest alone; it holds the shorter ones",
-        )
     return chosen
