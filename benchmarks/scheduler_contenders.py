@@ -18,8 +18,8 @@ CLOSED_FORM = "heterogeneous@beta"
 ONLINE = (CLOSED_FORM, "heterogeneous@average")
 """Closed forms with what a server can learn while it serves: the rivals of trained schedulers."""
 ORACLE = "oracle"
-FORCED = "heterogeneous@beta, 1 token or more"
-"""As the paper has it: nobody may skip drafting in a fade."""
+FORCED = "heterogeneous@beta, forced"
+"""Drafts of one token or more, as the paper has it: nobody may skip drafting in a fade."""
 EVERYBODY, ONE_BY_ONE = "homogeneous@given", "heterogeneous@given"
 """One length for all, and a length for each, by who knows the acceptance."""
 RULES = (
@@ -93,7 +93,7 @@ def trained_contenders(specs: Sequence[str], target: PolicyTarget) -> list[Conte
                 f"{method!r} is named twice",
                 "pool the seeds of a method: --policies ppo=FOLDER,FOLDER sac=FOLDER",
             )
-        hires = [*(chosen_schedulers([f"{one}/"], target) for one in folders)]
+        hires = (chosen_schedulers([f"{folder}/"], target) for folder in folders)
         each = tuple(hire for named in hires for hire in named.values())
         confident = tuple(trained_with_confidence(folder) for folder in folders)
         found.append(Contender(method, each, confident, trained=True))

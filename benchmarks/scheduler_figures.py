@@ -124,6 +124,34 @@ class Outcome:
     verdicts: list[Verdict]
 
 
+@dataclass(frozen=True)
+class Aim:
+    """What a trained contender should reach.
+
+    Attributes:
+        name: Who.
+        what: Over whom, and where.
+        aim: The ratio of goodputs.
+        lowest: The lowest that was reached.
+        where: The scenario of that.
+        met: In how many scenarios the aim was reached.
+        scenarios: In how many it should be.
+    """
+
+    name: str
+    what: str
+    aim: float
+    lowest: Interval
+    where: str
+    met: int
+    scenarios: int
+
+    @property
+    def reached(self) -> bool:
+        """Whether it was in all."""
+        return self.met == self.scenarios
+
+
 def join(parts: Sequence[Tally]) -> Tally:
     """The tally of all these cells together."""
     columns: dict[str, Any] = {}
@@ -198,30 +226,25 @@ def pooled(
     return bootstrap(columns.T.tolist(), speeds)
 
 
-def aims_met(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+def aims_met(outcomes: Sequence[Outcome]) -> list[Aim]:
     """Each trained contender's aims: over fixed where users differ most, over closed forms always.
 
     Users differ most where a length for each user wins most over one for all (`heterogeneity`),
     which no trained scheduler has a part in.
     """
     widest = max(outcomes, key=lambda one: one.heterogeneity)
-    names = [verdict.name for verdict in widest.verdicts if verdict.trained]
     found = []
-    for name in names:
-        mine = {one.scenario: _named(one.verdicts, name) for one in outcomes}
-        fixed = mine[widest.scenario].over_fixed
-        where = min(mine, key=lambda scenario: mine[scenario].over_closed_form.value)
-        lowest = mine[where].over_closed_form
-        above = sum(one.over_closed_form.value >= AIM_OVER_CLOSED_FORM for one in mine.values())
-        aims = [
-            ("over fixed where users differ most", AIM_OVER_FIXED, fixed, widest.scenario),
-            ("over the best closed form everywhere", AIM_OVER_CLOSED_FORM, lowest, where),
-        ]
-        for what, aim, reached, scenario in aims:
-            met = reached.value >= aim
-            facts = {"aim": aim, "reached": reached, "where": str(scenario), "met": met}
-            found.append({"name": name, "what": what, **facts})
-        found[-1] |= {"scenarios_met": above, "scenarios": len(mine)}
+    for name in (verdict.name for verdict in widest.verdicts if verdict.trained):
+        mine = {str(one.scenario): _named(one.verdicts, name) for one in outcomes}
+        closed = {where: one.over_closed_form for where, one in mine.items()}
+        where = min(closed, key=lambda one: closed[one].value)
+        above = sum(one.value >= AIM_OVER_CLOSED_FORM for one in closed.values())
+        count, most = len(outcomes), str(widest.scenario)
+        fixed = mine[most].over_fixed
+        met = int(fixed.value >= AIM_OVER_FIXED)
+        what = "over fixed where users differ most", "over the best closed form everywhere"
+        found.append(Aim(name, what[0], AIM_OVER_FIXED, fixed, most, met, 1))
+        found.append(Aim(name, what[1], AIM_OVER_CLOSED_FORM, closed[where], where, above, count))
     return found
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -14,6 +13,7 @@ from rich.table import Table
 from benchmarks.scheduler_figures import (
     AIM_OVER_CLOSED_FORM,
     AIM_OVER_FIXED,
+    Aim,
     Outcome,
     Row,
     Verdict,
@@ -23,10 +23,12 @@ from rollouts.statistics import Interval
 LEGEND = (
     "tokens/s: total tokens over total seconds of a cell, with its 95 % bootstrap interval over "
     "cells and training seeds. over fixed, over het: the same over fixed lengths' and over "
-    "heterogeneous@beta's, paired. share: of the oracle's gain over heterogeneous@beta. mean of "
-    "ratios: mean over rounds of tokens/s, the papers' figure, and over that of fixed lengths. "
+    "heterogeneous@beta's, paired. share: of the oracle's gain over heterogeneous@beta (in the "
+    "summary: over the closed form named there). mean of ratios: mean over rounds of tokens/s, the "
+    "papers' figure, and over that of fixed lengths. forced: drafts have one token or more. "
     "Jain: fairness in a cell. user: tokens/s of single users. s/token: by percentile of tokens. "
-    "wasted: drafted tokens that were not accepted."
+    "wasted: drafted tokens that were not accepted. a length for each wins: heterogeneous@given "
+    "over homogeneous@given."
 )
 SPEED_HEAD = ("who", "tokens/s", "over fixed", "over het", "share", "mean of ratios")
 SERVICE_HEAD = ("who", "Jain", "user p10 p50 p90", "s/token p50 p95 p99", "wasted")
@@ -63,7 +65,10 @@ class Sheet:
             box=box.SIMPLE_HEAD, title=self.title, title_justify="left", padding=(0, 1, 0, 0)
         )
         for index, name in enumerate(self.head):
-            table.add_column(name, justify="right" if index else "left", no_wrap=True)
+            # Names must stay whole in a narrow window; figures can go on in another line.
+            table.add_column(
+                name, justify="right" if index else "left", no_wrap=not index, overflow="fold"
+            )
         for index, row in enumerate(self.rows):
             table.add_row(*row, style="bold" if index in self.bold else None)
         console.print(table)
@@ -77,9 +82,7 @@ class Sheet:
         return "\n".join([f"**{self.title}**", "", *drawn])
 
 
-def print_outcomes(
-    outcomes: Sequence[Outcome], aims: Sequence[Mapping[str, Any]], console: Console
-) -> None:
+def print_outcomes(outcomes: Sequence[Outcome], aims: Sequence[Aim], console: Console) -> None:
     """All tables, the summary last."""
     for sheet in [*chain.from_iterable(map(_scenario_sheets, outcomes)), *_summary(outcomes)]:
         console.print()
@@ -89,7 +92,7 @@ def print_outcomes(
         console.print(line, highlight=False, markup=False)
 
 
-def markdown(outcomes: Sequence[Outcome], aims: Sequence[Mapping[str, Any]]) -> str:
+def markdown(outcomes: Sequence[Outcome], aims: Sequence[Aim]) -> str:
     """All tables in Markdown, the summary first."""
     parts = [sheet.markdown() for sheet in _summary(outcomes)]
     parts.append("\n".join(f"* {line}" for line in aim_lines(aims)))
@@ -98,18 +101,13 @@ def markdown(outcomes: Sequence[Outcome], aims: Sequence[Mapping[str, Any]]) -> 
     return "\n\n".join([*filter(None, parts), LEGEND]) + "\n"
 
 
-def aim_lines(aims: Sequence[Mapping[str, Any]]) -> list[str]:
+def aim_lines(aims: Sequence[Aim]) -> list[str]:
     """A sentence for every aim."""
-    lines = []
-    for aim in aims:
-        reached, verdict = interval(aim["reached"]), "met" if aim["met"] else "NOT met"
-        counted = f"{aim['scenarios_met']} of {aim['scenarios']} reach it; lowest"
-        what = counted if "scenarios" in aim else "there"
-        lines.append(
-            f"{aim['name']} {aim['what']}: aim {aim['aim']} {verdict}; "
-            f"{what} {reached} ({aim['where']})"
-        )
-    return lines
+    return [
+        f"{one.name} {one.what}: aim {one.aim} {'met' if one.reached else 'NOT met'} in {one.met} "
+        f"of {one.scenarios}; lowest {interval(one.lowest)} ({one.where})"
+        for one in aims
+    ]
 
 
 def interval(value: Interval | None, digits: int = 3) -> str:

@@ -196,7 +196,7 @@ def _scenarios(args: SchedulersArgs) -> list[Scenario]:
 def _write(args: SchedulersArgs, facts: dict[str, Any], outcomes: Sequence[Outcome]) -> None:
     aims = aims_met(outcomes)
     if args.json is not None:
-        shown = [{**aim, "reached": asdict(aim["reached"])} for aim in aims]
+        shown = [asdict(aim) | {"reached": aim.reached} for aim in aims]
         body = {"environment": facts, "aims": shown, "scenarios": list(map(asdict, outcomes))}
         args.json.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
     if args.markdown is not None:
