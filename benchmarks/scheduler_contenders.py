@@ -35,9 +35,9 @@ RULES = (
     ONE_BY_ONE,
     "heterogeneous@too-high",
     "heterogeneous@too-low",
+    "gelato@beta",
+    ORACLE,
 )
-IF_KNOWN = ("gelato@beta", ORACLE)
-"""Rules that are left out, with a word, where traces cannot tell what they need."""
 
 
 @dataclass(frozen=True)
@@ -57,22 +57,15 @@ class Contender:
     trained: bool = False
 
 
-def rule_contenders(target: PolicyTarget) -> tuple[list[Contender], dict[str, str]]:
-    """The rules, and why others were left out.
+def rule_contenders(target: PolicyTarget) -> list[Contender]:
+    """The rules.
 
     Args:
         target: Whose texts are played.
     """
     found = [Contender(name, (hire,)) for name, hire in chosen_schedulers(RULES, target).items()]
     forced = chosen_schedulers([CLOSED_FORM], target, min_length=1)
-    found.append(Contender(FORCED, tuple(forced.values())))
-    left_out = {}
-    for name in IF_KNOWN:
-        try:
-            found.append(Contender(name, tuple(chosen_schedulers([name], target).values())))
-        except DraftgymError as error:
-            left_out[name] = error.problem
-    return found, left_out
+    return [*found, Contender(FORCED, tuple(forced.values()))]
 
 
 def trained_contenders(specs: Sequence[str], target: PolicyTarget) -> list[Contender]:
@@ -88,7 +81,7 @@ def trained_contenders(specs: Sequence[str], target: PolicyTarget) -> list[Conte
     found: list[Contender] = []
     for spec in specs:
         method, folders = read_group(spec)
-        if method in {one.name for one in found} | {*RULES, FORCED, *IF_KNOWN}:
+        if method in {one.name for one in found} | {*RULES, FORCED}:
             raise DraftgymError(
                 f"{method!r} is named twice",
                 "pool the seeds of a method: --policies ppo=FOLDER,FOLDER sac=FOLDER",

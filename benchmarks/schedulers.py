@@ -120,8 +120,10 @@ def compare_schedulers(args: SchedulersArgs) -> list[Outcome]:
     refuse_shared_prompts(known, traces)
     arms = args.cell.settings().arms
     ground = Ground(args, ChainTable(traces, arms), means_of(ChainTable(known, arms)))
-    rules, left_out = rule_contenders(traces.origin)
-    contenders = [*rules, *trained_contenders(args.policies, traces.origin)]
+    contenders = [
+        *rule_contenders(traces.origin),
+        *trained_contenders(args.policies, traces.origin),
+    ]
     for scenario in scenarios:
         settings = ground.cell(scenario).settings(known_means(ground.means, ground.table))
         rehearse(contenders, Cell(ground.table, settings))
@@ -130,7 +132,6 @@ def compare_schedulers(args: SchedulersArgs) -> list[Outcome]:
         "known": known.origin.describe(),
         "texts": len(ground.table.texts),
         "arms": list(map(str, ground.table.arms)),
-        "left_out": left_out,
         "settings": plain(asdict(args)),
         **describe_host(),
     }
@@ -140,8 +141,6 @@ def compare_schedulers(args: SchedulersArgs) -> list[Outcome]:
         _write(args, facts, outcomes)
     console = make_console()
     print_outcomes(outcomes, aims_met(outcomes), console)
-    for name, reason in left_out.items():
-        console.print(f"left out: {name} ({reason})", highlight=False, markup=False)
     return outcomes
 
 
