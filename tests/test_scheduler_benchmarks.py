@@ -21,6 +21,7 @@ from benchmarks.scheduler_contenders import (
     FIXED,
     FORCED,
     ONE_BY_ONE,
+    ORACLE,
     RULES,
     Contender,
     read_group,
