@@ -12,13 +12,8 @@ from gymnasium.utils.seeding import np_random
 
 from agents.cell_args import CellArgs, known_means, means_of
 from agents.cell_tally import PERCENTILES, Tally, tally
-from agents.scheduled_cells import (
-    CellScheduler,
-    CellWorker,
-    LearnedCellScheduler,
-    OracleCellScheduler,
-    play_rounds,
-)
+from agents.cell_workers import CellScheduler, CellWorker, LearnedCellScheduler, OracleCellScheduler
+from agents.scheduled_cells import play_rounds
 from agents.scheduler_report import print_schedulers, write_scheduler_report
 from decoding.errors import DraftgymError
 from decoding.provenance import describe_host, plain

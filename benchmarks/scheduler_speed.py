@@ -23,8 +23,8 @@ import torch
 import tyro
 
 from agents.cell_args import CellArgs
+from agents.cell_workers import CellScheduler, CellWorker, LearnedCellScheduler
 from agents.hyperparameters import SchedulerPPO
-from agents.scheduled_cells import CellScheduler, CellWorker, LearnedCellScheduler
 from agents.scheduler_training import GAMES
 from agents.scheduler_vec_env import SchedulerVecEnv
 from benchmarks.scheduler_contenders import CLOSED_FORM

@@ -11,13 +11,9 @@ import torch
 
 from agents.belief_fitting import Evidence, fit_beliefs, negative_log_likelihood
 from agents.bounded_reward import BoundedReward
+from agents.cell_workers import CellScheduler, LearnedCellScheduler, OracleCellScheduler
 from agents.hyperparameters import BeliefFit
-from agents.scheduled_cells import (
-    CellScheduler,
-    LearnedCellScheduler,
-    OracleCellScheduler,
-    run_worker,
-)
+from agents.scheduled_cells import run_worker
 from agents.scheduler_vec_env import SchedulerVecEnv
 from decoding.multiuser import Plan, RoundProblem, VerificationCost
 from envs.cell import Cell

@@ -13,7 +13,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from agents.scheduled_cells import LearnedCellScheduler, run_worker
+from agents.cell_workers import LearnedCellScheduler
+from agents.scheduled_cells import run_worker
 from decoding.errors import DraftgymError
 from decoding.observation import Observation
 from envs.cell import Cell

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from stable_baselines3 import PPO
 
-from agents.scheduled_cells import CellScheduler, SchedulerPolicy, run_scheduler
+from agents.cell_workers import CellScheduler
+from agents.scheduled_cells import SchedulerPolicy, run_scheduler
 from agents.scheduler_vec_env import SchedulerVecEnv
 from decoding.errors import DraftgymError
 from envs.cell import Cell

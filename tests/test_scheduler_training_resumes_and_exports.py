@@ -17,8 +17,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from agents.bounded_reward import BoundedReward, bounded
 from agents.cell_args import CellArgs
+from agents.cell_workers import LearnedCellScheduler
 from agents.hyperparameters import BeliefFit, SchedulerPPO, SchedulerSAC
-from agents.scheduled_cells import LearnedCellScheduler, run_worker
+from agents.scheduled_cells import run_worker
 from agents.scheduler_args import SchedulerArgs
 from agents.scheduler_policy import acting_network
 from agents.scheduler_training import (

@@ -14,7 +14,8 @@ import pytest
 
 from agents.cell_args import CellArgs
 from agents.cell_tally import jain, tally
-from agents.scheduled_cells import CellScheduler, play_rounds, run_scheduler
+from agents.cell_workers import CellScheduler
+from agents.scheduled_cells import play_rounds, run_scheduler
 from agents.scheduler_evaluation import (
     EvaluateSchedulersArgs,
     chosen_schedulers,
