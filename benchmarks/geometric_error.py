@@ -214,7 +214,7 @@ def _less_one(parts: Sequence[tuple[float, float]]) -> Interval:
 
 
 def _percent(error: Interval) -> str:
-    return f"{error.value:+.1%}\n({error.low:+.1%} to {error.high:+.1%})"
+    return f"{error.value:+.1%}\n({error.low:+.0%} to {error.high:+.0%})"
 
 
 if __name__ == "__main__":
