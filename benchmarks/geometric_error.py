@@ -15,7 +15,7 @@ from other prompts. Intervals are bootstraps over texts.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -35,7 +35,6 @@ from rollouts.table import make_console
 from rollouts.trace_file import read_traces
 
 Floats = NDArray[np.float64]
-HEAD = ("drafter", "category", "draft", "committed", "by the task's mean", "by each text's own")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +46,7 @@ class GeometricErrorArgs:
         arms: Chains, one per drafter. Default: the longest traced one of every drafter.
         lengths: Draft lengths; those that were not traced are left out.
         json: Write the figures to this file.
-        markdown: Write the table to this file.
+        markdown: Write the tables to this file.
     """
 
     traces: Path = Path("runs/users-heldout")
@@ -96,7 +95,7 @@ class _Sums:
 
 
 def measure(args: GeometricErrorArgs) -> list[ModelError]:
-    """Measures, prints the table and writes the files.
+    """Measures, prints the tables and writes the files.
 
     Raises:
         DraftgymError: Anything the user can mend.
@@ -107,14 +106,16 @@ def measure(args: GeometricErrorArgs) -> list[ModelError]:
     traces = read_traces(args.traces)
     table = ChainTable(traces, args.arms or None)
     errors = model_errors(table, args.lengths)
-    shown = sheet(errors)
-    shown.print(make_console())
+    shown = sheets(errors)
+    for one in shown:
+        one.print(make_console())
     if args.json is not None:
         facts = {"traces": traces.origin.describe(), "settings": plain(asdict(args))}
         body = {"environment": facts | describe_host(), "errors": list(map(asdict, errors))}
         args.json.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
     if args.markdown is not None:
-        args.markdown.write_text(shown.markdown() + "\n", encoding="utf-8")
+        text = "\n\n".join(one.markdown() for one in shown) + "\n"
+        args.markdown.write_text(text, encoding="utf-8")
     return errors
 
 
@@ -146,18 +147,30 @@ def model_errors(table: ChainTable, lengths: Sequence[int]) -> list[ModelError]:
     return sorted(found, key=lambda one: order.index(one.arm))
 
 
-def sheet(errors: Sequence[ModelError]) -> Sheet:
-    """The table of all errors."""
-    title = "Error of the geometric model in the mean of committed tokens, with its 95 % interval"
-    ordered = sorted(errors, key=lambda one: one.category == ALL)  # stable: totals come last
-    ordered.sort(key=lambda one: one.arm == ALL)
-    rows = [
-        [one.arm, one.category, str(one.length), f"{one.committed:.2f}"]
-        + [_percent(error) for error in (one.of_task, one.of_text)]
-        for one in ordered
-    ]
-    bold = frozenset(index for index, one in enumerate(ordered) if one.arm == ALL)
-    return Sheet(title, HEAD, rows, bold)
+def sheets(errors: Sequence[ModelError]) -> list[Sheet]:
+    """What drafts commit and how wrong the model is: a row per group, a column per length."""
+    lengths = list(dict.fromkeys(one.length for one in errors))
+    title = "Error of the model in the mean of committed tokens, 95 % interval: "
+    forms: dict[str, Callable[[ModelError], str]] = {
+        "Committed tokens per draft, by its length": lambda one: f"{one.committed:.2f}",
+        title + "by the task's mean acceptance": lambda one: _percent(one.of_task),
+        title + "by each text's own acceptance": lambda one: _percent(one.of_text),
+    }
+    return [_sheet(title, lengths, errors, form) for title, form in forms.items()]
+
+
+def _sheet(
+    title: str,
+    lengths: Sequence[int],
+    errors: Sequence[ModelError],
+    form: Callable[[ModelError], str],
+) -> Sheet:
+    rows: dict[str, list[str]] = {}
+    for one in errors:
+        group = ALL if one.arm == ALL else f"{one.arm}, {one.category}"
+        rows.setdefault(group, [group]).append(form(one))
+    bold = frozenset(index for index, group in enumerate(rows) if group.endswith(ALL))
+    return Sheet(title, ["drafts", *map(str, lengths)], list(rows.values()), bold)
 
 
 def _sums(table: ChainTable, arm: int, length: int) -> _Sums:
@@ -201,7 +214,7 @@ def _less_one(parts: Sequence[tuple[float, float]]) -> Interval:
 
 
 def _percent(error: Interval) -> str:
-    return f"{error.value:+.1%} ({error.low:+.1%} to {error.high:+.1%})"
+    return f"{error.value:+.1%}\n({error.low:+.0%} to {error.high:+.0%})"
 
 
 if __name__ == "__main__":
