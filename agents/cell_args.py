@@ -23,6 +23,7 @@ class CellArgs:
         device_factor: With it, devices draft as that host does, so many times as slowly. Default:
             as the setting's.
         users: Places for users.
+        fewest: Cells begin with so many users at least, at random. Default: all places are taken.
         arms: Chains that devices draft with, one per drafter (small:8 ngram:16). Default: the
             longest traced one of every drafter.
         longest_draft: Longest draft that may be asked for. Default: the longest that was traced.
@@ -42,6 +43,7 @@ class CellArgs:
     server: Path | None = None
     device_factor: float | None = None
     users: int = 8
+    fewest: int | None = None
     arms: tuple[str, ...] = ()
     longest_draft: int | None = None
     payload: str | None = None

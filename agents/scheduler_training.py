@@ -129,7 +129,7 @@ def build_agent(args: SchedulerArgs, school: School) -> Agent:
     Raises:
         DraftgymError: The folder's run plays another game or has another target, or is damaged.
     """
-    saved = args.run / MODEL
+    saved, beliefs = args.run / MODEL, school.head.kind == BELIEFS
     if saved.exists():
         _check_same_game(args.run / POLICY, school)
         agent: Agent = resumed_agent(saved, args.algorithm, BoundedReward(school.env), args.seed)
@@ -137,8 +137,11 @@ def build_agent(args: SchedulerArgs, school: School) -> Agent:
             agent.learning_starts = agent.num_timesteps + args.sac.learning_starts
     else:
         agent = fresh_agent(args, school)
-        if school.head.kind == BELIEFS:
+        if beliefs:
             fit_beliefs(acting_network(agent.policy), school.env.cell, args.fit, args.seed)
+    if beliefs:  # any good policy will do
+        reference = deployable_scheduler(agent, school)
+        school.env.reference = LearnedCellScheduler(reference, school.env.cell)
     log_to(args.run, agent)
     return agent
 

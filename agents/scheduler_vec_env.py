@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from gymnasium.utils.seeding import np_random
 from numpy.typing import NDArray
 
 from agents.array_vec_env import ArrayVecEnv
+from decoding.multiuser import Plan
 from decoding.observation import Observation
 from envs.cell import Cell
 from envs.cell_settings import CellSettings
@@ -19,6 +20,13 @@ from envs.scheduler_observation import observe_cell, scheduler_observation_space
 from envs.scheduler_reward import SchedulerReward
 from rollouts.chains import ChainTable
 from rollouts.trace import TraceSet
+
+
+class Planner(Protocol):
+    """Who could plan the steps of these cells as well."""
+
+    def plan(self) -> Plan:
+        """The plan of the next step `[n, K]`."""
 
 
 class SchedulerVecEnv(ArrayVecEnv):
@@ -38,6 +46,8 @@ class SchedulerVecEnv(ArrayVecEnv):
         seed: Seed of the first cell.
 
     Attributes:
+        reference: Who else plans every step, without being played; None for nobody.
+        reference_rewards: What the last step would have been worth by its plans `[n]`.
         tokens: Tokens committed since `forget_counts`.
         seconds: Time they took, of all cells together.
         drafted: Tokens verified since then.
@@ -59,6 +69,8 @@ class SchedulerVecEnv(ArrayVecEnv):
         self.reward = SchedulerReward(self.cell, price, objective)
         self.actions = kind.actions_of(cell.users, self.cell.longest)
         self.episode_steps = episode_steps
+        self.reference: Planner | None = None
+        self.reference_rewards = np.zeros(count)
         super().__init__(count, scheduler_observation_space(cell.users), self.actions.space)
         self.seed(seed)
         self.forget_counts()
@@ -86,6 +98,9 @@ class SchedulerVecEnv(ArrayVecEnv):
         self, actions: NDArray[Any]
     ) -> tuple[Observation, NDArray[np.float64], NDArray[np.bool_], bool]:
         weights = self.reward.weights(self.cell)
+        if self.reference is not None:
+            preview = self.cell.preview(self.reference.plan())
+            self.reference_rewards = self.reward.worth(weights, *preview)
         played = self.cell.step(self.actions.plan(self.cell, actions))
         self._steps += 1
         self.tokens += float(played.committed.sum())

@@ -17,6 +17,8 @@ downlink. Notation: n = cells, K = places of users.
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 
 from decoding.errors import DraftgymError
@@ -24,7 +26,7 @@ from decoding.multiuser import Plan, RoundProblem
 from decoding.uplink import Floats
 from envs.cell_round import CellRound, CellTime
 from envs.cell_settings import CellSettings
-from envs.fading import Generators
+from envs.fading import Generators, draw
 from envs.round_time import next_batch, upload_seconds
 from envs.sharing import best_shares, known_efficiency
 from envs.uploads import Uploads
@@ -84,11 +86,20 @@ class Cell:
         self.rng = rng
         rows = np.ones(self.count, bool) if rows is None else rows
         where = np.broadcast_to(rows[:, None], self.shape)
+        self.users.clear(where)
         self.clock = np.where(rows, 0.0, self.clock)
         self.uploads.free(where, np.zeros(self.shape))
-        self.users.settle(rng, where)
+        self.users.settle(rng, where & self._taken_places(rng, rows))
         self.channel.reset(rng, where)
         self.reported = self.report.take(rng, self.channel.snr, where, rows)
+
+    def _taken_places(self, rng: Generators, rows: Mask) -> Mask:
+        """The places of a cell that are ever taken `[n, K]`: the first few, where few come."""
+        places, fewest = self.settings.users, self.settings.fewest
+        if fewest is None:
+            return np.ones(self.shape, bool)
+        uniform = draw(rng, (self.count, 1), lambda one, size: one.uniform(size=size), rows)
+        return np.asarray(np.arange(places) < fewest + np.floor(uniform * (places - fewest + 1)))
 
     @property
     def deciding(self) -> Mask:
@@ -151,6 +162,29 @@ class Cell:
         return CellRound(
             present, taken, drafted, committed, rows, self.uploads.share, time, idle, turnover
         )
+
+    def preview(self, plan: Plan) -> tuple[Ints, Floats]:
+        """What a step by a plan would commit `[n, K]` and how long it would take `[n]`.
+
+        Nothing changes: the same acceptance and channels await whatever plan is played.
+
+        Args:
+            plan: See `step`; not in turn.
+
+        Raises:
+            DraftgymError: The texts are being written: what is to come is not known.
+        """
+        if not self.table.foreseen:
+            raise DraftgymError(
+                "live users cannot show what a plan would commit", "preview replayed cells"
+            )
+        kept, self.uploads = self.uploads, copy.copy(self.uploads)  # it replaces its arrays
+        try:
+            self._send_off(plan)
+            _, committed, time, _ = self._together()
+        finally:
+            self.uploads = kept
+        return committed, time.total
 
     def best_plan(self, lengths: Ints) -> Plan:
         """These lengths, with the shares that end their uploads soonest as far as is known."""

@@ -20,6 +20,8 @@ class CellSettings:
     Attributes:
         setting: Radio, device, server and payload: a name of `envs.settings`, or one of your own.
         users: Places for users, K.
+        fewest: A cell begins with at least so many users, at random, and never has more than it
+            began with; None fills every place. One policy learns cells of many sizes so.
         arms: Chains that devices draft with, one per drafter, as text; None takes the longest
             traced one of every drafter. A new user gets one of them at random.
         longest_draft: Longest draft that may be asked for; None takes the longest that was traced.
@@ -48,6 +50,7 @@ class CellSettings:
 
     setting: str | EdgeSetting = "multispin-llama2"
     users: int = 8
+    fewest: int | None = None
     arms: tuple[str, ...] | None = None
     longest_draft: int | None = None
     devices: Mapping[str, DeviceClass] = field(default_factory=dict)
@@ -65,6 +68,7 @@ class CellSettings:
     def __post_init__(self) -> None:
         possible = {
             "users": self.users >= 1,
+            "fewest": self.fewest is None or 1 <= self.fewest <= self.users,
             "longest_draft": self.longest_draft is None or self.longest_draft >= 1,
             "report_rounds_old": self.report_rounds_old >= 0,
             "report_error_db": self.report_error_db >= 0,

@@ -53,7 +53,7 @@ class SchedulerEnv(gym.Env[Observation, NDArray[Any]]):
 
     ## Observation Space
     `Dict(users, cell)`. `users` is a `Box(K, 25)` with a row per place, all 0 where it is empty; u
-    is the time of a pass over all places without drafts.
+    is the time of a pass over all who are there without drafts.
 
     | Num | Observation | Min | Max |
     |-----|-------------|-----|-----|

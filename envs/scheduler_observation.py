@@ -1,9 +1,9 @@
 """What a scheduler may know of its cell: one row of numbers per user, and a few of the cell.
 
 Everything is known to a real server before it decides: what it verified, where the text stands,
-what devices and their latest channel reports say. Times are in units of a pass over all places
-without drafts (`Cell.pass_seconds`), so that one policy fits slow and fast cells. Rows of empty
-places are 0.
+what devices and their latest channel reports say. Times are in units of a pass over all who are
+there without drafts, so that one policy fits slow and fast cells, and shares of the band are equal
+ones among them: a place that nobody has taken changes nothing. Its row is 0.
 """
 
 from __future__ import annotations
@@ -65,13 +65,22 @@ def observe_cell(cell: Cell) -> Observation:
     per_user = np.stack([*_acceptance(cell), *_text(cell), *_hardware(cell), *_flight(cell)], -1)
     active = cell.users.active
     seen = np.where(active[..., None], np.clip(per_user, -MOST, MOST), 0.0)
-    law, unit = cell.verification, cell.pass_seconds
-    whole = np.empty((cell.count, len(CELL_FEATURES)))
-    whole[:, 0] = np.log1p(active.sum(-1))
-    users = cell.settings.users
-    whole[:, 1:] = np.log(unit), users * law.per_user / unit, users * law.per_token / unit
+    law, (present, unit) = cell.verification, _unit(cell)
+    features = (
+        np.log1p(active.sum(-1)),
+        np.log(unit),
+        present * law.per_user / unit,
+        present * law.per_token / unit,
+    )
+    whole = np.stack(features, axis=-1)
     whole = np.clip(whole, -MOST, MOST)
     return {"users": seen.astype(np.float32), "cell": whole.astype(np.float32)}
+
+
+def _unit(cell: Cell) -> tuple[Floats, Floats]:
+    """Users who are there, at least 1, and seconds of a pass over them without drafts `[n]`."""
+    present = np.maximum(cell.users.active.sum(-1), 1).astype(float)
+    return present, cell.verification.seconds(present, 0)
 
 
 def _acceptance(cell: Cell) -> list[Floats]:
@@ -102,9 +111,9 @@ def _text(cell: Cell) -> list[NDArray[np.float32]]:
 
 def _hardware(cell: Cell) -> list[Floats]:
     """Devices, channels as reported, and positions."""
-    users, unit, places = cell.users, cell.pass_seconds, cell.settings.users
-    efficiency = known_efficiency(cell.band, cell.reported, 1 / places)
-    sending = cell.payload.bits_per_token / (efficiency * cell.band.hertz / places)
+    users, (present, unit) = cell.users, (one[:, None] for one in _unit(cell))
+    efficiency = known_efficiency(cell.band, cell.reported, 1 / present)
+    sending = cell.payload.bits_per_token / (efficiency * cell.band.hertz / present)
     decibels = 10 * np.log10(np.maximum(cell.reported, 1e-12))
     return [
         np.log1p(users.token_seconds * cell.longest / unit),
@@ -124,5 +133,5 @@ def _flight(cell: Cell) -> list[Floats]:
     return [
         np.log(users.rates / np.maximum(mean, 1e-12)[:, None]),
         np.where(flying, cell.uploads.planned, 0) / cell.longest,
-        np.sign(until) * np.log1p(np.abs(until) / cell.pass_seconds),
+        np.sign(until) * np.log1p(np.abs(until) / _unit(cell)[1][:, None]),
     ]

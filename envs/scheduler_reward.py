@@ -66,6 +66,18 @@ class SchedulerReward:
         mean = (rates * active).sum(-1) / np.maximum(active.sum(-1), 1)
         return np.asarray(np.clip(mean[:, None] / rates, 1 / MOST_WEIGHT, MOST_WEIGHT))
 
+    def worth(
+        self, weights: Floats, committed: NDArray[np.int64], seconds: Floats
+    ) -> NDArray[np.float64]:
+        """What a step would be rewarded at the price as it is `[n]`; it is not counted.
+
+        Args:
+            weights: From before it.
+            committed: Tokens of each user `[n, K]`.
+            seconds: Its time `[n]`.
+        """
+        return np.asarray((weights * committed).sum(-1) - self.price * seconds)
+
     def __call__(self, weights: Floats, played: CellRound) -> NDArray[np.float64]:
         """Rewards of a step `[n]`.
 

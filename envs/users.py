@@ -97,6 +97,11 @@ class Users:
         """Tokens per second of each user since it came."""
         return self.tokens / self.seconds
 
+    def clear(self, where: Mask) -> None:
+        """Empties these places for good, unless somebody is settled there."""
+        self.active = self.active & ~where
+        self.returns_at = np.where(where, np.inf, self.returns_at)
+
     def settle(self, rng: Generators, where: Mask) -> None:
         """Puts a new user into each of these places; see `envs.fading.Generators`."""
         where, rows = chosen(where, self.shape)

@@ -24,8 +24,10 @@ from decoding.uplink import Floats
 
 GRID, PASSES = 12, 2
 """Values of phi in a pass over them, and passes, each around the best point of the one before."""
-HALVINGS = 14
+HALVINGS = 12
 """Steps of the search for the least gain per band that is still taken."""
+LEAST = 1e-9
+"""Tokens per whole band that nobody drafts for."""
 
 
 def curve_plan(problem: RoundProblem, chances: Floats) -> Plan:
@@ -89,13 +91,15 @@ def _fill_band(problem: RoundProblem, curves: Floats, goodput: Floats, phi: Floa
 
     def lengths_at(least: Floats) -> tuple[Lengths, Floats]:
         """Lengths whose every token gains at least so much per band, and the band they take."""
-        lengths = np.clip((rate >= least[..., None, None]).sum(axis=-1), shortest, longest)
+        taken = (rate >= least[..., None, None]).view(np.uint8)
+        counts = np.einsum("nmkl->nmk", taken).astype(np.int64)  # several times as fast as sum
+        lengths = np.clip(counts, shortest, longest)
         used = np.take_along_axis(share, lengths[..., None], axis=-1)[..., 0]
         return lengths, used.sum(axis=-1)
 
     # The logarithm of the least gain per band; nothing that gains nothing is ever taken.
-    logs = np.log(np.maximum(rate, 1e-12))
-    low, high = np.full(phi.shape, np.log(1e-12)) + 1e-9, logs.max(axis=(-2, -1)) + 1e-9
+    low = np.full(phi.shape, np.log(LEAST))
+    high = np.log(np.maximum(rate.max(axis=(-2, -1)), LEAST)) + 1e-9
     for step in range(HALVINGS):
         middle = low if step == 0 else (low + high) / 2  # at first: is there band for everything?
         fits = lengths_at(np.exp(middle))[1] <= 1
