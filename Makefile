@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: help setup target train traces figures evaluate test lint types check bench format clean
+.PHONY: help setup target train traces figures users scheduler edge evaluate test lint types check bench format clean
 
 help:  ## List these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,6 +52,19 @@ bench: traces  ## Measurements, small: arms, routers, speed, switching, lossless
 
 figures: setup  ## All figures of the README for the drafters that are there, and the router shipped with them
 	$(MAKE) --no-print-directory -f benchmarks/figures.mk RUN=$(RUN)
+
+users: setup  ## Traces for schedulers: what devices of many users would draft
+	$(RUN) -m rollouts.collect --dtype float32 --arms small:16 ngram:16 --prompts train --out runs/users
+	$(RUN) -m rollouts.collect --dtype float32 --arms small:16 ngram:16 --prompts heldout \
+	    --out runs/users-heldout
+
+scheduler: users  ## Train a scheduler of many users and compare it with the closed forms
+	$(RUN) train_scheduler.py --cell.users 16 --cell.fewest 4
+	$(RUN) evaluate.py --traces runs/users-heldout --known runs/users --report runs/scheduler-report \
+	    --scheduler fixed homogeneous@beta heterogeneous@beta oracle runs/scheduler/policy
+
+edge: users  ## All figures of the README about schedulers (hours)
+	$(MAKE) --no-print-directory -f benchmarks/edge.mk RUN=$(RUN)
 
 format: .venv/.ready  ## Put the code into shape
 	$(RUN) -m ruff check --fix .

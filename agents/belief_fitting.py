@@ -111,8 +111,6 @@ def _outcomes(cell: Cell) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 
     A token that a drafter does not find counts as rejected: nothing is to be expected of it.
     """
-    users, table = cell.users, cell.table
-    drafted = table.drafted(users.arm, users.row, np.full(cell.shape, cell.longest))
-    accepted = table.committed(users.arm, users.row, drafted) - 1
+    accepted = cell.acceptable
     rejected = (accepted < cell.longest) & cell.deciding
     return np.where(cell.deciding, accepted, 0).astype(np.float32), rejected.astype(np.float32)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from decoding.errors import DraftgymError
 from envs.cell_settings import CellSettings
+from envs.channel_trace import read_channel_traces
 from envs.host import read_host
 from rollouts.text_table import TextTable
 
@@ -28,6 +29,9 @@ class CellArgs:
             longest traced one of every drafter.
         longest_draft: Longest draft that may be asked for. Default: the longest that was traced.
         payload: What devices upload: tokens, scalar or truncated. Default: the setting's.
+        channels: CSV files of recorded channels (envs.channel_trace), followed by users at random,
+            instead of the setting's fading.
+        channel_hertz: Bandwidth over which recorded rates were reached; needed for rates alone.
         report_rounds_old: Age of what the scheduler knows of channels, in rounds.
         report_error_db: Standard deviation of its error, decibels.
         confidence: Whether devices begin to draft at once and report how sure they are of the first
@@ -47,6 +51,8 @@ class CellArgs:
     arms: tuple[str, ...] = ()
     longest_draft: int | None = None
     payload: str | None = None
+    channels: tuple[Path, ...] = ()
+    channel_hertz: float | None = None
     report_rounds_old: int = 0
     report_error_db: float = 0.0
     confidence: bool = False
@@ -62,11 +68,14 @@ class CellArgs:
             means: Mean acceptance of tasks as measured beforehand; None: of the traces played.
 
         Raises:
-            DraftgymError: A number is impossible, a name unknown, or no host in the file.
+            DraftgymError: A number is impossible, a name unknown, no host in the file, or a
+                recording is damaged.
         """
         named = asdict(self) | {"arms": self.arms or None, "means": means or {}}
         server, factor = named.pop("server"), named.pop("device_factor")
-        settings = CellSettings(**named)
+        files, hertz = named.pop("channels"), named.pop("channel_hertz")
+        recorded = [trace for file in files for trace in read_channel_traces(file, hertz)]
+        settings = CellSettings(**named, channel_traces=tuple(recorded))
         if server is not None:
             return read_host(server).serve(settings, factor)
         if factor is not None:

@@ -128,7 +128,8 @@ class SchedulerPPO:
         gamma: Discount. A draft is judged in the round that it is made for; what is left of it
             later is where a text stands.
         gae_lambda: Bias-variance knob of the advantage estimate.
-        ent_coef: Entropy bonus, for the sum of all users' entropies.
+        ent_coef: Entropy bonus, for the sum of all users' entropies; lengths that are learned from
+            nothing want some (0.001).
         clip_range: PPO's clipping, of the product of all users' ratios.
         vf_coef: Weight of the value loss.
         max_grad_norm: Gradient clipping.
@@ -140,11 +141,11 @@ class SchedulerPPO:
     n_steps: int = 16
     batch_size: int = 1024
     n_epochs: int = 3
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     weight_decay: float = 1e-3
     gamma: float = 0.2
     gae_lambda: float = 0.9
-    ent_coef: float = 0.001
+    ent_coef: float = 0.0
     clip_range: float = 0.2
     vf_coef: float = 0.5
     max_grad_norm: float = 0.5

@@ -1,143 +1,24 @@
-"""Schedulers in cells: Multi-SPIN's and trained ones, and what they reach.
+"""Playing cells with whoever plans, and what it reaches.
 
-A scheduler (`policies.multispin`) plans with its own belief about acceptance. `CellScheduler` tells
-it what happens in a cell and asks it for plans, `LearnedCellScheduler` does so with a trained
-policy; `run_scheduler` plays many cells by the letter, shares and turns included; `SchedulerPolicy`
-plays a Gymnasium environment through the same `predict` that learned policies have.
+`run_scheduler` plays many cells by the letter, shares and turns included; `SchedulerPolicy` plays a
+Gymnasium environment through the same `predict` that learned policies have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.cell_workers import CellScheduler, CellWorker
 from decoding.errors import DraftgymError
-from decoding.multiuser import Plan
 from envs.cell import Cell
 from envs.cell_round import CellRound
 from envs.fading import Generators
 from envs.scheduler import SchedulerEnv
-from envs.scheduler_actions import (
-    Actions,
-    BeliefActions,
-    LengthActions,
-    RelaxedLengthActions,
-    ShareActions,
-)
-from envs.scheduler_observation import CELL_FEATURES, USER_FEATURES, observe_cell
-from policies.learned_scheduler import BELIEFS, LENGTHS, RELAXED, SHARES, LearnedScheduler
-from policies.multispin.schedulers import Scheduler, make_scheduler
-
-ACTIONS: dict[str, type[Actions]] = {
-    BELIEFS: BeliefActions,
-    LENGTHS: LengthActions,
-    RELAXED: RelaxedLengthActions,
-    SHARES: ShareActions,
-}
-"""How the answers of trained schedulers become plans."""
-
-
-class CellWorker(Protocol):
-    """Who plans the steps of n cells."""
-
-    def plan(self) -> Plan:
-        """The plan of the next step `[n, K]`."""
-
-    def learn(self, played: CellRound) -> None:
-        """Is told how a step of the cells went."""
-
-
-def replayable_scheduler(spec: str, means: Sequence[float]) -> Scheduler:
-    """A scheduler that can play traces; see `policies.multispin.schedulers.make_scheduler`.
-
-    Raises:
-        DraftgymError: No such scheduler, or one that ends drafts by the drafter's entropy.
-    """
-    scheduler = make_scheduler(spec, means)
-    if scheduler.early_exit is not None:
-        raise DraftgymError(
-            f"scheduler {spec!r} ends drafts by the drafter's entropy, which traces lack",
-            "choose another scheduler for replayed cells",
-        )
-    return scheduler
-
-
-class CellScheduler:
-    """A scheduler at work in n cells.
-
-    Within a window a plan is for those who decide, as if they had their part of the band; the band
-    is then divided by the optimal rule, since plans say nothing of uploads under way.
-
-    Args:
-        spec: `rule` or `rule@belief`, as `policies.multispin.schedulers.make_scheduler` reads it.
-            The belief `given` knows each prompt's likeliest constant acceptance: an oracle of the
-            model.
-        cell: The cells, reset before.
-        min_length: Shortest draft that it may plan; 1 in the paper, 0 lets a user skip drafting.
-
-    Raises:
-        DraftgymError: No such scheduler, or one that ends drafts by the drafter's entropy.
-    """
-
-    def __init__(self, spec: str, cell: Cell, min_length: int = 0) -> None:
-        self.scheduler = replayable_scheduler(spec, cell.means.tolist())
-        self.cell, self._min_length = cell, min_length
-        self.scheduler.begin(cell.users.active, cell.users.task, cell.users.active)
-
-    def plan(self) -> Plan:
-        """The plan of the next step `[n, K]`."""
-        plan = self.scheduler.plan(self.cell.problem(self._min_length))
-        lengths = np.where(self.cell.deciding, plan.lengths, 0)
-        if self.cell.settings.window is not None:
-            return self.cell.best_plan(lengths)
-        return Plan(lengths, np.asarray(plan.shares), plan.in_turn)
-
-    def learn(self, played: CellRound) -> None:
-        """Tells the scheduler how a step of the cell went."""
-        accepted = np.where(played.taken, played.committed - 1, 0)
-        self.scheduler.update(played.drafted, accepted)
-        turnover = played.turnover
-        self.scheduler.begin(turnover.began, self.cell.users.task, turnover.newcomers)
-
-
-class LearnedCellScheduler:
-    """A trained scheduler at work in n cells.
-
-    Args:
-        policy: The policy.
-        cell: The cells, reset before.
-
-    Raises:
-        DraftgymError: It knows another longest draft, or reads other observations.
-    """
-
-    def __init__(self, policy: LearnedScheduler, cell: Cell) -> None:
-        head = policy.head
-        if head.longest != cell.longest:
-            raise DraftgymError(
-                f"scheduler {policy.name!r} drafts up to {head.longest} tokens, "
-                f"these cells up to {cell.longest}",
-                f"play cells with longest_draft {head.longest}, or train another scheduler",
-            )
-        if (head.user_features, head.cell_features) != (USER_FEATURES, CELL_FEATURES):
-            raise DraftgymError(
-                f"scheduler {policy.name!r} reads observations that this version lacks",
-                "train it again",
-            )
-        self.policy, self.cell = policy, cell
-        self._actions = ACTIONS[head.kind](cell.settings.users, cell.longest)
-
-    def plan(self) -> Plan:
-        """The plan of the next step `[n, K]`."""
-        actions, _ = self.policy.predict(observe_cell(self.cell))
-        return self._actions.plan(self.cell, actions)
-
-    def learn(self, played: CellRound) -> None:
-        """Nothing: all that it knows is in the observations."""
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class SchedulerArgs:
     algorithm: str = "ppo"
     actions: str = BELIEFS
     fit: BeliefFit = field(default_factory=BeliefFit)
-    rounds: int = 1_000_000
+    rounds: int = 300_000
     minutes: float | None = None
     cell: CellArgs = field(default_factory=CellArgs)
     validation: float = 0.15

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -12,19 +12,15 @@ from gymnasium.utils.seeding import np_random
 
 from agents.cell_args import CellArgs, known_means, means_of
 from agents.cell_tally import PERCENTILES, Tally, tally
-from agents.scheduled_cells import (
-    CellScheduler,
-    CellWorker,
-    LearnedCellScheduler,
-    play_rounds,
-    replayable_scheduler,
-)
+from agents.cell_workers import CellScheduler, CellWorker, LearnedCellScheduler, OracleCellScheduler
+from agents.scheduled_cells import play_rounds
 from agents.scheduler_report import print_schedulers, write_scheduler_report
 from decoding.errors import DraftgymError
 from decoding.provenance import describe_host, plain
 from envs.cell import Cell
 from policies.folder import PolicyTarget
 from policies.learned_scheduler import load_scheduler
+from policies.multispin.schedulers import make_scheduler
 from rollouts.chains import ChainTable
 from rollouts.evaluation import check_writable
 from rollouts.plots import require_matplotlib
@@ -42,6 +38,7 @@ USUAL = (
 )
 """Whom a comparison compares when nobody is named."""
 
+ORACLE = "oracle"
 Hire = Callable[[Cell], CellWorker]
 
 
@@ -51,9 +48,10 @@ class EvaluateSchedulersArgs:
 
     Attributes:
         scheduler: Whom to compare: a rule (fixed, uniform-bandwidth, p2p, theorem-1, homogeneous,
-            heterogeneous), with a belief about acceptance behind an @ (given, mean, beta, average,
-            too-high, too-low), or the folder of a trained scheduler. Speeds are also told over the
-            first one's. Without any: the papers' rules and baselines.
+            heterogeneous, gelato), with a belief about acceptance behind an @ (given, mean, beta,
+            average, too-high, too-low), the folder of a trained scheduler, or oracle, which knows
+            what will be accepted. Speeds are also told over the first one's. Without any: the
+            papers' rules and baselines.
         traces: Folder of traces to play, of held-out prompts.
         known: Folder of traces that told the mean acceptance of tasks beforehand: those of the
             training prompts. Without it the played traces tell, a favour to all alike.
@@ -166,8 +164,10 @@ def chosen_schedulers(
         if path.is_dir() or "/" in spec:
             policy = load_scheduler(path, target)
             name, hire = policy.name, partial(LearnedCellScheduler, policy)
+        elif spec == ORACLE:
+            hire = OracleCellScheduler
         else:
-            replayable_scheduler(spec, [0.5])  # an unknown one is found before anything is played
+            make_scheduler(spec, [0.5])  # an unknown one is found before anything is played
         if name in hires:
             raise DraftgymError(f"scheduler {name!r} is named twice", "name every one once")
         hires[name] = hire
@@ -180,11 +180,15 @@ def compare(
     table: ChainTable,
     means: Mapping[str, float],
 ) -> dict[str, Tally]:
-    """Everybody plays cells of the same seeds: the same users, texts and first channels."""
+    """Everybody plays cells of the same seeds: the same users, texts and first channels.
+
+    Only trained schedulers read what devices report of their confidence, and pay for it.
+    """
     settings = args.cell.settings(known_means(means, table))
     tallies = {}
     for name, hire in hires.items():
-        cell = Cell(table, settings, args.cells)
+        reads = isinstance(hire, partial)
+        cell = Cell(table, settings if reads else replace(settings, confidence=False), args.cells)
         seeds = [np_random(args.seed + index)[0] for index in range(args.cells)]
         tallies[name] = tally(play_rounds(hire, cell, seeds, args.rounds))
     return tallies

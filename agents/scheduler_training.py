@@ -16,9 +16,10 @@ from agents.belief_fitting import fit_beliefs
 from agents.bounded_reward import BoundedReward
 from agents.callbacks import SchedulerMetrics
 from agents.cell_args import known_means, means_of
+from agents.cell_workers import LearnedCellScheduler
 from agents.learners import falling, resumed_agent
 from agents.run_folder import MODEL, POLICY, RunFolder, log_to, write_config
-from agents.scheduled_cells import LearnedCellScheduler, run_worker
+from agents.scheduled_cells import run_worker
 from agents.scheduler_args import HEADS, SchedulerArgs, check_args
 from agents.scheduler_policy import SchedulerActorCritic, SchedulerSAC, acting_network
 from agents.scheduler_vec_env import SchedulerVecEnv

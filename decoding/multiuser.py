@@ -64,11 +64,14 @@ class Plan:
         shares: Shares of the band `[..., k]`; their sum is 1.
         in_turn: Users are served one after the other, each with its own pass of the target, rather
             than together; then every share is of the band during a user's turn.
+        unsent: Tokens that devices draft beyond these lengths and do not send `[..., k]`, as one
+            does that finds out by drafting that it is no longer sure; None for nothing.
     """
 
     lengths: Lengths
     shares: Floats
     in_turn: bool = False
+    unsent: Lengths | None = None
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,16 @@ class Cell:
         return self.users.active & ~self.uploads.in_flight
 
     @property
+    def acceptable(self) -> Ints:
+        """Tokens of everybody's longest draft that the target would accept now `[n, K]`.
+
+        Nobody in the cell knows; it serves those who learn from it afterwards, and oracles.
+        """
+        users, longest = self.users, np.full(self.shape, self.longest)
+        drafted = self.table.drafted(users.arm, users.row, longest)
+        return self.table.committed(users.arm, users.row, drafted) - 1
+
+    @property
     def sending(self) -> Mask:
         """Whose upload under way still needs the band `[n, K]`."""
         return np.asarray(self.uploads.bits_left(self.clock) > 0)
@@ -225,7 +235,7 @@ class Cell:
         drafted = self.table.drafted(users.arm, users.row, planned, starts)
         bits = self.payload.draft_bits(drafted)
         begun = np.maximum(drafted, 1) if self.settings.confidence else drafted
-        seconds = begun * users.token_seconds
+        seconds = (begun + (0 if plan.unsent is None else plan.unsent)) * users.token_seconds
         self.uploads.start(starts, planned, drafted, seconds, bits, self.clock)
         rate = self.band.rate(self.channel.snr, plan.shares)
         self.uploads.divide(plan.shares, rate, self.clock)

@@ -36,6 +36,8 @@ class ChainTable(TextTable):
     Attributes:
         texts: The texts that have a round.
         last: Row of each text's last token.
+        logprobs: Log-probability that each drafter gave the tokens of its longest draft, float32
+            `[A, R, longest]`; 0 behind its end, and of a drafter that has none.
         tokens: Token ids `[R]`.
 
     Raises:
@@ -65,15 +67,16 @@ class ChainTable(TextTable):
         self.tokens = np.concatenate([text.tokens for text in self.texts])
         self._committed = self._column("committed")
         self._drafted = self._column("drafted")
-        self._confidence = self._sureness()
+        self.logprobs = self._logprobs()
 
     def drafted(self, arm: Ints, row: Ints, lengths: Ints, where: Mask | None = None) -> Ints:
         """Tokens that drafters find; see `TextTable.drafted`."""
         return _only(where, np.minimum(lengths, self._drafted[arm, row]))
 
     def confidence(self, arm: Ints, row: Ints, where: Mask) -> NDArray[np.float32]:
-        """How sure drafters are; see `TextTable.confidence`. 0 where the traces do not tell."""
-        return np.where(where, self._confidence[arm, row], np.float32(0))
+        """How sure drafters are; see `TextTable.confidence`."""
+        found = where & (self._drafted[arm, row] > 0)
+        return np.where(found, np.exp(self.logprobs[arm, row, 0]), np.float32(0))
 
     def committed(self, arm: Ints, row: Ints, drafted: Ints, where: Mask | None = None) -> Ints:
         """Tokens that a round commits; see `TextTable.committed`.
@@ -110,15 +113,15 @@ class ChainTable(TextTable):
             ]
         )
 
-    def _sureness(self) -> NDArray[np.float32]:
-        """What `confidence` returns, by arm and row `[A, R]`."""
-        rows = np.zeros(self._drafted.shape, np.float32)
+    def _logprobs(self) -> NDArray[np.float32]:
+        """See the attribute."""
+        rows = np.zeros((*self._drafted.shape, self.longest), np.float32)
         for index, arm in enumerate(self.arms):
             for first, text in zip(self.first.tolist(), self.texts, strict=True):
                 if arm.drafter in text.logprobs:
-                    told = np.exp(text.logprobs[arm.drafter][:, 0])
-                    rows[index, first : first + len(text)] = told
-        return np.where(self._drafted > 0, rows, np.float32(0))
+                    told = text.logprobs[arm.drafter][:, : self.longest]
+                    rows[index, first : first + len(text), : told.shape[1]] = told
+        return rows
 
     def _acceptance(self, arm: int, groups: Sequence[Sequence[int]]) -> NDArray[np.float64]:
         """Likeliest acceptance of groups of texts."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -33,9 +33,9 @@ from rollouts.counterfactual import TraceRequest, hash_prompt, trace_texts
 from rollouts.decode import encode_prompt
 from rollouts.options import DecodingOptions
 from rollouts.prompt_sets import Prompt, interleave_categories, load_prompts
-from rollouts.shards import ShardWriter, sole_writer
+from rollouts.shards import ShardWriter, shards_in, sole_writer
 from rollouts.trace import TextTrace, TraceOrigin, TraceSet
-from rollouts.trace_file import read_done, read_traces, trace_table
+from rollouts.trace_file import read_done, read_origin, read_traces, trace_table
 
 DEFAULT_ARMS = (
     *("eagle3:1", "eagle3:2", "eagle3:3", "eagle3:4", "eagle3:3x6", "eagle3:4x8"),
@@ -77,7 +77,7 @@ def collect(args: CollectArgs) -> TraceSet:
     Raises:
         DraftgymError: Anything the user can mend; found before anything is traced.
     """
-    arms = _check_args(args)
+    arms, args = _check_args(args), _in_the_dtype_of(args)
     prompts = load_prompts(
         args.prompts, limit_per_category=args.limit_per_category, categories=args.categories
     )
@@ -94,6 +94,14 @@ def collect(args: CollectArgs) -> TraceSet:
         missing = [one for one in requests if one.question_id not in done]
         _trace_missing(args, target, drafters, arms, missing, origin)
     return read_traces(args.out)
+
+
+def _in_the_dtype_of(args: CollectArgs) -> CollectArgs:
+    """With dtype `auto`, that of the traces that are there: a probe may come out another way."""
+    shards = shards_in(args.out) if args.out.is_dir() else []
+    if args.dtype != "auto" or not shards:
+        return args
+    return replace(args, dtype=read_origin(shards[0]).dtype)
 
 
 def describe_origin(

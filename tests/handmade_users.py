@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
+from envs.cell import Cell
 from envs.cell_settings import CellSettings
 from rollouts.chains import ChainTable
 from rollouts.trace import TraceSet
@@ -33,6 +35,15 @@ def user_traces(texts: int = 9, length: int = 24) -> TraceSet:
 def user_table(texts: int = 9, length: int = 24) -> ChainTable:
     """The same, laid out."""
     return ChainTable(user_traces(texts, length))
+
+
+def a_slow_place(cell: Cell) -> NDArray[np.bool_]:
+    """A place of the first cell whose device needs time to draft, `[K]`; the others do not matter.
+
+    Raises:
+        IndexError: Nobody drafts with a language model: reset the cell with another seed.
+    """
+    return np.arange(cell.shape[1]) == np.flatnonzero(cell.users.token_seconds[0] > 0)[0]
 
 
 MODES = {

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from agents.cell_args import means_of
-from agents.scheduled_cells import CellScheduler, play_rounds
+from agents.cell_workers import CellScheduler
+from agents.scheduled_cells import play_rounds
 from decoding.arms import parse_arm
 from decoding.decoder import PlainPolicy, SpeculativeDecoder
 from decoding.drafting import Drafter

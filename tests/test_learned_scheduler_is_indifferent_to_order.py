@@ -13,13 +13,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from agents.scheduled_cells import LearnedCellScheduler, run_worker
+from agents.cell_workers import LearnedCellScheduler
+from agents.scheduled_cells import run_worker
 from decoding.errors import DraftgymError
 from decoding.observation import Observation
 from envs.cell import Cell
 from envs.scheduler_observation import CELL_FEATURES, USER_FEATURES, observe_cell
 from policies.folder import BODY
 from policies.learned_scheduler import (
+    BELIEFS,
     LENGTHS,
     RELAXED,
     SHARES,
@@ -31,7 +33,7 @@ from policies.learned_scheduler import (
 from rollouts.chains import ChainTable
 from tests.handmade_users import MODES, user_table, user_traces
 
-KINDS = (LENGTHS, RELAXED, SHARES)
+KINDS = (BELIEFS, LENGTHS, RELAXED, SHARES)
 LONGEST = 6
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -98,7 +100,7 @@ def test_one_network_serves_any_number_of_users(kind: str, users: int, table: Ch
     rng = np.random.default_rng(0)
     reached = run_worker(lambda one: LearnedCellScheduler(policy, one), cell, rng, 12)
     assert (reached.tokens >= 12 * users).all()
-    assert policy.lengths(observe_cell(cell)).shape == (3, users)
+    assert policy.lengths(observe_cell(cell), cell.problem()).shape == (3, users)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -143,7 +145,8 @@ def test_deployment_needs_no_training_library(table: ChainTable, tmp_path: Path)
         "from policies.learned_scheduler import load_scheduler\n"
         "who = types.SimpleNamespace(name='handmade', fingerprint='f' * 16)\n"
         "policy = load_scheduler(pathlib.Path(sys.argv[1]), who)\n"
-        "users, cell = np.ones((5, 24), np.float32), np.ones(4, np.float32)\n"
+        "numbers = len(policy.head.user_features)\n"
+        "users, cell = np.ones((5, numbers), np.float32), np.ones(4, np.float32)\n"
         "print(policy.lengths({'users': users, 'cell': cell}).shape)\n"
         "print([m for m in ('stable_baselines3', 'gymnasium') if m in sys.modules])"
     )

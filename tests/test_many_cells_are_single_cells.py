@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from stable_baselines3 import PPO
 
-from agents.scheduled_cells import CellScheduler, SchedulerPolicy, run_scheduler
+from agents.cell_workers import CellScheduler
+from agents.scheduled_cells import SchedulerPolicy, run_scheduler
 from agents.scheduler_vec_env import SchedulerVecEnv
 from decoding.errors import DraftgymError
 from envs.cell import Cell
-from envs.scheduler import SchedulerEnv, SchedulerSharesEnv
+from envs.scheduler import SchedulerBeliefEnv, SchedulerEnv, SchedulerSharesEnv
 from rollouts.chains import ChainTable
 from tests.handmade_users import MODES, user_table
 
@@ -28,7 +29,7 @@ def table() -> ChainTable:
     return user_table()
 
 
-@pytest.mark.parametrize("kind", [SchedulerEnv, SchedulerSharesEnv])
+@pytest.mark.parametrize("kind", [SchedulerEnv, SchedulerBeliefEnv, SchedulerSharesEnv])
 @pytest.mark.parametrize("mode", MODES)
 def test_many_cells_are_single_cells_side_by_side(
     kind: type[SchedulerEnv], mode: str, table: ChainTable
@@ -110,10 +111,3 @@ def test_users_in_turn_take_the_sum_of_their_turns(table: ChainTable) -> None:
     observation, _ = env.reset(seed=0)
     with pytest.raises(DraftgymError, match="in turn"):
         SchedulerPolicy("p2p", env).predict(observation)
-
-
-def test_what_needs_the_drafters_entropy_is_refused(table: ChainTable) -> None:
-    cell = Cell(table, MODES["synchronous"])
-    cell.reset(np.random.default_rng(0))
-    with pytest.raises(DraftgymError, match="entropy"):
-        CellScheduler("gelato", cell)

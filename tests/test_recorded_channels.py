@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from agents.cell_args import CellArgs
 from decoding.errors import DraftgymError
 from envs.channel_trace import ChannelTrace, TraceChannel, read_channel_traces
 from envs.radio import Band
@@ -138,3 +139,14 @@ def test_programmers_get_value_errors() -> None:
         TraceChannel([ChannelTrace("x", np.zeros(1), np.ones(1))], Band(1e6), (1,), at_end="jump")
     with pytest.raises(ValueError, match="traces"):
         TraceChannel([], Band(1e6), (1,))
+
+
+def test_cells_of_the_command_line_follow_recordings(path: Path) -> None:
+    path.write_text("seconds,snr_db\n0,10\n5,0\n")
+    settings = CellArgs(users=3, channels=(path,)).settings()
+    channel = settings.make_channel(2)
+    assert isinstance(channel, TraceChannel)
+    channel.reset(np.random.default_rng(0))
+    assert set(np.round(channel.snr, 9).ravel().tolist()) <= {10.0, 1.0}
+    with pytest.raises(DraftgymError, match="nowhere"):
+        CellArgs(channels=(path.with_name("nowhere.csv"),)).settings()

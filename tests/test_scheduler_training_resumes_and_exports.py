@@ -17,8 +17,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from agents.bounded_reward import BoundedReward, bounded
 from agents.cell_args import CellArgs
-from agents.hyperparameters import SchedulerPPO, SchedulerSAC
-from agents.scheduled_cells import LearnedCellScheduler, run_worker
+from agents.cell_workers import LearnedCellScheduler
+from agents.hyperparameters import BeliefFit, SchedulerPPO, SchedulerSAC
+from agents.scheduled_cells import run_worker
 from agents.scheduler_args import SchedulerArgs
 from agents.scheduler_policy import acting_network
 from agents.scheduler_training import (
@@ -34,6 +35,7 @@ from agents.scheduler_vec_env import SchedulerVecEnv
 from decoding.errors import DraftgymError
 from decoding.observation import Observation
 from envs.cell import Cell
+from envs.scheduler_observation import USER_FEATURES
 from policies.learned_scheduler import load_scheduler
 from rollouts.shards import ShardWriter
 from rollouts.trace_file import trace_table
@@ -41,8 +43,10 @@ from tests.handmade_users import user_table, user_traces
 
 MODES = {
     "ppo": {},
+    "ppo lengths": {"actions": "lengths"},
     "sac": {"algorithm": "sac"},
-    "shares": {"algorithm": "sac", "shares": True},
+    "sac lengths": {"algorithm": "sac", "actions": "lengths"},
+    "sac shares": {"algorithm": "sac", "actions": "shares"},
 }
 Train = Callable[..., SchedulerArgs]
 
@@ -62,6 +66,7 @@ def train(tmp_path: Path) -> Train:
         threads=1,
         cell=CellArgs(users=3, deadline=2.0, leaving=0.3, absence=1.0),
         ppo=SchedulerPPO(n_envs=4, n_steps=4, batch_size=8, n_epochs=2, width=16),
+        fit=BeliefFit(rounds=4, epochs=1, batch_size=8),
         sac=SchedulerSAC(
             n_envs=4, buffer_size=64, learning_starts=16, batch_size=8, gradient_steps=1, width=16
         ),
@@ -94,7 +99,7 @@ def final_weights(args: SchedulerArgs) -> dict[str, torch.Tensor]:
 def observations(args: SchedulerArgs, count: int) -> Observation:
     """Random ones, with places that are empty or do not decide."""
     rng = np.random.default_rng(0)
-    users = rng.normal(size=(count, args.cell.users, 24)).astype(np.float32)
+    users = rng.normal(size=(count, args.cell.users, len(USER_FEATURES))).astype(np.float32)
     users[..., 0] = rng.random(users.shape[:2]) < 0.8
     users[..., 1] = users[..., 0] * (rng.random(users.shape[:2]) < 0.8)
     users *= users[..., :1]
@@ -131,7 +136,7 @@ def test_what_was_trained_with_few_users_serves_many(train: Train, mode: str) ->
 
 
 def test_ppo_never_draws_a_length_for_who_does_not_decide(train: Train) -> None:
-    args = train()
+    args = train(actions="lengths")
     agent, batch = agent_of(args), observations(args, 400)
     drawn, _ = agent.predict(batch, deterministic=False)
     deciding = batch["users"][..., 1] > 0
@@ -171,7 +176,7 @@ def test_resuming_another_game_is_refused(train: Train) -> None:
     config = (args.run / "config.json").read_text()
     for changes, problem in [
         ({"cell": replace(args.cell, longest_draft=4)}, "longest_draft 6, asked for: 4"),
-        ({"algorithm": "sac"}, "head lengths, asked for: relaxed"),
+        ({"actions": "lengths"}, "head beliefs, asked for: lengths"),
         ({"cell": replace(args.cell, arms=("small:6",))}, "with arms"),
     ]:
         with pytest.raises(DraftgymError, match=problem) as caught:
@@ -230,7 +235,8 @@ def test_losses_are_bounded_and_keep_their_order() -> None:
 def test_settings_that_cannot_work_are_refused_with_a_remedy(train: Train) -> None:
     for changes, problem in [
         ({"algorithm": "dqn"}, "unknown algorithm"),
-        ({"shares": True}, "draft lengths alone"),
+        ({"actions": "shares"}, "does not set shares"),
+        ({"actions": "wishes"}, "does not set wishes"),
         ({"price": "cheap"}, "--price"),
         ({"objective": "max"}, "unknown objective"),
         ({"rounds": 0}, "--rounds"),

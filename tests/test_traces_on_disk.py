@@ -53,6 +53,9 @@ def assert_equal(one: TraceSet, other: TraceSet) -> None:
         for name, arm in mine.arms.items():
             for part in ("committed", "drafted", "depth"):
                 np.testing.assert_array_equal(getattr(arm, part), getattr(theirs.arms[name], part))
+        assert mine.logprobs.keys() == theirs.logprobs.keys()
+        for name, chain in mine.logprobs.items():
+            np.testing.assert_array_equal(chain, theirs.logprobs[name])
 
 
 def _question(text: TextTrace) -> str:
@@ -133,6 +136,22 @@ def test_traces_of_other_settings_are_not_mixed(
     collect(args)
     with pytest.raises(DraftgymError, match=f"another origin .*{difference}"):
         collect(replace(args, **changes))  # type: ignore[arg-type]
+
+
+def test_collecting_goes_on_in_the_dtype_that_it_began_with(
+    args: CollectArgs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A probe of the machine may come out another way, as it does when others use it."""
+    asked, load = [], CollectArgs.load
+
+    def noted(self: CollectArgs) -> object:
+        asked.append(self.dtype)
+        return load(self)
+
+    monkeypatch.setattr(CollectArgs, "load", noted)
+    collect(replace(args, dtype="auto"))
+    collect(replace(args, dtype="auto"))
+    assert asked == ["auto", "float32"]
 
 
 def test_traces_of_other_weights_are_refused(
