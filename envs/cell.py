@@ -180,7 +180,14 @@ class Cell:
 
         Args:
             plan: See `step`; not in turn.
+
+        Raises:
+            DraftgymError: The texts are being written: what is to come is not known.
         """
+        if not self.table.foreseen:
+            raise DraftgymError(
+                "live users cannot show what a plan would commit", "preview replayed cells"
+            )
         kept, self.uploads = self.uploads, copy.copy(self.uploads)  # it replaces its arrays
         try:
             self._send_off(plan)

@@ -44,6 +44,8 @@ class ChainTable(TextTable):
         DraftgymError: No chain, two of one drafter, an arm that was not traced, or no round.
     """
 
+    foreseen = True
+
     def __init__(self, traces: TraceSet, arms: Sequence[str] | None = None) -> None:
         chains = _chains(traces, arms)
         self.texts = [text for text in traces.texts if len(text)]

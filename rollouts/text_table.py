@@ -47,6 +47,8 @@ class TextTable(ABC):
     """
 
     signals: NDArray[np.float32]
+    foreseen = False
+    """Whether rounds can be looked up without being played."""
 
     def __init__(
         self,

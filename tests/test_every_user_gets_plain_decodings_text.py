@@ -157,6 +157,15 @@ def test_a_reset_begins_anew(stopping: tuple[Target, dict[str, Drafter]]) -> Non
     assert tokens[0] == tokens[1]
 
 
+def test_what_is_to_come_is_not_shown(stopping: tuple[Target, dict[str, Drafter]]) -> None:
+    table = live_table(*stopping, 0.0)
+    cell = Cell(table, MODES["synchronous"])
+    cell.reset(rng(0))
+    with pytest.raises(DraftgymError, match="live users cannot show"):
+        cell.preview(cell.best_plan(np.zeros((1, 3), int)))
+    assert not table.passes
+
+
 def test_texts_without_a_round_are_refused(target: Target, drafters: dict[str, Drafter]) -> None:
     with pytest.raises(DraftgymError, match="no text of these prompts has a round"):
         live_table(target, drafters, 0.0, length=1)
