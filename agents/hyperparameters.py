@@ -131,6 +131,7 @@ class SchedulerPPO:
         ent_coef: Entropy bonus, for the sum of all users' entropies; lengths that are learned from
             nothing want some (0.001).
         clip_range: PPO's clipping, of the product of all users' ratios.
+        target_kl: An update ends early when the policy has moved that far, nats for all users.
         vf_coef: Weight of the value loss.
         max_grad_norm: Gradient clipping.
         spread: Standard deviation of beliefs at first, on the scale from -1 to 1.
@@ -147,6 +148,7 @@ class SchedulerPPO:
     gae_lambda: float = 0.9
     ent_coef: float = 0.0
     clip_range: float = 0.2
+    target_kl: float = 0.03
     vf_coef: float = 0.5
     max_grad_norm: float = 0.5
     spread: float = 0.1

@@ -55,7 +55,7 @@ GAMES: dict[str, type[SchedulerEnv]] = {
     SHARES: SchedulerSharesEnv,
 }
 """What agents with each head play."""
-CELLS, ROUNDS = 16, 96
+CELLS, ROUNDS = 48, 96
 """Cells that validation plays, and rounds of each."""
 
 

@@ -8,8 +8,9 @@ SEEDS := 0 1 2 3 4
 USERS := --traces runs/users-heldout --known runs/users
 TRAIN = $(RUN) train_scheduler.py --traces runs/users --run $(@D) --threads 1 \
     --cell.users 16 --cell.fewest 4
-# Reports of channels are a round old and 3 dB off, users come and go.
-STALE := --cell.report-rounds-old 1 --cell.report-error-db 3 --cell.leaving 0.2
+# Reports of channels are a round old and 3 dB off, users come and go, a draft is waited for 0.6 s.
+LATE := --cell.report-rounds-old 1 --cell.report-error-db 3 --cell.leaving 0.2 \
+    --cell.deadline 0.6
 COMPARE = $(RUN) -m benchmarks.schedulers $(USERS) --cells 16 --rounds 192 --seeds 5 \
     --json $@ --markdown $(basename $@).md
 
@@ -25,15 +26,15 @@ group = $(1)=$(subst $(space),$(comma),$(strip $(call policies,$(1))))
 .NOTPARALLEL:
 .SECONDARY:
 
-edge: $(addprefix $(HERE)/,exact.json stale.json qwen.json tokens.json geometric.json speed.json \
+edge: $(addprefix $(HERE)/,exact.json late.json qwen.json tokens.json geometric.json speed.json \
     paper.json live.json)
 
 $(HERE)/exact-%/done:
 	$(TRAIN) --seed $*
 	touch $@
 
-$(HERE)/stale-%/done:
-	$(TRAIN) --seed $* $(STALE)
+$(HERE)/late-%/done:
+	$(TRAIN) --seed $* --rounds 150000 $(LATE)
 	touch $@
 
 $(HERE)/qwen-%/done:
@@ -56,9 +57,9 @@ $(HERE)/exact.json: $(call done,exact) $(addprefix $(HERE)/,lengths-0/done sac-0
 	$(COMPARE) --settings multispin-llama2 --payloads truncated \
 	    --policies $(call group,exact) $(foreach one,lengths sac shares,$(one)=$(HERE)/$(one)-0/policy)
 
-$(HERE)/stale.json: $(call done,stale) $(call done,exact)
-	$(COMPARE) --settings multispin-llama2 --payloads truncated $(STALE) \
-	    --policies $(call group,stale) $(call group,exact)
+$(HERE)/late.json: $(call done,late) $(call done,exact)
+	$(COMPARE) --settings multispin-llama2 --payloads truncated $(LATE) \
+	    --policies $(call group,late) $(call group,exact)
 
 $(HERE)/qwen.json: $(call done,qwen)
 	$(COMPARE) --settings multispin-qwen3.5 --payloads truncated --policies $(call group,qwen)
