@@ -55,6 +55,10 @@ GAMES: dict[str, type[SchedulerEnv]] = {
     SHARES: SchedulerSharesEnv,
 }
 """What agents with each head play."""
+WHAT = {
+    BELIEFS: "says what acceptance to expect of every user, from which lengths and shares follow",
+    SHARES: "chooses every user's draft length and share of the band",
+}
 CELLS, ROUNDS = 48, 96
 """Cells that validation plays, and rounds of each."""
 
@@ -209,12 +213,10 @@ def policy_card(args: SchedulerArgs, school: School, rounds: int, validated: flo
     """The card beside an exported scheduler: what it is, how it was made, how to use it."""
     arms = ", ".join(f"`{arm}`" for arm in school.env.cell.table.arms)
     goodput = "unknown" if validated is None else f"{validated:.2f} tokens per second"
-    what = {BELIEFS: "acceptance to plan with", SHARES: "draft length and share of the band"}.get(
-        school.head.kind, "draft length"
-    )
+    what = WHAT.get(school.head.kind, "chooses every user's draft length")
     return f"""# Scheduler of {args.cell.users} users for {school.origin.target}
 
-Chooses every user's {what} each round; any number of users, in any order.
+Each round it {what}; any number of users, in any order.
 
 | | |
 |---|---|
