@@ -59,6 +59,7 @@ WHAT = {
     BELIEFS: "says what acceptance to expect of every user, from which lengths and shares follow",
     SHARES: "chooses every user's draft length and share of the band",
 }
+"""What a policy does each round, by its head."""
 CELLS, ROUNDS = 48, 96
 """Cells that validation plays, and rounds of each."""
 
