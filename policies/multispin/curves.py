@@ -22,9 +22,9 @@ import numpy as np
 from decoding.multiuser import Lengths, Plan, RoundProblem
 from decoding.uplink import Floats
 
-GRID, PASSES = 12, 2
+GRID, PASSES = 10, 2
 """Values of phi in a pass over them, and passes, each around the best point of the one before."""
-HALVINGS = 12
+HALVINGS = 10
 """Steps of the search for the least gain per band that is still taken."""
 LEAST = 1e-9
 """Tokens per whole band that nobody drafts for."""
