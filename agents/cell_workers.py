@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from decoding.curves import curve_plan
 from decoding.errors import DraftgymError
 from decoding.multiuser import Lengths, Plan, RoundProblem
 from envs.cell import Cell
@@ -24,7 +25,6 @@ from envs.scheduler_actions import (
 )
 from envs.scheduler_observation import CELL_FEATURES, USER_FEATURES, observe_cell
 from policies.learned_scheduler import BELIEFS, LENGTHS, RELAXED, SHARES, LearnedScheduler
-from policies.multispin.curves import curve_plan
 from policies.multispin.entropy_exit import EntropyExit
 from policies.multispin.schedulers import make_scheduler
 from rollouts.chains import ChainTable

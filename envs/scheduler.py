@@ -262,7 +262,7 @@ class SchedulerBeliefEnv(SchedulerEnv):
     As `SchedulerEnv`, which has the sections on observations, rewards, information and arguments.
     Lengths that differ from everybody else's gain nothing in a round that waits for the slowest, so
     agents that set lengths one by one get stuck where all draft little. Here Multi-SPIN's
-    optimisation (`policies.multispin.curves`) makes lengths and shares of the band from one
+    optimisation (`decoding.curves`) makes lengths and shares of the band from one
     acceptance for each user, and the agent supplies what no formula has: that acceptance, from all
     that it sees.
 

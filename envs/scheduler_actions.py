@@ -11,11 +11,11 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from decoding.curves import belief_plan
 from decoding.errors import DraftgymError
 from decoding.multiuser import Plan, nearest_lengths
 from envs.cell import Cell
 from envs.sharing import onto_simplex
-from policies.learned_scheduler import belief_plan
 
 
 class Actions(Protocol):

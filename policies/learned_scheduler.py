@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from decoding.arms import Arm
+from decoding.curves import belief_plan
 from decoding.errors import DraftgymError
-from decoding.multiuser import Lengths, Plan, RoundProblem, nearest_lengths
+from decoding.multiuser import Lengths, RoundProblem, nearest_lengths
 from policies.folder import (
     AGAIN,
     BODY,
@@ -36,7 +37,6 @@ from policies.folder import (
     read_policy,
     write_policy,
 )
-from policies.multispin.curves import curve_plan, geometric_chances
 from policies.scheduler_network import SchedulerNetwork
 
 BELIEFS, LENGTHS, RELAXED, SHARES = "beliefs", "lengths", "relaxed", "shares"
@@ -179,18 +179,6 @@ class LearnedScheduler:
         before = means.numpy() + spread * self.rng.normal(size=means.shape)
         read = np.tile(users[..., self.head.deciding], COMPONENTS[self.head.kind])
         return np.asarray(np.tanh(before) * read, np.float32)
-
-
-def belief_plan(problem: RoundProblem, actions: NDArray[Any], longest: int) -> Plan:
-    """The plan for users whose acceptance is believed to be so.
-
-    Args:
-        problem: The rounds `[..., k]`.
-        actions: Numbers in [-1, 1] `[..., k]`, -1 being acceptance 0 and 1 being 1.
-        longest: Longest draft.
-    """
-    believed = (np.asarray(actions, np.float64) + 1) / 2
-    return curve_plan(problem, geometric_chances(believed, longest))
 
 
 def box_parameters(outputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,13 +15,13 @@ from agents.cell_workers import CellScheduler, LearnedCellScheduler, OracleCellS
 from agents.hyperparameters import BeliefFit
 from agents.scheduled_cells import run_worker
 from agents.scheduler_vec_env import SchedulerVecEnv
+from decoding.curves import belief_plan, curve_plan, geometric_chances
 from decoding.multiuser import Plan, RoundProblem, VerificationCost
 from envs.cell import Cell
 from envs.cell_settings import CellSettings
 from envs.scheduler import SchedulerBeliefEnv
 from envs.scheduler_observation import CELL_FEATURES, USER_FEATURES, observe_cell
-from policies.learned_scheduler import BELIEFS, LearnedScheduler, SchedulerHead, belief_plan
-from policies.multispin.curves import curve_plan, geometric_chances
+from policies.learned_scheduler import BELIEFS, LearnedScheduler, SchedulerHead
 from policies.multispin.entropy_exit import EntropyExit
 from policies.multispin.heterogeneous import heterogeneous_plan
 from rollouts.chains import ChainTable

@@ -18,6 +18,7 @@ times as fast as the closed form with its exact search: agents that set beliefs 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from decoding.multiuser import Lengths, Plan, RoundProblem
 from decoding.uplink import Floats
@@ -61,6 +62,18 @@ def curve_plan(problem: RoundProblem, chances: Floats) -> Plan:
         high = np.take_along_axis(phi, np.minimum(top + 1, GRID - 1), axis=1)[:, 0]
     lengths = best.reshape(problem.draft_seconds.shape)
     return Plan(lengths, problem.fastest_shares(lengths)[0])
+
+
+def belief_plan(problem: RoundProblem, actions: ArrayLike, longest: int) -> Plan:
+    """The plan for users whose acceptance is believed to be so.
+
+    Args:
+        problem: The rounds `[..., k]`.
+        actions: Numbers in [-1, 1] `[..., k]`, -1 being acceptance 0 and 1 being 1.
+        longest: Longest draft.
+    """
+    believed = (np.asarray(actions, np.float64) + 1) / 2
+    return curve_plan(problem, geometric_chances(believed, longest))
 
 
 def geometric_chances(acceptance: Floats, longest: int) -> Floats:
