@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from gymnasium.utils.seeding import np_random
 from stable_baselines3 import PPO, SAC
 from torch.optim import AdamW
@@ -24,6 +25,7 @@ from agents.scheduler_args import HEADS, SchedulerArgs, check_args
 from agents.scheduler_policy import SchedulerActorCritic, SchedulerSAC, acting_network
 from agents.scheduler_vec_env import SchedulerVecEnv
 from decoding.errors import DraftgymError
+from decoding.probe import usable_cores
 from decoding.provenance import command_line, describe_host, git_revision, plain
 from envs.cell import Cell
 from envs.scheduler import (
@@ -143,6 +145,7 @@ def build_agent(args: SchedulerArgs, school: School) -> Agent:
             agent.learning_starts = agent.num_timesteps + args.sac.learning_starts
     else:
         agent = fresh_agent(args, school)
+        torch.set_num_threads(args.threads or usable_cores())
         if beliefs:
             fit_beliefs(acting_network(agent.policy), school.env.cell, args.fit, args.seed)
     if beliefs:  # any good policy will do
