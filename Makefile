@@ -13,7 +13,7 @@ help:  ## List these commands
 	touch $@
 
 target: .venv/.ready
-	@$(RUN) -c "from decoding.embedded import embedded_target; embedded_target()"
+	@$(RUN) -c "from draftgym.decoding.model.embedded import embedded_target; embedded_target()"
 
 setup: target  ## Virtual environment, pinned dependencies, embedded target
 
@@ -23,7 +23,7 @@ train: traces  ## Train a router on traces of real decoding, then compare it wit
 	    --policies plain eagle3 dflash ngram runs/router/policy
 
 traces: setup  ## What every arm would do at every position of texts from the training prompts
-	$(RUN) -m rollouts.collect --prompts train --out runs/traces
+	$(DRAFTGYM) collect --prompts train --out runs/traces
 
 evaluate: setup  ## Every policy on all 150 held-out prompts (about half an hour)
 	$(RUN) evaluate.py --json runs/evaluation.json
@@ -41,21 +41,21 @@ types: .venv/.ready  ## Types
 check: lint types test  ## Everything that must pass before a commit
 
 bench: traces  ## Measurements, small: arms, routers, speed, switching, losslessness
-	$(RUN) -m rollouts.collect --prompts heldout --limit-per-category 2 --out runs/heldout-small
-	$(RUN) -m benchmarks.arms --traces runs/heldout-small --json runs/arms.json
-	$(RUN) -m benchmarks.routing --heldout runs/heldout-small --seeds 1 --rounds 200000 --json runs/routing.json
-	$(RUN) -m benchmarks.trace_speed --texts 10 --rounds 200000
-	$(RUN) -m benchmarks.switching --per-category 1 --max-new-tokens 48 --repeats 5 --json runs/switching.json
-	$(RUN) -m benchmarks.against_transformers --per-category 1 --json runs/speed.json
-	$(RUN) -m benchmarks.router_overhead
-	$(RUN) -m benchmarks.losslessness --per-category 1 --max-new-tokens 48 --json runs/losslessness.json
+	$(DRAFTGYM) collect --prompts heldout --limit-per-category 2 --out runs/heldout-small
+	$(RUN) -m benchmarks.routers.arms --traces runs/heldout-small --json runs/arms.json
+	$(RUN) -m benchmarks.routers.routing --heldout runs/heldout-small --seeds 1 --rounds 200000 --json runs/routing.json
+	$(RUN) -m benchmarks.system.trace_speed --texts 10 --rounds 200000
+	$(RUN) -m benchmarks.system.switching --per-category 1 --max-new-tokens 48 --repeats 5 --json runs/switching.json
+	$(RUN) -m benchmarks.system.against_transformers --per-category 1 --json runs/speed.json
+	$(RUN) -m benchmarks.system.router_overhead
+	$(RUN) -m benchmarks.system.losslessness --per-category 1 --max-new-tokens 48 --json runs/losslessness.json
 
 figures: setup  ## All figures of the README for the drafters that are there, and the router shipped with them
 	$(MAKE) --no-print-directory -f benchmarks/figures.mk RUN=$(RUN)
 
 users: setup  ## Traces for schedulers: what devices of many users would draft
-	$(RUN) -m rollouts.collect --dtype float32 --arms small:16 ngram:16 --prompts train --out runs/users
-	$(RUN) -m rollouts.collect --dtype float32 --arms small:16 ngram:16 --prompts heldout \
+	$(DRAFTGYM) collect --dtype float32 --arms small:16 ngram:16 --prompts train --out runs/users
+	$(DRAFTGYM) collect --dtype float32 --arms small:16 ngram:16 --prompts heldout \
 	    --out runs/users-heldout
 
 scheduler: users  ## Train a scheduler of many users and compare it with the closed forms

@@ -1,1 +1,1 @@
-"""Training of agents with Stable-Baselines3: networks, hyperparameters, callbacks, export."""
+"""Training of agents. Rooms: `common`, `router`, `scheduler`."""

@@ -11,7 +11,7 @@ TRAIN = $(RUN) train_scheduler.py --traces runs/users --run $(@D) --threads 1 \
 # Reports of channels are a round old and 3 dB off, users come and go, a draft is waited for 0.6 s.
 LATE := --cell.report-rounds-old 1 --cell.report-error-db 3 --cell.leaving 0.2 \
     --cell.deadline 0.6
-COMPARE = $(RUN) -m benchmarks.schedulers $(USERS) --cells 16 --rounds 192 --seeds 5 \
+COMPARE = $(RUN) -m benchmarks.schedulers.schedulers $(USERS) --cells 16 --rounds 192 --seeds 5 \
     --json $@ --markdown $(basename $@).md
 
 comma := ,
@@ -68,14 +68,14 @@ $(HERE)/tokens.json: $(call done,exact)
 	$(COMPARE) --settings multispin-llama2 --payloads tokens --policies $(call group,exact)
 
 $(HERE)/geometric.json:
-	$(RUN) -m benchmarks.geometric_error --traces runs/users-heldout --json $@
+	$(RUN) -m benchmarks.schedulers.geometric_error --traces runs/users-heldout --json $@
 
 $(HERE)/speed.json:
-	$(RUN) -m benchmarks.scheduler_speed --traces runs/users --json $@
+	$(RUN) -m benchmarks.schedulers.speed --traces runs/users --json $@
 
 $(HERE)/paper.json:
-	$(RUN) -m benchmarks.multispin_paper --json $@
+	$(RUN) -m benchmarks.schedulers.paper --json $@
 
 $(HERE)/live.json: $(HERE)/exact-0/done
-	$(RUN) -m benchmarks.cells_live --users 4 --arms small:16 ngram:16 --known runs/users \
+	$(RUN) -m benchmarks.schedulers.cells_live --users 4 --arms small:16 ngram:16 --known runs/users \
 	    --scheduler fixed heterogeneous@beta $(HERE)/exact-0/policy --json $@

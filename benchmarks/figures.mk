@@ -3,8 +3,8 @@
 # All of it lies in a folder named after the weights, so changed drafters get new traces, routers
 # and figures, and the old ones stay. Interrupted, the same command goes on: results that are there
 # are not made again (delete one to have it made), and the long steps go on inside, too: collecting
-# after the last whole shard, benchmarks.routing after the last trained router (PPO and DQN within
-# one), benchmarks.against_transformers after the last prompt. These begin again: benchmarks.arms and
+# after the last whole shard, benchmarks.routers.routing after the last trained router (PPO and DQN within
+# one), benchmarks.system.against_transformers after the last prompt. These begin again: benchmarks.routers.arms and
 # tune_entropy (a minute), switching, trace_speed and evaluate.py (several minutes each).
 RUN ?= .venv/bin/python
 # git is there wherever this project is; sha256sum is not.
@@ -12,7 +12,7 @@ WEIGHTS := $(shell cat checkpoints/*/model.safetensors | git hash-object --stdin
 HERE := runs/figures-$(WEIGHTS)
 ROUTER := checkpoints/router-smollm2-135m
 TRACES := $(addprefix $(HERE)/,train.done heldout.done heldout-t1.done)
-COLLECT = $(RUN) -m rollouts.collect --dtype float32 --out $(basename $@)
+COLLECT = $(DRAFTGYM) collect --dtype float32 --out $(basename $@)
 
 .PHONY: figures ship
 .DELETE_ON_ERROR:
@@ -20,7 +20,7 @@ COLLECT = $(RUN) -m rollouts.collect --dtype float32 --out $(basename $@)
 
 figures: $(addprefix $(HERE)/,arms.json routing.json switching.json trace_speed.json) ship \
     $(addprefix $(HERE)/,clock.json speed.json)
-	$(RUN) -m benchmarks.figures_markdown --folder $(HERE) > $(HERE)/figures.md
+	$(RUN) -m benchmarks.system.figures_markdown --folder $(HERE) > $(HERE)/figures.md
 
 $(HERE)/train.done:
 	$(COLLECT) --prompts train
@@ -35,34 +35,34 @@ $(HERE)/heldout-t1.done:
 	touch $@
 
 $(HERE)/arms.json: $(HERE)/heldout.done
-	$(RUN) -m benchmarks.arms --traces $(HERE)/heldout --json $@
+	$(RUN) -m benchmarks.routers.arms --traces $(HERE)/heldout --json $@
 
 $(HERE)/routing.json: $(TRACES)
-	$(RUN) -m benchmarks.routing --traces $(HERE)/train --heldout $(HERE)/heldout \
+	$(RUN) -m benchmarks.routers.routing --traces $(HERE)/train --heldout $(HERE)/heldout \
 	    --seeds 5 --rounds 500000 --transfer --sampled $(HERE)/heldout-t1 --threads 1 \
 	    --run $(HERE)/routing --json $@
 
 $(HERE)/switching.json:
-	$(RUN) -m benchmarks.switching --dtype float32 --per-category 2 --max-new-tokens 96 --json $@
+	$(RUN) -m benchmarks.system.switching --dtype float32 --per-category 2 --max-new-tokens 96 --json $@
 
 $(HERE)/trace_speed.json: $(HERE)/train.done
-	$(RUN) -m benchmarks.trace_speed --dtype float32 --traces $(HERE)/train --json $@
+	$(RUN) -m benchmarks.system.trace_speed --dtype float32 --traces $(HERE)/train --json $@
 
 $(HERE)/entropy_threshold.json: $(HERE)/train.done
-	$(RUN) -m rollouts.tune_entropy --traces $(HERE)/train --output $@
+	$(DRAFTGYM) tune-entropy --traces $(HERE)/train --output $@
 
 # Whenever asked: it takes seconds, and what is shipped must be of these weights.
 ship: $(HERE)/routing.json $(HERE)/entropy_threshold.json
-	$(RUN) -m benchmarks.ship_router --routing $< --run $(HERE)/routing --to $(ROUTER)
+	$(RUN) -m benchmarks.routers.ship --routing $< --run $(HERE)/routing --to $(ROUTER)
 	cp $(HERE)/entropy_threshold.json policies/entropy_threshold.json
 
 # An assignment of its own, so that a router that is missing stops it.
 $(HERE)/clock.json: $(HERE)/routing.json
-	routers=$$($(RUN) -m benchmarks.compared_routers --routing $< --run $(HERE)/routing) && \
+	routers=$$($(RUN) -m benchmarks.routers.compared --routing $< --run $(HERE)/routing) && \
 	$(RUN) evaluate.py --dtype float32 --max-new-tokens 128 --limit-per-category 4 \
 	    --policies plain eagle3:1 eagle3:2 dflash:2 ngram:8 ngram:16 \
 	    ucb-time@eagle3:2,dflash:2,ngram:16,plain $$routers --report $(HERE)/report --json $@
 
 $(HERE)/speed.json: $(HERE)/routing.json | ship
-	$(RUN) -m benchmarks.against_transformers --dtype float32 --per-category 2 \
+	$(RUN) -m benchmarks.system.against_transformers --dtype float32 --per-category 2 \
 	    --max-new-tokens 128 --policies eagle3:2 dflash:2 ngram:8 $(ROUTER) --json $@

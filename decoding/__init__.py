@@ -1,1 +1,5 @@
-"""The decoding loop: target, cache, verification, session, round, decoder, cost model."""
+"""The decoding loop: session, round, decoder, and what they rest on.
+
+Rooms: `model` (the target and its arithmetic), `verify` (proposals and the rules that accept them),
+`costs` (what the pieces of a round cost on this host).
+"""

@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from decoding.drafting import Drafter, DraftShape
-from decoding.errors import DraftgymError
+from draftgym.decoding.drafting import Drafter, DraftShape
+from draftgym.decoding.errors import DraftgymError
 
 PLAIN = "plain"
 

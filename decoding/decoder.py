@@ -10,13 +10,13 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
-from decoding.arms import PLAIN, Arm, check_arms
-from decoding.drafting import LAZY_KV_ONLY, CatchUp, Drafter
-from decoding.observation import RouterObserver
-from decoding.round import RoundRecord, play_round
-from decoding.rules import make_rule
-from decoding.session import Session
-from decoding.target import Target
+from draftgym.decoding.arms import PLAIN, Arm, check_arms
+from draftgym.decoding.drafting import LAZY_KV_ONLY, CatchUp, Drafter
+from draftgym.decoding.model.target import Target
+from draftgym.decoding.observation import RouterObserver
+from draftgym.decoding.round import RoundRecord, play_round
+from draftgym.decoding.session import Session
+from draftgym.decoding.verify.rules import make_rule
 
 
 class RoutingPolicy(Protocol):

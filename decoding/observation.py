@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from decoding.arms import Arm
-from decoding.repeats import Repeats
-from decoding.round import RoundRecord
-from decoding.session import Session
+from draftgym.decoding.arms import Arm
+from draftgym.decoding.repeats import Repeats
+from draftgym.decoding.round import RoundRecord
+from draftgym.decoding.session import Session
 
 Observation = dict[str, NDArray[np.float32]]
 
@@ -45,8 +45,8 @@ def text_signals(
 
     Args:
         confidence: Entropy, margin and top-1 of the distributions they were chosen from `[n, 3]`
-            (`decoding.session.confidence`).
-        repeats: Their repeats `[n]` (`decoding.repeats`).
+            (`draftgym.decoding.session.confidence`).
+        repeats: Their repeats `[n]` (`draftgym.decoding.repeats`).
 
     Returns:
         float32 `[n, 4]`; a repeat of 16 tokens becomes 4.

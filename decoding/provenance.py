@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from decoding.drafting import Drafter
-from decoding.errors import DraftgymError
-from decoding.target import Target
+from draftgym.decoding.drafting import Drafter
+from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.target import Target
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -97,8 +97,14 @@ def cpu_name() -> str:
 def command_line() -> str:
     """How this process was started, without the folder that the project happens to lie in."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    script = ["-m", spec.name] if spec is not None else [_short(Path(sys.argv[0]))]
-    return shlex.join(["python", *script, *sys.argv[1:]])
+    program = Path(sys.argv[0])
+    if program.stem == "draftgym" or (spec is not None and spec.name == "draftgym.__main__"):
+        script = ["draftgym"]
+    elif spec is not None:
+        script = ["python", "-m", spec.name]
+    else:
+        script = ["python", _short(program)]
+    return shlex.join([*script, *sys.argv[1:]])
 
 
 def git_revision() -> str | None:

@@ -10,11 +10,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from decoding.arms import Arm
-from decoding.proposal import Proposal
-from decoding.session import Session
-from decoding.transformer import PassOutput
-from decoding.verification import Verdict
+from draftgym.decoding.arms import Arm
+from draftgym.decoding.model.transformer import PassOutput
+from draftgym.decoding.session import Session
+from draftgym.decoding.verify.proposal import Proposal
+from draftgym.decoding.verify.verification import Verdict
 
 
 @dataclass(frozen=True)

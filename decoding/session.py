@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from decoding.drafting import LAZY_KV_ONLY, CatchUp, Drafter
-from decoding.errors import DraftgymError
-from decoding.proposal import Proposal
-from decoding.target import Target
-from decoding.transformer import NewRows, PassOutput
-from decoding.verification import Verdict, VerificationRule
+from draftgym.decoding.drafting import LAZY_KV_ONLY, CatchUp, Drafter
+from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.target import Target
+from draftgym.decoding.model.transformer import NewRows, PassOutput
+from draftgym.decoding.verify.proposal import Proposal
+from draftgym.decoding.verify.verification import Verdict, VerificationRule
 
 
 class Session:

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from decoding.cache import KVCache
-from decoding.drafting import DraftContext, Drafter, DraftShape
-from decoding.proposal import Proposal
+from draftgym.decoding.drafting import DraftContext, Drafter, DraftShape
+from draftgym.decoding.model.cache import KVCache
+from draftgym.decoding.verify.proposal import Proposal
 
 
 class AutoregressiveDrafter(Drafter):

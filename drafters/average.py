@@ -1,6 +1,6 @@
 """Average the weights of several trainings of one drafter (model soup, arXiv 2203.05482).
 
-    $ python -m drafters.average runs/plain-0/latest runs/lk-0/latest --out runs/average
+    $ draftgym average runs/plain-0/latest runs/lk-0/latest --out runs/average
 
 Trainings that started from one checkpoint and did not go far lie in one valley; the mean of their
 weights is often better than each, since what was noise in each cancels. It costs nothing: no
@@ -18,11 +18,11 @@ import torch
 import tyro
 from torch import Tensor
 
-from decoding.errors import DraftgymError, exit_on_user_error
-from drafters.checkpoint import read_contents
-from drafters.formats import find_format
-from drafters.formats.contents import Contents
-from drafters.formats.files import check_new_folder, write_contents
+from draftgym.decoding.errors import DraftgymError
+from draftgym.drafters.checkpoint import read_contents
+from draftgym.drafters.formats import find_format
+from draftgym.drafters.formats.contents import Contents
+from draftgym.drafters.formats.files import check_new_folder, write_contents
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,6 @@ def _check_alike(first: Path, one: Contents, folder: Path, other: Contents) -> N
         )
 
 
-if __name__ == "__main__":
-    with exit_on_user_error():
-        average(tyro.cli(AverageArgs, description=__doc__))
+def main(arguments: Sequence[str]) -> None:
+    """`draftgym average`."""
+    average(tyro.cli(AverageArgs, args=arguments, description=__doc__, prog="draftgym average"))

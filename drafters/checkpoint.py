@@ -1,7 +1,8 @@
 """Reading and writing drafter checkpoints: from a folder to a network and back.
 
-Which words a folder uses is the business of `drafters.formats`; here its contents become a network
-that is checked against its config and against the target. Training writes the native formats.
+Which words a folder uses is the business of `draftgym.drafters.formats`; here its contents become
+a network that is checked against its config and against the target. Training writes the native
+formats.
 """
 
 from __future__ import annotations
@@ -13,18 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from decoding.drafting import Drafter
-from decoding.errors import DraftgymError
-from decoding.products import Products, pack_linears
-from decoding.target import Target
-from drafters.dflash import DFlashDrafter, DFlashNetwork
-from drafters.eagle3 import Eagle3Config, Eagle3Drafter, Eagle3Network
-from drafters.fitting import Network, check_fits, note_differences, widen, without_copies
-from drafters.formats import FORMATS, find_format, recognise
-from drafters.formats.contents import EMBEDDING, HEAD, Contents, DrafterConfig, Origin
-from drafters.formats.files import read_json, read_tensors, write_contents
-from drafters.modules import rotary_table
-from drafters.vocabulary import from_d2t, to_maps
+from draftgym.decoding.drafting import Drafter
+from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.products import Products, pack_linears
+from draftgym.decoding.model.target import Target
+from draftgym.drafters.dflash.drafter import DFlashDrafter, DFlashNetwork
+from draftgym.drafters.eagle3.drafter import Eagle3Config, Eagle3Drafter, Eagle3Network
+from draftgym.drafters.fitting import Network, check_fits, note_differences, widen, without_copies
+from draftgym.drafters.formats import FORMATS, find_format, recognise
+from draftgym.drafters.formats.contents import EMBEDDING, HEAD, Contents, DrafterConfig, Origin
+from draftgym.drafters.formats.files import read_json, read_tensors, write_contents
+from draftgym.drafters.modules import rotary_table
+from draftgym.drafters.vocabulary import from_d2t, to_maps
 
 MISMATCH = "the config and the weights are not of one drafter; copy the checkpoint again"
 

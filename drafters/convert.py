@@ -1,8 +1,8 @@
 """Convert a drafter checkpoint from one published format to another, bit for bit.
 
-    $ python -m drafters.convert checkpoints/eagle3-smollm2-135m out --format speculators \
+    $ draftgym convert checkpoints/eagle3-smollm2-135m out --format speculators \
         --target smollm2-135m --verifier HuggingFaceTB/SmolLM2-135M-Instruct
-    $ python -m drafters.convert out back --format eagle3
+    $ draftgym convert out back --format eagle3
 
 The source's format is seen from its config.json. docs/checkpoints.md explains the formats.
 """
@@ -10,6 +10,7 @@ The source's format is seen from its config.json. docs/checkpoints.md explains t
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,16 +18,16 @@ from typing import Annotated, Literal
 import tyro
 from torch import Tensor
 
-from decoding.errors import DraftgymError, exit_on_user_error
-from decoding.target import Target, load_target
-from drafters.checkpoint import build_network, read_contents
-from drafters.dflash import DFlashConfig
-from drafters.eagle3 import Eagle3Config, default_taps
-from drafters.fitting import check_fits, note_differences, without_copies
-from drafters.formats import find_format
-from drafters.formats.contents import EMBEDDING, HEAD, CheckpointFormat, Contents, Origin
-from drafters.formats.files import check_new_folder, write_contents
-from drafters.vocabulary import from_d2t
+from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.target import Target, load_target
+from draftgym.drafters.checkpoint import build_network, read_contents
+from draftgym.drafters.dflash.drafter import DFlashConfig
+from draftgym.drafters.eagle3.drafter import Eagle3Config, default_taps
+from draftgym.drafters.fitting import check_fits, note_differences, without_copies
+from draftgym.drafters.formats import find_format
+from draftgym.drafters.formats.contents import EMBEDDING, HEAD, CheckpointFormat, Contents, Origin
+from draftgym.drafters.formats.files import check_new_folder, write_contents
+from draftgym.drafters.vocabulary import from_d2t
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,6 @@ def _note_silent_taps(contents: Contents, form: CheckpointFormat) -> None:
         )
 
 
-if __name__ == "__main__":
-    with exit_on_user_error():
-        convert(tyro.cli(ConvertArgs, description=__doc__))
+def main(arguments: Sequence[str]) -> None:
+    """`draftgym convert`."""
+    convert(tyro.cli(ConvertArgs, args=arguments, description=__doc__, prog="draftgym convert"))

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from decoding.errors import DraftgymError
-from decoding.target import Target
-from drafters.dflash import DFlashConfig, DFlashNetwork
-from drafters.eagle3 import Eagle3Network
-from drafters.formats.contents import EMBEDDING, HEAD, Contents, Origin
-from drafters.vocabulary import from_d2t
+from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.target import Target
+from draftgym.drafters.dflash.drafter import DFlashConfig, DFlashNetwork
+from draftgym.drafters.eagle3.drafter import Eagle3Network
+from draftgym.drafters.formats.contents import EMBEDDING, HEAD, Contents, Origin
+from draftgym.drafters.vocabulary import from_d2t
 
 Network = Eagle3Network | DFlashNetwork
 

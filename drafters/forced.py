@@ -25,11 +25,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from decoding.drafting import Drafter, DraftShape
-from decoding.proposal import Proposal
-from decoding.verification import Drafted, Verdict, VerificationRule
-from drafters.parallel import propose_at_each
-from drafters.recorded import RecordedText
+from draftgym.decoding.drafting import Drafter, DraftShape
+from draftgym.decoding.verify.proposal import Proposal
+from draftgym.decoding.verify.verification import Drafted, Verdict, VerificationRule
+from draftgym.drafters.parallel import propose_at_each
+from draftgym.drafters.recorded import RecordedText
 
 
 class ForcedRule(VerificationRule):

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from decoding.drafting import Drafter
-from decoding.errors import DraftgymError
-from decoding.target import Target
-from drafters.checkpoint import load_drafter
-from drafters.formats import recognise
-from drafters.ngram import NgramDrafter
-from drafters.small_lm_folder import load_small_lm, small_lm_architectures
+from draftgym.decoding.drafting import Drafter
+from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.target import Target
+from draftgym.drafters.checkpoint import load_drafter
+from draftgym.drafters.formats import recognise
+from draftgym.drafters.ngram.drafter import NgramDrafter
+from draftgym.drafters.small_lm.folder import load_small_lm, small_lm_architectures
 
 SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints"
 KINDS = ("eagle3", "dflash", "small")

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from decoding.layers import RotaryTable, rms_norm, rotate
-from drafters.vocabulary import to_maps
+from draftgym.decoding.model.layers import RotaryTable, rms_norm, rotate
+from draftgym.drafters.vocabulary import to_maps
 
 
 class RMSNorm(nn.Module):

@@ -11,17 +11,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from decoding.drafting import DraftContext, Drafter, DraftShape, PrefixView
-from decoding.proposal import Proposal
-from drafters.dflash import DFlashDrafter
-from drafters.dflash_parallel import dflash_at_each
-from drafters.eagle3 import Eagle3Drafter
-from drafters.eagle3_parallel import eagle3_at_each
-from drafters.small_lm import SmallLMDrafter
-from drafters.small_lm_parallel import small_lm_at_each
+from draftgym.decoding.drafting import DraftContext, Drafter, DraftShape, PrefixView
+from draftgym.decoding.verify.proposal import Proposal
+from draftgym.drafters.dflash.batched import dflash_at_each
+from draftgym.drafters.dflash.drafter import DFlashDrafter
+from draftgym.drafters.eagle3.batched import eagle3_at_each
+from draftgym.drafters.eagle3.drafter import Eagle3Drafter
+from draftgym.drafters.small_lm.batched import small_lm_at_each
+from draftgym.drafters.small_lm.drafter import SmallLMDrafter
 
 TOGETHER = 48
-"""Positions per batch; the noise of so many is kept (`decoding.noise.NoiseCache`)."""
+"""Positions per batch; the noise of so many is kept (`decoding.verify.noise.NoiseCache`)."""
 
 
 @dataclass(frozen=True)

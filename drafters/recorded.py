@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from decoding.drafting import Drafter, DraftShape
-from decoding.proposal import Proposal
-from decoding.verification import VerificationRule, children_by_edge
-from drafters.parallel import Place, propose_at_each
+from draftgym.decoding.drafting import Drafter, DraftShape
+from draftgym.decoding.verify.proposal import Proposal
+from draftgym.decoding.verify.verification import VerificationRule, children_by_edge
+from draftgym.drafters.parallel import Place, propose_at_each
 
 
 @dataclass
@@ -93,7 +93,7 @@ def rounds_at_each(
     Args:
         drafter: Who drafts.
         text: A text of m response tokens whose rule commits the path of a proposal that the text
-            takes: `greedy` and `coupled`, and for trees under rejection `drafters.forced`.
+            takes: `greedy` and `coupled`, and for trees under rejection `draftgym.drafters.forced`.
         shapes: What to draft.
 
     Returns:

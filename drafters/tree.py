@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decoding.drafting import MAX_TREE_NODES, DraftShape
-from decoding.proposal import Proposal
-from decoding.verification import Candidates, Drafted
+from draftgym.decoding.drafting import MAX_TREE_NODES, DraftShape
+from draftgym.decoding.verify.proposal import Proposal
+from draftgym.decoding.verify.verification import Candidates, Drafted
 
 
 def grow_chain(depth: int, step: Callable[[Tensor | None], Drafted]) -> Proposal:

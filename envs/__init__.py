@@ -1,18 +1,20 @@
-"""Gymnasium environments around real decoding. Importing this package registers them.
+"""Gymnasium environments around real decoding. Rooms: `router`, `scheduler`, `cell`, `radio`.
 
-* `draftgym/Router-v0` - `RouterEnv`: which drafter and how many tokens, each round.
-* `draftgym/RouterMeasured-v0` - the same rewarded by wall-clock; its spec says nondeterministic.
-* `draftgym/RouterReplay-v0` - `RouterReplayEnv`: the same rounds from traces, without a model.
-* `draftgym/Scheduler-v0` - `SchedulerEnv`: how many tokens each of many users drafts, each round.
-* `draftgym/SchedulerBelief-v0` - `SchedulerBeliefEnv`: what acceptance a closed form is to expect.
-* `draftgym/SchedulerShares-v0` - `SchedulerSharesEnv`: the band is the agent's to divide as well.
+| id | class | what a step is |
+|---|---|---|
+| `draftgym/Router-v0` | `RouterEnv` | which drafter and how many tokens, each round of live
+decoding |
+| `draftgym/RouterMeasured-v0` | `RouterEnv` | the same, rewarded by wall-clock (nondeterministic) |
+| `draftgym/RouterReplay-v0` | `RouterReplayEnv` | the same rounds from traces, without a model |
+| `draftgym/Scheduler-v0` | `SchedulerEnv` | how many tokens each of many users drafts |
+| `draftgym/SchedulerBelief-v0` | `SchedulerBeliefEnv` | what acceptance a closed form is to expect
+|
+| `draftgym/SchedulerShares-v0` | `SchedulerSharesEnv` | draft lengths and shares of the band |
 """
 
-from gymnasium.envs.registration import register
-
-from envs.replay import RouterReplayEnv
-from envs.router import RouterEnv
-from envs.scheduler import SchedulerBeliefEnv, SchedulerEnv, SchedulerSharesEnv
+from draftgym.envs.router.live import RouterEnv
+from draftgym.envs.router.replay import RouterReplayEnv
+from draftgym.envs.scheduler.env import SchedulerBeliefEnv, SchedulerEnv, SchedulerSharesEnv
 
 __all__ = [
     "RouterEnv",
@@ -21,18 +23,3 @@ __all__ = [
     "SchedulerEnv",
     "SchedulerSharesEnv",
 ]
-
-register(id="draftgym/Router-v0", entry_point="envs.router:RouterEnv")
-register(
-    id="draftgym/RouterMeasured-v0",
-    entry_point="envs.router:RouterEnv",
-    kwargs={"latency": "measured"},
-    nondeterministic=True,
-)
-register(id="draftgym/RouterReplay-v0", entry_point="envs.replay:RouterReplayEnv")
-for _name in ("Scheduler", "SchedulerBelief", "SchedulerShares"):
-    register(
-        id=f"draftgym/{_name}-v0",
-        entry_point=f"envs.scheduler:{_name}Env",
-        max_episode_steps=256,
-    )

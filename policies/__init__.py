@@ -1,1 +1,1 @@
-"""Who chooses the drafter each round; all with Stable-Baselines3's `predict` shape."""
+"""Who chooses, asked by Stable-Baselines3's `predict`: `routers`, `schedulers`, `multispin`."""

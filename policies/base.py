@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from decoding.arms import Arm
+from draftgym.decoding.arms import Arm
 
 
 class Policy(ABC):

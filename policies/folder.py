@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from decoding.arms import Arm, parse_arm
-from decoding.errors import DraftgymError
+from draftgym.decoding.arms import Arm, parse_arm
+from draftgym.decoding.errors import DraftgymError
 
 FORMAT = 1
 WEIGHTS, BODY = "policy.safetensors", "policy.json"

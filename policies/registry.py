@@ -6,18 +6,18 @@ import difflib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from decoding.arms import PLAIN, Arm, check_arms, default_arms, parse_arm
-from decoding.drafting import Drafter
-from decoding.embedded import EMBEDDED_TARGETS
-from decoding.errors import DraftgymError
-from decoding.latency import CostModel
-from decoding.target import Target
-from policies.bandits import TimedBandit, TokenBandit
-from policies.base import Policy
-from policies.entropy import EntropyPolicy
-from policies.fixed import FixedPolicy
-from policies.random import RandomPolicy
-from policies.specs import CHOOSERS, ChooserSpec, chooser_name, parse_chooser
+from draftgym.decoding.arms import PLAIN, Arm, check_arms, default_arms, parse_arm
+from draftgym.decoding.costs.latency import CostModel
+from draftgym.decoding.drafting import Drafter
+from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.embedded import EMBEDDED_TARGETS
+from draftgym.decoding.model.target import Target
+from draftgym.policies.base import Policy
+from draftgym.policies.routers.bandits import TimedBandit, TokenBandit
+from draftgym.policies.routers.entropy import EntropyPolicy
+from draftgym.policies.routers.fixed import FixedPolicy
+from draftgym.policies.routers.random import RandomPolicy
+from draftgym.policies.specs import CHOOSERS, ChooserSpec, chooser_name, parse_chooser
 
 AUTOREGRESSIVE, DIFFUSION = "eagle3", "dflash"
 SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints"
@@ -154,9 +154,9 @@ def _trained(spec: str, drafters: Mapping[str, Drafter], target: Target) -> Poli
         what = "is a file, not a policy folder" if path.exists() else "does not exist"
         raise DraftgymError(f"policy {spec!r} {what}", "name the folder that train_router.py wrote")
     # These read weights: imported only where they are needed.
-    from policies.folder import NEURAL, ROUTER, SCHEDULER, read_kind
-    from policies.learned import load_learned_policy
-    from policies.neural import load_neural_policy
+    from draftgym.policies.folder import NEURAL, ROUTER, SCHEDULER, read_kind
+    from draftgym.policies.routers.learned import load_learned_policy
+    from draftgym.policies.routers.neural import load_neural_policy
 
     loaders: dict[str, Callable[[Path, Target], Policy]] = {
         ROUTER: load_learned_policy,

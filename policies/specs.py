@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from decoding.arms import Arm, check_arms, parse_arm
-from decoding.drafting import Drafter
-from decoding.errors import DraftgymError
+from draftgym.decoding.arms import Arm, check_arms, parse_arm
+from draftgym.decoding.drafting import Drafter
+from draftgym.decoding.errors import DraftgymError
 
 CHOOSERS = ("random", "entropy", "ucb", "ucb-time")
 """Policies that choose among arms and can be told which."""

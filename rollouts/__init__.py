@@ -1,1 +1,1 @@
-"""Running real decoding over prompts: evaluating, generating, tuning."""
+"""Real decoding over prompts: `prompts decode traces replay responses report`."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from decoding.drafting import Drafter
-from decoding.target import Target
+from draftgym.decoding.drafting import Drafter
+from draftgym.decoding.model.target import Target
 from tests.tiny import tiny_drafters, tiny_target
 
 torch.set_num_threads(1)

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from decoding.target import Target
-from decoding.verification import Drafted, VerificationRule
-from drafters.forced import ForcedRule
-from drafters.training.corpus import Text
-from drafters.training.features import FeatureBatch, target_features
+from draftgym.decoding.model.target import Target
+from draftgym.decoding.verify.verification import Drafted, VerificationRule
+from draftgym.drafters.forced import ForcedRule
+from draftgym.drafters.training.data.corpus import Text
+from draftgym.drafters.training.data.features import FeatureBatch, target_features
 
 
 class HeardRule(ForcedRule):

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from decoding.arms import parse_arm
-from decoding.latency import CostModel, Curve
-from rollouts.trace import ArmTrace, TextTrace, TraceOrigin, TraceSet
+from draftgym.decoding.arms import parse_arm
+from draftgym.decoding.costs.latency import CostModel, Curve
+from draftgym.rollouts.traces.trace import ArmTrace, TextTrace, TraceOrigin, TraceSet
 
 LAGS = {"a": 1, "b": 2, "c": 1}
 """Drafters of handmade traces."""

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from decoding.latency import CostModel, Curve
-from rollouts.trace import ArmTrace, TextTrace, TraceOrigin, TraceSet
+from draftgym.decoding.costs.latency import CostModel, Curve
+from draftgym.rollouts.traces.trace import ArmTrace, TextTrace, TraceOrigin, TraceSet
 
 PROMPT_TOKENS = 3
 COST = CostModel(

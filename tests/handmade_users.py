@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.cell import Cell
-from envs.cell_settings import CellSettings
-from rollouts.chains import ChainTable
-from rollouts.trace import TraceSet
+from draftgym.envs.cell.cell import Cell
+from draftgym.envs.cell.chains import ChainTable
+from draftgym.envs.cell.settings import CellSettings
+from draftgym.rollouts.traces.trace import TraceSet
 from tests.handmade_traces import handmade_traces
 
 

@@ -1,4 +1,4 @@
-"""Runs of `benchmarks.routing` on the tiny models, for tests of what it makes."""
+"""Runs of `benchmarks.routers.routing` on the tiny models, for tests of what it makes."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from benchmarks.routing import RoutingArgs
-from decoding.drafting import Drafter
-from decoding.target import Target
-from rollouts.prompt_sets import Prompt
-from rollouts.shards import ShardWriter
-from rollouts.trace import TraceSet
-from rollouts.trace_file import trace_table
+from benchmarks.routers.routing import RoutingArgs
+from draftgym.decoding.drafting import Drafter
+from draftgym.decoding.model.target import Target
+from draftgym.rollouts.prompts.sets import Prompt
+from draftgym.rollouts.traces.file import trace_table
+from draftgym.rollouts.traces.shards import ShardWriter
+from draftgym.rollouts.traces.trace import TraceSet
 from tests.traces import tiny_traces
 
 

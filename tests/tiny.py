@@ -8,15 +8,15 @@ from typing import Any
 import torch
 import transformers
 
-from decoding.drafting import Drafter
-from decoding.probe import Precision
-from decoding.target import Target, wrap_model
-from decoding.transformer import Decoder
-from drafters.dflash import DFlashConfig, DFlashDrafter, DFlashNetwork
-from drafters.eagle3 import Eagle3Config, Eagle3Drafter, Eagle3Network
-from drafters.ngram import NgramDrafter
-from drafters.small_lm import SmallLMDrafter
-from rollouts.prompt_sets import Prompt
+from draftgym.decoding.drafting import Drafter
+from draftgym.decoding.model.precision import Precision
+from draftgym.decoding.model.target import Target, wrap_model
+from draftgym.decoding.model.transformer import Decoder
+from draftgym.drafters.dflash.drafter import DFlashConfig, DFlashDrafter, DFlashNetwork
+from draftgym.drafters.eagle3.drafter import Eagle3Config, Eagle3Drafter, Eagle3Network
+from draftgym.drafters.ngram.drafter import NgramDrafter
+from draftgym.drafters.small_lm.drafter import SmallLMDrafter
+from draftgym.rollouts.prompts.sets import Prompt
 
 VOCAB = 61
 SIZES = {

@@ -9,8 +9,8 @@ from typing import Any
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from decoding.target import Target, wrap_model
-from drafters.checkpoint import save_checkpoint
+from draftgym.decoding.model.target import Target, wrap_model
+from draftgym.drafters.checkpoint import save_checkpoint
 from tests.tiny import ONE_THREAD, tiny_dflash, tiny_eagle3, tiny_model
 
 VOCAB = 257  # the bytes and one end token

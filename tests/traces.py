@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from decoding.arms import parse_arm
-from decoding.calibration import calibrate
-from decoding.drafting import Drafter
-from decoding.rules import make_rule
-from decoding.target import Target
-from rollouts.counterfactual import TraceRequest, trace_texts
-from rollouts.prompt_sets import Prompt
-from rollouts.trace import TraceOrigin, TraceSet
+from draftgym.decoding.arms import parse_arm
+from draftgym.decoding.costs.calibration import calibrate
+from draftgym.decoding.drafting import Drafter
+from draftgym.decoding.model.target import Target
+from draftgym.decoding.verify.rules import make_rule
+from draftgym.rollouts.prompts.sets import Prompt
+from draftgym.rollouts.traces.counterfactual import TraceRequest, trace_texts
+from draftgym.rollouts.traces.trace import TraceOrigin, TraceSet
 from tests.tiny import ARMS, PROMPTS, numbered_target
 
 NOISE_SEED = 5

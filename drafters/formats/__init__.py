@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from decoding.errors import DraftgymError
-from drafters.formats.contents import CheckpointFormat
-from drafters.formats.dflash_native import NativeDFlash
-from drafters.formats.dflash_speculators import SpeculatorsDFlash
-from drafters.formats.eagle3_native import NativeEagle3
-from drafters.formats.eagle3_speculators import SpeculatorsEagle3
+from draftgym.decoding.errors import DraftgymError
+from draftgym.drafters.formats.contents import CheckpointFormat
+from draftgym.drafters.formats.dflash_native import NativeDFlash
+from draftgym.drafters.formats.dflash_speculators import SpeculatorsDFlash
+from draftgym.drafters.formats.eagle3_native import NativeEagle3
+from draftgym.drafters.formats.eagle3_speculators import SpeculatorsEagle3
 
 FORMATS: tuple[CheckpointFormat, ...] = (
     NativeEagle3(),

@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from decoding.target import Target
-from drafters.dflash import DFlashConfig
-from drafters.eagle3 import Eagle3Config
+from draftgym.decoding.model.target import Target
+from draftgym.drafters.dflash.drafter import DFlashConfig
+from draftgym.drafters.eagle3.drafter import Eagle3Config
 
 DrafterConfig = Eagle3Config | DFlashConfig
 

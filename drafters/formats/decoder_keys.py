@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from decoding.errors import DraftgymError
-from drafters.formats.contents import Contents
+from draftgym.decoding.errors import DraftgymError
+from draftgym.drafters.formats.contents import Contents
 
 SIZES = (
     "hidden_size",

@@ -5,10 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from decoding.errors import DraftgymError
-from drafters.dflash import DFlashConfig
-from drafters.formats.contents import EMBEDDING, HEAD, CheckpointFormat, Contents, Origin
-from drafters.formats.decoder_keys import layer_ids, read_decoder, refuse, size, write_decoder
+from draftgym.decoding.errors import DraftgymError
+from draftgym.drafters.dflash.drafter import DFlashConfig
+from draftgym.drafters.formats.contents import EMBEDDING, HEAD, CheckpointFormat, Contents, Origin
+from draftgym.drafters.formats.decoder_keys import (
+    layer_ids,
+    read_decoder,
+    refuse,
+    size,
+    write_decoder,
+)
 
 ARCHITECTURES = ("DFlashDraftModel",)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from drafters.dflash import DFlashConfig
-from drafters.formats.contents import EMBEDDING, HEAD, Contents
-from drafters.formats.decoder_keys import layer_ids, layer_ids_from_hidden_states
-from drafters.formats.dflash_native import read_dflash, stack_json
-from drafters.formats.speculators import SpeculatorsFormat
+from draftgym.drafters.dflash.drafter import DFlashConfig
+from draftgym.drafters.formats.contents import EMBEDDING, HEAD, Contents
+from draftgym.drafters.formats.decoder_keys import layer_ids, layer_ids_from_hidden_states
+from draftgym.drafters.formats.dflash_native import read_dflash, stack_json
+from draftgym.drafters.formats.speculators import SpeculatorsFormat
 
 LAYER_IDS = "aux_hidden_state_layer_ids"
 

@@ -8,10 +8,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from decoding.errors import DraftgymError
-from drafters.eagle3 import Eagle3Config, default_taps
-from drafters.formats.contents import CheckpointFormat, Contents, own_key
-from drafters.formats.decoder_keys import layer_ids, read_decoder, refuse, size, write_decoder
+from draftgym.decoding.errors import DraftgymError
+from draftgym.drafters.eagle3.drafter import Eagle3Config, default_taps
+from draftgym.drafters.formats.contents import CheckpointFormat, Contents, own_key
+from draftgym.drafters.formats.decoder_keys import (
+    layer_ids,
+    read_decoder,
+    refuse,
+    size,
+    write_decoder,
+)
 
 ARCHITECTURES = ("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM")
 LAYER_IDS = "eagle_aux_hidden_state_layer_ids"

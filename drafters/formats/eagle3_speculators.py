@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from decoding.errors import DraftgymError
-from drafters.eagle3 import Eagle3Config
-from drafters.formats.contents import Contents
-from drafters.formats.decoder_keys import layer_ids, layer_ids_from_hidden_states
-from drafters.formats.eagle3_native import LAYER_IDS, default_or_refuse, read_eagle3
-from drafters.formats.speculators import SpeculatorsFormat
+from draftgym.decoding.errors import DraftgymError
+from draftgym.drafters.eagle3.drafter import Eagle3Config
+from draftgym.drafters.formats.contents import Contents
+from draftgym.drafters.formats.decoder_keys import layer_ids, layer_ids_from_hidden_states
+from draftgym.drafters.formats.eagle3_native import LAYER_IDS, default_or_refuse, read_eagle3
+from draftgym.drafters.formats.speculators import SpeculatorsFormat
 
 
 class SpeculatorsEagle3(SpeculatorsFormat):

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from decoding.errors import DraftgymError
-from drafters.formats.contents import CheckpointFormat, Contents, own_json
+from draftgym.decoding.errors import DraftgymError
+from draftgym.drafters.formats.contents import CheckpointFormat, Contents, own_json
 
 WEIGHTS = "model.safetensors"
 OLD_WEIGHTS = "pytorch_model.bin"  # of the first published heads

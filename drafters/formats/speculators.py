@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from decoding.errors import DraftgymError
-from drafters.formats.contents import (
+from draftgym.decoding.errors import DraftgymError
+from draftgym.drafters.formats.contents import (
     CARRIED,
     EMBEDDING,
     CheckpointFormat,
@@ -13,7 +13,7 @@ from drafters.formats.contents import (
     Origin,
     own_key,
 )
-from drafters.formats.decoder_keys import write_decoder
+from draftgym.drafters.formats.decoder_keys import write_decoder
 
 LAYER = "transformer_layer_config"
 MODEL_TYPE = "speculators_model_type"

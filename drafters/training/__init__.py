@@ -1,1 +1,1 @@
-"""Training of the neural drafters: corpus, objectives and the loop that drives them."""
+"""Training of the neural drafters. Rooms: `data`, `objectives`, `loop`."""

@@ -8,18 +8,18 @@ from typing import Any
 
 import torch
 
-from decoding.errors import DraftgymError
-from decoding.target import Target
-from drafters.checkpoint import read_checkpoint
-from drafters.dflash import DFlashConfig, DFlashNetwork
-from drafters.dflash import default_taps as default_dflash_taps
-from drafters.eagle3 import Eagle3Config, Eagle3Network, default_taps
-from drafters.fitting import check_fits, widen
-from drafters.training.candidates import CandidateSampler
-from drafters.training.corpus import Corpus
-from drafters.training.dflash_unroll import DFlashUnroller
-from drafters.training.eagle3_unroll import Eagle3Unroller
-from drafters.vocabulary import from_d2t, most_frequent
+from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.target import Target
+from draftgym.drafters.checkpoint import read_checkpoint
+from draftgym.drafters.dflash.drafter import DFlashConfig, DFlashNetwork
+from draftgym.drafters.dflash.drafter import default_taps as default_dflash_taps
+from draftgym.drafters.dflash.unroll import DFlashUnroller
+from draftgym.drafters.eagle3.drafter import Eagle3Config, Eagle3Network, default_taps
+from draftgym.drafters.eagle3.unroll import Eagle3Unroller
+from draftgym.drafters.fitting import check_fits, widen
+from draftgym.drafters.training.data.corpus import Corpus
+from draftgym.drafters.training.objectives.candidates import CandidateSampler
+from draftgym.drafters.vocabulary import from_d2t, most_frequent
 
 
 @dataclass(frozen=True)

@@ -1,38 +1,47 @@
-"""What `train_drafter.py` does: settings in, checkpoint folder out."""
+"""Train a drafter on the target's own responses.
+
+draftgym train-drafter eagle3 --corpus responses.parquet --trainer.minutes 45
+draftgym train-drafter dflash --corpus responses.parquet --trainer.updates 2000
+draftgym train-drafter small-lm --corpus responses.parquet --trainer.patience 3
+
+A run folder is resumed when it exists. Watch it with `tensorboard --logdir runs`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import tyro
 
-from decoding.errors import DraftgymError
-from decoding.provenance import check_run_folder, write_run_config
-from decoding.target import Target, load_target
-from drafters.dflash import default_taps as default_dflash_taps
-from drafters.eagle3 import default_taps
-from drafters.training.build import (
+from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.target import Target, load_target
+from draftgym.decoding.provenance import check_run_folder, write_run_config
+from draftgym.drafters.dflash.drafter import default_taps as default_dflash_taps
+from draftgym.drafters.eagle3.drafter import default_taps
+from draftgym.drafters.training.build import (
     DFlashSettings,
     Eagle3Settings,
     build_dflash,
     build_eagle3,
 )
-from drafters.training.build_objective import (
+from draftgym.drafters.training.build_small_lm import SmallLMSettings, build_small_lm
+from draftgym.drafters.training.data.corpus import LONGEST_TEXT, Corpus, load_corpus
+from draftgym.drafters.training.data.features import FeatureCache
+from draftgym.drafters.training.loop.card import write_card
+from draftgym.drafters.training.loop.schedule import TrainerConfig, check_trainer
+from draftgym.drafters.training.loop.trainer import Trainer
+from draftgym.drafters.training.loop.watch import make_watch
+from draftgym.drafters.training.objectives.build import (
     ObjectiveName,
     ObjectiveSettings,
     build_objective,
 )
-from drafters.training.card import write_card
-from drafters.training.corpus import LONGEST_TEXT, Corpus, load_corpus
-from drafters.training.features import FeatureCache
-from drafters.training.objective import Objective
-from drafters.training.schedule import TrainerConfig, check_trainer
-from drafters.training.small_lm_build import SmallLMSettings, build_small_lm
-from drafters.training.trainer import Trainer
-from drafters.training.unroll import Unroller
-from drafters.training.watch import make_watch
+from draftgym.drafters.training.objectives.objective import Objective
+from draftgym.drafters.training.objectives.unroll import Unroller
 
 LONGEST_DRAFT = 64
 """Positions that a draft may reach behind the end of a text."""
@@ -165,3 +174,15 @@ def _check_args(args: DrafterArgs) -> None:
             "a block is the anchor and at least one mask: use 2 or more",
         )
     check_run_folder(args.run)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """`draftgym train-drafter`."""
+    train(
+        tyro.extras.subcommand_cli_from_dict(
+            {"eagle3": Eagle3Args, "dflash": DFlashArgs, "small-lm": SmallLMArgs},
+            args=arguments,
+            description=__doc__,
+            prog="draftgym train-drafter",
+        )
+    )

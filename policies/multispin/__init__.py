@@ -1,1 +1,1 @@
-"""Multi-SPIN's closed forms, the baselines around them, and schedulers made of both."""
+"""The scheduling problem of Multi-SPIN (arXiv 2606.04581): its model, beliefs, closed forms."""

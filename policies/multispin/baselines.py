@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from decoding.multiuser import Lengths, Plan, RoundProblem, expected_tokens
-from decoding.uplink import Floats
+from draftgym.policies.multispin.problem import Lengths, Plan, RoundProblem, expected_tokens
+from draftgym.policies.multispin.uplink import Floats
 
 FIXED_LENGTH = 8
 """The paper's."""

@@ -34,12 +34,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from decoding.multiuser import Plan, RoundProblem
-from decoding.uplink import Floats
-from policies.multispin.baselines import uniform_bandwidth_plan
-from policies.multispin.homogeneous import homogeneous_plan
-from policies.multispin.integers import improve_lengths
-from policies.multispin.lambert import principal_branch_gap
+from draftgym.policies.multispin.baselines import uniform_bandwidth_plan
+from draftgym.policies.multispin.homogeneous import homogeneous_plan
+from draftgym.policies.multispin.integers import improve_lengths
+from draftgym.policies.multispin.lambert import principal_branch_gap
+from draftgym.policies.multispin.problem import Plan, RoundProblem
+from draftgym.policies.multispin.uplink import Floats
 
 GRID = 16
 """Values of phi in a pass over them."""

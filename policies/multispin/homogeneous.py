@@ -24,9 +24,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from decoding.multiuser import Lengths, Plan, RoundProblem, expected_tokens
-from decoding.uplink import Floats
-from policies.multispin.lambert import lower_branch_log
+from draftgym.policies.multispin.lambert import lower_branch_log
+from draftgym.policies.multispin.problem import Lengths, Plan, RoundProblem, expected_tokens
+from draftgym.policies.multispin.uplink import Floats
 
 
 def relaxed_uniform_length(

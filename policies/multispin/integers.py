@@ -16,7 +16,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from decoding.multiuser import Lengths, RoundProblem
+from draftgym.policies.multispin.problem import Lengths, RoundProblem
 
 MOST_MOVES = 100
 """The search ends long before; a cycle is impossible since every move gains."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from decoding.uplink import Floats
+from draftgym.policies.multispin.uplink import Floats
 
 SMALL = 0.02
 """Below this, `e^u - 1 - u` loses digits and its series does not need many terms."""

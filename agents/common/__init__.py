@@ -1,0 +1,1 @@
+"""What training of routers and schedulers shares: run folders, learners, callbacks."""

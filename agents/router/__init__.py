@@ -1,0 +1,1 @@
+"""Training routers: reinforcement learning on rounds, and regression on traces."""

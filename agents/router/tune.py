@@ -1,0 +1,153 @@
+"""Tune the hyperparameters of a router agent on traces (needs the extra `tune`).
+
+    $ pip install 'draftgym[tune]'
+    $ draftgym tune --trials 40
+    $ draftgym tune --algorithm dqn --trials 40 --run runs/tune-dqn
+
+Every trial trains a router for fewer rounds and is judged by its speed on texts that were set
+aside. The study lies in the run folder and goes on when the command is given again. Prompts that
+results are reported on play no part in it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from draftgym.agents.common.hyperparameters import RouterDQN, RouterPPO
+from draftgym.agents.router.args import ALGORITHMS, RouterArgs
+from draftgym.agents.router.train import train_router
+from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.provenance import check_run_folder
+
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneArgs:
+    """Tune a router agent.
+
+    Attributes:
+        traces: Folder of traces of training prompts.
+        arms: What the router chooses from; default: all traced arms and plain.
+        algorithm: ppo or dqn.
+        trials: Trials in all, earlier ones included.
+        rounds: Rounds per trial.
+        validation: Share of the texts that trials are judged by.
+        run: Folder of the study.
+        seed: Seed of the search and of every trial.
+        threads: CPU threads.
+    """
+
+    traces: Path = Path("runs/traces")
+    arms: tuple[str, ...] = ()
+    algorithm: str = "ppo"
+    trials: int = 40
+    rounds: int = 200_000
+    validation: float = 0.25
+    run: Path = Path("runs/tune")
+    seed: int = 0
+    threads: int | None = None
+
+
+def tune(args: TuneArgs) -> dict[str, Any]:
+    """Searches; returns and writes (`best.json`) the best hyperparameters.
+
+    Raises:
+        DraftgymError: Bad settings, or Optuna is not installed.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise DraftgymError("Optuna is missing", "pip install 'draftgym[tune]'") from error
+    if args.trials < 1 or args.algorithm not in ALGORITHMS:
+        raise DraftgymError(
+            "there is nothing to tune",
+            f"give --trials of at least 1 and one of {', '.join(ALGORITHMS)}",
+        )
+    check_run_folder(args.run)
+    study = optuna.create_study(
+        direction="maximize",
+        study_name=args.algorithm,
+        storage=f"sqlite:///{args.run / 'study.db'}",
+        sampler=optuna.samplers.TPESampler(seed=args.seed),
+        load_if_exists=True,
+    )
+    done = sum(trial.value is not None for trial in study.trials)
+    study.optimize(lambda trial: _judge(args, trial), n_trials=max(0, args.trials - done))
+    return _report(args, study)
+
+
+def suggest_ppo(trial: Trial) -> RouterPPO:
+    """Hyperparameters of a PPO trial."""
+    return replace(
+        RouterPPO(),
+        n_steps=trial.suggest_categorical("n_steps", [4, 8, 16, 32]),
+        n_epochs=trial.suggest_int("n_epochs", 1, 6),
+        learning_rate=trial.suggest_float("learning_rate", 2e-4, 5e-3, log=True),
+        weight_decay=trial.suggest_float("weight_decay", 1e-3, 1.0, log=True),
+        gamma=trial.suggest_float("gamma", 0.0, 0.95),
+        ent_coef=trial.suggest_float("ent_coef", 1e-4, 0.1, log=True),
+        width=trial.suggest_categorical("width", [16, 32, 64, 128]),
+    )
+
+
+def suggest_dqn(trial: Trial) -> RouterDQN:
+    """Hyperparameters of a DQN trial."""
+    return replace(
+        RouterDQN(),
+        gradient_steps=trial.suggest_int("gradient_steps", 1, 8),
+        learning_rate=trial.suggest_float("learning_rate", 2e-4, 5e-3, log=True),
+        weight_decay=trial.suggest_float("weight_decay", 1e-3, 1.0, log=True),
+        gamma=trial.suggest_float("gamma", 0.0, 0.95),
+        width=trial.suggest_categorical("width", [16, 32, 64, 128]),
+    )
+
+
+def _judge(args: TuneArgs, trial: Trial) -> float:
+    """Trains one router; its speed on the texts set aside, in tokens per target step."""
+    run = args.run / f"trial-{trial.number:04d}"
+    shutil.rmtree(run, ignore_errors=True)  # a killed trial's number is given out again
+    chosen: dict[str, Any] = (
+        {"ppo": suggest_ppo(trial)} if args.algorithm == "ppo" else {"dqn": suggest_dqn(trial)}
+    )
+    settings = RouterArgs(
+        traces=args.traces,
+        arms=args.arms,
+        algorithm=args.algorithm,
+        rounds=args.rounds,
+        validation=args.validation,
+        run=run,
+        seed=args.seed,
+        threads=args.threads,
+    )
+    train_router(replace(settings, **chosen))
+    return float(json.loads((run / "best.json").read_text())["tokens_per_target_step"])
+
+
+def _report(args: TuneArgs, study: Study) -> dict[str, Any]:
+    best = {
+        "tokens_per_target_step": study.best_value,
+        "trials": len(study.trials),
+        "settings": study.best_params,
+    }
+    (args.run / "best.json").write_text(json.dumps(best | {"study": asdict(args)}, default=str))
+    flags = " ".join(
+        f"--{args.algorithm}.{name.replace('_', '-')} {value}"
+        for name, value in study.best_params.items()
+    )
+    print(f"best of {len(study.trials)}: {study.best_value:.4f} tokens per target step")
+    print(f"python train_router.py --algorithm {args.algorithm} {flags}")
+    return best
+
+
+def main(arguments: Sequence[str]) -> None:
+    """`draftgym tune`."""
+    tune(tyro.cli(TuneArgs, args=arguments, description=__doc__, prog="draftgym tune"))

@@ -1,0 +1,1 @@
+"""Training schedulers on cells, and comparing them."""

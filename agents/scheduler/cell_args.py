@@ -1,0 +1,96 @@
+"""Cells of many users as the command line describes them, for training and for comparing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from draftgym.decoding.errors import DraftgymError
+from draftgym.envs.cell.host import read_host
+from draftgym.envs.cell.settings import CellSettings
+from draftgym.envs.cell.text_table import TextTable
+from draftgym.envs.radio.channel_trace import read_channel_traces
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellArgs:
+    """A cell of users; `draftgym.envs.radio.presets` has settings by name.
+
+    Attributes:
+        setting: Radio, device, server and payload, such as multispin-llama2.
+        server: File of a measured host (draftgym measure-host): the server verifies as that host
+            does, instead of as the setting's.
+        device_factor: With it, devices draft as that host does, so many times as slowly. Default:
+            as the setting's.
+        users: Places for users.
+        fewest: Cells begin with so many users at least, at random. Default: all places are taken.
+        arms: Chains that devices draft with, one per drafter (small:8 ngram:16). Default: the
+            longest traced one of every drafter.
+        longest_draft: Longest draft that may be asked for. Default: the longest that was traced.
+        payload: What devices upload: tokens, scalar or truncated. Default: the setting's.
+        channels: CSV files of recorded channels (draftgym.envs.radio.channel_trace), followed by
+            users at random, instead of the setting's fading.
+        channel_hertz: Bandwidth over which recorded rates were reached; needed for rates alone.
+        report_rounds_old: Age of what the scheduler knows of channels, in rounds.
+        report_error_db: Standard deviation of its error, decibels.
+        confidence: Whether devices begin to draft at once and report how sure they are of the first
+            token, for who reads it: trained schedulers. Rules do without, and without its time.
+            Prompt lookup takes none and always tells.
+        window: Verify whoever has arrived within so many seconds. Default: wait for everybody.
+        deadline: Seconds after which a draft is no longer waited for. Default: none.
+        leaving: Probability that a user leaves when its text is done.
+        absence: Mean seconds until another comes.
+    """
+
+    setting: str = "multispin-llama2"
+    server: Path | None = None
+    device_factor: float | None = None
+    users: int = 8
+    fewest: int | None = None
+    arms: tuple[str, ...] = ()
+    longest_draft: int | None = None
+    payload: str | None = None
+    channels: tuple[Path, ...] = ()
+    channel_hertz: float | None = None
+    report_rounds_old: int = 0
+    report_error_db: float = 0.0
+    confidence: bool = False
+    window: float | None = None
+    deadline: float | None = None
+    leaving: float = 0.0
+    absence: float = 10.0
+
+    def settings(self, means: Mapping[str, float] | None = None) -> CellSettings:
+        """The cell.
+
+        Args:
+            means: Mean acceptance of tasks as measured beforehand; None: of the traces played.
+
+        Raises:
+            DraftgymError: A number is impossible, a name unknown, no host in the file, or a
+                recording is damaged.
+        """
+        named = asdict(self) | {"arms": self.arms or None, "means": means or {}}
+        server, factor = named.pop("server"), named.pop("device_factor")
+        files, hertz = named.pop("channels"), named.pop("channel_hertz")
+        recorded = [trace for file in files for trace in read_channel_traces(file, hertz)]
+        settings = CellSettings(**named, channel_traces=tuple(recorded))
+        if server is not None:
+            return read_host(server).serve(settings, factor)
+        if factor is not None:
+            raise DraftgymError(
+                f"devices {factor:g} times as slow as a host that is not named",
+                "name its file with --cell.server; draftgym measure-host writes one",
+            )
+        return settings
+
+
+def known_means(means: Mapping[str, float], table: TextTable) -> dict[str, float]:
+    """Those of these means that belong to tasks of the table."""
+    return {task: means[task] for task in table.task_names if task in means}
+
+
+def means_of(table: TextTable) -> dict[str, float]:
+    """Mean acceptance of each task over these texts."""
+    return dict(zip(table.task_names, table.task_acceptance().tolist(), strict=True))

@@ -1,0 +1,182 @@
+"""Who plans the steps of cells: Multi-SPIN's schedulers, trained ones, and an oracle.
+
+A scheduler (`draftgym.policies.multispin`) plans with its own belief about acceptance.
+`CellScheduler` tells it what happens in a cell and asks it for plans, `LearnedCellScheduler` does
+so with a trained policy, and `OracleCellScheduler` knows what nobody can know.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from draftgym.decoding.errors import DraftgymError
+from draftgym.envs.cell.cell import Cell
+from draftgym.envs.cell.chains import ChainTable
+from draftgym.envs.cell.round import CellRound
+from draftgym.envs.scheduler.actions import (
+    Actions,
+    BeliefActions,
+    LengthActions,
+    RelaxedLengthActions,
+    ShareActions,
+)
+from draftgym.envs.scheduler.observation import CELL_FEATURES, USER_FEATURES, observe_cell
+from draftgym.policies.multispin.curves import curve_plan
+from draftgym.policies.multispin.problem import Lengths, Plan, RoundProblem
+from draftgym.policies.schedulers.entropy_exit import EntropyExit
+from draftgym.policies.schedulers.learned import BELIEFS, LENGTHS, RELAXED, SHARES, LearnedScheduler
+from draftgym.policies.schedulers.rules import make_scheduler
+
+ACTIONS: dict[str, type[Actions]] = {
+    BELIEFS: BeliefActions,
+    LENGTHS: LengthActions,
+    RELAXED: RelaxedLengthActions,
+    SHARES: ShareActions,
+}
+"""How the answers of trained schedulers become plans."""
+
+
+class CellWorker(Protocol):
+    """Who plans the steps of n cells."""
+
+    def plan(self) -> Plan:
+        """The plan of the next step `[n, K]`."""
+
+    def learn(self, played: CellRound) -> None:
+        """Is told how a step of the cells went."""
+
+
+class CellScheduler:
+    """A scheduler at work in n cells.
+
+    Within a window a plan is for those who decide, as if they had their part of the band; the band
+    is then divided by the optimal rule, since plans say nothing of uploads under way.
+
+    Args:
+        spec: `rule` or `rule@belief`, as `draftgym.policies.schedulers.rules.make_scheduler` reads
+            it. The belief `given` knows each prompt's likeliest constant acceptance: an oracle of
+            the model.
+        cell: The cells, reset before.
+        min_length: Shortest draft that it may plan; 1 in the paper, 0 lets a user skip drafting.
+
+    Raises:
+        DraftgymError: No such scheduler.
+    """
+
+    def __init__(self, spec: str, cell: Cell, min_length: int = 0) -> None:
+        self.scheduler = make_scheduler(spec, cell.means.tolist())
+        self.cell, self._min_length = cell, min_length
+        self.scheduler.begin(cell.users.active, cell.users.task, cell.users.active)
+
+    def plan(self) -> Plan:
+        """The plan of the next step `[n, K]`."""
+        problem = self.cell.problem(self._min_length)
+        plan = self.scheduler.plan(problem)
+        lengths = np.where(self.cell.deciding, plan.lengths, 0)
+        unsent = None
+        if self.scheduler.early_exit is not None:
+            drafted, sent = self._cut(self.scheduler.early_exit, lengths, problem)
+            lengths, unsent = sent, drafted - sent
+        shares = np.asarray(plan.shares)
+        if self.cell.settings.window is not None:
+            shares = self.cell.best_plan(lengths).shares
+        return Plan(lengths, shares, plan.in_turn, unsent)
+
+    def _cut(
+        self, early_exit: EntropyExit, budget: Lengths, problem: RoundProblem
+    ) -> tuple[Lengths, Lengths]:
+        """What devices draft and send that stop where they are no longer sure.
+
+        Traces have what the drafter thought of the tokens that it chose, so surprise stands for
+        entropy, which is its mean.
+        """
+        users, table = self.cell.users, traced(self.cell, "ends drafts by the drafter's surprise")
+        surprise = -table.logprobs[users.arm, users.row].astype(float)
+        believed = self.scheduler.belief.estimate(problem.acceptance)
+        return early_exit.lengths(budget, surprise, believed)
+
+    def learn(self, played: CellRound) -> None:
+        """Tells the scheduler how a step of the cell went."""
+        accepted = np.where(played.taken, played.committed - 1, 0)
+        self.scheduler.update(played.drafted, accepted)
+        turnover = played.turnover
+        self.scheduler.begin(turnover.began, self.cell.users.task, turnover.newcomers)
+
+
+def traced(cell: Cell, why: str) -> ChainTable:
+    """The traces that a cell plays.
+
+    Raises:
+        DraftgymError: It plays texts that are being written; `why` says what needs traces.
+    """
+    if not isinstance(cell.table, ChainTable):
+        raise DraftgymError(
+            f"a scheduler that {why}, and texts that are being written",
+            "choose another one, or play traces: python evaluate.py --scheduler ...",
+        )
+    return cell.table
+
+
+class OracleCellScheduler:
+    """Knows how many tokens of this round's drafts the target will accept, which nobody can.
+
+    It plans this round as well as can be with what is known of channels: no scheduler that plans
+    round by round should get more.
+
+    Args:
+        cell: The cells, reset before.
+
+    Raises:
+        DraftgymError: The texts are being written.
+    """
+
+    def __init__(self, cell: Cell) -> None:
+        traced(cell, "knows what will be accepted")
+        self.cell = cell
+
+    def plan(self) -> Plan:
+        """The plan of the next step `[n, K]`."""
+        every = np.arange(1, self.cell.longest + 1)
+        known = (self.cell.acceptable[..., None] >= every).astype(float)
+        return self.cell.best_plan(curve_plan(self.cell.problem(), known).lengths)
+
+    def learn(self, played: CellRound) -> None:
+        """Nothing: it knows."""
+
+
+class LearnedCellScheduler:
+    """A trained scheduler at work in n cells.
+
+    Args:
+        policy: The policy.
+        cell: The cells, reset before.
+
+    Raises:
+        DraftgymError: It knows another longest draft, or reads other observations.
+    """
+
+    def __init__(self, policy: LearnedScheduler, cell: Cell) -> None:
+        head = policy.head
+        if head.longest != cell.longest:
+            raise DraftgymError(
+                f"scheduler {policy.name!r} drafts up to {head.longest} tokens, "
+                f"these cells up to {cell.longest}",
+                f"play cells with longest_draft {head.longest}, or train another scheduler",
+            )
+        if (head.user_features, head.cell_features) != (USER_FEATURES, CELL_FEATURES):
+            raise DraftgymError(
+                f"scheduler {policy.name!r} reads observations that this version lacks",
+                "train it again",
+            )
+        self.policy, self.cell = policy, cell
+        self._actions = ACTIONS[head.kind](cell.settings.users, cell.longest)
+
+    def plan(self) -> Plan:
+        """The plan of the next step `[n, K]`."""
+        actions, _ = self.policy.predict(observe_cell(self.cell))
+        return self._actions.plan(self.cell, actions)
+
+    def learn(self, played: CellRound) -> None:
+        """Nothing: all that it knows is in the observations."""

@@ -1,0 +1,1 @@
+"""Measurements of drafters and the objectives that train them."""

@@ -1,0 +1,185 @@
+"""Trains one drafter with many objectives, from one checkpoint, equally long, and compares them.
+
+    $ python -m benchmarks.drafters.runs eagle3 --corpus responses \
+        --init checkpoints/eagle3-smollm2-135m
+
+The controls train on the recorded text; VSD is also run without each of its terms and with other
+numbers of paths. What is compared (`benchmarks.drafters.objectives`), on held-out prompts, are the
+last weights of each run: the best that it met may be those it started from. Interrupt it whenever
+you like: the same command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from benchmarks.drafters.objectives import ObjectivesArgs, compare_objectives
+from draftgym.decoding.errors import DraftgymError, exit_on_user_error
+from draftgym.drafters.training.loop.schedule import TrainerConfig
+from draftgym.drafters.training.main import DFlashArgs, Eagle3Args, train
+from draftgym.drafters.training.objectives.build import (
+    LossSettings,
+    ObjectiveName,
+    ObjectiveSettings,
+)
+from draftgym.drafters.training.objectives.vsd import VSDSettings
+
+VARIANTS: dict[str, tuple[ObjectiveName, VSDSettings]] = {
+    "plain": ("plain", VSDSettings()),
+    "lk": ("lk", VSDSettings()),
+    "dpace": ("dpace", VSDSettings()),
+    "length": ("length", VSDSettings()),
+    "vsd": ("vsd", VSDSettings()),
+    "vsd-greedy": ("vsd", VSDSettings(temperature=0.0)),
+    "vsd-no-filter": ("vsd", VSDSettings(oracle_filter=False)),
+    "vsd-no-weights": ("vsd", VSDSettings(weighting="uniform")),
+    "vsd-no-regulariser": ("vsd", VSDSettings(confidence=0.0)),
+    "vsd-no-anchor": ("vsd", VSDSettings(anchor=0.0)),
+    "vsd-no-tree": ("vsd", VSDSettings(tree_nodes=0)),
+    "vsd-whole-path": ("vsd", VSDSettings(whole_path=True)),
+    "vsd-1-path": ("vsd", VSDSettings(paths=1)),
+    "vsd-16-paths": ("vsd", VSDSettings(paths=16)),
+}
+"""Every objective and ablation that is compared."""
+
+DECAY = {"eagle3": 0.8, "dflash": 0.78}
+"""Weight of draft position k is DECAY ** k, as each drafter was published."""
+
+
+@dataclass(frozen=True)
+class CompareSettings:
+    """What is measured on held-out prompts.
+
+    Attributes:
+        limit_per_category: Keep at most this many prompts of each category.
+        max_new_tokens: Tokens per text at most.
+        temperatures: 0 is greedy; above, coupled and rejection verification are measured.
+        shapes: Lengths of chains (4) and trees as depth x nodes (4x8).
+        cost_model: Predict speed at temperature 0 by this cost model (JSON).
+    """
+
+    limit_per_category: int | None = None
+    max_new_tokens: int = 128
+    temperatures: tuple[float, ...] = (0.0, 1.0)
+    shapes: tuple[str, ...] = ("2", "4", "4x8")
+    cost_model: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveRunsArgs:
+    """What to train.
+
+    Attributes:
+        drafter: Which drafter.
+        corpus: The target's responses (see train_drafter.py).
+        init: Checkpoint folder that all runs start from.
+        out: Folder of the runs, one per variant and seed.
+        variants: Only these; default: all.
+        seeds: Seeds of each of `repeated`; the others take the first.
+        repeated: Variants that are run with all seeds.
+        hottest: Leave out texts sampled at a higher temperature.
+        features: Folder of the target's hidden states, shared by all runs.
+        target: smollm2-135m (embedded), a Hugging Face folder, a Hub id or a .gguf file.
+        dtype: auto, float32 or bfloat16.
+        threads: CPU threads; default: all cores.
+        trainer: The loop; its seed is replaced.
+        prompts: heldout or train (shipped sets), or a JSON-lines file, to compare on.
+        compare: What to measure in the end.
+    """
+
+    drafter: tyro.conf.Positional[Literal["eagle3", "dflash"]]
+    corpus: Path
+    init: Path
+    out: Path = Path("runs/objectives")
+    variants: tuple[str, ...] = tuple(VARIANTS)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    repeated: tuple[str, ...] = ("plain", "lk", "vsd")
+    hottest: float | None = 0.0
+    features: Path | None = Path("runs/features")
+    target: str = "smollm2-135m"
+    dtype: str = "float32"
+    threads: int | None = None
+    prompts: str = "heldout"
+    trainer: TrainerConfig = field(
+        default_factory=lambda: TrainerConfig(updates=90, measure_updates=30, batch_size=6, lr=3e-4)
+    )
+    compare: CompareSettings = field(default_factory=CompareSettings)
+
+
+def planned_runs(args: ObjectiveRunsArgs) -> Iterator[Eagle3Args | DFlashArgs]:
+    """The trainings, in order: the first seed of every variant before the other seeds."""
+    for seed in args.seeds:
+        for name in args.variants:
+            if seed != args.seeds[0] and name not in args.repeated:
+                continue
+            objective, vsd = VARIANTS[name]
+            kind = Eagle3Args if args.drafter == "eagle3" else DFlashArgs
+            yield kind(
+                corpus=args.corpus,
+                run=args.out / args.drafter / f"{name}-{seed}",
+                hottest=args.hottest,
+                features=args.features,
+                target=args.target,
+                dtype=args.dtype,
+                threads=args.threads,
+                trainer=replace(args.trainer, seed=seed),
+                objective=objective,
+                init=args.init,
+                terms=ObjectiveSettings(LossSettings(DECAY[args.drafter]), vsd),
+            )
+
+
+def comparison(args: ObjectiveRunsArgs, runs: Sequence[Path]) -> ObjectivesArgs:
+    """The comparison of finished runs, each named variant-seed."""
+    folders: dict[str, list[str]] = {"init": [str(args.init)]}
+    for run in runs:
+        last = run / "latest"  # not there if no text set aside is greedy: then nothing is watched
+        weights = last if last.exists() else run / "checkpoint"
+        folders.setdefault(run.name.rpartition("-")[0], []).append(str(weights))
+    return ObjectivesArgs(
+        checkpoints=tuple(f"{name}={','.join(paths)}" for name, paths in folders.items()),
+        baseline="init",
+        control="plain" if "plain" in folders else None,
+        prompts=args.prompts,
+        texts=args.out / "texts",
+        target=args.target,
+        dtype=args.dtype,
+        threads=args.threads,
+        json=args.out / f"{args.drafter}.json",
+        markdown=args.out / f"{args.drafter}.md",
+        **vars(args.compare),
+    )
+
+
+def main(args: ObjectiveRunsArgs) -> None:
+    """Runs all trainings, one after the other, then the comparison.
+
+    Raises:
+        DraftgymError: Anything the user can mend.
+    """
+    check_variants(args)
+    runs = list(planned_runs(args))
+    for number, run in enumerate(runs, start=1):
+        print(f"\n{run.run} ({number} of {len(runs)})")
+        train(run)
+    compare_objectives(comparison(args, [run.run for run in runs]))
+
+
+def check_variants(args: ObjectiveRunsArgs) -> None:
+    """Raises `DraftgymError` for names that no variant has."""
+    strange = sorted({*args.variants, *args.repeated} - set(VARIANTS))
+    if strange or not args.seeds:
+        raise DraftgymError(
+            f"no such variants: {', '.join(strange)}" if strange else "--seeds is empty",
+            f"choose from {', '.join(VARIANTS)}, and give at least one seed",
+        )
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main(tyro.cli(ObjectiveRunsArgs, description=__doc__))

@@ -1,0 +1,210 @@
+"""Every arm at every position of held-out texts: acceptance, who beats whom, and what routing wins.
+
+    $ draftgym collect --arms eagle3:4 eagle3:5x16 dflash:4 dflash:4x16 ngram:8 \
+        --limit-per-category 10 --out runs/traces
+    $ python -m benchmarks.routers.arms --traces runs/traces --json runs/arms.json
+
+Traces say what every arm would have drafted at every position of a text, so acceptance lengths are
+exact: those of decoding with that arm alone. Times are a cost model's: that of the host that
+collected the traces, unless another is named. Wall-clock is measured by `evaluate.py` and
+`benchmarks.system.against_transformers`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from benchmarks.routers.arms_tables import print_figures
+from draftgym.decoding.arms import Arm, parse_arm
+from draftgym.decoding.costs.latency import CostModel, read_cost_model
+from draftgym.decoding.errors import exit_on_user_error
+from draftgym.decoding.provenance import describe_host
+from draftgym.rollouts.replay.oracle import total, walk_single
+from draftgym.rollouts.replay.priced import PLAIN_ARM, PricedText, one_each, price_traces
+from draftgym.rollouts.replay.prizes import Prize, best_arm, duel, largest_pair, prize, walk_texts
+from draftgym.rollouts.report.table import make_console
+from draftgym.rollouts.traces.file import read_traces
+from draftgym.rollouts.traces.trace import TraceSet
+
+POSITIONS = (range(0, 32), range(32, 64), range(64, 1 << 30))
+"""Parts of a text that duels are counted in."""
+
+ALL = "all"
+"""The group of all texts, beside one for each category."""
+
+ALL_ARMS = "all arms and plain"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmsArgs:
+    """Compare arms position by position.
+
+    Attributes:
+        traces: Folder of traces (draftgym collect).
+        arms: Only these arms of the traces: drafters with draft lengths (eagle3:4) or trees
+            (eagle3:5x16: at most 5 deep, 16 nodes). By default every arm that was traced.
+        cost_model: Times by this cost model (JSON); by default that of the host that collected.
+        json: Write the figures to this file.
+    """
+
+    traces: Path = Path("runs/traces")
+    arms: tuple[str, ...] = ()
+    cost_model: Path | None = None
+    json: Path = Path("runs/arms.json")
+
+
+Groups = Mapping[str, Sequence[PricedText]]
+"""Texts by category, and all of them."""
+
+
+def compare_arms(args: ArmsArgs) -> dict[str, Any]:
+    """Reads the traces, prints the tables and writes the figures.
+
+    Raises:
+        DraftgymError: Anything the user can mend.
+    """
+    traces = read_traces(args.traces)
+    named = [parse_arm(text) for text in args.arms or traces.origin.arms]
+    arms = [arm for arm in dict.fromkeys(named) if arm.drafts]
+    model = traces.origin.cost_model
+    if args.cost_model is not None:
+        remedy = "name a file that this program wrote, or omit --cost-model"
+        model = read_cost_model(args.cost_model, remedy)
+    texts = price_traces(traces, [*arms, PLAIN_ARM], model)
+    figures = {"host": describe_host(), **_origin(traces, model), **summarise(texts, arms)}
+    print_figures(figures, make_console())
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    return figures
+
+
+def summarise(texts: Sequence[PricedText], arms: Sequence[Arm]) -> dict[str, Any]:
+    """Acceptance and speed per arm and category, duels, prizes and choices that know less.
+
+    Args:
+        texts: Priced texts that know these arms and `plain`.
+        arms: Arms that draft.
+    """
+    groups = _by_category(texts)
+    best = _best_of_each_drafter(texts, arms)
+    prizes: dict[str, dict[str, Any]] = {name: {} for name in groups}
+    for what, chosen in _sets(texts, arms, best).items():
+        for name, figures in _prizes(groups, chosen).items():
+            prizes[name][what] = figures
+    return {
+        "texts": {name: len(mine) for name, mine in groups.items() if name != ALL},
+        "arms": {str(arm): {name: _arm(t, arm) for name, t in groups.items()} for arm in arms},
+        "duels": {
+            f"{first} / {second}": _duels(groups, first, second)
+            for first, second in combinations(best, 2)
+        },
+        "prizes": prizes,
+        "choices": _choices(groups),
+    }
+
+
+def _by_category(texts: Sequence[PricedText]) -> dict[str, list[PricedText]]:
+    groups: dict[str, list[PricedText]] = {}
+    for text in texts:
+        groups.setdefault(text.category, []).append(text)
+    return {**groups, ALL: list(texts)}
+
+
+def _arm(texts: Sequence[PricedText], arm: Arm) -> dict[str, float]:
+    mine = total([walk_single(text, arm) for text in texts])
+    plain = total([walk_single(text, PLAIN_ARM) for text in texts])
+    return {
+        "acceptance_length": mine.acceptance_length,
+        "predicted_speedup": plain.seconds / mine.seconds if mine.seconds else 1.0,
+    }
+
+
+def _best_of_each_drafter(texts: Sequence[PricedText], arms: Sequence[Arm]) -> list[Arm]:
+    """The fastest arm of every drafter."""
+    names = dict.fromkeys(arm.drafter for arm in arms)
+    return [
+        min(
+            (arm for arm in arms if arm.drafter == name),
+            key=lambda arm: total([walk_single(text, arm) for text in texts]).seconds,
+        )
+        for name in names
+    ]
+
+
+def _duels(groups: Groups, first: Arm, second: Arm) -> dict[str, Any]:
+    by_category = {name: asdict(duel(texts, first, second)) for name, texts in groups.items()}
+    by_position = {
+        f"from_{part.start}": asdict(duel(groups[ALL], first, second, part)) for part in POSITIONS
+    }
+    return by_category | by_position
+
+
+def _sets(
+    texts: Sequence[PricedText], arms: Sequence[Arm], best: Sequence[Arm]
+) -> dict[str, Sequence[Arm]]:
+    """Sets of arms whose prize is reported: each pair of drafters, the widest pair, and all."""
+    widest = largest_pair(texts)
+    return {
+        **{f"{a} / {b}": [a, b] for a, b in combinations(best, 2)},
+        f"largest pair: {widest[0]} / {widest[1]}": widest,
+        "best of each drafter": best,
+        ALL_ARMS: [*arms, PLAIN_ARM],
+    }
+
+
+def _prizes(groups: Groups, arms: Sequence[Arm]) -> dict[str, dict[str, Any]]:
+    """What perfect choice among some arms wins, in each group of texts."""
+    in_time = _walk_groups(groups, arms, priced=True)
+    in_tokens = _walk_groups(groups, arms, priced=False)
+    return {
+        name: {
+            "best_single": str(in_time[name].best),
+            "gain_in_time": in_time[name].gain,
+            "oracle_acceptance_length": in_tokens[name].optimal.acceptance_length,
+            "gain_in_acceptance_length": in_tokens[name].gain,
+        }
+        for name in groups
+    }
+
+
+def _walk_groups(groups: Groups, arms: Sequence[Arm], priced: bool) -> dict[str, Prize]:
+    texts = [text.only(arms) for text in groups[ALL]]
+    walks = walk_texts(texts if priced else [one_each(text) for text in texts])
+    mine = {name: [w for w in walks if name in (w.category, ALL)] for name in groups}
+    return {name: prize(some) for name, some in mine.items()}
+
+
+def _choices(groups: Groups) -> dict[str, dict[str, Any]]:
+    """How far choices get that know more and more: gains over the one arm that is best over all."""
+    walks = walk_texts(groups[ALL])
+    best = best_arm(walks)
+    figures = {}
+    for name in groups:
+        mine = [w for w in walks if name in (w.category, ALL)]
+        found = prize(mine, best)
+        figures[name] = {
+            "single": str(best),
+            "best_here": str(best_arm(mine)),
+            "best_of_category": found.gain_of(found.by_category),
+            "best_of_prompt": found.gain_of(found.by_prompt),
+            "greedy_oracle": found.gain_of(found.greedy),
+            "exact_oracle": found.gain,
+        }
+    return figures
+
+
+def _origin(traces: TraceSet, model: CostModel) -> dict[str, Any]:
+    """Where the traces come from, and the costs that were used."""
+    return {"traces": traces.origin.describe(), "cost_model": asdict(model)}
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        compare_arms(tyro.cli(ArmsArgs, description=__doc__))

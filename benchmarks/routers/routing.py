@@ -1,0 +1,271 @@
+"""Routers against each other on held-out traces: who learns how much of what routing can win?
+
+    $ draftgym collect --prompts train --out runs/traces
+    $ draftgym collect --prompts heldout --out runs/heldout
+    $ python -m benchmarks.routers.routing --seeds 5 --json runs/routing.json
+
+Every arm alone, bandits, WhiFlash's entropy and neural routers, and routers that learn from all
+arms (PPO, DQN, regression), each trained on the training traces with several seeds; and choices
+that know the outcome: the best arm per category and per prompt, greedy, and the exact optimum.
+Speeds are tokens over seconds by the cost model, all prompts together, against the single arm that
+is best *on the held-out prompts*; intervals are paired bootstraps over prompts, for the seed of
+median speed.
+
+`--transfer` also trains without each category in turn and tests on it; `--sampled` tests the same
+routers on traces at another temperature.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from benchmarks.routers.contenders import (
+    LEARNERS,
+    Pair,
+    Routers,
+    School,
+    learned_router,
+    learned_routers,
+    simple_routers,
+    single_arms,
+)
+from benchmarks.routers.routing_tables import print_figures
+from benchmarks.routers.trained_on import claim_run
+from draftgym.decoding.arms import PLAIN, Arm, parse_arm
+from draftgym.decoding.costs.latency import CostModel
+from draftgym.decoding.decoder import RoutingPolicy
+from draftgym.decoding.errors import DraftgymError, exit_on_user_error
+from draftgym.decoding.provenance import describe_host
+from draftgym.policies.routers.bandits import Bandit
+from draftgym.policies.routers.entropy import EntropyPolicy
+from draftgym.rollouts.prompts.sets import refuse_held_out
+from draftgym.rollouts.replay.evaluation import ReplayedText, play_policy
+from draftgym.rollouts.replay.oracle import Walk
+from draftgym.rollouts.replay.priced import price_traces
+from draftgym.rollouts.replay.prizes import TextWalks, best_arm, largest_pair, walk_texts
+from draftgym.rollouts.report.statistics import Interval, Work, speed_ratio
+from draftgym.rollouts.report.table import make_console
+from draftgym.rollouts.traces.file import read_traces
+from draftgym.rollouts.traces.trace import TraceSet
+
+Played = list[ReplayedText]
+Figures = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutingArgs:
+    """Compare routers on traces.
+
+    Attributes:
+        traces: Folder of traces of training prompts.
+        heldout: Folder of traces of held-out prompts, with the same arms.
+        arms: What routers choose from; default: all traced arms and plain.
+        pair: WhiFlash's two arms: autoregressive, then block diffusion. Its routers are trained on
+            these, and on the two arms with the largest prize on the training traces.
+        seeds: How many times what depends on a seed is trained.
+        rounds: Rounds of reinforcement learning.
+        transfer: Also train without each category, and test on it.
+        sampled: Folder of held-out traces at another temperature.
+        run: Where trained routers are kept; what is there is not trained again, and refused if it
+            was trained on other traces.
+        threads: CPU threads; default: all cores.
+        json: Write the figures to this file.
+    """
+
+    traces: Path = Path("runs/traces")
+    heldout: Path = Path("runs/heldout")
+    arms: tuple[str, ...] = ()
+    pair: tuple[str, str] = ("eagle3:2", "dflash:2")
+    seeds: int = 5
+    rounds: int = 1_000_000
+    transfer: bool = False
+    sampled: Path | None = None
+    run: Path = Path("runs/routing")
+    threads: int | None = None
+    json: Path = Path("runs/routing.json")
+
+
+def compare_routers(args: RoutingArgs) -> Figures:
+    """Trains what is missing, plays everything, prints and writes the figures.
+
+    Raises:
+        DraftgymError: Anything the user can mend.
+    """
+    if args.seeds < 1:
+        raise DraftgymError(f"--seeds is {args.seeds}", "train with at least one")
+    school, heldout = _school(args), read_traces(args.heldout)
+    refuse_held_out(text.question_id for text in school.traces.texts)
+    claim_run(school.run, school.traces, school.arms)
+    pairs = _pairs(args, school)
+    routers = single_arms(school) | simple_routers(school, pairs) | learned_routers(school)
+    figures: Figures = {
+        "host": describe_host(),
+        "settings": {key: str(value) for key, value in asdict(args).items()},
+        "texts": {"train": len(school.traces.texts), "heldout": len(heldout.texts)},
+        "traces": {"train": school.traces.origin.describe(), "heldout": heldout.origin.describe()},
+        "arms": list(map(str, school.arms)),
+        "thresholds": _thresholds(routers),
+        "heldout": judge(routers, heldout, school.arms),
+    }
+    learned = {name: routers[name] for name in LEARNERS}
+    singles = single_arms(school)
+    if args.sampled is not None:
+        sampled = read_traces(args.sampled)
+        figures["traces"]["sampled"] = sampled.origin.describe()
+        costs = heldout.origin.cost_model  # the same ones, so that only acceptance differs
+        figures["sampled"] = judge(singles | learned, sampled, school.arms, costs)
+    if args.transfer:
+        figures["transfer"] = _transfer(school, heldout, learned)
+    print_figures(figures, make_console())
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    return figures
+
+
+def judge(
+    routers: Routers, traces: TraceSet, arms: Sequence[Arm], model: CostModel | None = None
+) -> Figures:
+    """Every router on some texts, beside choices that know the outcome.
+
+    Args:
+        routers: Whom to judge.
+        traces: The texts.
+        arms: What there is to choose from.
+        model: What rounds cost; None takes the traces' own.
+    """
+    walks = walk_texts([text for text in price_traces(traces, arms, model) if len(text)])
+    best = best_arm(walks)
+    reference = [_work(walk.singles[best]) for walk in walks]
+    optimum = [_work(walk.optimal) for walk in walks]
+    categories = [walk.category for walk in walks]
+    played = {name: [_play(traces, one, model) for one in seeds] for name, seeds in routers.items()}
+    rows = {name: _row(runs, reference, optimum, categories) for name, runs in played.items()}
+    knowing = {
+        name: _against(works, reference, optimum, categories)
+        for name, works in _knowing(walks).items()
+    }
+    return {"best_single": str(best), "routers": rows, "knowing": knowing}
+
+
+def _school(args: RoutingArgs) -> School:
+    traces = read_traces(args.traces)
+    arms = tuple(map(parse_arm, args.arms or (*traces.origin.arms, PLAIN)))
+    traces.check_arms(arms)
+    return School(args.traces, traces, arms, args.rounds, args.seeds, args.run, args.threads)
+
+
+def _pairs(args: RoutingArgs, school: School) -> list[Pair]:
+    """WhiFlash's pair, and the one with the largest prize on the training traces."""
+    first, second = map(parse_arm, args.pair)
+    school.traces.check_arms([first, second])
+    texts = price_traces(school.traces, school.arms)
+    return [(first, second), largest_pair([text for text in texts if len(text)])]
+
+
+def _thresholds(routers: Routers) -> dict[str, float]:
+    """Tuned thresholds of the entropy rules, which nobody else writes down."""
+    rules = {name: seeds[0] for name, seeds in routers.items()}
+    return {n: rule.threshold for n, rule in rules.items() if isinstance(rule, EntropyPolicy)}
+
+
+def _play(traces: TraceSet, policy: RoutingPolicy, model: CostModel | None) -> Played:
+    # A bandit goes on learning, and so meets its texts one after the other, as in serving.
+    return play_policy(traces, policy, model, together=not isinstance(policy, Bandit))
+
+
+def _row(
+    runs: Sequence[Played],
+    reference: Sequence[Work],
+    optimum: Sequence[Work],
+    categories: Sequence[str],
+) -> Figures:
+    """Figures of the seed of median speed, and the spread over seeds."""
+    speeds = [_speed([text.work for text in run]) for run in runs]
+    median = int(np.argsort(speeds)[(len(speeds) - 1) // 2])
+    middle = runs[median]
+    chosen = np.sum([text.chosen for text in middle], axis=0)
+    base = _speed(reference)
+    return {
+        **_against([text.work for text in middle], reference, optimum, categories),
+        "median_seed": median,
+        "gain_by_seed": [speed / base - 1 for speed in speeds],
+        "acceptance_length": sum(t.tokens for t in middle) / sum(t.rounds for t in middle),
+        "arm_shares": (chosen / chosen.sum()).round(4).tolist(),
+    }
+
+
+def _against(
+    works: Sequence[Work],
+    reference: Sequence[Work],
+    optimum: Sequence[Work],
+    categories: Sequence[str],
+) -> Figures:
+    """Speed against the best single arm, with intervals, and the share of the possible gain."""
+    over = speed_ratio(works, reference)
+    possible = _speed(optimum) / _speed(reference) - 1
+    by_category = {}
+    for name in dict.fromkeys(categories):
+        rows = [index for index, category in enumerate(categories) if category == name]
+        mine, theirs = [works[i] for i in rows], [reference[i] for i in rows]
+        by_category[name] = _gain(speed_ratio(mine, theirs))
+    return {
+        "tokens_per_second": _speed(works),
+        "gain": _gain(over),
+        "by_category": by_category,
+        "share_of_possible": (over.value - 1) / possible if possible else 0.0,
+    }
+
+
+def _knowing(walks: Sequence[TextWalks]) -> dict[str, list[Work]]:
+    """Choices that know the outcome: less and less is hidden from them."""
+    best_of = {
+        category: best_arm([walk for walk in walks if walk.category == category])
+        for category in dict.fromkeys(walk.category for walk in walks)
+    }
+    return {
+        "best arm of each category": [_work(w.singles[best_of[w.category]]) for w in walks],
+        "best arm of each prompt": [
+            _work(min(walk.singles.values(), key=lambda one: one.seconds)) for walk in walks
+        ],
+        "greedy, knowing each round": [_work(walk.greedy) for walk in walks],
+        "exact optimum": [_work(walk.optimal) for walk in walks],
+    }
+
+
+def _transfer(school: School, heldout: TraceSet, learned: Routers) -> Figures:
+    """Each category by routers that never saw it, beside routers that did (first seed)."""
+    categories = sorted({text.category for text in heldout.texts})
+    figures = {}
+    for left_out in categories:
+        others = tuple(name for name in categories if name != left_out)
+        routers = single_arms(school)
+        for name in LEARNERS:
+            routers[f"{name}, never saw it"] = [learned_router(school, name, 0, others)]
+            routers[f"{name}, all categories"] = [learned[name][0]]
+        figures[left_out] = judge(routers, heldout.only([left_out]), school.arms)
+    return figures
+
+
+def _work(walk: Walk) -> Work:
+    return Work(walk.tokens, walk.seconds)
+
+
+def _speed(works: Sequence[Work]) -> float:
+    return sum(work.tokens for work in works) / sum(work.seconds for work in works)
+
+
+def _gain(ratio: Interval) -> list[float]:
+    """Value and interval of a ratio, less one."""
+    return [ratio.value - 1, ratio.low - 1, ratio.high - 1]
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        compare_routers(tyro.cli(RoutingArgs, description=__doc__))

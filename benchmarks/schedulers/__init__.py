@@ -1,0 +1,1 @@
+"""Measurements of schedulers, and Multi-SPIN's own figures."""

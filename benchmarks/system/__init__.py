@@ -1,0 +1,1 @@
+"""Measurements of the decoding system: speed, losslessness, switching, overhead."""

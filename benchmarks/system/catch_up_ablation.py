@@ -1,0 +1,188 @@
+"""What Lazy Catch-up and KV-only Prefill save in decoding: policies that switch, four variants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from draftgym.decoding.arms import Arm
+from draftgym.decoding.decoder import Generation, RoutingPolicy, SpeculativeDecoder
+from draftgym.decoding.drafting import CatchUp, Drafter
+from draftgym.decoding.model.target import Target
+from draftgym.policies.base import Policy
+from draftgym.policies.routers.random import RandomPolicy
+from draftgym.rollouts.decode.interleaved import (
+    WARM_UP_TOKENS,
+    DecodeSettings,
+    encode_prompt,
+    turn_order,
+    write,
+)
+from draftgym.rollouts.prompts.sets import Prompt
+from draftgym.rollouts.report.statistics import Interval, Work, speed_ratio
+
+VARIANTS = {
+    "eager full": CatchUp(eager=True, full=True),
+    "eager kv": CatchUp(eager=True),
+    "lazy full": CatchUp(full=True),
+    "lazy kv": CatchUp(),
+}
+"""From neither of the two savings to both."""
+
+COMPARISONS = (
+    ("lazy kv", "eager kv"),
+    ("lazy full", "eager full"),
+    ("lazy kv", "lazy full"),
+    ("eager kv", "eager full"),
+    ("lazy kv", "eager full"),
+)
+"""Who is compared with whom."""
+
+
+class BurstPolicy(Policy):
+    """Stays with an arm for some rounds, then goes on to the next one, in a circle.
+
+    Bursts have 1 to `2 * rounds - 1` rounds, drawn uniformly, and go on from text to text, so that
+    switches fall on no particular place. Two policies built alike make the same choices.
+
+    Args:
+        arms: What to switch between.
+        rounds: Mean length of a burst.
+        seed: Seed of the lengths.
+    """
+
+    observes = False
+
+    def __init__(self, arms: Sequence[Arm], rounds: int, seed: int = 0) -> None:
+        self.name = "bursts"
+        self.arms = tuple(arms)
+        self._rounds = rounds
+        self._generator = np.random.default_rng(seed)
+        self._action, self._left = 0, self._length()
+
+    def choose(
+        self, observation: Mapping[str, NDArray[np.float32]], count: int, deterministic: bool
+    ) -> NDArray[np.int64]:
+        """The arm of the current burst, of which this is one more round."""
+        if self._left == 0:
+            self._action, self._left = (self._action + 1) % len(self.arms), self._length()
+        self._left -= 1
+        return np.full(count, self._action, dtype=np.int64)
+
+    def _length(self) -> int:
+        return int(self._generator.integers(1, 2 * self._rounds))
+
+
+@dataclass
+class VariantTexts:
+    """What one policy wrote in one variant, prompt by prompt."""
+
+    texts: list[Generation] = field(default_factory=list)
+
+    @property
+    def works(self) -> list[Work]:
+        """Tokens and seconds of decoding; the first token belongs to the prompt."""
+        return [Work(len(text.tokens) - 1, text.decode_seconds) for text in self.texts]
+
+    def summary(self) -> dict[str, Any]:
+        """Speed, and what catching up took."""
+        records = [item.record for text in self.texts for item in text.rounds]
+        tokens, seconds = (sum(getattr(w, name) for w in self.works) for name in _WORK)
+        return {
+            "tokens": tokens,
+            "seconds": seconds,
+            "tokens_per_second": tokens / seconds,
+            "rounds": len(records),
+            "encoded_positions": sum(record.caught_up for record in records),
+            "catch_up_share": sum(record.times.catch_up for record in records) / seconds,
+        }
+
+
+_WORK = ("tokens", "seconds")
+
+Results = dict[str, dict[str, VariantTexts]]
+"""By policy and variant."""
+
+
+def decode_variants(
+    target: Target,
+    drafters: Mapping[str, Drafter],
+    arms: Sequence[Arm],
+    burst: int,
+    prompts: Sequence[Prompt],
+    settings: DecodeSettings,
+) -> Results:
+    """Writes every prompt with every policy in every variant, interleaved prompt by prompt.
+
+    Args:
+        target: The target.
+        drafters: Drafters by name.
+        arms: Arms to switch between.
+        burst: Mean rounds between two switches of `BurstPolicy`.
+        prompts: What to write about.
+        settings: How; `seed` also seeds the policies.
+    """
+    kinds: dict[str, Callable[[], RoutingPolicy]] = {
+        "bursts": lambda: BurstPolicy(arms, burst, settings.seed),
+        "random": lambda: RandomPolicy(arms, settings.seed),
+    }
+    # Every variant has a die of its own: they fall alike, so that all variants play the same rounds
+    decoders = {
+        (kind, variant): SpeculativeDecoder(target, drafters, make())
+        for kind, make in kinds.items()
+        for variant in VARIANTS
+    }
+    ids = [encode_prompt(target, prompt) for prompt in prompts]
+    results: Results = {kind: {name: VariantTexts() for name in VARIANTS} for kind in kinds}
+    names = {f"{kind} {variant}": (kind, variant) for kind, variant in decoders}
+    few = replace(settings, max_new_tokens=min(WARM_UP_TOKENS, settings.max_new_tokens))
+    for (_, variant), decoder in decoders.items():
+        write(decoder, ids[0], replace(few, catching_up=VARIANTS[variant]))
+    for turn, prompt in enumerate(tqdm(ids, desc="prompts", unit="prompt")):
+        for name in turn_order(list(names), turn):
+            kind, variant = names[name]
+            how = replace(settings, catching_up=VARIANTS[variant])
+            results[kind][variant].texts.append(write(decoders[kind, variant], prompt, how))
+    return results
+
+
+def mean_backlog(lazy: VariantTexts) -> float:
+    """Positions that a drafter encodes when it takes over from another one within a text."""
+    switches = [
+        now.record.caught_up
+        for text in lazy.texts
+        for before, now in zip(text.rounds, text.rounds[1:], strict=False)
+        if now.record.drafted and now.record.arm != before.record.arm
+    ]
+    return float(np.mean(switches)) if switches else 0.0
+
+
+def summarise(results: Results) -> dict[str, Any]:
+    """Speeds and ratios per policy."""
+    return {kind: _summarise_policy(variants) for kind, variants in results.items()}
+
+
+def _summarise_policy(variants: Mapping[str, VariantTexts]) -> dict[str, Any]:
+    texts = {name: [text.tokens for text in one.texts] for name, one in variants.items()}
+    same = [all(row == rows[0] for row in rows) for rows in zip(*texts.values(), strict=True)]
+    return {
+        "variants": {name: one.summary() for name, one in variants.items()},
+        "ratios": {
+            f"{mine} / {reference}": _interval(
+                speed_ratio(variants[mine].works, variants[reference].works)
+            )
+            for mine, reference in COMPARISONS
+        },
+        "mean_backlog_at_a_switch": mean_backlog(variants["lazy kv"]),
+        "prompts": len(same),
+        "identical_texts": sum(same),
+    }
+
+
+def _interval(ratio: Interval) -> dict[str, float]:
+    return {"value": ratio.value, "low": ratio.low, "high": ratio.high}

@@ -1,0 +1,246 @@
+"""What routing costs: decision and environment bookkeeping, beside the round they belong to.
+
+    $ python -m benchmarks.system.router_overhead
+    $ python -m benchmarks.system.router_overhead --prompts 10 --dtype float32
+
+Real decoding through `RouterEnv` with a learned policy. In each round the policy decides and its
+decision is timed, but the arms are played in turn, so that every arm (the cheapest ones have the
+largest share) meets the same texts and the same drift of the machine.
+
+    round        catching up, drafting, verifying, committing (`play_round`)
+    observe      building the observation
+    predict      the policy's network
+    bookkeeping  the rest of `RouterEnv.step`: reward, running means, info
+
+Prints a table, then one line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from rich import box
+from rich.table import Table
+from tqdm import tqdm
+
+from draftgym.decoding.arms import PLAIN, Arm, default_arms
+from draftgym.decoding.drafting import Drafter
+from draftgym.decoding.errors import DraftgymError, exit_on_user_error
+from draftgym.decoding.model.target import Target, load_target
+from draftgym.decoding.observation import Observation, signal_names
+from draftgym.decoding.provenance import describe_host, describe_target
+from draftgym.decoding.round import RoundRecord
+from draftgym.drafters.loading import load_drafters
+from draftgym.envs.router.live import RouterEnv
+from draftgym.policies.registry import make_policy, shipped_router
+from draftgym.policies.routers.learned import LearnedPolicy
+from draftgym.policies.routers.network import RouterNetwork
+from draftgym.rollouts.prompts.sets import interleave_categories, load_prompts
+from draftgym.rollouts.report.table import make_console
+
+LIMIT = 0.03
+"""Share of a round that routing may take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverheadArgs:
+    """What to measure.
+
+    Attributes:
+        prompts: Held-out prompts, taken from all categories in turn.
+        max_new_tokens: Tokens per text at most.
+        warm_up: Rounds at the start that do not count.
+        policy: Folder of a trained router; default: the shipped one, else an untrained network of
+            the same size.
+        target: Embedded target, Hugging Face folder, Hub id or .gguf file.
+        drafters: Drafter checkpoints beside or instead of the shipped ones.
+        dtype: auto, float32 or bfloat16.
+        threads: CPU threads; default: every core this process may use.
+        seed: Seed of the environment.
+    """
+
+    prompts: int = 10
+    max_new_tokens: int = 64
+    warm_up: int = 16
+    policy: Path | None = None
+    target: str = "smollm2-135m"
+    drafters: tuple[Path, ...] = ()
+    dtype: str = "auto"
+    threads: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Seconds of one environment step.
+
+    Attributes:
+        arm: What was played.
+        round: The round itself.
+        observe: Building the observation behind it.
+        predict: Deciding on that observation.
+        bookkeeping: The rest of the step.
+    """
+
+    arm: str
+    round: float
+    observe: float
+    predict: float
+    bookkeeping: float
+
+    @property
+    def routing(self) -> float:
+        """Everything but the round."""
+        return self.observe + self.predict + self.bookkeeping
+
+
+class TimedRouterEnv(RouterEnv):
+    """The router environment with a clock around its observation and an eye on its records."""
+
+    observe_seconds = 0.0
+    record: RoundRecord
+
+    def _observe(self) -> Observation:
+        start = time.perf_counter()
+        observation = super()._observe()
+        self.observe_seconds = time.perf_counter() - start
+        return observation
+
+    def _round_seconds(self, record: RoundRecord) -> float:
+        self.record = record
+        return super()._round_seconds(record)
+
+
+def measure(args: OverheadArgs) -> dict[str, Any]:
+    """Decodes, prints the table and the JSON line, and returns what it holds.
+
+    Raises:
+        DraftgymError: Bad settings.
+    """
+    if args.prompts < 1:
+        raise DraftgymError(f"--prompts is {args.prompts}", "ask for at least one prompt")
+    target = load_target(args.target, args.dtype, args.threads)
+    drafters = load_drafters(target, args.drafters)
+    policy, name = choose_policy(args.policy, target, drafters)
+    env = TimedRouterEnv(
+        target=target,
+        drafters=drafters,
+        arms=[str(arm) for arm in policy.arms],
+        prompts=interleave_categories(load_prompts("heldout"))[: args.prompts],
+        max_new_tokens=args.max_new_tokens,
+    )
+    samples = collect(env, policy, args.seed)[args.warm_up :]
+    if not samples:
+        raise DraftgymError("every round fell into the warm-up", "raise --prompts")
+    facts = {"policy": name, **describe_target(target), **describe_host()}
+    result = summarise(samples) | {"environment": facts}
+    print_result(result)
+    print(json.dumps(result))
+    return result
+
+
+def choose_policy(
+    folder: Path | None, target: Target, drafters: Mapping[str, Drafter]
+) -> tuple[LearnedPolicy, str]:
+    """The router to time and what it is called."""
+    folder = folder or shipped_router(target)
+    if folder is not None:
+        policy = make_policy(str(folder.resolve()), drafters, target)
+        assert isinstance(policy, LearnedPolicy), "folders hold learned policies"
+        return policy, policy.name
+    arms = (*default_arms(drafters), Arm(PLAIN, 0))
+    torch.manual_seed(0)
+    network = RouterNetwork(len(signal_names(arms)), target.hidden_size, len(arms))
+    return LearnedPolicy(network, arms), "untrained network"
+
+
+def collect(env: TimedRouterEnv, policy: LearnedPolicy, seed: int) -> list[Sample]:
+    """One episode per prompt, arms in turn."""
+    samples: list[Sample] = []
+    for prompt in tqdm(env.prompts, desc="decoding", unit="prompt"):
+        observation, _ = env.reset(seed=seed, options={"prompt": prompt.question_id})
+        finished = False
+        while not finished:
+            start = time.perf_counter()
+            policy.predict(observation, deterministic=True)
+            decided = time.perf_counter()
+            observation, _, finished, _, info = env.step(len(samples) % len(env.arms))
+            step = time.perf_counter() - decided
+            seen, played = env.observe_seconds, env.record.times.total
+            predict, rest = decided - start, step - played - seen
+            samples.append(Sample(info["arm"], played, seen, predict, rest))
+    return samples
+
+
+def summarise(samples: Sequence[Sample]) -> dict[str, Any]:
+    """Percentiles of the pieces in milliseconds, and their share of the round."""
+    pieces = {name: _column(samples, name) for name in ("observe", "predict", "bookkeeping")}
+    pieces["routing"], rounds = _column(samples, "routing"), _column(samples, "round")
+    arms = {}
+    for arm in dict.fromkeys(sample.arm for sample in samples):
+        mine = [sample for sample in samples if sample.arm == arm]
+        routing, own = _column(mine, "routing"), _column(mine, "round")
+        arms[arm] = {"rounds": len(mine), "round_ms": _percentiles(own * 1000)["p50"]}
+        arms[arm] |= {"share": float(routing.sum() / own.sum())}
+    return {
+        "rounds": len(samples),
+        "milliseconds": {
+            name: _percentiles(seconds * 1000)
+            for name, seconds in (pieces | {"round": rounds}).items()
+        },
+        "share_of_round": {
+            name: _percentiles(seconds / rounds) | {"total": float(seconds.sum() / rounds.sum())}
+            for name, seconds in pieces.items()
+        },
+        "arms": arms,
+        "limit": LIMIT,
+        "below_limit": bool(pieces["routing"].sum() < LIMIT * rounds.sum()),
+    }
+
+
+def print_result(result: Mapping[str, Any]) -> None:
+    """The table, the arms and the machine."""
+    facts, console = result["environment"], make_console()
+    title = "{target}, {dtype}, threads {threads}; {policy}; {cpu}".format(**facts)
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    table.add_column("piece")
+    for name in ["median ms", "p10-p90 ms", "median share", "p10-p90 share", "share of all time"]:
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, ms in result["milliseconds"].items():
+        cells = [f"{ms['p50']:.3f}", f"{ms['p10']:.3f}-{ms['p90']:.3f}"]
+        if share := result["share_of_round"].get(name):
+            cells += [f"{share['p50']:.2%}", f"{share['p10']:.2%}-{share['p90']:.2%}"]
+            cells += [f"{share['total']:.2%}"]
+        table.add_row(name, *cells, style="bold" if name == "routing" else None)
+    console.print(table)
+    for arm, one in result["arms"].items():
+        console.print(
+            f"  {arm}: routing {one['share']:.2%} of its rounds "
+            f"({one['rounds']} rounds of {one['round_ms']:.1f} ms)",
+            highlight=False,
+            markup=False,
+        )
+    verdict = "below" if result["below_limit"] else "NOT below"
+    console.print(f"routing is {verdict} {LIMIT:.0%} of the rounds' time", highlight=False)
+
+
+def _column(samples: Sequence[Sample], name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return np.array([getattr(sample, name) for sample in samples])
+
+
+def _percentiles(values: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, float]:
+    p10, p50, p90 = np.percentile(values, [10, 50, 90]).tolist()
+    return {"p10": p10, "p50": p50, "p90": p90}
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        measure(tyro.cli(OverheadArgs, description=__doc__))

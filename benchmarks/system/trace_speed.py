@@ -1,0 +1,169 @@
+"""How fast traces are collected, replayed and learned from.
+
+    $ draftgym collect --out runs/traces
+    $ python -m benchmarks.system.trace_speed --traces runs/traces --json runs/trace_speed.json
+
+* Collecting: positions a second, each with the counterfactuals of every arm: many positions at
+  once (`draftgym.rollouts.traces.collect`), one position at a time, and by live decoding, where
+  each arm needs a round of its own at each position (random arms are played, their rate divided by
+  the arms).
+* Replaying: rounds a second of the vectorised environment under random actions, on one thread.
+* Learning: rounds a second of PPO from end to end, and the minutes of a million rounds.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+import tyro
+
+from draftgym.agents.router.args import RouterArgs
+from draftgym.agents.router.train import train_router
+from draftgym.agents.router.vec_env import ReplayVecEnv
+from draftgym.decoding.arms import PLAIN, Arm, parse_arm
+from draftgym.decoding.drafting import Drafter
+from draftgym.decoding.errors import exit_on_user_error
+from draftgym.decoding.model.target import Target
+from draftgym.decoding.provenance import describe_host, describe_target
+from draftgym.decoding.verify.rules import make_rule
+from draftgym.drafters import parallel
+from draftgym.policies.routers.random import RandomPolicy
+from draftgym.rollouts.decode.interleaved import decode_prompts, encode_prompt
+from draftgym.rollouts.decode.options import DecodingOptions
+from draftgym.rollouts.prompts.sets import Prompt, interleave_categories, load_prompts
+from draftgym.rollouts.traces.counterfactual import TraceRequest, trace_texts
+from draftgym.rollouts.traces.file import read_traces
+from draftgym.rollouts.traces.trace import TraceSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceSpeedArgs(DecodingOptions):
+    """Measure traces.
+
+    Attributes:
+        traces: Folder of traces to replay; their arms are collected.
+        texts: Texts to collect anew.
+        count: Episodes of the vectorised environment.
+        rounds: Rounds of PPO.
+        json: Write the figures to this file.
+    """
+
+    traces: Path = Path("runs/traces")
+    texts: int = 20
+    count: int = 512
+    rounds: int = 1_000_000
+    max_new_tokens: int = 128
+    json: Path = Path("runs/trace_speed.json")
+
+
+def measure(args: TraceSpeedArgs) -> dict[str, Any]:
+    """Measures all three, prints and writes the figures."""
+    traces = read_traces(args.traces)
+    arms = [*map(parse_arm, traces.origin.arms), Arm(PLAIN, 0)]
+    target, drafters = args.load()
+    prompts = interleave_categories(load_prompts("train"))[: args.texts]
+    figures: dict[str, Any] = {
+        "collected_positions_per_second": collecting(args, target, drafters, arms, prompts),
+        "replayed_rounds_per_second": replaying(traces, arms, args.count),
+        "ppo": learning(args, arms),
+        "arms": [str(arm) for arm in arms],
+        **describe_target(target),
+        **describe_host(),
+    }
+    for name, value in figures["collected_positions_per_second"].items():
+        print(f"collecting {name}: {value:.1f} positions/s")
+    print(f"replaying {args.count} episodes: {figures['replayed_rounds_per_second']:,.0f} rounds/s")
+    print(f"PPO: {figures['ppo']['rounds_per_second']:,.0f} rounds/s from end to end")
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    return figures
+
+
+def collecting(
+    args: TraceSpeedArgs,
+    target: Target,
+    drafters: dict[str, Drafter] | Any,
+    arms: list[Arm],
+    prompts: list[Prompt],
+) -> dict[str, float]:
+    """Positions a second, in three ways; the slow ways collect a fifth of the texts."""
+    few = prompts[: max(1, len(prompts) // 5)]
+
+    def trace(some: list[Prompt]) -> int:
+        rule = make_rule(args.verification, args.temperature, args.seed, target.vocab_size)
+        requests = [TraceRequest(p.question_id, p.category, encode_prompt(target, p)) for p in some]
+        texts = trace_texts(target, drafters, arms, requests, rule, args.max_new_tokens)
+        return sum(len(text) for text in texts)
+
+    def one_by_one() -> int:
+        with patch.object(parallel, "in_batches", lambda *_: None):
+            return trace(few)
+
+    def live() -> float:
+        policy = RandomPolicy(arms)
+        texts = decode_prompts(
+            target, drafters, {policy.name: policy}, few, args.settings, progress=False
+        )
+        return sum(len(text.generation.rounds) for text in texts) / len(arms)
+
+    trace(few[:1])
+    return {
+        "many positions at once": _rate(lambda: trace(prompts)),
+        "one position at a time": _rate(one_by_one),
+        "by live decoding": _rate(live),
+    }
+
+
+def replaying(traces: TraceSet, arms: list[Arm], count: int, steps: int = 300) -> float:
+    """Rounds a second of the vectorised environment on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    env = ReplayVecEnv(traces, arms, count, price=1.0)
+    env.reset()
+    actions = np.random.default_rng(0).integers(len(arms), size=(steps, count))
+
+    def play() -> int:
+        for action in actions:
+            env.step(action)
+        return steps * count
+
+    play()
+    rate = _rate(play)
+    torch.set_num_threads(threads)
+    return rate
+
+
+def learning(args: TraceSpeedArgs, arms: list[Arm]) -> dict[str, float]:
+    """PPO with its defaults, reading the traces and validating included."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = RouterArgs(
+            traces=args.traces,
+            arms=tuple(map(str, arms)),
+            rounds=args.rounds,
+            run=Path(folder),
+            threads=args.threads,
+        )
+        start = time.perf_counter()
+        train_router(settings)
+        seconds = time.perf_counter() - start
+    return {"rounds_per_second": args.rounds / seconds, "minutes": seconds / 60}
+
+
+def _rate(work: Callable[[], float]) -> float:
+    start = time.perf_counter()
+    done = work()
+    return done / (time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        measure(tyro.cli(TraceSpeedArgs, description=__doc__))

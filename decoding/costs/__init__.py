@@ -1,0 +1,1 @@
+"""The cost model: seconds of every piece of a round, measured on this host."""

@@ -1,0 +1,1 @@
+"""The target: a language model as one ragged pass over cached sequences."""

@@ -1,0 +1,81 @@
+"""A preallocated key/value cache of one sequence."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from draftgym.decoding.errors import DraftgymError
+
+
+class KVCache:
+    """Keys and values of one sequence in every layer.
+
+    Rolling back is moving `length`; compacting an accepted tree path is a gather. Rows past
+    `length` are scratch: a pass writes the new tokens there, and `keep` decides which stay.
+
+    Args:
+        layers: Number of decoder layers.
+        kv_heads: Key/value heads per layer.
+        capacity: Most positions that fit.
+        head_dim: Size of a head.
+        dtype: Storage dtype.
+    """
+
+    def __init__(
+        self, layers: int, kv_heads: int, capacity: int, head_dim: int, dtype: torch.dtype
+    ) -> None:
+        self.keys = torch.empty(layers, kv_heads, capacity, head_dim, dtype=dtype)
+        self.values = torch.empty_like(self.keys)
+        self.length = 0
+
+    @property
+    def capacity(self) -> int:
+        """Most positions that fit."""
+        return self.keys.shape[2]
+
+    def require(self, rows: int) -> None:
+        """Raises `DraftgymError` unless `rows` more positions fit."""
+        if self.length + rows > self.capacity:
+            raise DraftgymError(
+                f"{self.length + rows} positions do not fit the cache of {self.capacity}",
+                "shorten the prompt or lower --max-new-tokens",
+            )
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Writes new rows behind `length` and returns all keys and values up to them.
+
+        Args:
+            layer: Which layer.
+            keys: New keys `[n, kv_heads, head_dim]`.
+            values: New values, same shape.
+
+        Returns:
+            Views `[kv_heads, length + n, head_dim]` of keys and values.
+        """
+        stop = self.length + keys.shape[0]
+        self.keys[layer, :, self.length : stop] = keys.transpose(0, 1)
+        self.values[layer, :, self.length : stop] = values.transpose(0, 1)
+        return self.keys[layer, :, :stop], self.values[layer, :, :stop]
+
+    def keep(self, rows: Tensor | int) -> None:
+        """Commits scratch rows.
+
+        Args:
+            rows: How many leading scratch rows to keep, or which ones (`[m]`, ascending offsets
+                behind `length`): these are gathered to be contiguous.
+        """
+        if isinstance(rows, int):
+            self.length += rows
+            return
+        stop = self.length + rows.shape[0]
+        source = rows + self.length
+        self.keys[:, :, self.length : stop] = self.keys[:, :, source]
+        self.values[:, :, self.length : stop] = self.values[:, :, source]
+        self.length = stop
+
+    def roll_back(self, length: int) -> None:
+        """Forgets everything from position `length` on."""
+        if not 0 <= length <= self.length:
+            raise ValueError(f"cannot roll back from {self.length} to {length}")
+        self.length = length

@@ -1,0 +1,184 @@
+"""GGUF files become ordinary Hugging Face folders: dequantised, saved in bfloat16, loaded again.
+
+A folder appears under its name only when it is complete; everything else in the project sees a
+local model folder like any other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from draftgym.decoding.errors import DraftgymError
+
+# Written last into a converted folder: says where it came from and that nothing is missing.
+PROVENANCE = "draftgym_source.json"
+
+
+def convert_gguf(gguf: Path, folder: Path) -> None:
+    """Converts a GGUF file to a Hugging Face folder with bfloat16 weights.
+
+    The folder appears under its name only when it is complete and has been loaded again: killing
+    the conversion leaves at most a hidden `.partial` folder beside it. If another process made the
+    same folder meanwhile, that one stays.
+
+    Args:
+        gguf: The file to read.
+        folder: The folder to make; must not exist yet, or must hold the same conversion.
+
+    Raises:
+        DraftgymError: The file cannot be read, the folder is taken, or cannot be written.
+    """
+    check_gguf(gguf)
+    digest = sha256_of(gguf)
+    if is_ready(folder, digest):
+        return
+    if folder.exists():
+        raise DraftgymError(f"{folder} already exists", "name another folder, or delete this one")
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    say(f"converting {gguf.name} to {folder}")
+    with writing(folder):
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            with _quiet_transformers():
+                _convert(gguf, partial)
+                _check_loads(partial, gguf)
+            _write_provenance(partial, gguf, digest)
+            try:
+                partial.rename(folder)
+            except OSError:
+                if not is_ready(folder, digest):
+                    raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def is_ready(folder: Path, digest: str) -> bool:
+    """Whether `folder` is a complete conversion of the GGUF file with this SHA-256."""
+    try:
+        provenance = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(provenance, dict) and provenance.get("sha256") == digest
+
+
+def check_gguf(path: Path) -> None:
+    """Refuses what is plainly no GGUF file before anything expensive happens."""
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise DraftgymError(
+            f"cannot read {path}: {error.strerror}", "name an existing .gguf file"
+        ) from error
+    if magic != b"GGUF":
+        raise _unreadable(path, "it does not start with the letters GGUF")
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turns a full disk or a forbidden folder into an error that names the way out."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise DraftgymError(
+            f"cannot write {folder}: {error}",
+            "set DRAFTGYM_CACHE to a folder that you may write, on a disk with room for the model",
+        ) from error
+
+
+def say(message: str) -> None:
+    """Tells the user on standard error what takes long."""
+    print(f"draftgym: {message}", file=sys.stderr, flush=True)
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Dequantises with transformers and saves weights and tokenizer into `folder`."""
+    # transformers takes seconds to import, and most runs find their folder ready made.
+    import transformers
+    from transformers.utils import quantization_config
+
+    options: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
+    # Newer releases can keep the weights packed where a kernel is installed; these must be dense.
+    config_class = getattr(quantization_config, "GgufConfig", None)
+    packed = {"quantization_config": config_class(dequantize=True)} if config_class else {}
+    where = str(gguf.parent)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            where, dtype=torch.bfloat16, **options, **packed
+        )
+    except Exception as error:  # the readers raise nearly anything on a damaged file
+        raise _unreadable(gguf, error) from error
+    # The weights are plain tensors by now; these two leftovers make saving refuse.
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _check_loads(folder: Path, gguf: Path) -> None:
+    """Loads the converted folder and runs one short text through it."""
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    ids = torch.tensor([tokenizer("The capital of France is")["input_ids"]])
+    rows = model.get_input_embeddings().weight.shape[0]
+    if not ids.numel() or len(tokenizer) > rows:
+        raise _unreadable(gguf, f"{len(tokenizer)} tokenizer entries for {rows} embeddings")
+    with torch.inference_mode():
+        logits = model(ids).logits
+    if not bool(torch.isfinite(logits).all()):
+        raise _unreadable(gguf, "the converted model gives logits that are not finite")
+
+
+def _write_provenance(folder: Path, gguf: Path, digest: str) -> None:
+    import transformers
+
+    facts = {"file": gguf.name, "sha256": digest, "transformers": transformers.__version__}
+    (folder / PROVENANCE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def _unreadable(gguf: Path, why: object) -> DraftgymError:
+    reason = " ".join(str(why).split())[:300]
+    return DraftgymError(
+        f"{gguf} cannot be converted: {reason}",
+        "download the file again; if it is whole, its architecture or quantisation may be unknown "
+        "to this transformers release, so name the model's Hugging Face folder instead",
+    )
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Hides transformers' progress bars and warnings, which here say nothing a user can act on."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        # One of the bars ignores transformers' own switch for them.
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)

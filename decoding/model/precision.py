@@ -1,0 +1,91 @@
+"""Chooses dtype and threads by trying them, and says why.
+
+bfloat16 halves the bytes that a pass reads, but only processors with bfloat16 instructions gain
+from it; elsewhere it can be many times slower. So a matrix product of a decoder's typical shape is
+timed in both, and the reason is recorded beside every result.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.products import packing_gain
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The numbers a target computes in.
+
+    Attributes:
+        dtype: `float32` or `bfloat16`.
+        threads: CPU threads of torch.
+        reason: Why these were chosen.
+        packed: Whether products use packed copies of the weights.
+    """
+
+    dtype: str
+    threads: int
+    reason: str
+    packed: bool = False
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype as torch names it."""
+        return DTYPES[self.dtype]
+
+
+def choose_precision(dtype: str = "auto", threads: int | None = None) -> Precision:
+    """Settles dtype and threads.
+
+    Args:
+        dtype: `auto`, `float32` or `bfloat16`.
+        threads: CPU threads, or None for every core this process may use.
+
+    Raises:
+        DraftgymError: Unknown dtype or a thread count below one.
+    """
+    if dtype != "auto" and dtype not in DTYPES:
+        raise DraftgymError(f"unknown dtype {dtype!r}", "choose auto, float32 or bfloat16")
+    if threads is not None and threads < 1:
+        raise DraftgymError(f"--threads {threads} is below one", "give at least one thread")
+    count = threads or usable_cores()
+    torch.set_num_threads(count)
+    gain = packing_gain()
+    packs = gain > 1.1
+    reason = "asked for"
+    if dtype == "auto":
+        ratio = _bfloat16_gain() / (gain if packs else 1.0)
+        dtype = "bfloat16" if ratio > 1.1 else "float32"
+        gains = "gains nothing here" if dtype == "float32" else "is faster here"
+        reason = f"bfloat16 {gains} ({ratio:.2f} times as fast)"
+    packed = packs and dtype == "float32"
+    if packed:
+        reason += f"; packed weights ({gain:.2f} times as fast)"
+    return Precision(dtype, count, reason, packed)
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@cache
+def _bfloat16_gain() -> float:
+    """Time of float32 over bfloat16 for a few rows times weights that do not fit the caches."""
+    best = dict.fromkeys(DTYPES, float("inf"))
+    weights = {name: torch.randn(32768, 576, dtype=dtype) for name, dtype in DTYPES.items()}
+    rows = {name: torch.randn(8, 576, dtype=dtype) for name, dtype in DTYPES.items()}
+    for _ in range(6):  # interleaved, so that drift hits both
+        for name in DTYPES:
+            start = time.perf_counter()
+            torch.nn.functional.linear(rows[name], weights[name])
+            best[name] = min(best[name], time.perf_counter() - start)
+    return best["float32"] / best["bfloat16"]

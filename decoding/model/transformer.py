@@ -1,0 +1,242 @@
+"""A compact rotary decoder: one ragged forward pass over several sequences.
+
+Any causal LM of transformers with the Llama layout runs here (Llama, Mistral, Qwen2, Qwen3).
+Weights and rotary tables are taken from the transformers model; what is ours is the pass itself:
+the rows of all sequences are packed for the linear layers, and each sequence attends to its own
+cache, so sequences with different numbers of new tokens share one call.
+
+Notation: N = rows of the call over all sequences, n = rows of one sequence, d = hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from draftgym.decoding.model.cache import KVCache
+from draftgym.decoding.model.layers import RotaryTable, additive_mask, attend, rms_norm, rotate
+from draftgym.decoding.model.products import Products
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """Sizes of a decoder."""
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    eps: float
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """Weights of one decoder layer, projections fused."""
+
+    input_norm: Tensor  # [d]
+    qkv: Tensor  # [(H + 2G) * D, d]
+    qkv_bias: Tensor | None  # [(H + 2G) * D]
+    q_norm: Tensor | None  # [D]
+    k_norm: Tensor | None  # [D]
+    out: Tensor  # [d, H * D]
+    out_bias: Tensor | None  # [d]
+    post_norm: Tensor  # [d]
+    gate_up: Tensor  # [2 * I, d]
+    down: Tensor  # [d, I]
+
+
+@dataclass(frozen=True)
+class NewRows:
+    """The new tokens of one sequence in a pass.
+
+    Attributes:
+        cache: The sequence's cache; its `length` is where the new rows begin.
+        tokens: Token ids `[n]`.
+        positions: Absolute positions `[n]`, or None for consecutive ones.
+        visible: Who sees whom among the newest keys, bool `[n, m]`, or None for causal new rows.
+            The last n of the m keys are the new rows; any before are the newest cached ones (a tree
+            that grows by levels). All new rows see every other cached position.
+        logits_from: Logits are computed for rows from this one on (prefill needs only the last).
+    """
+
+    cache: KVCache
+    tokens: Tensor
+    positions: Tensor | None = None
+    visible: Tensor | None = None
+    logits_from: int = 0
+
+
+@dataclass(frozen=True)
+class PassOutput:
+    """What a pass gives for one sequence.
+
+    Attributes:
+        logits: Float32 `[n - logits_from, vocab]`.
+        hidden: Final hidden states after the last norm, `[n - logits_from, d]`.
+        taps: Residual stream after each tapped layer, `[n, taps, d]`.
+    """
+
+    logits: Tensor
+    hidden: Tensor
+    taps: Tensor
+
+
+class Decoder:
+    """Weights of a rotary decoder and its forward pass. Holds no sequence state."""
+
+    def __init__(
+        self,
+        shape: DecoderShape,
+        layers: Sequence[LayerWeights],
+        embedding: Tensor,
+        final_norm: Tensor,
+        head: Tensor,
+        rotary: RotaryTable,
+        products: Products | None = None,
+    ) -> None:
+        self.shape = shape
+        self.products = products or Products()
+        self.layers = list(layers)
+        self.embedding = embedding  # [vocab, d]
+        self.final_norm = final_norm  # [d]
+        self.head = head  # [vocab, d]
+        self.rotary = rotary
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of weights, cache and hidden states."""
+        return self.embedding.dtype
+
+    def new_cache(self, capacity: int) -> KVCache:
+        """An empty cache for one sequence."""
+        shape = self.shape
+        return KVCache(shape.layers, shape.kv_heads, capacity, shape.head_dim, self.dtype)
+
+    @torch.inference_mode()
+    def forward(
+        self, batch: Sequence[NewRows], tap_layers: Sequence[int] = (), with_logits: bool = True
+    ) -> list[PassOutput]:
+        """One pass over the new rows of several sequences.
+
+        Keys and values are written behind each cache's `length`, which does not move: the caller
+        keeps what verification accepts (`KVCache.keep`).
+
+        Args:
+            batch: One entry per sequence; their row counts may differ.
+            tap_layers: 0-based layers whose output is returned, in this order.
+            with_logits: False skips the language-model head (`logits` then has no rows).
+
+        Returns:
+            One output per sequence.
+        """
+        counts = [rows.tokens.shape[0] for rows in batch]
+        masks = [self._mask(rows) for rows in batch]
+        positions = torch.cat([_positions(rows) for rows in batch])
+        cos_sin = self.rotary.at(positions)
+        x = F.embedding(torch.cat([rows.tokens for rows in batch]), self.embedding)
+        taps: dict[int, Tensor] = {}
+        for index, layer in enumerate(self.layers):
+            x = self._layer(index, layer, x, cos_sin, batch, counts, masks)
+            if index in tap_layers:
+                taps[index] = x
+        tapped = x.new_empty(len(x), 0, self.shape.hidden)
+        if tap_layers:
+            tapped = torch.stack([taps[i] for i in tap_layers], dim=1)
+        return self._outputs(batch, counts, x, tapped, with_logits)
+
+    @torch.inference_mode()
+    def encode(self, rows: NewRows) -> None:
+        """Writes keys and values of new rows, as `forward`, and computes nothing else.
+
+        The last layer's attention and MLP, the last norm and the LM head serve the rows themselves;
+        no later position reads them.
+        """
+        counts, masks = [rows.tokens.shape[0]], [self._mask(rows)]
+        cos_sin = self.rotary.at(_positions(rows))
+        x = F.embedding(rows.tokens, self.embedding)
+        last = len(self.layers) - 1
+        for index, layer in enumerate(self.layers[:last]):
+            x = self._layer(index, layer, x, cos_sin, [rows], counts, masks)
+        _, keys, values = self._projections(self.layers[last], x, cos_sin)
+        rows.cache.write(last, keys, values)
+
+    def _layer(
+        self,
+        index: int,
+        layer: LayerWeights,
+        x: Tensor,
+        cos_sin: tuple[Tensor, Tensor],
+        batch: Sequence[NewRows],
+        counts: list[int],
+        masks: list[Tensor | None],
+    ) -> Tensor:
+        q, k, v = self._projections(layer, x, cos_sin)
+        attended = []
+        for rows, mask, q_i, k_i, v_i in zip(
+            batch, masks, q.split(counts), k.split(counts), v.split(counts), strict=True
+        ):
+            keys, values = rows.cache.write(index, k_i, v_i)
+            attended.append(attend(q_i, keys, values, mask))
+        mixed = attended[0] if len(attended) == 1 else torch.cat(attended)
+        x = x + self.products(mixed, layer.out, layer.out_bias)
+        gate_up = self.products(rms_norm(x, layer.post_norm, self.shape.eps), layer.gate_up)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return x + self.products(F.silu(gate) * up, layer.down)
+
+    def _projections(
+        self, layer: LayerWeights, x: Tensor, cos_sin: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries `[N, H, D]`, rotated keys and values, both `[N, G, D]`."""
+        shape = self.shape
+        normed = rms_norm(x, layer.input_norm, shape.eps)
+        qkv = self.products(normed, layer.qkv, layer.qkv_bias).view(x.shape[0], -1, shape.head_dim)
+        q, k, v = qkv.split([shape.heads, shape.kv_heads, shape.kv_heads], dim=1)
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q = rotate(rms_norm(q, layer.q_norm, shape.eps), cos_sin)
+            k = rotate(rms_norm(k, layer.k_norm, shape.eps), cos_sin)
+        else:  # one rotation for both saves three kernels a layer
+            q, k = rotate(qkv[:, : shape.heads + shape.kv_heads], cos_sin).split(
+                [shape.heads, shape.kv_heads], dim=1
+            )
+        return q, k, v
+
+    def _mask(self, rows: NewRows) -> Tensor | None:
+        """Additive mask `[n, length + n]` of one sequence; None when nothing is hidden."""
+        n = rows.tokens.shape[0]
+        if rows.visible is None and n == 1:
+            return None
+        visible = rows.visible if rows.visible is not None else torch.ones(n, n).tril().bool()
+        return additive_mask(visible, rows.cache.length + n, self.dtype)
+
+    def _outputs(
+        self,
+        batch: Sequence[NewRows],
+        counts: list[int],
+        x: Tensor,
+        taps: Tensor,
+        with_logits: bool,
+    ) -> list[PassOutput]:
+        pieces = x.split(counts)
+        wanted = [piece[rows.logits_from :] for piece, rows in zip(pieces, batch, strict=True)]
+        hidden = rms_norm(torch.cat(wanted), self.final_norm, self.shape.eps)
+        sizes = [piece.shape[0] for piece in wanted]
+        if with_logits:
+            logits = self.products(hidden, self.head).float().split(sizes)
+        else:
+            logits = (hidden.new_empty(0, self.shape.vocab),) * len(sizes)
+        return [
+            PassOutput(*parts)
+            for parts in zip(logits, hidden.split(sizes), taps.split(counts), strict=True)
+        ]
+
+
+def _positions(rows: NewRows) -> Tensor:
+    if rows.positions is not None:
+        return rows.positions
+    return torch.arange(rows.cache.length, rows.cache.length + rows.tokens.shape[0])

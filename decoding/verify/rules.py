@@ -1,0 +1,51 @@
+"""Verification rules by name."""
+
+from __future__ import annotations
+
+import difflib
+import math
+
+from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.verify.rejection import RejectionRule
+from draftgym.decoding.verify.verification import CoupledRule, GreedyRule, VerificationRule
+
+RULE_NAMES = ("greedy", "coupled", "rejection")
+
+
+def make_rule(name: str | None, temperature: float, seed: int, vocab_size: int) -> VerificationRule:
+    """Builds a rule by name.
+
+    Args:
+        name: One of `RULE_NAMES`; None is greedy at temperature 0 and coupled above.
+        temperature: Sampling temperature.
+        seed: Seed of the text; greedy ignores it.
+        vocab_size: Size of the target's vocabulary (width of its logits).
+
+    Raises:
+        DraftgymError: If the name is unknown or does not go with the temperature.
+    """
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise DraftgymError(
+            f"temperature {temperature} is not possible", "use 0 (greedy) or a positive number"
+        )
+    name = name or ("coupled" if temperature else "greedy")
+    if name not in RULE_NAMES:
+        near = difflib.get_close_matches(name, RULE_NAMES, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise DraftgymError(
+            f"unknown verification rule {name!r}", f"{hint}choose from {', '.join(RULE_NAMES)}"
+        )
+    if name == "greedy":
+        if temperature:
+            raise DraftgymError(
+                f"the greedy rule does not sample, but the temperature is {temperature}",
+                "set the temperature to 0, or use the coupled or rejection rule",
+            )
+        return GreedyRule()
+    if not temperature:
+        raise DraftgymError(
+            f"the {name} rule samples, but the temperature is 0",
+            "set a temperature above 0, or use the greedy rule",
+        )
+    rule = CoupledRule if name == "coupled" else RejectionRule
+    return rule(temperature, seed, vocab_size)

@@ -1,0 +1,305 @@
+"""Verification: which drafted tokens the target keeps, and which token it adds.
+
+Here are the contract of a rule and the two rules that walk the proposal along the target's own
+choices: under `greedy` and `coupled` the committed text *is* plain decoding's text, token for
+token, whatever was proposed. `draftgym.decoding.verify.rejection` holds the third, which promises
+only its law.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.verify.noise import NoiseCache
+from draftgym.decoding.verify.proposal import Proposal
+
+Drafted = tuple[Tensor, Tensor, Tensor | None]
+"""Token ids `[n]`, log-probabilities `[n]`, draft distributions `[n, vocab]` or None."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The best few tokens after each of several prefixes, from which trees are drawn.
+
+    Attributes:
+        tokens: Ids in the target's vocabulary, best first `[n, k]`.
+        logprobs: Log-probability that the drafter gives each, at temperature 1 `[n, k]`.
+        scores: How likely the rule is to commit each, as a log-probability `[n, k]`, at most 0.
+    """
+
+    tokens: Tensor
+    logprobs: Tensor
+    scores: Tensor
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one verification commits.
+
+    Attributes:
+        path: Accepted nodes of the proposal, root to leaf; may be empty.
+        next_token: The bonus or correction token, committed after the path.
+        margins: Per committed token, top-1 minus top-2 of the score it was chosen by (logits for
+            greedy, logits / T + noise for coupled, nan for rejection); empty unless asked for.
+    """
+
+    path: list[int]
+    next_token: int
+    margins: list[float]
+
+
+class VerificationRule(ABC):
+    """How tokens are chosen, by the drafter and by the target.
+
+    Attributes:
+        name: Name on the command line.
+        temperature: Sampling temperature; 0 for greedy.
+    """
+
+    name: str
+    temperature: float
+
+    @abstractmethod
+    def draft(
+        self, logits: Tensor, positions: Sequence[int], vocab: Tensor | None = None
+    ) -> Drafted:
+        """Picks a drafter's tokens.
+
+        Args:
+            logits: Draft logits, shape `[n, draft_vocab]`.
+            positions: Absolute position of each token being drafted, length n.
+            vocab: Target id of each row of the draft vocabulary, shape `[draft_vocab]`, sorted;
+                None if draft and target ids are the same.
+
+        Returns:
+            Token ids in the target's vocabulary `[n]`; their log-probability under
+            softmax(logits), at temperature 1, `[n]`; the distributions that they were sampled from
+            over the target's vocabulary `[n, vocab]`, or None if they were not sampled.
+        """
+
+    def ranking(
+        self, logits: Tensor, positions: Sequence[int], vocab: Tensor | None = None
+    ) -> Tensor:
+        """What a tree's tokens are ranked by: float32 `[n, draft_vocab]`; arguments as `draft`.
+
+        softmax(ranking) is the chance that the target picks each token if its own scores differ
+        from these by independent Gumbel errors. That is the drafter's distribution itself for
+        sampling, and a fair guess at how sure an argmax is.
+        """
+        return logits.float()
+
+    def candidates(
+        self, logits: Tensor, positions: Sequence[int], count: int, vocab: Tensor | None = None
+    ) -> Candidates:
+        """The `count` best tokens of each row (all of them in a smaller draft vocabulary).
+
+        They are a function of the logits, never sampled: a tree of sampled tokens would need
+        another verification. Where `draft` does not sample, the first one is its pick.
+
+        Args:
+            logits: Draft logits `[n, draft_vocab]`.
+            positions: Absolute position of each token being drafted, length n.
+            count: How many per row.
+            vocab: Target id of each row of the draft vocabulary; None if they are the same.
+
+        Raises:
+            DraftgymError: A row holds NaN.
+        """
+        ranking = self.ranking(logits, positions, vocab)
+        first = ranking.argmax(-1, keepdim=True)
+        rows = ranking.topk(min(count, ranking.shape[-1])).indices
+        # Of equal scores, argmax and topk may take different ones first; argmax decides.
+        rows = torch.cat([first, rows.where(rows != first, rows[:, :1])[:, 1:]], dim=1)
+        scores = ranking.gather(-1, rows) - ranking.logsumexp(-1, keepdim=True)
+        check_finite(float(scores[:, 0].sum()), "drafter")
+        logprobs = logits.float().gather(-1, rows) - logits.float().logsumexp(-1, keepdim=True)
+        # Rounding may lift a sure token above 0, but no child may outrank its parent.
+        return Candidates(
+            rows if vocab is None else vocab.to(rows.device)[rows], logprobs, scores.clamp(max=0)
+        )
+
+    @abstractmethod
+    def verify(
+        self, proposal: Proposal, logits: Tensor, position: int, with_margins: bool = False
+    ) -> Verdict:
+        """Decides what to commit.
+
+        Args:
+            proposal: n drafted nodes; an empty proposal is plain decoding.
+            logits: The target's logits, shape `[n + 1, vocab]`; row 0 follows the anchor, row
+                i + 1 follows node i.
+            position: Absolute position of the anchor, so that the token after a node of depth d
+                sits at `position + d + 1`.
+            with_margins: Whether to fill `Verdict.margins`.
+
+        Raises:
+            DraftgymError: If a row that is needed holds NaN.
+            ValueError: If shapes do not fit together.
+        """
+
+
+class GreedyRule(VerificationRule):
+    """Temperature 0: every token is the argmax."""
+
+    name = "greedy"
+    temperature = 0.0
+
+    def draft(
+        self, logits: Tensor, positions: Sequence[int], vocab: Tensor | None = None
+    ) -> Drafted:
+        """Argmax of each row; see `VerificationRule.draft`."""
+        return *chosen_tokens(logits, logits.argmax(-1), vocab), None
+
+    def verify(
+        self, proposal: Proposal, logits: Tensor, position: int, with_margins: bool = False
+    ) -> Verdict:
+        """Walks the tree along the target's argmaxes; see `VerificationRule.verify`."""
+        check_rows(proposal, logits)
+        # One reduction over all rows: a single wait for the accelerator instead of one per token.
+        tops, choices = (values.tolist() for values in logits.max(dim=-1))
+
+        def choose(row: int, depth: int) -> tuple[int, float]:
+            check_finite(tops[row])
+            return choices[row], _margin(logits[row]) if with_margins else math.nan
+
+        return _walk(proposal, choose, with_margins)
+
+
+class CoupledRule(VerificationRule):
+    """Sampling by argmax of logits / T + Gumbel noise shared between drafter and target.
+
+    The noise depends on (seed, position, token id) only, so the target's own choice after a prefix
+    is a function of that prefix: verification is the same walk as greedy's.
+
+    Args:
+        temperature: Above 0.
+        seed: Seed of the text.
+        vocab_size: Size of the target's vocabulary (width of its logits).
+    """
+
+    name = "coupled"
+
+    def __init__(self, temperature: float, seed: int, vocab_size: int) -> None:
+        self.temperature = temperature
+        self.noise = NoiseCache(seed, vocab_size)
+
+    def draft(
+        self, logits: Tensor, positions: Sequence[int], vocab: Tensor | None = None
+    ) -> Drafted:
+        """Argmax with the target's noise; see `VerificationRule.draft`."""
+        choices = self.ranking(logits, positions, vocab).argmax(-1)
+        return *chosen_tokens(logits, choices, vocab), None
+
+    def ranking(
+        self, logits: Tensor, positions: Sequence[int], vocab: Tensor | None = None
+    ) -> Tensor:
+        """Logits / T plus the target's noise; see `VerificationRule.ranking`.
+
+        The target's choice is the argmax of *its* logits / T plus the same noise, so what is left
+        to guess is only how far the logits differ.
+        """
+        check_draft(logits, vocab, self.noise.vocab_size)
+        shared = positions[:1] if len(set(positions)) == 1 else positions  # one level of a tree
+        noise = self.noise.rows(shared, logits.device)
+        # Draft rows without a map are the first target ids (some models pad their vocabulary).
+        noise = noise[:, : logits.shape[1]] if vocab is None else noise[:, vocab.to(noise.device)]
+        return self._scores(logits, noise)
+
+    def verify(
+        self, proposal: Proposal, logits: Tensor, position: int, with_margins: bool = False
+    ) -> Verdict:
+        """Walks the tree along the target's own samples; see `VerificationRule.verify`."""
+        check_rows(proposal, logits, self.noise.vocab_size)
+
+        def choose(row: int, depth: int) -> tuple[int, float]:
+            # Row by row: noise for rows off the path would be made for nothing.
+            noise = self.noise.row(position + depth + 1, logits.device)
+            scores = self._scores(logits[row], noise)
+            top, choice = scores.max(dim=-1)
+            check_finite(float(top))
+            return int(choice), _margin(scores) if with_margins else math.nan
+
+        return _walk(proposal, choose, with_margins)
+
+    def _scores(self, logits: Tensor, noise: Tensor) -> Tensor:
+        return logits.float() / self.temperature + noise
+
+
+def _walk(
+    proposal: Proposal, choose: Callable[[int, int], tuple[int, float]], with_margins: bool
+) -> Verdict:
+    """Follows the target's choices down the tree until one is not among the children.
+
+    Args:
+        proposal: The tree.
+        choose: Maps (row of the logits, depth of its node) to (token, margin).
+        with_margins: Whether the margins are kept.
+    """
+    children = children_by_edge(proposal)
+    path: list[int] = []
+    margins: list[float] = []
+    node = -1
+    while True:
+        token, margin = choose(node + 1, len(path))
+        margins.append(margin)
+        child = children.get((node, token))
+        if child is None:
+            return Verdict(path, token, margins if with_margins else [])
+        path.append(child)
+        node = child
+
+
+def children_by_edge(proposal: Proposal) -> dict[tuple[int, int], int]:
+    """(parent, token) -> node, in node order; of siblings with the same token the first."""
+    children: dict[tuple[int, int], int] = {}
+    nodes = zip(proposal.parents.tolist(), proposal.tokens.tolist(), strict=True)
+    for node, edge in enumerate(nodes):
+        children.setdefault(edge, node)
+    return children
+
+
+def chosen_tokens(logits: Tensor, rows: Tensor, vocab: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Target ids and temperature-1 log-probabilities of the chosen draft rows, each `[n]`."""
+    logprobs = logits.float().log_softmax(-1).gather(-1, rows[:, None])[:, 0]
+    return (rows if vocab is None else vocab.to(rows.device)[rows]), logprobs
+
+
+def _margin(scores: Tensor) -> float:
+    """Top-1 minus top-2 of `scores`, shape `[vocab]`."""
+    top = scores.float().topk(2).values.tolist()
+    return float(top[0] - top[1])
+
+
+def check_finite(top: float, who: str = "target") -> None:
+    """Checks a row by its maximum, which is NaN if any entry is."""
+    if not math.isfinite(top):
+        what = "NaN" if math.isnan(top) else "infinite"
+        raise DraftgymError(
+            f"the {who} produced {what} logits",
+            "use --dtype float32, and check that the weights are complete",
+        )
+
+
+def check_rows(proposal: Proposal, logits: Tensor, vocab_size: int | None = None) -> None:
+    """Checks that there is one row of logits per node and one for the anchor."""
+    wanted = (len(proposal) + 1, logits.shape[-1] if vocab_size is None else vocab_size)
+    if tuple(logits.shape) != wanted:
+        raise ValueError(f"target logits must have shape {wanted}, got {tuple(logits.shape)}")
+
+
+def check_draft(logits: Tensor, vocab: Tensor | None, vocab_size: int) -> None:
+    """Checks that a drafter's logits fit its vocabulary and the target's."""
+    if vocab is not None and vocab.shape[0] != logits.shape[1]:
+        raise ValueError(f"{logits.shape[1]} draft logits, but {vocab.shape[0]} target ids")
+    if logits.shape[1] > vocab_size:
+        raise DraftgymError(
+            f"the drafter scores {logits.shape[1]} tokens, the target only {vocab_size}",
+            "use a drafter that was made for this target's vocabulary",
+        )

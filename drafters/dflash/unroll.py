@@ -1,0 +1,74 @@
+"""DFlash in training: masked blocks behind many anchors of a text, all in one pass.
+
+A block is the clean anchor followed by masks; its k-th output predicts the token at a + 1 + k,
+whatever stands before it. A block sees the context strictly before its anchor (the anchor's own tap
+does not exist when drafting) and itself in full, never another block (arXiv 2602.06036, 4.2).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from draftgym.decoding.model.target import Target
+from draftgym.drafters.dflash.drafter import DFlashDrafter, DFlashNetwork
+from draftgym.drafters.modules import block_attention, rotary_table
+from draftgym.drafters.training.data.features import FeatureBatch
+from draftgym.drafters.training.objectives.candidates import Candidates, CandidateSampler
+from draftgym.drafters.training.objectives.heads import DraftHead
+from draftgym.drafters.training.objectives.unroll import Unroller
+
+
+class DFlashUnroller(Unroller[DFlashNetwork]):
+    """A DFlash drafter in training; the target's embedding and head are shared and frozen.
+
+    Args:
+        network: The drafter.
+        target: The target.
+        sampler: See `Unroller`.
+    """
+
+    def __init__(
+        self, network: DFlashNetwork, target: Target, sampler: CandidateSampler | None = None
+    ) -> None:
+        super().__init__(network, target, sampler)
+        config = network.config
+        self.depth = config.block_size - 1
+        self.target_head = target.decoder.head
+        self.student_rows = network.head(target.decoder.head).clone()
+        own = network.lm_head is not None
+        self.teacher_rows = target.decoder.head[self.draft_ids] if own else self.student_rows
+        self.rotary = rotary_table(
+            config.rope_parameters, config.head_dim, config.max_position_embeddings
+        )
+
+    def outputs(self, batch: FeatureBatch, anchors: Tensor, paths: Tensor) -> Tensor:
+        """See `Unroller.outputs`; the tokens of `paths` play no part, only how many there are."""
+        network, width = self.network, self.network.config.block_size
+        positions = torch.arange(batch.tokens.shape[1])
+        fused = network.fuse(batch.taps)
+        everywhere = self.rotary.at(positions)
+        visible = positions < anchors[..., None]
+        blocks = self.rotary.at(anchors[..., None] + torch.arange(width))
+        tokens = anchors.new_full((*anchors.shape, width), network.config.mask_token_id)
+        tokens[..., 0] = batch.tokens.gather(1, anchors)
+        x = F.embedding(tokens, self.embedding).float()
+        for layer in network.blocks:
+            normed = layer.input_layernorm(x)
+            context = layer.self_attn.keys_values(fused, everywhere)
+            own = layer.self_attn.keys_values(normed, blocks)
+            attended = block_attention(
+                layer.self_attn.queries(normed, blocks), context, visible, own
+            )
+            x = layer.finish(x, attended)
+        out: Tensor = network.norm(x[..., 1 : 1 + paths.shape[-1], :])
+        return out
+
+    def head(self, candidates: Candidates | None) -> DraftHead:
+        """The target's LM head for both, unless the checkpoint brought another."""
+        return DraftHead(self.student_rows, self.teacher_rows, candidates)
+
+    def drafter(self) -> DFlashDrafter:
+        """See `Unroller.drafter`."""
+        return DFlashDrafter(self.network, self.embedding, self.target_head)

@@ -1,0 +1,1 @@
+"""EAGLE-3 (arXiv 2503.01840): an autoregressive head on the target's own hidden states."""

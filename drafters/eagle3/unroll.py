@@ -1,0 +1,90 @@
+"""EAGLE-3's training-time test: the head is run on its own outputs, several steps deep.
+
+At step k the query of an anchor a reads its own output of step k - 1 and the embedding of the token
+at a + k. It sees the step-0 keys of positions before the anchor, and of the later steps only its
+own (arXiv 2503.01840, section 3).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from draftgym.decoding.model.target import Target
+from draftgym.drafters.eagle3.drafter import Eagle3Drafter, Eagle3Network
+from draftgym.drafters.modules import block_attention, rotary_table
+from draftgym.drafters.training.data.features import FeatureBatch
+from draftgym.drafters.training.objectives.candidates import Candidates, CandidateSampler
+from draftgym.drafters.training.objectives.heads import DraftHead
+from draftgym.drafters.training.objectives.unroll import Unroller
+
+
+class Eagle3Unroller(Unroller[Eagle3Network]):
+    """An EAGLE-3 head in training.
+
+    Args:
+        network: The head.
+        target: The target.
+        steps: Draft steps unrolled, K.
+        sampler: See `Unroller`.
+    """
+
+    def __init__(
+        self,
+        network: Eagle3Network,
+        target: Target,
+        steps: int = 5,
+        sampler: CandidateSampler | None = None,
+    ) -> None:
+        super().__init__(network, target, sampler)
+        self.depth = steps
+        self.teacher_rows = target.decoder.head[self.draft_ids].clone()
+        config = network.config
+        self.rotary = rotary_table(
+            config.rope_parameters, config.head_dim, config.max_position_embeddings
+        )
+
+    def outputs(self, batch: FeatureBatch, anchors: Tensor, paths: Tensor) -> Tensor:
+        """See `Unroller.outputs`."""
+        network, layer = self.network, self.network.midlayer
+        index, depth = anchors - 1, paths.shape[-1]  # the first query: the position before
+        rows = torch.arange(len(anchors))[:, None]
+        positions = torch.arange(batch.tokens.shape[1])
+        feature = network.fuse(batch.taps)
+        pair = layer.pair(self._embed(batch.tokens.roll(-1, 1)), feature)
+        context = layer.self_attn.keys_values(pair, self.rotary.at(positions))
+        visible = positions <= index[..., None]  # [B, R, S]
+        pair, feature = pair[rows, index], feature[rows, index]
+        own: list[tuple[Tensor, Tensor]] = []
+        outputs = []
+        for step in range(depth):
+            cos_sin = self.rotary.at(index + step)
+            if step:
+                pair = layer.pair(self._embed(paths[..., step - 1]), feature)
+                own.append(layer.self_attn.keys_values(pair, cos_sin))
+            queries = layer.self_attn.queries(pair, cos_sin).unsqueeze(2)
+            attended = block_attention(queries, context, visible, _stack(own)).squeeze(2)
+            out = layer.finish(feature, attended)
+            outputs.append(network.norm(out))
+            feature = network.carry(out)
+        return torch.stack(outputs, 2)
+
+    def head(self, candidates: Candidates | None) -> DraftHead:
+        """Its own LM head, and the target's."""
+        return DraftHead(self.network.lm_head.weight, self.teacher_rows, candidates)
+
+    def drafter(self) -> Eagle3Drafter:
+        """See `Unroller.drafter`."""
+        return Eagle3Drafter(self.network, self.embedding)
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        return F.embedding(tokens, self.embedding).float()
+
+
+def _stack(own: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor] | None:
+    """Keys and values of the later steps as `[B, R, steps, G, D]`; None before the first."""
+    if not own:
+        return None
+    keys, values = zip(*own, strict=True)
+    return torch.stack(keys, 2), torch.stack(values, 2)

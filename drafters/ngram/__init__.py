@@ -1,0 +1,1 @@
+"""Prompt lookup: copies what followed the same words earlier in the text."""

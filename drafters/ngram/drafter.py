@@ -1,0 +1,75 @@
+"""Prompt lookup: the cheapest drafter copies what followed the same words earlier in the text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from draftgym.decoding.drafting import DraftContext, Drafter, DraftShape
+from draftgym.decoding.verify.proposal import Proposal
+
+
+@dataclass
+class NgramState:
+    """Index of the text so far.
+
+    Attributes:
+        length: How many positions are indexed.
+        last_seen: For every n-gram, the position behind its most recent occurrence.
+    """
+
+    length: int = 0
+    last_seen: dict[tuple[int, ...], int] = field(default_factory=dict)
+
+
+class NgramDrafter(Drafter):
+    """Proposes the continuation of the most recent earlier occurrence of the last few tokens.
+
+    Longer matches are tried first. The proposal is deterministic, so it needs no target and no
+    training; where nothing matches it is empty and the round is plain decoding.
+
+    Args:
+        longest: Longest n-gram to match.
+        shortest: Shortest n-gram to match.
+        max_draft_length: Most tokens to copy.
+    """
+
+    def __init__(self, longest: int = 4, shortest: int = 2, max_draft_length: int = 16) -> None:
+        self.name = "ngram"
+        self.longest, self.shortest = longest, shortest
+        self.max_draft_length = max_draft_length
+
+    @property
+    def fingerprint(self) -> str:
+        """Its settings."""
+        return f"ngram-{self.shortest}-{self.longest}"
+
+    def new_state(self, capacity: int) -> NgramState:
+        """An empty index."""
+        return NgramState()
+
+    def catch_up(self, state: NgramState, context: DraftContext, full: bool = False) -> int:
+        """Indexes n-grams that end before the newest token (which has no continuation yet).
+
+        There is no network, so `full` has nothing to add.
+        """
+        tokens = context.tokens.tolist()
+        start, stop = state.length, len(tokens) - 1
+        for end in range(start, stop):
+            for size in range(self.shortest, self.longest + 1):
+                if end + 1 >= size:
+                    state.last_seen[tuple(tokens[end + 1 - size : end + 1])] = end + 1
+        state.length = max(start, stop)
+        return stop - start
+
+    def propose(self, state: NgramState, context: DraftContext, shape: DraftShape) -> Proposal:
+        """Copies a chain; each token gets log-probability 0 (it is a sure guess)."""
+        tokens = context.tokens
+        newest = tokens[-self.longest :].tolist()
+        for size in range(min(self.longest, len(newest)), self.shortest - 1, -1):
+            follows = state.last_seen.get(tuple(newest[-size:]))
+            if follows is not None:
+                copied = tokens[follows : follows + shape.depth].clone()
+                return Proposal.chain(copied, torch.zeros(len(copied)))
+        return Proposal.empty()

@@ -1,0 +1,1 @@
+"""The small LM: an ordinary language model that drafts without any of the target's states."""

@@ -1,0 +1,237 @@
+"""Small LMs on disk: ordinary Hugging Face folders, and the part of one that is worth shipping.
+
+A folder holds a whole causal LM with its tokenizer, so that transformers takes it too
+(`generate(assistant_model=...)`); our additions sit under the config key `draftgym`.
+
+A distilled small LM shares embedding, head and tokenizer with its target, bit for bit, and for a
+small model they are most of the bytes. So it ships as a *part*: the same folder without them.
+`load_small_lm` fills the gap from the target in memory, and
+
+    draftgym unpack-small-lm checkpoints/small-lm-smollm2-135m runs/small-lm-full
+
+writes the whole folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+import tyro
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.products import Products
+from draftgym.decoding.model.target import Target, load_target
+from draftgym.decoding.model.weights import (
+    SUPPORTED_MODELS,
+    check_finite,
+    check_supported,
+    extract_decoder,
+)
+from draftgym.drafters.small_lm.drafter import SmallLMDrafter
+
+WEIGHTS = "model.safetensors"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def small_lm_architectures() -> tuple[str, ...]:
+    """Names in `config.json` that mean an ordinary causal LM which can draft."""
+    names = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return tuple(names[kind] for kind in SUPPORTED_MODELS)
+
+
+def save_small_lm(network: Any, folder: Path, target: Target) -> None:
+    """Writes a small LM in bfloat16 with the target's tokenizer; a kill leaves older files whole.
+
+    Args:
+        network: The transformers causal LM.
+        folder: Where to.
+        target: What it was distilled from; its name and fingerprint are recorded.
+    """
+    partial = folder.with_name(f"{folder.name}.partial")
+    network.config.draftgym = {"target": target.name, "target_fingerprint": target.fingerprint}
+    weights = {name: value.to(torch.bfloat16) for name, value in network.state_dict().items()}
+    if network.config.tie_word_embeddings:
+        weights.pop(HEAD)
+    network.save_pretrained(partial, state_dict=weights)
+    config = copy(network.config)
+    config.dtype = torch.bfloat16  # that call wrote the dtype in which the network is trained
+    config.save_pretrained(partial)
+    if target.tokenizer is not None:
+        target.tokenizer.save_pretrained(partial)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in partial.iterdir():
+        path.replace(folder / path.name)
+    partial.rmdir()
+
+
+def load_small_lm(folder: Path, target: Target) -> SmallLMDrafter:
+    """Loads a causal LM, whole or in part, as a drafter for `target`.
+
+    Raises:
+        DraftgymError: Missing or damaged files, an unsupported model, another vocabulary, or a part
+            of another target's small LM.
+    """
+    model = read_small_lm(folder, target)
+    _check_vocabulary(folder, model, target)
+    # A drafter with a shorter context drafts badly beyond it, but its angles go on.
+    limit = max(model.config.max_position_embeddings, target.context_limit)
+    model.config.max_position_embeddings = limit
+    decoder = extract_decoder(model, target.decoder.dtype, Products(target.precision.packed))
+    check_finite(decoder, str(folder))
+    return SmallLMDrafter(decoder)
+
+
+def read_small_lm(folder: Path, target: Target) -> Any:
+    """The transformers model in a folder; what a part lacks is taken from the target."""
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder)
+        check_supported(config, str(folder))
+        if is_part(config):
+            return _complete(folder, config, target)
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=target.decoder.dtype, output_loading_info=True
+        )
+    except DraftgymError:
+        raise
+    except Exception as error:  # transformers raises many kinds; each means "cannot load"
+        raise DraftgymError(
+            f"cannot load small LM {folder}: {(str(error) or repr(error)).splitlines()[0]}",
+            "the folder is damaged or incomplete; copy it again",
+        ) from error
+    _check_complete(folder, report["missing_keys"])
+    return model
+
+
+def is_part(config: Any) -> bool:
+    """Whether a config belongs to a part."""
+    return bool(getattr(config, "draftgym", {}).get("shares_embedding"))
+
+
+def pack_small_lm(folder: Path, part: Path, target: Target) -> None:
+    """Writes the part of a small LM that is not its target's.
+
+    Raises:
+        DraftgymError: Its embedding or head is not the target's, bit for bit.
+    """
+    config = transformers.AutoConfig.from_pretrained(folder)
+    tensors = load_file(folder / WEIGHTS)
+    for name, value in _shared(target, config).items():
+        if name not in tensors or not torch.equal(tensors.pop(name), value):
+            raise DraftgymError(
+                f"{folder}: {name} is not that of target {target.name!r}",
+                "ship the whole folder, or name the target it was distilled from",
+            )
+    part.mkdir(parents=True, exist_ok=True)
+    config.dtype = torch.bfloat16
+    config.draftgym = config.draftgym | {"shares_embedding": True}
+    config.save_pretrained(part)
+    save_file(tensors, part / WEIGHTS, metadata={"format": "pt"})
+    generation = folder / "generation_config.json"
+    if generation.is_file():
+        (part / generation.name).write_bytes(generation.read_bytes())
+
+
+def assemble_small_lm(part: Path, folder: Path, target: Target) -> None:
+    """Writes the whole, ordinary folder of a part: bit for bit what was packed."""
+    save_small_lm(read_small_lm(part, target), folder, target)
+
+
+def _shared(target: Target, config: Any) -> dict[str, Tensor]:
+    """The tensors that a part leaves out, in bfloat16."""
+    names = {EMBEDDING: target.decoder.embedding}
+    if not config.tie_word_embeddings:
+        names[HEAD] = target.decoder.head
+    return {name: value.to(torch.bfloat16) for name, value in names.items()}
+
+
+def _complete(folder: Path, config: Any, target: Target) -> Any:
+    wanted = config.draftgym.get("target_fingerprint")
+    if wanted != target.fingerprint:
+        raise DraftgymError(
+            f"small LM {folder} shares the embedding of another target (fingerprint {wanted}, "
+            f"{target.name!r} has {target.fingerprint})",
+            f"load target {config.draftgym.get('target')!r}, or assemble a whole folder with it: "
+            f"draftgym unpack-small-lm {folder} FOLDER --target NAME",
+        )
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise DraftgymError(
+            f"cannot read {folder / WEIGHTS}: {error}",
+            "the file is damaged or missing; copy it again",
+        ) from error
+    kind = transformers.AutoModelForCausalLM._model_mapping[type(config)]
+    model, report = kind.from_pretrained(
+        None,
+        config=config,
+        state_dict=tensors | _shared(target, config),
+        dtype=target.decoder.dtype,
+        output_loading_info=True,
+    )
+    _check_complete(folder, report["missing_keys"])
+    return model
+
+
+def _check_complete(folder: Path, missing: Any) -> None:
+    if missing := sorted(missing):  # transformers fills them with random numbers
+        raise DraftgymError(
+            f"{folder} lacks {missing[0]} ({len(missing)} tensors missing)",
+            "its files are incomplete; copy the folder again",
+        )
+
+
+def _check_vocabulary(folder: Path, model: Any, target: Target) -> None:
+    """Raises `DraftgymError` unless token ids mean the same to both models."""
+    remedy = f"name a causal LM with the vocabulary of {target.name!r}, or distil one: "
+    remedy += f"train_drafter.py small-lm --target {target.name}"
+    rows = model.get_output_embeddings().weight.shape[0]
+    if rows != target.vocab_size:
+        raise DraftgymError(
+            f"small LM {folder} has {rows} tokens, target {target.name!r} has {target.vocab_size}",
+            remedy,
+        )
+    if target.tokenizer is None or not (folder / "tokenizer.json").is_file():
+        return
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    if tokenizer.get_vocab() != target.tokenizer.get_vocab():
+        raise DraftgymError(
+            f"small LM {folder} has as many tokens as target {target.name!r}, but other ones",
+            remedy,
+        )
+
+
+@dataclass(frozen=True)
+class AssembleArgs:
+    """Writes the whole Hugging Face folder of a shipped part."""
+
+    part: tyro.conf.Positional[Path]
+    """The shipped folder; with --pack, the whole one."""
+    folder: tyro.conf.Positional[Path]
+    """Where to write."""
+    target: str = "smollm2-135m"
+    """What it was distilled from."""
+    pack: bool = False
+    """The other way round: write the part of a whole folder."""
+
+
+def assemble_from(args: AssembleArgs) -> None:
+    """Converts one form into the other."""
+    target = load_target(args.target, "bfloat16")
+    (pack_small_lm if args.pack else assemble_small_lm)(args.part, args.folder, target)
+    print(args.folder)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """`draftgym unpack-small-lm`."""
+    assemble_from(
+        tyro.cli(AssembleArgs, args=arguments, description=__doc__, prog="draftgym unpack-small-lm")
+    )

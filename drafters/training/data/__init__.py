@@ -1,0 +1,1 @@
+"""What drafters are trained on: responses of a target, and the target's states along them."""

@@ -1,0 +1,176 @@
+"""What the target says about a batch of texts: taps and final hidden states, padded.
+
+A pass of the target costs more than a pass of a drafter, and it says the same at every visit of a
+text. `FeatureCache` therefore keeps its answers on disk, one file per text, for all epochs and for
+every drafter that is trained on the same texts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.target import Target
+from draftgym.decoding.model.transformer import NewRows
+from draftgym.drafters.training.data.corpus import Text
+
+HIDDEN = "hidden"
+
+
+@dataclass(frozen=True)
+class FeatureBatch:
+    """A padded batch. B = texts, S = longest text.
+
+    Attributes:
+        tokens: Token ids `[B, S]`, zero behind the end.
+        lengths: Tokens of each text `[B]`.
+        prompt_lengths: Prompt tokens of each text `[B]`.
+        taps: Concatenated taps `[B, S, k * d]`.
+        hidden: Final hidden states after the last norm `[B, S, d]`.
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    prompt_lengths: Tensor
+    taps: Tensor
+    hidden: Tensor
+
+    @property
+    def response_tokens(self) -> int:
+        """Response tokens in the batch."""
+        return int((self.lengths - self.prompt_lengths).sum())
+
+    def only(self, row: int) -> FeatureBatch:
+        """One of the texts, without the padding that the others need."""
+        length = int(self.lengths[row])
+        columns = (self.tokens, self.taps, self.hidden)
+        tokens, taps, hidden = (column[row : row + 1, :length] for column in columns)
+        lengths = (self.lengths[row : row + 1], self.prompt_lengths[row : row + 1])
+        return FeatureBatch(tokens, *lengths, taps, hidden)
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """The target's answer to one text of n tokens.
+
+    Attributes:
+        taps: Concatenated taps `[n, k * d]`.
+        hidden: Final hidden states after the last norm `[n, d]`.
+    """
+
+    taps: Tensor
+    hidden: Tensor
+
+
+def target_features(
+    target: Target, texts: Sequence[Text], tap_layers: Sequence[int]
+) -> FeatureBatch:
+    """Runs the target once over whole texts, all in one ragged pass."""
+    return pad_features(texts, run_target(target, texts, tap_layers))
+
+
+def run_target(
+    target: Target, texts: Sequence[Text], tap_layers: Sequence[int]
+) -> list[TextFeatures]:
+    """One ragged pass over whole texts."""
+    decoder = target.decoder
+    rows = [NewRows(decoder.new_cache(len(text.tokens)), text.tokens) for text in texts]
+    outputs = decoder.forward(rows, tap_layers, with_logits=False)
+    # Clones: autograd cannot save tensors that were made in inference mode.
+    return [TextFeatures(o.taps.flatten(1).clone(), o.hidden.clone()) for o in outputs]
+
+
+def pad_features(texts: Sequence[Text], features: Sequence[TextFeatures]) -> FeatureBatch:
+    """Puts the features of several texts into one padded batch."""
+    return FeatureBatch(
+        tokens=pad_sequence([text.tokens for text in texts], batch_first=True),
+        lengths=torch.tensor([len(text.tokens) for text in texts]),
+        prompt_lengths=torch.tensor([text.prompt_length for text in texts]),
+        taps=pad_sequence([item.taps for item in features], batch_first=True),
+        hidden=pad_sequence([item.hidden for item in features], batch_first=True),
+    )
+
+
+class FeatureCache:
+    """Features on disk, filled as they are asked for. Several trainings may share a folder.
+
+    About `(layers + 1) * d` numbers a token.
+
+    Args:
+        folder: Where the files lie; None computes features anew each time.
+        target: The target.
+        layers: Layers to store, so that drafters with other taps find theirs in the same files.
+        stored: Dtype of the files. Rounding is no harm to training; measurements that must equal
+            decoding store what decoding sees. Files in a narrower dtype count as missing.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        target: Target,
+        layers: Iterable[int],
+        stored: torch.dtype = torch.bfloat16,
+    ) -> None:
+        self.target, self.layers, self.stored = target, tuple(sorted(set(layers))), stored
+        self.folder = None
+        if folder is not None:
+            self.folder = folder / target.fingerprint
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise DraftgymError(
+                    f"cannot write to {folder}: {error.strerror}",
+                    "name another folder with --features",
+                ) from error
+
+    def batch(self, texts: Sequence[Text], tap_layers: Sequence[int]) -> FeatureBatch:
+        """Features of some texts; what the folder lacks is computed in one pass and stored."""
+        if self.folder is None:
+            return target_features(self.target, texts, tap_layers)
+        found = {index: self._read(text, tap_layers) for index, text in enumerate(texts)}
+        missing = [index for index, item in found.items() if item is None]
+        if missing:
+            layers = sorted({*self.layers, *tap_layers})
+            news = run_target(self.target, [texts[index] for index in missing], layers)
+            for index, item in zip(missing, news, strict=True):
+                self._write(texts[index], layers, item)
+                found[index] = self._read(texts[index], tap_layers)
+        return pad_features(texts, [item for item in found.values() if item is not None])
+
+    def _path(self, text: Text) -> Path:
+        assert self.folder is not None
+        name = hashlib.sha256(text.tokens.numpy().tobytes()).hexdigest()[:24]
+        return self.folder / f"{name}.safetensors"
+
+    def _read(self, text: Text, tap_layers: Sequence[int]) -> TextFeatures | None:
+        """The stored features; None if there are none, or none of a layer, or a damaged file."""
+        dtype = self.target.decoder.dtype
+        try:
+            with safe_open(self._path(text), "pt") as file:
+                taps = [file.get_tensor(str(layer)) for layer in tap_layers]
+                hidden = file.get_tensor(HIDDEN)
+        except (OSError, SafetensorError):
+            return None
+        if torch.finfo(hidden.dtype).bits < torch.finfo(self.stored).bits:
+            return None
+        joined = torch.cat(taps, dim=-1) if taps else hidden.new_empty(len(hidden), 0)
+        return TextFeatures(joined.to(dtype), hidden.to(dtype))
+
+    def _write(self, text: Text, layers: Sequence[int], features: TextFeatures) -> None:
+        parts = features.taps.to(self.stored).chunk(max(1, len(layers)), dim=-1)
+        tensors = {str(layer): part.clone() for layer, part in zip(layers, parts, strict=False)}
+        tensors[HIDDEN] = features.hidden.to(self.stored)
+        path = self._path(text)
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        save_file(tensors, partial)
+        partial.replace(path)

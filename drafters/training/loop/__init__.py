@@ -1,0 +1,1 @@
+"""The training loop: updates, learning rate, measurement, saves, the card."""

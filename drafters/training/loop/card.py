@@ -1,0 +1,174 @@
+"""The card of a trained drafter: what it learned from, how far, and how to make it again.
+
+    $ draftgym card runs/eagle3
+
+prints what training has written into `checkpoint/README.md`.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from draftgym.decoding.errors import DraftgymError
+from draftgym.drafters.training.loop.progress import SELECTS
+from draftgym.drafters.training.loop.watch import DEPTH, NODES
+from draftgym.drafters.training.objectives.build import LOSSES
+
+
+@dataclass(frozen=True)
+class CardArgs:
+    """Print the card of a training run."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder of train_drafter.py."""
+
+
+def write_card(run: Path, checkpoint: Path) -> None:
+    """Writes `README.md` beside the weights."""
+    (checkpoint / "README.md").write_text(card(run), encoding="utf-8")
+
+
+def card(run: Path) -> str:
+    """The card as Markdown.
+
+    Raises:
+        DraftgymError: The folder holds no training run.
+    """
+    try:
+        config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        entries = [json.loads(line) for line in lines]
+    except (OSError, ValueError) as error:
+        raise DraftgymError(
+            f"{run} holds no drafter training: {error}", "name a run folder of train_drafter.py"
+        ) from error
+    sections = [
+        f"# Drafter for {config['target']}",
+        f"Trained by `train_drafter.py` for the target `{config['target']}` (fingerprint "
+        f"`{config['fingerprint']}`).",
+        _facts(config, entries),
+        _section(
+            "Teacher-forced top-1 agreement with the text at each draft position, on texts set "
+            "aside, over the whole vocabulary:",
+            _curve(entries, "agreement_", ["loss"]),
+        ),
+        _section(
+            "Decoding the greedy texts set aside (T = 0, recorded; what selects the weights): "
+            f"acceptance length with the target's own token (mean of a chain of {DEPTH} and, where "
+            f"there is one, a tree {DEPTH}x{NODES}), and share of the chain's rounds accepted up "
+            "to each draft position:",
+            _curve(entries, "accepted_", [SELECTS, f"chain_{SELECTS}"], f"tree_{SELECTS}"),
+        ),
+        "Command:",
+        f"    {_command(config['command'])}",
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _facts(config: dict[str, Any], entries: list[dict[str, float]]) -> str:
+    settings, last = config["settings"], entries[-1] if entries else {}
+    texts = "greedy texts" if settings.get("hottest") == 0 else "texts"
+    trainer = settings["trainer"]
+    rows = {
+        "weights": _weights(entries),
+        "corpus": f"`{Path(settings['corpus']).name}`, {texts} of the target itself",
+        **_learning(settings),
+        "drafter": _listed(settings["drafter"]),
+        "loop": _listed(trainer),
+        "time": f"{last.get('minutes', 0):.0f} minutes, {last.get('updates', 0)} updates, "
+        f"{last.get('response_tokens', 0):,} response tokens visited",
+        "throughput": f"{last.get('tokens_per_second', 0)} response tokens/s, "
+        f"{last.get('gflops', 0)} GFLOP/s where a matrix product alone reaches "
+        f"{last.get('matmul_peak_gflops', 0)}",
+        "machine": f"{config['cpu']}, {config['threads']} threads, {config['dtype']}, torch "
+        f"{config['torch']}, revision {str(config['git_revision'])[:12]}",
+    }
+    return "\n".join(
+        ["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows.items())]
+    )
+
+
+def _learning(settings: dict[str, Any]) -> dict[str, str]:
+    """What is minimised, and from where on; a small LM, which has one way alone, says nothing."""
+    if "objective" not in settings:
+        return {}
+    name, terms, init = settings["objective"], settings["terms"], settings["init"]
+    loss = _listed({knob: terms["loss"][knob] for knob in LOSSES[name][1]})
+    knobs = f"{_listed(terms['vsd'])}; its anchor: {loss}" if name == "vsd" else loss
+    return {
+        "objective": f"{name}: {knobs}",
+        "init": "fresh weights" if init is None else f"`{_portable(init)}`",
+    }
+
+
+def _weights(entries: list[dict[str, float]]) -> str:
+    """Which of all the weights that the run went through these are."""
+    best = next((entry for entry in reversed(entries) if "best_updates" in entry), None)
+    if best is None:
+        return "the last ones; acceptance was not watched"
+    chosen = int(best["best_updates"])
+    which = "those it started from" if chosen == 0 else f"those of update {chosen}"
+    return (
+        f"the best measured: {which} of {int(best['updates'])}, "
+        f"acceptance length {best[f'best_{SELECTS}']:.3f} on texts set aside"
+    )
+
+
+def _listed(settings: dict[str, Any]) -> str:
+    shown = {name: value for name, value in settings.items() if value is not None}
+    return ", ".join(f"{name} {value}" for name, value in shown.items())
+
+
+def _section(heading: str, table: str) -> str:
+    """A table under what it shows; nothing where it is empty."""
+    return f"{heading}\n\n{table}" if table else ""
+
+
+def _curve(entries: list[dict[str, float]], prefix: str, needs: list[str], *may: str) -> str:
+    """One row per measurement; empty where there are none.
+
+    Args:
+        entries: Lines of the metrics file.
+        prefix: What the names of numbered figures begin with.
+        needs: Other figures, which every such measurement has.
+        may: Figures that it may have.
+    """
+    rows = [entry for entry in entries if all(name in entry for name in needs)]
+    if not rows:
+        return ""
+    known = {name for row in rows for name in row}
+    names = sorted(name for name in known if name.startswith(prefix))
+    columns = [*needs, *(name for name in may if name in known), *names]
+    head = ["update", "minutes", "tokens", *(name.removeprefix(prefix) for name in columns)]
+    body = [
+        [f"{row['updates']}", f"{row['minutes']:.0f}", f"{row['response_tokens']:,}"]
+        + [f"{row[name]:.3f}" if name in row else "" for name in columns]
+        for row in rows
+    ]
+    return "\n".join(_row(cells) for cells in [head, ["---"] * len(head), *body])
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _command(command: str) -> str:
+    """The command without the folders of the machine it ran on."""
+    return shlex.join(map(_portable, shlex.split(command)))
+
+
+def _portable(path: str) -> str:
+    """Without the folders of the machine."""
+    return Path(path).name if path.startswith("/") else path
+
+
+def main(arguments: Sequence[str]) -> None:
+    """`draftgym card`."""
+    print(card(tyro.cli(CardArgs, args=arguments, description=__doc__, prog="draftgym card").run))

@@ -1,0 +1,272 @@
+"""The training loop of a drafter: one loop for every objective.
+
+The learning rate follows the share of the budget that is spent, and a resumed run goes on where it
+stopped. Now and then the run folder gets a full state (`state.pt`, to resume). Where acceptance is
+watched, `checkpoint/` holds the best measured weights and `latest/` those of the state; elsewhere
+`checkpoint/` holds the latest.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.target import Target
+from draftgym.drafters.training.data.corpus import Corpus, Text
+from draftgym.drafters.training.data.features import FeatureCache
+from draftgym.drafters.training.loop.progress import SELECTS, Progress
+from draftgym.drafters.training.loop.schedule import TrainerConfig, learning_rate
+from draftgym.drafters.training.loop.throughput import count_flops, matmul_peak
+from draftgym.drafters.training.objectives.objective import Objective, ObjectiveOutput
+
+Measure = Callable[[Path], dict[str, float]]
+"""Figures of a checkpoint folder by name; `acceptance_length` is among them."""
+
+
+class Trainer:
+    """Drives an objective over a corpus.
+
+    Args:
+        objective: What to minimise.
+        target: The target whose features it reads.
+        corpus: Texts.
+        folder: Run folder; resumed when it holds `state.pt`.
+        config: Knobs.
+        watch: Measures exported weights and so decides which are the best; None keeps the latest.
+        features: Where the target's features come from; default: computed at every visit.
+    """
+
+    def __init__(
+        self,
+        objective: Objective[Any],
+        target: Target,
+        corpus: Corpus,
+        folder: Path,
+        config: TrainerConfig,
+        watch: Measure | None = None,
+        features: FeatureCache | None = None,
+    ) -> None:
+        self.objective, self.target, self.corpus = objective, target, corpus
+        self.folder, self.config, self.watch = folder, config, watch
+        self.features = features or FeatureCache(None, target, ())
+        self.peak = matmul_peak()
+        self.progress = Progress()
+        self.optimizer = torch.optim.AdamW(
+            objective.network.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        self._resume()
+        self.writer = SummaryWriter(str(folder), purge_step=self.progress.updates)
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the best measured weights are exported, or the latest before any measurement."""
+        return self.folder / "checkpoint"
+
+    @property
+    def latest(self) -> Path:
+        """Where the latest weights are exported, if acceptance is watched."""
+        return self.folder / "latest"
+
+    def run(self) -> Progress:
+        """Trains until the budget is spent or acceptance has not risen for too long.
+
+        Saves on the way, and when interrupted.
+        """
+        config, progress = self.config, self.progress
+        batches = self.corpus.batches(config.batch_size, config.seed, skip=progress.updates)
+        saved = progress.seconds
+        bar = self._bar()
+        try:
+            while True:
+                if progress.due(config, watched=self.watch is not None):
+                    self._measure()
+                if progress.spent(config) >= 1 or progress.stopped(config):
+                    break
+                metrics = self._update(next(batches))
+                bar.n = min(self._done(), bar.total)
+                bar.set_postfix(metrics)
+                if progress.seconds - saved >= config.save_minutes * 60:
+                    saved = progress.seconds
+                    self.save()
+        finally:
+            bar.close()
+            self.save()
+        if progress.spent(config) < 1:
+            print(
+                f"stopped after update {progress.updates}: {progress.worse} measurements in a row "
+                f"were not better than that of update {progress.best_updates}"
+            )
+        self.writer.close()
+        return progress
+
+    def _bar(self) -> Any:
+        updates, seconds = self.config.updates, round(self.config.minutes * 60)
+        total, unit = (seconds, "s") if updates is None else (updates, " updates")
+        return tqdm(total=total, initial=min(self._done(), total), unit=unit, desc="training")
+
+    def _done(self) -> int:
+        """What is spent, in the unit of the budget."""
+        by_updates = self.config.updates is not None
+        return self.progress.updates if by_updates else round(self.progress.seconds)
+
+    def _update(self, texts: Sequence[Text]) -> dict[str, str]:
+        """One optimiser step; returns what the progress bar shows."""
+        progress = self.progress
+        lr = learning_rate(self.config, progress.spent(self.config))
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        with count_flops() as rate:
+            output, tokens = self._loss(texts, seed=progress.updates + 1)
+            value = float(output.loss.detach())
+            self._require_finite("loss", value)
+            self.optimizer.zero_grad(set_to_none=True)
+            output.loss.backward()
+            parameters = self.objective.network.parameters()
+            norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.clip)
+            self._require_finite("gradient", float(norm))  # before it can spoil the weights
+            self.optimizer.step()
+        progress.updates += 1
+        progress.seconds += rate.seconds
+        progress.response_tokens += tokens
+        progress.tera_flops += rate.flops / 1e12
+        if progress.updates % 10 == 0:
+            self._write_scalars(
+                {
+                    "losses/train": value,
+                    "losses/gradient_norm": float(norm),
+                    "charts/learning_rate": lr,
+                    "charts/tokens_per_second": tokens / rate.seconds,
+                    "charts/gflops": rate.gflops,
+                    "charts/share_of_matmul_peak": rate.gflops / self.peak,
+                }
+                | {f"objective/{name}": value for name, value in output.metrics.items()}
+            )
+            self._write_positions("agreement/train", [float(x) for x in output.agreement])
+        return {"loss": f"{value:.3f}", "top1": f"{float(output.agreement[0]):.2f}"}
+
+    def _write_scalars(self, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, self.progress.updates)
+
+    def _require_finite(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise DraftgymError(
+                f"the {what} became {value} after {self.progress.updates} updates",
+                f"lower --trainer.lr; {self.folder} holds the last good state",
+            )
+
+    def _loss(self, texts: Sequence[Text], seed: int | None = None) -> tuple[ObjectiveOutput, int]:
+        batch = self.features.batch(texts, self.objective.tap_layers)
+        low = self.target.decoder.dtype == torch.bfloat16
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
+            return self.objective(batch, seed), batch.response_tokens
+
+    def _measure(self) -> None:
+        """Measures the current weights, and keeps them if they are the best.
+
+        Everything is saved before, so that a run killed in here comes back to the same weights; and
+        the best are exported before the state says so, so that what it says is always there.
+        """
+        self.save()
+        progress, known = self.progress, len(self.progress.history)
+        validation = self._validate()
+        watched = self.watch(self.latest) if self.watch is not None else {}
+        if watched and progress.is_better(watched):
+            self.objective.export(self.checkpoint, self.target)
+        progress.note(validation, watched, self.peak)
+        with self._metrics.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(entry) + "\n" for entry in progress.history[known:])
+        if watched:
+            for name, value in (watched | {"best_updates": progress.best_updates}).items():
+                self.writer.add_scalar(f"watch/{name}", value, progress.updates)
+            tqdm.write(
+                f"update {progress.updates}: {_shown(watched)}; best {progress.best_value:.3f} "
+                f"at update {progress.best_updates}"
+            )
+        self._save_state()
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, float]:
+        """Loss and teacher-forced agreement on the texts set aside."""
+        size = self.config.batch_size
+        held = sorted(self.corpus.validation, key=lambda text: len(text.tokens))
+        results = [self._loss(held[i : i + size]) for i in range(0, len(held), size)]
+        total = sum(tokens for _, tokens in results)
+        weights = [tokens / total for _, tokens in results]
+
+        def mean(values: Iterable[Tensor]) -> float:
+            return sum(w * float(x) for w, x in zip(weights, values, strict=True))
+
+        loss = mean(output.loss for output, _ in results)
+        columns = zip(*(output.agreement for output, _ in results), strict=True)
+        agreement = [mean(column) for column in columns]
+        self.writer.add_scalar("losses/validation", loss, self.progress.updates)
+        self._write_positions("agreement/validation", agreement)
+        shown = " ".join(f"{x:.3f}" for x in agreement)
+        tqdm.write(f"update {self.progress.updates}: validation loss {loss:.3f}, top-1 {shown}")
+        return {"loss": loss} | {f"agreement_{i + 1}": x for i, x in enumerate(agreement)}
+
+    def _write_positions(self, tag: str, values: Sequence[float]) -> None:
+        for position, value in enumerate(values, start=1):
+            self.writer.add_scalar(f"{tag}_{position}", value, self.progress.updates)
+
+    def save(self) -> None:
+        """Writes the full state and exports the weights; a kill leaves the older ones whole.
+
+        Weights that are exported as the best stay; without any, `checkpoint/` gets the latest.
+        """
+        self._save_state()
+        if self.watch is not None:
+            self.objective.export(self.latest, self.target)
+        if self.progress.best_updates is None:
+            self.objective.export(self.checkpoint, self.target)
+
+    def _save_state(self) -> None:
+        state = {
+            "network": self.objective.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "progress": asdict(self.progress),
+        }
+        partial = self.folder / "state.pt.partial"
+        torch.save(state, partial)
+        partial.replace(self.folder / "state.pt")
+
+    @property
+    def _metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    def _resume(self) -> None:
+        path = self.folder / "state.pt"
+        if not path.exists():
+            return
+        try:
+            state: dict[str, Any] = torch.load(path, weights_only=True)
+            self.objective.network.load_state_dict(state["network"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.progress = Progress(**state["progress"])
+        except Exception as error:  # torch raises many kinds for a damaged file
+            raise DraftgymError(
+                f"cannot resume from {path}: {(str(error) or repr(error)).splitlines()[0]}",
+                "it is damaged or of other settings; name another --run, or delete that folder",
+            ) from error
+        # A killed run may have told of a measurement that its state does not know.
+        lines = [json.dumps(entry) + "\n" for entry in self.progress.history]
+        self._metrics.write_text("".join(lines), encoding="utf-8")
+        print(f"resuming {self.folder} at update {self.progress.updates}")
+
+
+def _shown(watched: dict[str, float]) -> str:
+    """Acceptance lengths for the log."""
+    kept = {name: value for name, value in watched.items() if name.endswith(SELECTS)}
+    return ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in kept.items())

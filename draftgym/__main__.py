@@ -1,0 +1,5 @@
+"""`python -m draftgym VERB ...` is `draftgym VERB ...`."""
+
+from draftgym.cli import main
+
+main()

@@ -1,0 +1,333 @@
+"""Rounds of many users who share an uplink and a target, many cells at once, from traces.
+
+    agent: draft lengths (and shares of the band)
+      -> devices draft and upload, side by side         draftgym.envs.cell.devices,
+      draftgym.envs.radio.radio, draftgym.envs.radio.payload
+      -> the server verifies whoever is there           draftgym.envs.cell.round_time
+      -> texts go on as they really did                 draftgym.envs.cell.chains
+      -> users come and go, channels change             draftgym.envs.cell.users,
+      draftgym.envs.radio.channel
+
+The environment is this with n = 1, training is this with many cells. Synchronous rounds are the
+papers'. With a window (asynchronous batching, ours) a step is a batch: only who is not drafting is
+told what to draft next, the others go on. The band is divided anew at every step, among all whose
+upload is still to be done; what they have sent counts.
+
+Two things are left out, as in the papers: what a prompt costs before its first token, and the
+downlink. Notation: n = cells, K = places of users.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+
+from draftgym.decoding.errors import DraftgymError
+from draftgym.envs.cell.round import CellRound, CellTime
+from draftgym.envs.cell.round_time import next_batch, upload_seconds
+from draftgym.envs.cell.settings import CellSettings
+from draftgym.envs.cell.text_table import Ints, Mask, TextTable
+from draftgym.envs.cell.uploads import Uploads
+from draftgym.envs.cell.users import Turnover, Users
+from draftgym.envs.radio.fading import Generators, draw
+from draftgym.envs.radio.sharing import best_shares, known_efficiency
+from draftgym.policies.multispin.problem import Plan, RoundProblem
+from draftgym.policies.multispin.uplink import Floats
+
+
+class Cell:
+    """n cells, stepped together.
+
+    Args:
+        table: Traced texts (`draftgym.envs.cell.chains`), or texts that are being written
+            (`draftgym.envs.cell.live_table`).
+        settings: What the cells are made of.
+        count: n.
+
+    Attributes:
+        users: Who is there.
+        channel: Their channels.
+        reported: SNRs as the scheduler knows them `[n, K]`.
+        clock: Seconds since the reset `[n]`.
+        uploads: Drafts under way; none between synchronous rounds.
+        longest: Longest draft that may be asked for.
+        pass_seconds: Seconds of verifying all K users without drafts; the unit of observations.
+
+    Raises:
+        DraftgymError: Drafts are to be longer than was traced, or a mean belongs to no task.
+    """
+
+    def __init__(self, table: TextTable, settings: CellSettings, count: int = 1) -> None:
+        self.table, self.settings, self.count = table, settings, count
+        self.shape = count, settings.users
+        self.longest = settings.longest_draft or table.longest
+        if self.longest > table.longest:
+            raise DraftgymError(
+                f"drafts of {self.longest} tokens; these traces tell of {table.longest}",
+                "ask for shorter ones, or trace longer chains",
+            )
+        self.payload, self.band = settings.make_payload(), settings.edge.radio.band
+        self.server = settings.edge.server
+        self.verification = self.server.affine()
+        self.pass_seconds = float(self.verification.seconds(settings.users, 0))
+        self.means = _means(table, settings)
+        self.users = Users(table, settings, count, self.means.tolist(), 1 / self.pass_seconds)
+        self.channel, self.report = settings.make_channel(count), settings.make_report()
+        self.clock = np.zeros(count)
+        self._text_acceptance = table.text_acceptance()
+        self.uploads = Uploads(self.shape, settings.deadline)
+
+    def reset(self, rng: Generators, rows: Mask | None = None) -> None:
+        """Begins anew with new users everywhere.
+
+        Args:
+            rng: One generator, or one per cell; later steps draw from it as well.
+            rows: Which cells `[n]`; None for all.
+        """
+        self.rng = rng
+        rows = np.ones(self.count, bool) if rows is None else rows
+        where = np.broadcast_to(rows[:, None], self.shape)
+        self.users.clear(where)
+        self.clock = np.where(rows, 0.0, self.clock)
+        self.uploads.free(where, np.zeros(self.shape))
+        self.users.settle(rng, where & self._taken_places(rng, rows))
+        self.channel.reset(rng, where)
+        self.reported = self.report.take(rng, self.channel.snr, where, rows)
+
+    def _taken_places(self, rng: Generators, rows: Mask) -> Mask:
+        """The places of a cell that are ever taken `[n, K]`: the first few, where few come."""
+        places, fewest = self.settings.users, self.settings.fewest
+        if fewest is None:
+            return np.ones(self.shape, bool)
+        uniform = draw(rng, (self.count, 1), lambda one, size: one.uniform(size=size), rows)
+        return np.asarray(np.arange(places) < fewest + np.floor(uniform * (places - fewest + 1)))
+
+    @property
+    def deciding(self) -> Mask:
+        """Whose draft lengths the next step reads `[n, K]`."""
+        return self.users.active & ~self.uploads.in_flight
+
+    @property
+    def acceptable(self) -> Ints:
+        """Tokens of everybody's longest draft that the target would accept now `[n, K]`.
+
+        Nobody in the cell knows; it serves those who learn from it afterwards, and oracles.
+        """
+        users, longest = self.users, np.full(self.shape, self.longest)
+        drafted = self.table.drafted(users.arm, users.row, longest)
+        return self.table.committed(users.arm, users.row, drafted) - 1
+
+    @property
+    def sending(self) -> Mask:
+        """Whose upload under way still needs the band `[n, K]`."""
+        return np.asarray(self.uploads.bits_left(self.clock) > 0)
+
+    def problem(self, min_length: int = 0) -> RoundProblem:
+        """The next round as a closed form sees it, of those who decide `[n, K]`.
+
+        The channel is the reported one. Where others are still uploading, those who decide have the
+        part of the band that they are of the users. Acceptance is each text's likeliest constant
+        one: the truth of that model, which only a scheduler with the belief `given` reads. Where
+        noise grows with bandwidth, efficiencies are those at equal shares.
+
+        Args:
+            min_length: Shortest draft; 1 in the paper.
+        """
+        users, deciding = self.users, self.deciding
+        part = np.maximum(deciding.sum(-1), 1) / np.maximum(users.active.sum(-1), 1)
+        return RoundProblem(
+            draft_seconds=users.token_seconds,
+            payload_bits=np.asarray(self.payload.bits_per_token, float),
+            efficiency=known_efficiency(self.band, self.reported, 1 / self.settings.users),
+            acceptance=self._text_acceptance[users.arm, users.text],
+            bandwidth=self.band.hertz * part,
+            verification=self.verification,
+            min_length=min_length,
+            max_length=self.longest,
+            active=deciding,
+        )
+
+    def step(self, plan: Plan) -> CellRound:
+        """Plays a round (or a batch) of every cell.
+
+        Args:
+            plan: Lengths `[n, K]`, read for those who decide, and shares of the band, read for them
+                and for those still `sending`. Who decides and has no share drafts nothing.
+                `in_turn` needs synchronous rounds.
+
+        Raises:
+            DraftgymError: An impossible length or share, or an upload that would never end.
+        """
+        self._check(plan)
+        present, rows = self.users.active, self.users.row
+        self._send_off(plan)
+        taken, committed, time, later = self._in_turn() if plan.in_turn else self._together()
+        drafted = np.where(taken, self.uploads.sent, 0)
+        self.users.learn(taken, drafted, committed, time.total)
+        before = self.clock
+        after = before + time.total
+        self.clock = after.copy()
+        turnover = self.users.turn_over(self.rng, taken, self.clock)
+        self._go_on(taken, turnover, later, self.clock - before)
+        idle = self.clock - after
+        return CellRound(
+            present, taken, drafted, committed, rows, self.uploads.share, time, idle, turnover
+        )
+
+    def preview(self, plan: Plan) -> tuple[Ints, Floats]:
+        """What a step by a plan would commit `[n, K]` and how long it would take `[n]`.
+
+        Nothing changes: the same acceptance and channels await whatever plan is played.
+
+        Args:
+            plan: See `step`; not in turn.
+
+        Raises:
+            DraftgymError: The texts are being written: what is to come is not known.
+        """
+        if not self.table.foreseen:
+            raise DraftgymError(
+                "live users cannot show what a plan would commit", "preview replayed cells"
+            )
+        kept, self.uploads = self.uploads, copy.copy(self.uploads)  # it replaces its arrays
+        try:
+            self._send_off(plan)
+            _, committed, time, _ = self._together()
+        finally:
+            self.uploads = kept
+        return committed, time.total
+
+    def best_plan(self, lengths: Ints) -> Plan:
+        """These lengths, with the shares that end their uploads soonest as far as is known."""
+        deciding = self.deciding
+        lengths = np.where(deciding, lengths, 0)
+        begin = self.uploads.begin + lengths * self.users.token_seconds
+        ready = np.where(deciding, begin, self.uploads.ready)
+        work = np.maximum(ready - self.clock[:, None], 0.0)
+        left = self.uploads.bits_left(self.clock)
+        bits = np.where(deciding, self.payload.draft_bits(lengths), left)
+        work = np.where(bits > 0, work, 0.0)
+        return Plan(lengths, best_shares(self.band, self.reported, work, bits))
+
+    def _check(self, plan: Plan) -> None:
+        lengths, shares = np.asarray(plan.lengths), np.asarray(plan.shares)
+        if lengths.shape != self.shape or shares.shape != self.shape:
+            raise DraftgymError(
+                f"a plan of shape {lengths.shape} and {shares.shape}", f"give {self.shape}"
+            )
+        if lengths.min() < 0 or lengths.max() > self.longest:
+            raise DraftgymError(
+                f"draft lengths from {lengths.min()} to {lengths.max()}",
+                f"draft 0 to {self.longest} tokens",
+            )
+        most = 1.0 if plan.in_turn else shares.sum(-1).max()
+        if not (np.isfinite(shares).all() and shares.min() >= 0 and most <= 1 + 1e-6):
+            raise DraftgymError(
+                "shares of the band that are negative or more than all of it",
+                "give shares with sum 1",
+            )
+        if plan.in_turn and self.settings.window is not None:
+            raise DraftgymError("turns within a window", "take turns in synchronous rounds")
+
+    def _send_off(self, plan: Plan) -> None:
+        """Those who decide begin to draft; the others go on with the shares they have now."""
+        users, starts = self.users, self.deciding
+        planned = np.where(starts & (plan.shares > 0), plan.lengths, 0)
+        drafted = self.table.drafted(users.arm, users.row, planned, starts)
+        bits = self.payload.draft_bits(drafted)
+        begun = np.maximum(drafted, 1) if self.settings.confidence else drafted
+        seconds = (begun + (0 if plan.unsent is None else plan.unsent)) * users.token_seconds
+        self.uploads.start(starts, planned, drafted, seconds, bits, self.clock)
+        rate = self.band.rate(self.channel.snr, plan.shares)
+        self.uploads.divide(plan.shares, rate, self.clock)
+        never = self.uploads.in_flight & np.isinf(self.uploads.arrival)
+        others = self.uploads.in_flight & ~never
+        # Within a window a user can be left to wait for a better channel, but not all of them.
+        stuck = never.any(-1) & ((self.settings.window is None) | ~others.any(-1))
+        if stuck.any():
+            raise DraftgymError(
+                "an upload over a channel without any signal would never end",
+                "set a deadline in the cell's settings, or use channels that never go silent",
+            )
+
+    def _together(self) -> tuple[Mask, Ints, CellTime, Floats]:
+        """One pass over whoever is there; also when each may go on, counted from its end."""
+        window = self.settings.window
+        arrival = self.uploads.arrival
+        expected = np.where(self.uploads.in_flight, arrival, np.inf)
+        batch = next_batch(expected, np.inf if window is None else window, self.clock)
+        taken = batch.taken
+        committed = self._committed(taken)
+        reply = self._replies(taken, committed)
+        last = np.where(taken, arrival, -np.inf).argmax(-1)[:, None]
+        came, ready = (
+            np.take_along_axis(of_all, last, -1)[:, 0] for of_all in (arrival, self.uploads.ready)
+        )
+        until = np.maximum(came, self.clock)
+        upload = np.maximum(until - np.maximum(ready, self.clock), 0.0)
+        verify = self.server.seconds(self.uploads.sent, self.users.context, taken)
+        nothing = np.zeros_like(reply)
+        everybody, each = (reply, nothing) if window is None else (nothing, reply)
+        draft, wait = until - self.clock - upload, batch.start - until
+        return taken, committed, CellTime(draft, upload, wait, verify, everybody.max(-1)), each
+
+    def _in_turn(self) -> tuple[Mask, Ints, CellTime, Floats]:
+        """A pass of each user's own, one after the other; see `_together`."""
+        taken = self.users.active
+        committed = self._committed(taken)
+        alone = self.server.seconds(
+            self.uploads.sent[..., None], self.users.context[..., None], taken[..., None]
+        )
+        begin, arrival = self.uploads.begin, self.uploads.arrival
+        ready = np.minimum(self.uploads.ready, arrival)
+        time = CellTime(
+            draft=np.where(taken, ready - begin, 0.0).sum(-1),
+            upload=np.where(taken, arrival - ready, 0.0).sum(-1),
+            wait=np.zeros(self.count),
+            verify=alone.sum(-1),
+            reply=self._replies(taken, committed, alone=True).sum(-1),
+        )
+        return taken, committed, time, np.zeros(self.shape)
+
+    def _committed(self, taken: Mask) -> Ints:
+        users = self.users
+        return self.table.committed(users.arm, users.row, self.uploads.sent, taken)
+
+    def _replies(self, taken: Mask, committed: Ints, alone: bool = False) -> Floats:
+        """Seconds of uploading a distribution where a token was rejected (2608.29618) `[n, K]`.
+
+        The band is divided equally among those who must; in asynchronous rounds each has its K-th
+        part. After the deadline, the server's own distribution is sent down instead.
+        """
+        if not self.payload.correction_bits:
+            return np.zeros(self.shape)
+        rejected = taken & (committed <= self.uploads.sent)
+        bits = np.where(rejected, self.payload.correction_bits, 0)
+        among = np.maximum(rejected.sum(-1, keepdims=True), 1)
+        if alone or self.settings.window is not None:
+            among = np.full_like(among, 1 if alone else self.settings.users)
+        seconds = upload_seconds(bits, self.band.rate(self.channel.snr, rejected / among))
+        most = np.inf if self.settings.deadline is None else self.settings.deadline
+        return np.minimum(seconds, most)
+
+    def _go_on(self, taken: Mask, turnover: Turnover, later: Floats, passed: Floats) -> None:
+        """Channels change, and who was verified may begin again."""
+        after = np.where(turnover.newcomers, 0.0, later) + self.clock[:, None]
+        self.uploads.free(taken | turnover.newcomers, after)
+        self.channel.advance(self.rng, passed)
+        if turnover.newcomers.any():
+            self.channel.reset(self.rng, turnover.newcomers)
+        self.reported = self.report.take(self.rng, self.channel.snr, turnover.newcomers)
+
+
+def _means(table: TextTable, settings: CellSettings) -> Floats:
+    """Mean acceptance of each task, as measured beforehand or in these traces."""
+    names = table.task_names
+    unknown = sorted(set(settings.means) - set(names))
+    if unknown:
+        raise DraftgymError(
+            f"mean acceptance of an unknown task {unknown[0]!r}", f"there are {', '.join(names)}"
+        )
+    measured = table.task_acceptance()
+    return np.array([settings.means.get(n, m) for n, m in zip(names, measured, strict=True)])

@@ -1,0 +1,112 @@
+"""What a cell of many users is made of: one value for environments, training and baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from draftgym.decoding.errors import DraftgymError
+from draftgym.envs.cell.devices import NO_NETWORK, DeviceClass
+from draftgym.envs.radio.channel import Channel, ChannelReport, FadingChannel
+from draftgym.envs.radio.channel_trace import ChannelTrace, TraceChannel
+from draftgym.envs.radio.payload import Payload, make_payload
+from draftgym.envs.radio.presets import EdgeSetting, edge_setting
+
+
+@dataclass(frozen=True)
+class CellSettings:
+    """A cell.
+
+    Attributes:
+        setting: Radio, device, server and payload: a name of `draftgym.envs.radio.presets`, or one
+        of your own. users: Places for users, K.
+        fewest: A cell begins with at least so many users, at random, and never has more than it
+            began with; None fills every place. One policy learns cells of many sizes so.
+        arms: Chains that devices draft with, one per drafter, as text; None takes the longest
+            traced one of every drafter. A new user gets one of them at random.
+        longest_draft: Longest draft that may be asked for; None takes the longest that was traced.
+        devices: Device classes by drafter, where they differ from the setting's (of a language
+            model) and from prompt lookup's, which takes no time.
+        payload: Another payload than the setting's, or a mode of it (`tokens`, `scalar`,
+            `truncated`) over the setting's vocabulary.
+        channel_traces: Recorded channels instead of the setting's fading.
+        report_rounds_old: Age of what the scheduler knows of channels, in rounds.
+        report_error_db: Standard deviation of its error, decibels.
+        confidence: Whether devices begin to draft before they are told how much, and report how
+            likely their drafters find the first token. It costs a device that is told to draft
+            nothing the time of that token. Devices that draft in no time report it anyway.
+        window: None plays synchronous rounds, as the papers do. A number of seconds makes the
+            server verify whoever has arrived within it of the first arrival.
+        deadline: Seconds after which the server no longer waits for a draft; its user gets the
+            target's own token. None waits for as long as it takes, as in the papers.
+        leaving: Probability that a user leaves when its prompt is done; else it has another.
+        absence: Mean seconds until a new user comes into the place of one that left (exponential).
+        means: Mean acceptance of tasks as measured beforehand, by `category/arm`; missing ones are
+            those of the traces themselves. Give those of the training traces when evaluating.
+
+    Raises:
+        DraftgymError: A number is impossible, or a name unknown.
+    """
+
+    setting: str | EdgeSetting = "multispin-llama2"
+    users: int = 8
+    fewest: int | None = None
+    arms: tuple[str, ...] | None = None
+    longest_draft: int | None = None
+    devices: Mapping[str, DeviceClass] = field(default_factory=dict)
+    payload: str | Payload | None = None
+    channel_traces: tuple[ChannelTrace, ...] = ()
+    report_rounds_old: int = 0
+    report_error_db: float = 0.0
+    confidence: bool = False
+    window: float | None = None
+    deadline: float | None = None
+    leaving: float = 0.0
+    absence: float = 10.0
+    means: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        possible = {
+            "users": self.users >= 1,
+            "fewest": self.fewest is None or 1 <= self.fewest <= self.users,
+            "longest_draft": self.longest_draft is None or self.longest_draft >= 1,
+            "report_rounds_old": self.report_rounds_old >= 0,
+            "report_error_db": self.report_error_db >= 0,
+            "window": self.window is None or self.window >= 0,
+            "deadline": self.deadline is None or self.deadline > 0,
+            "leaving": 0 <= self.leaving <= 1,
+            "absence": 0 < self.absence < float("inf"),
+        }
+        for name, fine in possible.items():
+            if not fine:
+                raise DraftgymError(
+                    f"a cell with {name} {getattr(self, name)}",
+                    "give a number that can be: see draftgym.envs.cell.settings.CellSettings",
+                )
+        self.make_payload()
+
+    @property
+    def edge(self) -> EdgeSetting:
+        """The setting itself."""
+        return edge_setting(self.setting) if isinstance(self.setting, str) else self.setting
+
+    def make_payload(self) -> Payload:
+        """What devices upload."""
+        if isinstance(self.payload, str):
+            return make_payload(self.payload, self.edge.vocabulary)
+        return self.edge.payload if self.payload is None else self.payload
+
+    def make_channel(self, environments: int) -> Channel:
+        """The users' channels in some environments."""
+        shape = environments, self.users
+        if self.channel_traces:
+            return TraceChannel(self.channel_traces, self.edge.radio.band, shape)
+        return FadingChannel(self.edge.radio, shape)
+
+    def make_report(self) -> ChannelReport:
+        """What the scheduler sees of them."""
+        return ChannelReport(self.report_rounds_old, self.report_error_db)
+
+    def device(self, drafter: str) -> DeviceClass:
+        """The class of devices that draft with this drafter."""
+        return self.devices.get(drafter, NO_NETWORK.get(drafter, self.edge.device))

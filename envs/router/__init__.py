@@ -1,0 +1,1 @@
+"""Router environments: which arm drafts, each round; live and replayed."""

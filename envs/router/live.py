@@ -1,0 +1,173 @@
+"""The router environment: which drafter, how many tokens, each round of real decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, SupportsInt
+
+from draftgym.decoding.arms import check_arms, default_arms, parse_arm
+from draftgym.decoding.costs.calibration import load_cost_model
+from draftgym.decoding.costs.latency import CostModel
+from draftgym.decoding.drafting import Drafter
+from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.target import Target, load_target
+from draftgym.decoding.observation import Observation, RouterObserver
+from draftgym.decoding.round import RoundRecord, play_round
+from draftgym.decoding.session import Session
+from draftgym.decoding.verify.rules import make_rule
+from draftgym.drafters.loading import load_drafters
+from draftgym.envs.router.base import RoundsEnv
+from draftgym.rollouts.prompts.sets import Prompt, load_prompts
+
+LATENCIES = ("calibrated", "measured")
+
+
+class RouterEnv(RoundsEnv):
+    """Speculative decoding in which the agent picks a drafter and a draft length every round.
+
+    ## Description
+    An episode writes the answer to one prompt with a real target model. Each step is one round of
+    speculative decoding: the chosen drafter proposes tokens, the target verifies them in one pass,
+    and the accepted ones plus one token of the target's own are committed. Whatever is chosen, the
+    text is the one that the target alone would have written; the agent only decides how soon it
+    is there. The choice between an autoregressive and a block-diffusion drafter is WhiFlash's
+    (arXiv 2606.07710); lists with several lengths give joint control of both.
+
+    ## Action Space
+    `Discrete(n)`, the index of an arm. Arms are given as text: `eagle3:4` drafts up to 4 tokens
+    with the EAGLE-3 head, `eagle3:5x16` a tree of up to 16 tokens and 5 levels, `plain` none.
+    Default: one arm per loaded drafter, a chain.
+
+    ## Observation Space
+    A `Dict` of facts that cost no drafter call.
+
+    `hidden` is the target's final hidden state at the last verified position, `Box(d,)`.
+    `signals` is a `Box` with these entries (`draftgym.decoding.observation.signal_names` lists
+    them):
+
+    | Num | Observation | Min | Max |
+    |-----|-------------|-----|-----|
+    | 0 | entropy of the target's last distribution (nats) | 0 | log(vocabulary) |
+    | 1 | top-1 minus top-2 probability of it | 0 | 1 |
+    | 2 | top-1 probability of it | 0 | 1 |
+    | 3 | longest run of tokens at the text's end that occurred before (at most 16) / 4 | 0 | 4 |
+    | 4 | log(1 + context length) / 4 | 0 | Inf |
+    | 5 | share of the token limit still open | 0 | 1 |
+    | 6 | tokens committed in the last round / 4 | 0 | Inf |
+    | 7, 9, .. | running mean of a drafter's accepted tokens (one entry per drafter) | 0 | Inf |
+    | 8, 10, .. | log(1 + its backlog) / 4 | 0 | Inf |
+    | last n | one-hot of the arm chosen last (all 0 at the start) | 0 | 1 |
+
+    ## Rewards
+    `committed - latency_price * (round seconds / target step seconds)`: tokens gained, minus the
+    time of the round measured in steps of plain decoding. With `latency_price=1` the return is
+    exactly the number of target steps saved over plain decoding (which earns 0 a round). With
+    `goodput` the price is the speed that is being reached (`draftgym.envs.router.reward`).
+
+    ## Starting State
+    A prompt drawn from the prompt set with the environment's seed, prefilled, its first token
+    written. `reset(options={"prompt": question_id})` names one; `"noise_seed"` fixes its sampling.
+
+    ## Episode End
+    Terminated when the target ends the text or `max_new_tokens` are written. There is no
+    truncation of its own; pass `max_episode_steps` to `gymnasium.make` for a limit on rounds.
+
+    ## Arguments
+    * `target`: what `--target` takes, or a loaded `Target` to share it between environments.
+    * `drafters`: loaded drafters by name; default: the shipped ones that fit, and n-gram.
+    * `arms`: list of arm texts.
+    * `prompts`: prompt set (`train`, `heldout`), a file, or a list of `Prompt`.
+    * `max_new_tokens`: token limit of an episode.
+    * `temperature`: 0 verifies greedily, above 0 with coupled noise (seeded per episode).
+    * `latency_price`: the knob between tokens and time; `goodput` for the running speed.
+    * `latency`: `calibrated` rewards with the host's cost model and is reproducible; `measured`
+      rewards with this round's wall-clock and is not.
+    * `cost_model`: a `CostModel` to use instead of the host's.
+    * `dtype`, `threads`: how to load the target.
+    * `render_mode`: `ansi` renders the text written so far.
+
+    ```pycon
+    >>> import gymnasium as gym
+    >>> import envs
+    >>> env = gym.make("draftgym/Router-v0")  # doctest: +SKIP
+    ```
+
+    ## Version History
+    * v0: first version
+    """
+
+    def __init__(
+        self,
+        target: str | Target = "smollm2-135m",
+        drafters: Mapping[str, Drafter] | None = None,
+        arms: Sequence[str] | None = None,
+        prompts: str | Sequence[Prompt] = "train",
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        latency_price: float | str = 1.0,
+        latency: str = "calibrated",
+        cost_model: CostModel | None = None,
+        dtype: str = "auto",
+        threads: int | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        if latency not in LATENCIES:
+            raise DraftgymError(f"unknown latency {latency!r}", f"use {' or '.join(LATENCIES)}")
+        self.target = load_target(target, dtype, threads) if isinstance(target, str) else target
+        self.drafters = dict(load_drafters(self.target) if drafters is None else drafters)
+        chosen = tuple(map(parse_arm, arms)) if arms else default_arms(self.drafters)
+        check_arms(chosen, self.drafters)
+        self.prompts = load_prompts(prompts) if isinstance(prompts, str) else list(prompts)
+        self.max_new_tokens, self.temperature = max_new_tokens, temperature
+        self.latency = latency
+        names = [prompt.question_id for prompt in self.prompts]
+        super().__init__(chosen, names, self.target.hidden_size, latency_price, render_mode)
+        self.cost_model = cost_model or load_cost_model(self.target, self.drafters)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Starts the next prompt; see the class for `options`."""
+        self.prompt = self.prompts[self._next_text(seed, options)]
+        noise_seed = int((options or {}).get("noise_seed", self.np_random.integers(2**62)))
+        rule = make_rule(None, self.temperature, noise_seed, self.target.vocab_size)
+        ids = self.target.encode(self.prompt.text)
+        self.session = Session(self.target, ids, rule, self.max_new_tokens, self.drafters)
+        self.session.prefill()
+        self.observer = RouterObserver(self.arms)
+        if self.session.finished:  # the target had nothing to say: a step would be illegal
+            return self.reset()
+        return self._observe(), {"question_id": self.prompt.question_id}
+
+    def step(self, action: SupportsInt) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Plays one round with arm `action`."""
+        index = self._index_of(action)
+        record = play_round(self.session, self.arms[index])
+        self.observer.update(index, record)
+        steps = self._round_seconds(record) / self.cost_model.step_seconds(record.context)
+        reward = float(self.reward([len(record.committed)], [steps])[0])
+        info = {
+            "arm": str(record.arm),
+            "committed": len(record.committed),
+            "tokens": record.committed,
+            "accepted": record.accepted,
+            "drafted": len(record.drafted),
+            "target_steps": steps,
+        }
+        return self._observe(), reward, self.session.finished, False, info
+
+    def render(self) -> str | None:  # type: ignore[override]
+        """The text written so far, in render mode `ansi`."""
+        if self.render_mode != "ansi":
+            return None
+        return self.target.decode(self.session.new_tokens)
+
+    def _observe(self) -> Observation:
+        return self.observer.observe(self.session)
+
+    def _round_seconds(self, record: RoundRecord) -> float:
+        if self.latency == "measured":
+            return record.times.total
+        return self.cost_model.round_seconds(
+            record.arm, len(record.drafted), record.context, record.caught_up, record.depth
+        )

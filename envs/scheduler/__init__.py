@@ -1,0 +1,1 @@
+"""Scheduler environments: how much each of many users drafts, each round."""

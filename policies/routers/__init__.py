@@ -1,0 +1,1 @@
+"""Policies that choose an arm for one text: rules, bandits, trained routers."""

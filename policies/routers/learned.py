@@ -1,0 +1,107 @@
+"""A trained router: a network that scores every arm, loaded from its exported folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from draftgym.decoding.arms import Arm
+from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.target import Target
+from draftgym.decoding.observation import signal_names
+from draftgym.policies.base import Policy
+from draftgym.policies.folder import (
+    AGAIN,
+    ROUTER,
+    PolicyTarget,
+    policy_name,
+    read_policy,
+    write_policy,
+)
+from draftgym.policies.routers.network import RouterNetwork
+
+
+class LearnedPolicy(Policy):
+    """Picks an arm with a trained network.
+
+    Args:
+        network: The network.
+        arms: Arms in the network's order.
+        name: How tables call it.
+        seed: Seed of the choices when asked to sample.
+    """
+
+    observes = True
+
+    def __init__(
+        self, network: RouterNetwork, arms: Sequence[Arm], name: str = "learned", seed: int = 0
+    ) -> None:
+        self.network = network.eval().requires_grad_(False)
+        self.arms = tuple(arms)
+        self.name = name
+        self.rng = np.random.default_rng(seed)
+
+    @torch.inference_mode()
+    def choose(
+        self, observation: Mapping[str, NDArray[np.float32]], count: int, deterministic: bool
+    ) -> NDArray[np.int64]:
+        """The best-scored arm, or one drawn from the softmax of the scores."""
+        scores = self.network(
+            torch.from_numpy(observation["signals"]), torch.from_numpy(observation["hidden"])
+        ).numpy()
+        if not deterministic:
+            scores = scores + self.rng.gumbel(size=scores.shape)
+        return np.asarray(scores.argmax(-1), dtype=np.int64)
+
+
+def save_learned_policy(
+    network: RouterNetwork,
+    arms: Sequence[Arm],
+    target: Target,
+    folder: Path,
+    provenance: Mapping[str, Any],
+) -> None:
+    """Writes the deployable form of a router that was trained with this target."""
+    write_router(network, arms, target.name, target.fingerprint, folder, provenance)
+
+
+def write_router(
+    network: RouterNetwork,
+    arms: Sequence[Arm],
+    target: str,
+    target_fingerprint: str,
+    folder: Path,
+    provenance: Mapping[str, Any],
+) -> None:
+    """As `save_learned_policy`, for routers trained on traces, where no target is loaded."""
+    facts = {
+        "signals": signal_names(arms),
+        "hidden_size": network.encoder.hidden.in_features,
+        "width": network.scores.in_features,
+        "neck": network.encoder.hidden.out_features,
+        "provenance": dict(provenance),
+    }
+    write_policy(folder, ROUTER, network, arms, target, target_fingerprint, facts)
+
+
+def load_learned_policy(folder: Path, target: PolicyTarget) -> LearnedPolicy:
+    """Loads an exported router.
+
+    Raises:
+        DraftgymError: Not a router's folder, damaged files, or a router of another target.
+    """
+    stored = read_policy(folder, ROUTER, target, {"hidden_size", "signals", "width", "neck"})
+    body, arms = stored.body, stored.arms
+    if body["signals"] != signal_names(arms):
+        raise DraftgymError(f"policy {folder} reads signals that this version lacks", AGAIN)
+
+    def build() -> RouterNetwork:
+        sizes = (len(body["signals"]), body["hidden_size"], len(arms), body["width"], body["neck"])
+        return RouterNetwork(*sizes)
+
+    return LearnedPolicy(stored.load(build), arms, name=policy_name(folder))

@@ -1,0 +1,1 @@
+"""Policies that choose draft lengths for many users: rules and trained schedulers."""

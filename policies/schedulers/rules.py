@@ -1,0 +1,137 @@
+"""Schedulers: a plan for every round, from a rule and a belief about acceptance.
+
+    belief (estimator)  ->  plan (rule)  ->  round  ->  what was accepted  ->  belief
+
+Written `rule` or `rule@belief`: `heterogeneous@beta`, `fixed`, `homogeneous@mean`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Collection, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from draftgym.decoding.errors import DraftgymError
+from draftgym.policies.multispin.baselines import (
+    alone_plan,
+    fixed_plan,
+    selfish_plan,
+    uniform_bandwidth_plan,
+)
+from draftgym.policies.multispin.beliefs import (
+    AcceptanceEstimator,
+    GivenAcceptance,
+    MistakenAcceptance,
+    TaskMean,
+    beta_posterior,
+    moving_average,
+)
+from draftgym.policies.multispin.heterogeneous import heterogeneous_plan
+from draftgym.policies.multispin.homogeneous import common_acceptance_plan, homogeneous_plan
+from draftgym.policies.multispin.problem import Plan, RoundProblem
+from draftgym.policies.schedulers.entropy_exit import EntropyExit
+
+Rule = Callable[[RoundProblem], Plan]
+
+RULES: dict[str, Rule] = {
+    "fixed": fixed_plan,
+    "uniform-bandwidth": uniform_bandwidth_plan,
+    "p2p": alone_plan,
+    "theorem-1": common_acceptance_plan,
+    "homogeneous": homogeneous_plan,
+    "heterogeneous": heterogeneous_plan,
+    "gelato": selfish_plan,
+}
+"""Plans by name. `gelato` also ends drafts early."""
+
+BELIEFS: dict[str, Callable[[Sequence[float]], AcceptanceEstimator]] = {
+    "given": lambda means: GivenAcceptance(),
+    "mean": TaskMean,
+    "beta": beta_posterior,
+    "average": moving_average,
+    "too-high": lambda means: MistakenAcceptance(GivenAcceptance(), 3.0),
+    "too-low": lambda means: MistakenAcceptance(GivenAcceptance(), 1 / 3),
+}
+"""Estimators by name, made from the mean acceptance of each task."""
+
+USUAL = "beta"
+"""What a scheduler believes that is not told: the best that needs no knowledge of the prompt."""
+
+
+class Scheduler:
+    """Plans rounds by a rule, with its own belief about acceptance.
+
+    Args:
+        name: How tables call it.
+        rule: What makes a plan of a problem.
+        belief: Where acceptance comes from.
+        early_exit: What ends drafts early; None drafts what was planned.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        rule: Rule,
+        belief: AcceptanceEstimator,
+        early_exit: EntropyExit | None = None,
+    ) -> None:
+        self.name = name
+        self.rule = rule
+        self.belief = belief
+        self.early_exit = early_exit
+
+    def begin(
+        self,
+        which: NDArray[np.bool_],
+        category: NDArray[np.int64],
+        newcomers: NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Some users begin a new prompt; see `AcceptanceEstimator.begin`."""
+        self.belief.begin(which, category, newcomers)
+
+    def plan(self, problem: RoundProblem) -> Plan:
+        """The plan of a round, or of a batch of them.
+
+        Args:
+            problem: The round. Its acceptance is read only by a belief that takes it as given.
+        """
+        return self.rule(problem.with_acceptance(self.belief.estimate(problem.acceptance)))
+
+    def update(self, drafted: NDArray[np.int64], accepted: NDArray[np.int64]) -> None:
+        """Learns from a round that has ended.
+
+        Args:
+            drafted: Tokens that the target verified of each user `[..., k]`.
+            accepted: Tokens of these that it accepted.
+        """
+        self.belief.update(drafted, accepted)
+
+
+def make_scheduler(spec: str, means: Sequence[float]) -> Scheduler:
+    """Builds a scheduler.
+
+    Args:
+        spec: `rule` or `rule@belief`, of `RULES` and `BELIEFS`.
+        means: Mean acceptance of each task, by the index that `begin` is told.
+
+    Raises:
+        DraftgymError: There is no such rule or belief.
+    """
+    rule, at, belief = spec.strip().partition("@")
+    _check(spec, "rule", rule, RULES)
+    _check(spec, "belief", belief := belief if at else USUAL, BELIEFS)
+    early_exit = EntropyExit() if rule == "gelato" else None
+    return Scheduler(spec.strip(), RULES[rule], BELIEFS[belief](means), early_exit)
+
+
+def _check(spec: str, what: str, name: str, known: Collection[str]) -> None:
+    if name in known:
+        return
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise DraftgymError(
+        f"scheduler {spec!r} has an unknown {what}: {name!r}",
+        f"{hint}choose from {', '.join(known)}, as in heterogeneous@beta",
+    )

@@ -1,0 +1,205 @@
+"""What `evaluate.py` does: policies over prompts, a table, and the same figures as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from draftgym.decoding.arms import PLAIN
+from draftgym.decoding.costs.calibration import load_cost_model
+from draftgym.decoding.costs.latency import CostModel
+from draftgym.decoding.decoder import PlainPolicy, RoutingPolicy, SpeculativeDecoder
+from draftgym.decoding.drafting import LAZY_KV_ONLY, Drafter
+from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.target import Target
+from draftgym.decoding.provenance import describe_drafters, describe_host, describe_target
+from draftgym.decoding.round import RoundRecord
+from draftgym.decoding.verify.rules import make_rule
+from draftgym.drafters.loading import find_checkpoints
+from draftgym.policies.registry import all_policies, make_policy, shipped_router
+from draftgym.rollouts.decode.interleaved import (
+    DecodeSettings,
+    decode_prompts,
+    encode_prompt,
+    write,
+)
+from draftgym.rollouts.decode.options import CatchUpOptions
+from draftgym.rollouts.prompts.sets import Prompt, interleave_categories, load_prompts
+from draftgym.rollouts.report.intervals import report_json
+from draftgym.rollouts.report.page import write_report
+from draftgym.rollouts.report.plots import require_matplotlib
+from draftgym.rollouts.report.rows import (
+    Evaluation,
+    SecondsPredictor,
+    find_differences,
+    make_arm_costs,
+    make_rows,
+)
+from draftgym.rollouts.report.table import print_report
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateArgs(CatchUpOptions):
+    """Compare policies on real decoding.
+
+    Attributes:
+        policies: Whom to compare: plain, a drafter (eagle3), a drafter with a draft length
+            (eagle3:6) or a tree's depth and nodes (eagle3:5x16), random, entropy (tuned
+            threshold), entropy:1.5 (nats), the bandits ucb and ucb-time, or the folder of a trained
+            policy. Those that choose take arms, as in random@eagle3:2,ngram:8,plain. Default: each
+            drafter alone, random, entropy and the shipped router. Plain decoding always runs: it is
+            the reference for text and speed.
+        prompts: heldout or train (shipped sets), or a JSON-lines file with question_id, category,
+            turns.
+        categories: Keep only these categories.
+        limit_per_category: Keep at most this many prompts of each category.
+        json: Write the figures to this file, with everything needed to judge them.
+        report: Write plots, the figures and a page that shows them and every text, coloured by who
+            drafted it, into this folder (needs matplotlib). Open its index.html in a browser.
+    """
+
+    policies: tuple[str, ...] | None = None
+    prompts: str = "heldout"
+    categories: tuple[str, ...] | None = None
+    limit_per_category: int | None = None
+    json: Path | None = None
+    report: Path | None = None
+
+
+def evaluate(args: EvaluateArgs) -> Evaluation:
+    """Runs what the command line asks for, prints the table and writes the files.
+
+    Raises:
+        DraftgymError: Anything the user can mend; found before decoding starts.
+    """
+    make_rule(args.verification, args.temperature, args.seed, vocab_size=1)
+    prompts = load_prompts(
+        args.prompts, limit_per_category=args.limit_per_category, categories=args.categories
+    )
+    if args.json is not None:
+        check_writable(args.json)
+    if args.report is not None:
+        check_writable(args.report / "index.html", "name another folder with --report")
+        require_matplotlib()
+    target, drafters = args.load()
+    policies = chosen_policies(args.policies, drafters, target, args.seed)
+    environment = describe_run(args, target, drafters)
+    predict = None
+    if args.settings.catching_up == LAZY_KV_ONLY:  # the only way that the cost model knows
+        predict = cost_predictor(load_cost_model(target, drafters))
+    result = compare(target, drafters, policies, prompts, args.settings, environment, predict)
+    print_report(result.environment, result.rows, result.differences)
+    if args.json is not None:
+        args.json.write_text(json.dumps(report_json(result), indent=2) + "\n", encoding="utf-8")
+    if args.report is not None:
+        page = write_report(args.report, result, target)
+        print(f"\nreport: {page}")
+    return result
+
+
+def compare(
+    target: Target,
+    drafters: Mapping[str, Drafter],
+    policies: Mapping[str, RoutingPolicy],
+    prompts: Sequence[Prompt],
+    settings: DecodeSettings,
+    environment: Mapping[str, Any] | None = None,
+    predict_seconds: SecondsPredictor | None = None,
+    progress: bool = True,
+) -> Evaluation:
+    """Decodes every prompt with every policy and sums up.
+
+    Args:
+        target: The target.
+        drafters: Drafters by name.
+        policies: Policies by name; plain decoding is added where it is missing.
+        prompts: What to write about.
+        settings: How.
+        environment: Goes into the result as it is.
+        predict_seconds: A cost model, to show how well it predicts the measured seconds.
+        progress: Whether to show a progress bar.
+    """
+    policies = dict(policies) if PLAIN in policies else {PLAIN: PlainPolicy(), **policies}
+    dealt = interleave_categories(prompts)
+    texts = decode_prompts(target, drafters, policies, dealt, settings, progress)
+
+    rows = make_rows(texts, list(policies), predict_seconds)
+    differences = find_differences(texts, lambda text: plain_margins(target, text.prompt, settings))
+    return Evaluation(
+        environment=dict(environment or {}),
+        rows=rows,
+        differences=differences,
+        texts=texts,
+        choices={name: [str(arm) for arm in policy.arms] for name, policy in policies.items()},
+        arm_costs=make_arm_costs(texts, predict_seconds) if predict_seconds else [],
+    )
+
+
+def plain_margins(target: Target, prompt: Prompt, settings: DecodeSettings) -> list[float]:
+    """Margins of a prompt's plain text, written again: recording them slows a measured one."""
+    plain = SpeculativeDecoder(target, {}, PlainPolicy())
+    return write(plain, encode_prompt(target, prompt), settings, with_margins=True).margins
+
+
+def cost_predictor(model: CostModel) -> SecondsPredictor:
+    """Seconds of a round by a cost model, the decision left out."""
+
+    def seconds(one: RoundRecord) -> float:
+        return model.round_seconds(one.arm, len(one.drafted), one.context, one.caught_up, one.depth)
+
+    return seconds
+
+
+def chosen_policies(
+    specs: Sequence[str] | None, drafters: Mapping[str, Drafter], target: Target, seed: int = 0
+) -> dict[str, RoutingPolicy]:
+    """Policies by the name that tables show; None stands for every policy there is.
+
+    Raises:
+        DraftgymError: An unknown policy, or two of one name.
+    """
+    policies: dict[str, RoutingPolicy] = {}
+    for spec in all_policies(drafters, shipped_router(target)) if specs is None else specs:
+        policy = make_policy(
+            spec, drafters, target, seed, lambda: load_cost_model(target, drafters)
+        )
+        if policy.name in policies:
+            raise DraftgymError(
+                f"policy {policy.name!r} is named twice", "name every policy once in --policies"
+            )
+        policies[policy.name] = policy
+    return policies
+
+
+def describe_run(
+    args: EvaluateArgs, target: Target, drafters: Mapping[str, Drafter]
+) -> dict[str, Any]:
+    """Everything needed to judge the figures and to measure them again."""
+    rule = make_rule(args.verification, args.temperature, args.seed, target.vocab_size)
+    return {
+        **describe_target(target),
+        "drafters": describe_drafters(drafters, find_checkpoints(target, args.drafters)),
+        "prompts": args.prompts,
+        "categories": list(args.categories) if args.categories else None,
+        "limit_per_category": args.limit_per_category,
+        **asdict(args.settings),
+        "catching_up": str(args.settings.catching_up),
+        "verification": rule.name,
+        **describe_host(),
+    }
+
+
+def check_writable(path: Path, remedy: str = "name another file with --json") -> None:
+    """Raises `DraftgymError` now rather than after an hour of decoding."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DraftgymError(
+            f"cannot make the folder of {path}: {error.strerror}", remedy
+        ) from error
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise DraftgymError(f"cannot write {path}", remedy)

@@ -1,0 +1,241 @@
+"""Several policies write the same prompts, turn by turn.
+
+Policies are interleaved prompt by prompt, in an order that rotates, so that whatever drifts on the
+machine (clock, heat, neighbours) hits all alike.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+from tqdm import tqdm
+
+from draftgym.decoding.decoder import Generation, RoutingPolicy, SpeculativeDecoder
+from draftgym.decoding.drafting import LAZY_KV_ONLY, CatchUp, Drafter
+from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.target import Target
+from draftgym.decoding.observation import RouterObserver
+from draftgym.decoding.round import play_rounds
+from draftgym.decoding.session import Session
+from draftgym.decoding.verify.rules import make_rule
+from draftgym.rollouts.prompts.sets import Prompt
+
+WARM_UP_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class DecodeSettings:
+    """How texts are written.
+
+    Attributes:
+        max_new_tokens: Tokens per prompt at most.
+        temperature: 0 for greedy.
+        seed: Seed of the sampling noise, the same for every prompt and policy.
+        verification: `greedy`, `coupled`, `rejection`, or None to go by temperature.
+        catching_up: When and how drafters encode what they missed; changes no text.
+    """
+
+    max_new_tokens: int = 96
+    temperature: float = 0.0
+    seed: int = 0
+    verification: str | None = None
+    catching_up: CatchUp = LAZY_KV_ONLY
+
+
+@dataclass(frozen=True)
+class DecodedText:
+    """One text.
+
+    Attributes:
+        prompt: What was asked.
+        policy: Who routed.
+        generation: Tokens, rounds and times.
+    """
+
+    prompt: Prompt
+    policy: str
+    generation: Generation
+
+
+def decode_prompts(
+    target: Target,
+    drafters: Mapping[str, Drafter],
+    policies: Mapping[str, RoutingPolicy],
+    prompts: Sequence[Prompt],
+    settings: DecodeSettings,
+    progress: bool = True,
+) -> list[DecodedText]:
+    """Writes every prompt with every policy; arguments and errors as `decode_each`.
+
+    Returns:
+        Prompt by prompt, and within a prompt in the order in which the policies ran.
+    """
+    each = decode_each(target, drafters, policies, prompts, settings, progress)
+    return [text for texts in each for text in texts]
+
+
+def decode_each(
+    target: Target,
+    drafters: Mapping[str, Drafter],
+    policies: Mapping[str, RoutingPolicy],
+    prompts: Sequence[Prompt],
+    settings: DecodeSettings,
+    progress: bool = True,
+    label: str = "decoding",
+) -> Iterator[list[DecodedText]]:
+    """Writes prompt by prompt, so that a long run can save what it has.
+
+    Args:
+        target: The target.
+        drafters: Drafters by name.
+        policies: Policies by name.
+        prompts: What to write about, decoded in this order (first turns only).
+        settings: How.
+        progress: Whether to show a progress bar.
+        label: What the progress bar says.
+
+    Yields:
+        One prompt's texts, in the order in which the policies ran.
+
+    Raises:
+        DraftgymError: A prompt does not fit (the message names its `question_id`), or bad settings;
+            both before anything is decoded.
+    """
+    ids = {prompt.question_id: encode_prompt(target, prompt) for prompt in prompts}
+    decoders = {
+        name: SpeculativeDecoder(target, drafters, policy) for name, policy in policies.items()
+    }
+    used = {name: one for decoder in decoders.values() for name, one in decoder.drafters.items()}
+    check_longest(target, used, prompts, ids, settings)
+    _warm_up(decoders, prompts, ids, settings)
+    total = len(prompts) * len(policies)
+    pause = 0.2 if sys.stderr.isatty() else 10.0  # seconds; a log file wants few lines
+    with tqdm(total=total, desc=label, unit="text", disable=not progress, mininterval=pause) as bar:
+        for turn, prompt in enumerate(prompts):
+            texts = []
+            for name in turn_order(list(policies), turn):
+                bar.set_postfix_str(name, refresh=False)
+                generation = write(decoders[name], ids[prompt.question_id], settings)
+                texts.append(DecodedText(prompt, name, generation))
+                bar.update()
+            yield texts
+
+
+def turn_order(names: Sequence[str], turn: int) -> list[str]:
+    """The order in which policies write prompt number `turn`.
+
+    One place on each prompt and another one after each full circle: prompts come category by
+    category in turn, and a plain rotation by as many places as there are categories would give a
+    policy the same place for all prompts of a category.
+    """
+    shift = (turn + turn // len(names)) % len(names)
+    return [*names[shift:], *names[:shift]]
+
+
+def write(
+    decoder: SpeculativeDecoder, ids: Tensor, settings: DecodeSettings, with_margins: bool = False
+) -> Generation:
+    """One text with these settings."""
+    return decoder.generate(
+        ids,
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        seed=settings.seed,
+        verification=settings.verification,
+        with_margins=with_margins,
+        catching_up=settings.catching_up,
+    )
+
+
+def write_together(
+    target: Target,
+    drafters: Mapping[str, Drafter],
+    policies: Mapping[str, RoutingPolicy],
+    ids: Tensor,
+    settings: DecodeSettings,
+) -> dict[str, list[int]]:
+    """One text per policy, all verified in the same passes: much faster, but without times.
+
+    Returns:
+        New token ids by policy.
+
+    Raises:
+        DraftgymError: The rule draws from one stream of random numbers, which cannot be shared.
+    """
+    if settings.verification == "rejection":
+        raise DraftgymError(
+            "texts under rejection verification cannot share passes", "use greedy or coupled"
+        )
+    rule = make_rule(settings.verification, settings.temperature, settings.seed, target.vocab_size)
+
+    def new_session() -> Session:
+        return Session(
+            target,
+            ids,
+            rule,
+            settings.max_new_tokens,
+            drafters,
+            catching_up=settings.catching_up,
+        )
+
+    first = new_session()
+    first.prefill()
+    sessions, observers = {}, {}
+    for name, policy in policies.items():
+        sessions[name] = new_session()
+        sessions[name].start_like(first)
+        observers[name] = RouterObserver(policy.arms)
+    while running := [name for name, session in sessions.items() if not session.finished]:
+        actions = []
+        for name in running:
+            policy = policies[name]
+            observation = observers[name].observe(sessions[name]) if policy.observes else {}
+            actions.append(int(policy.predict(observation, deterministic=True)[0]))
+        arms = [policies[name].arms[action] for name, action in zip(running, actions, strict=True)]
+        records = play_rounds([sessions[name] for name in running], arms)
+        for name, action, record in zip(running, actions, records, strict=True):
+            observers[name].update(action, record)
+    return {name: session.new_tokens for name, session in sessions.items()}
+
+
+def encode_prompt(target: Target, prompt: Prompt) -> Tensor:
+    """Token ids `[m]` of a prompt's first turn; errors name the prompt."""
+    try:
+        return target.encode(prompt.text)
+    except DraftgymError as error:
+        raise _naming(prompt, error) from error
+
+
+def check_longest(
+    target: Target,
+    drafters: Mapping[str, Drafter],
+    prompts: Sequence[Prompt],
+    ids: Mapping[str, Tensor],
+    settings: DecodeSettings,
+) -> None:
+    """Opens a session for the longest prompt: what it allows, all others fit into."""
+    longest = max(prompts, key=lambda prompt: len(ids[prompt.question_id]))
+    rule = make_rule(settings.verification, settings.temperature, settings.seed, target.vocab_size)
+    try:
+        Session(target, ids[longest.question_id], rule, settings.max_new_tokens, drafters)
+    except DraftgymError as error:
+        raise _naming(longest, error) from error
+
+
+def _warm_up(
+    decoders: Mapping[str, SpeculativeDecoder],
+    prompts: Sequence[Prompt],
+    ids: Mapping[str, Tensor],
+    settings: DecodeSettings,
+) -> None:
+    """First calls pay for memory and kernels; that is no policy's fault."""
+    few = replace(settings, max_new_tokens=min(WARM_UP_TOKENS, settings.max_new_tokens))
+    for decoder in decoders.values():
+        write(decoder, ids[prompts[0].question_id], few)
+
+
+def _naming(prompt: Prompt, error: DraftgymError) -> DraftgymError:
+    return DraftgymError(f"prompt {prompt.question_id!r}: {error.problem}", error.remedy)

@@ -1,0 +1,79 @@
+"""Command-line options that decoding commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from draftgym.decoding.drafting import CatchUp, Drafter
+from draftgym.decoding.model.target import Target, load_target
+from draftgym.drafters.loading import load_drafters
+from draftgym.rollouts.decode.interleaved import DecodeSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodingOptions:
+    """What to decode with, and how.
+
+    Attributes:
+        target: The language model whose text is written: smollm2-135m (embedded), a Hugging Face
+            folder, a Hub id (owner/name) or a .gguf file.
+        drafters: Drafter checkpoints (EAGLE-3, DFlash, a small LM) to use beside the shipped ones
+            that fit the target, or instead of one of the same kind. Prompt lookup (ngram) is always
+            there.
+        max_new_tokens: Tokens to write at most.
+        temperature: 0 takes the likeliest token every time; 1 samples from the model's
+            distribution.
+        seed: Seed of the sampling noise. With coupled verification the same seed gives the same
+            text, whatever the policy. It also seeds the random policy.
+        verification: greedy (temperature 0), coupled (default above 0; every policy writes plain
+            decoding's text) or rejection (the textbook rule; the distribution is plain decoding's,
+            the text is not).
+        dtype: auto (a probe picks the faster one), float32 (texts agree across policies) or
+            bfloat16 (near ties between tokens may flip).
+        threads: CPU threads; default: every core this process may use.
+    """
+
+    target: str = "smollm2-135m"
+    drafters: tuple[Path, ...] = ()
+    max_new_tokens: int = 96
+    temperature: float = 0.0
+    seed: int = 0
+    verification: str | None = None
+    dtype: str = "auto"
+    threads: int | None = None
+
+    @property
+    def settings(self) -> DecodeSettings:
+        """How texts are written."""
+        return DecodeSettings(self.max_new_tokens, self.temperature, self.seed, self.verification)
+
+    def load(self) -> tuple[Target, Mapping[str, Drafter]]:
+        """The target and its drafters."""
+        target = load_target(self.target, self.dtype, self.threads)
+        return target, load_drafters(target, self.drafters)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CatchUpOptions(DecodingOptions):
+    """Options of commands whose speed depends on how drafters catch up.
+
+    Attributes:
+        catch_up: When a drafter encodes the positions it missed: lazy (all of them in one call,
+            just before it drafts; one that is never chosen costs nothing) or eager (every drafter
+            after every round, as if each were chosen next). Changes the speed, never the text.
+        prefill: What is computed for a missed position: kv (keys and values, all that later drafts
+            read) or full (the drafter's attention, MLP and LM head as well, thrown away). Differs
+            for eagle3 and small; dflash and ngram have nothing to leave out.
+    """
+
+    catch_up: Literal["lazy", "eager"] = "lazy"
+    prefill: Literal["kv", "full"] = "kv"
+
+    @property
+    def settings(self) -> DecodeSettings:
+        """How texts are written."""
+        catching_up = CatchUp(eager=self.catch_up == "eager", full=self.prefill == "full")
+        return replace(super().settings, catching_up=catching_up)

@@ -1,0 +1,1 @@
+"""Prompts to decode: the two shipped sets, or a file of the user's."""

@@ -1,0 +1,1 @@
+"""Rounds from traces, without a model: replay, prices, the exact optimum."""

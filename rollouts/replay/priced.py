@@ -1,0 +1,177 @@
+"""Priced texts: what a round with each arm commits and costs, at every position of a trace.
+
+Rounds are priced once and shared by everything that walks over them. Only catching up depends on
+earlier choices, so it is kept apart, as a table over backlogs.
+
+Notation: n = positions of a text, A = arms, D = drafters (`plain` counts as one that never has to
+catch up), L = longest backlog.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from draftgym.decoding.arms import PLAIN, Arm
+from draftgym.decoding.costs.latency import CostModel
+from draftgym.decoding.errors import DraftgymError
+from draftgym.rollouts.replay.costs import backlogs, catch_up_table, contexts, round_seconds
+from draftgym.rollouts.traces.trace import TraceSet
+
+PLAIN_ARM = Arm(PLAIN, 0)
+"""The arm that every set may add: leave the round to the target."""
+
+
+@dataclass(frozen=True, eq=False)
+class CatchUps:
+    """What catching up costs, for all texts alike.
+
+    Attributes:
+        tables: Seconds by drafter and backlog `[D, L + 1]`.
+    """
+
+    tables: NDArray[np.float64]
+
+    @cached_property
+    def most_extra(self) -> NDArray[np.float64]:
+        """How much dearer one backlog can be than another, now or later `[D, L + 1, L + 1]`.
+
+        Until a drafter is used, its backlog grows by one per position, whoever waits. So entry
+        `[d, u, v]` is the most, over all s, that `tables[d, u + s] - tables[d, v + s]` can be, or 0
+        where u is always cheaper. No table has to be monotone for that.
+        """
+        drafters, size = self.tables.shape
+        most = np.zeros((drafters, size, size))
+        for waited in range(size - 1, -1, -1):
+            now = self.tables[:, waited, None] - self.tables
+            most[:, waited] = np.maximum(now, 0)
+            if waited + 1 < size:
+                later = most[:, waited + 1, 1:]
+                most[:, waited, :-1] = np.maximum(most[:, waited, :-1], later)
+        return most
+
+
+@dataclass(frozen=True, eq=False)
+class PricedText:
+    """The rounds of one text.
+
+    Attributes:
+        question_id: Which prompt.
+        category: Its category.
+        arms: What there is to choose from, A.
+        committed: Tokens that a round commits `[n, A]`.
+        seconds: What it costs without catching up `[n, A]`.
+        contexts: Positions in the target's cache when it begins `[n]`.
+        remaining: Tokens that may still be written then `[n]`.
+        drafter: Row of each arm's drafter in `catch_ups` `[A]`.
+        never: What "used last" says of drafters that never were `[D]`.
+        catch_ups: Costs of catching up, shared by all texts.
+    """
+
+    question_id: str
+    category: str
+    arms: tuple[Arm, ...]
+    committed: NDArray[np.int64]
+    seconds: NDArray[np.float64]
+    contexts: NDArray[np.int64]
+    remaining: NDArray[np.int64]
+    drafter: NDArray[np.int64]
+    never: NDArray[np.int64]
+    catch_ups: CatchUps
+
+    def __len__(self) -> int:
+        """Positions at which a round can begin."""
+        return len(self.committed)
+
+    def round_seconds(self, position: int, last_used: NDArray[np.int64]) -> NDArray[np.float64]:
+        """What a round with each arm costs, catching up included.
+
+        Args:
+            position: Where it begins.
+            last_used: Contexts at which the drafters worked last `[.., D]`.
+
+        Returns:
+            Seconds `[.., A]`.
+        """
+        waited = backlogs(self.contexts[position], last_used, self.remaining[position])
+        catching_up = self.catch_ups.tables[self.drafter, waited[..., self.drafter]]
+        seconds: NDArray[np.float64] = self.seconds[position] + catching_up
+        return seconds
+
+    def only(self, arms: Sequence[Arm]) -> PricedText:
+        """The same text with fewer arms to choose from."""
+        columns = [self.arms.index(arm) for arm in arms]
+        return replace(
+            self,
+            arms=tuple(arms),
+            committed=self.committed[:, columns],
+            seconds=self.seconds[:, columns],
+            drafter=self.drafter[columns],
+        )
+
+
+def price_traces(
+    traces: TraceSet, arms: Sequence[Arm], model: CostModel | None = None
+) -> list[PricedText]:
+    """Prices the rounds of all texts.
+
+    Args:
+        traces: The texts.
+        arms: What may be chosen; `plain` is always known.
+        model: Costs; by default those of the host that collected the traces.
+
+    Raises:
+        DraftgymError: An arm that was not traced, or that the model knows no costs of.
+    """
+    traces.check_arms(arms)
+    model = model or traces.origin.cost_model
+    names = list(dict.fromkeys(_drafter_name(arm) for arm in arms))
+    check_costs(model, names)
+    longest = max((text.prompt_tokens + len(text) for text in traces.texts), default=0)
+    tables = [
+        np.zeros(longest + 1) if name == PLAIN else catch_up_table(model, name, longest)
+        for name in names
+    ]
+    lags = [1 if name == PLAIN else traces.origin.lags[name] for name in names]
+    rows = np.array([names.index(_drafter_name(arm)) for arm in arms])
+    shared = rows, np.array(lags) - 1, CatchUps(np.array(tables))
+    return [
+        PricedText(
+            text.question_id,
+            text.category,
+            tuple(arms),
+            np.column_stack([text.committed(arm) for arm in arms]),
+            np.column_stack([round_seconds(model, text, arm) for arm in arms]),
+            contexts(text),
+            traces.origin.max_new_tokens - 1 - np.arange(len(text)),
+            *shared,
+        )
+        for text in traces.texts
+    ]
+
+
+def check_costs(model: CostModel, drafters: Sequence[str]) -> None:
+    """Raises `DraftgymError` for a drafter that a cost model knows nothing of."""
+    for name in drafters:
+        if name != PLAIN and not (name in model.draft and name in model.catch_up):
+            raise DraftgymError(
+                f"the cost model knows no costs of {name}",
+                f"leave out its arms, or measure one with it; it has {', '.join(model.draft)}",
+            )
+
+
+def one_each(text: PricedText) -> PricedText:
+    """The text with rounds that cost one pass each, whatever is drafted and caught up.
+
+    The cheapest walk then has the longest acceptance length.
+    """
+    free = CatchUps(np.zeros_like(text.catch_ups.tables))
+    return replace(text, seconds=np.ones_like(text.seconds), catch_ups=free)
+
+
+def _drafter_name(arm: Arm) -> str:
+    return arm.drafter if arm.drafts else PLAIN

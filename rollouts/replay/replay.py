@@ -1,0 +1,169 @@
+"""Replaying traces: the rounds of real decoding, many episodes at once, without a model.
+
+An episode is a text; its state is a position and what the router did before. Every step is a few
+array operations over all episodes, so that a laptop plays a hundred thousand rounds a second. What
+is committed, how much, and what is observed are those of live decoding (a test steps both side by
+side); the time of a round is the cost model's.
+
+Notation: n = episodes, A = arms, D = drafters, R = rows of all texts, one per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from draftgym.decoding.arms import Arm
+from draftgym.decoding.costs.latency import CostModel
+from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.observation import Observation, RouterMemory, drafter_names
+from draftgym.rollouts.replay.costs import backlogs, catch_up_table, round_seconds, step_seconds
+from draftgym.rollouts.traces.trace import TextTrace, TraceSet
+
+
+@dataclass(frozen=True)
+class ReplayedRound:
+    """What a round of every episode did.
+
+    Attributes:
+        committed: Tokens committed `[n]`.
+        seconds: Cost of the round, catching up included `[n]`.
+        steps: The same in target steps `[n]`.
+        done: Whether the text is finished `[n]`.
+    """
+
+    committed: NDArray[np.int64]
+    seconds: NDArray[np.float64]
+    steps: NDArray[np.float64]
+    done: NDArray[np.bool_]
+
+
+class Replay:
+    """Episodes over traces, stepped together.
+
+    Args:
+        traces: The texts; those of a single token have no round and are left out.
+        arms: What can be chosen, all of them traced (or drafting nothing).
+        count: Episodes.
+        cost_model: What rounds cost; None takes the one that was measured with the traces.
+
+    Raises:
+        DraftgymError: An arm was not traced, or no text has a round to play.
+    """
+
+    def __init__(
+        self,
+        traces: TraceSet,
+        arms: Sequence[Arm],
+        count: int = 1,
+        cost_model: CostModel | None = None,
+    ) -> None:
+        traces.check_arms(arms)
+        self.arms, self.count = tuple(arms), count
+        self.texts = [text for text in traces.texts if len(text)]
+        if not self.texts:
+            raise DraftgymError(
+                "no text of these traces has a round to play",
+                "trace prompts that the target answers at length, with --max-new-tokens 2 or more",
+            )
+        self._lay_out(traces, cost_model or traces.origin.cost_model)
+        self.memory = RouterMemory(arms, count)
+        self.text_of = np.zeros(count, dtype=np.int64)
+        self._row = np.zeros(count, dtype=np.int64)
+        self._last_used = np.zeros((count, len(self._lags)), dtype=np.int64)
+        self.start(np.arange(count), np.arange(count) % len(self.texts))
+
+    def start(self, episodes: NDArray[np.int64], texts: NDArray[np.int64]) -> None:
+        """Begins these episodes (indices) anew, with these texts (indices)."""
+        self.text_of[episodes] = texts
+        self._row[episodes] = self._first[texts]
+        self._last_used[episodes] = self._lags - 1
+        self.memory.forget(episodes)
+
+    def keep(self, episodes: NDArray[np.int64]) -> None:
+        """Goes on with these episodes (indices) alone."""
+        self.count = len(episodes)
+        self.text_of, self._row = self.text_of[episodes], self._row[episodes]
+        self._last_used = self._last_used[episodes]
+        self.memory.keep(episodes)
+
+    def observe(self) -> Observation:
+        """What a router may know: `signals [n, s]` and `hidden [n, d]`, float32."""
+        row = self._row
+        share = self._remaining[row] / self._limit
+        signals = self.memory.signals(self._signals[row], self._context[row], share)
+        return {"signals": signals, "hidden": self._hidden[row]}
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """Where the episodes stand, among the rows of all `texts` `[n]`."""
+        return self._row
+
+    def options(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """What a round with each arm would commit and cost here `[n, A]`, catching up included."""
+        row = self._row
+        committed, seconds = self._committed[:, row].T, self._seconds[:, row].T.copy()
+        rows = np.flatnonzero(self._remaining[row] > 1)
+        for arm, column in enumerate(self._drafter):
+            if column >= 0:
+                backlog = self._context[row[rows]] - self._last_used[rows, column]
+                seconds[rows, arm] += self._tables[column, backlog]
+        return committed, seconds
+
+    def step(self, actions: NDArray[np.int64]) -> ReplayedRound:
+        """Plays a round of every episode; finished ones must be started again afterwards."""
+        row, context = self._row, self._context[self._row]
+        committed = self._committed[actions, row]
+        seconds = self._seconds[actions, row] + self._catch_up(actions, context)
+        steps = seconds / self._step_seconds[row]
+        self.memory.update(actions, committed, context)
+        self._row = row + committed
+        done = self._row == self._last[self.text_of]
+        return ReplayedRound(committed, seconds, steps, done)
+
+    def _catch_up(
+        self, actions: NDArray[np.int64], context: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """Seconds of catching up the chosen drafters, which are up to date afterwards `[n]`."""
+        drafts = (self._drafter[actions] >= 0) & (self._remaining[self._row] > 1)
+        rows, column = np.flatnonzero(drafts), self._drafter[actions][drafts]
+        backlog = backlogs(context[rows], self._last_used[rows, column], np.array(2))
+        self._last_used[rows, column] = context[rows]
+        seconds = np.zeros(self.count)
+        seconds[rows] = self._tables[column, backlog]
+        return seconds
+
+    def _lay_out(self, traces: TraceSet, model: CostModel) -> None:
+        """Puts all texts behind each other."""
+        texts, names = self.texts, drafter_names(self.arms)
+        sizes = np.array([len(text.tokens) for text in texts])
+        self._last = sizes.cumsum() - 1
+        self._first = self._last + 1 - sizes
+        position = np.concatenate([np.arange(size) for size in sizes])
+        self._context = position + np.repeat([text.prompt_tokens for text in texts], sizes)
+        self._limit = traces.origin.max_new_tokens
+        self._remaining = self._limit - 1 - position
+        self._signals = np.concatenate([text.signals for text in texts])
+        self._hidden = np.concatenate([text.hidden for text in texts])
+        self._committed = np.stack([_rows(texts, arm) for arm in self.arms])
+        self._seconds = np.stack([_costs(texts, arm, model) for arm in self.arms])
+        steps = [np.append(step_seconds(model, text), 1.0) for text in texts]
+        self._step_seconds = np.concatenate(steps)
+        self._drafter = np.array([names.index(a.drafter) if a.drafts else -1 for a in self.arms])
+        self._lags = np.array([traces.origin.lags[name] for name in names], dtype=np.int64)
+        longest = int(self._context.max()) + 1
+        tables = [catch_up_table(model, name, longest) for name in names]
+        self._tables = np.stack(tables) if tables else np.zeros((0, longest + 1))
+
+
+def _rows(texts: Sequence[TextTrace], arm: Arm) -> NDArray[np.int64]:
+    """Committed tokens by row `[R]`; a text's last row has no round."""
+    return np.concatenate([np.append(text.committed(arm), 0) for text in texts])
+
+
+def _costs(texts: Sequence[TextTrace], arm: Arm, model: CostModel) -> NDArray[np.float64]:
+    """Seconds of a round without catching up by row `[R]`."""
+    return np.concatenate([np.append(round_seconds(model, text, arm), 0.0) for text in texts])

@@ -1,0 +1,1 @@
+"""What was measured, for people: rows, intervals, tables, plots, a page."""

@@ -1,0 +1,1 @@
+"""The target's own responses: the corpus that drafters are trained on."""

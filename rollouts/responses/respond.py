@@ -1,0 +1,250 @@
+"""Write the target's own responses to many prompts: the corpus that drafters are trained on.
+
+    $ draftgym respond --prompts train --out responses
+    $ draftgym respond --prompts questions.jsonl --out responses --shares 0.65 0.35
+    $ python train_drafter.py eagle3 --corpus responses
+
+A drafter learns to guess what its target will say, so it should train on what its target does say.
+Many texts are written in shared passes. Interrupt the command whenever you like: the same command
+goes on where it stopped, and loses or doubles no text. The folder holds Parquet shards with the
+columns id, category, temperature, seed, prompt and response (lists of token ids).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import tyro
+from torch import Tensor
+from tqdm import tqdm
+
+from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.target import Target, load_target
+from draftgym.decoding.provenance import describe_host, describe_target
+from draftgym.decoding.verify.rules import make_rule
+from draftgym.rollouts.decode.batched import Request, Response, write_batched
+from draftgym.rollouts.decode.interleaved import encode_prompt
+from draftgym.rollouts.prompts.sets import Prompt, load_prompts
+from draftgym.rollouts.responses.shards import check_same_prompts, read_done, response_table
+from draftgym.rollouts.traces.shards import ShardWriter, sole_writer
+
+
+@dataclass(frozen=True, kw_only=True)
+class RespondArgs:
+    """What to write.
+
+    Attributes:
+        out: Folder of the responses; a run that was interrupted goes on there.
+        prompts: train or heldout (shipped sets), or a JSON-lines file with question_id, category,
+            turns (first turns are answered). Do not train on what you will report.
+        limit_per_category: Keep at most this many prompts of each category.
+        temperatures: 0 takes the likeliest token every time, 1 samples from the model's
+            distribution. Every prompt is answered once at each of them, unless --shares is given.
+        shares: Answer every prompt only once: each temperature gets this share of the prompts (one
+            number per temperature). Which prompt gets which depends on the prompt's id and --seed.
+        max_new_tokens: Tokens per response at most.
+        max_prompt_tokens: Leave longer prompts out; default: whatever the target has room for.
+        seed: Seed of sampling; every prompt and temperature gets one of its own from it.
+        batch_size: Texts that are written in one pass. More is faster until arithmetic is the
+            limit, and takes more memory. In float32 it does not change the texts.
+        shard_texts: Texts per file. A killed process loses at most the work on that many and on
+            one batch; an interrupted one (Ctrl-C, SIGTERM) only the batch.
+        target: smollm2-135m (embedded), a Hugging Face folder, a Hub id or a .gguf file.
+        dtype: auto (a probe picks the faster one), float32 or bfloat16.
+        threads: CPU threads; default: every core this process may use.
+    """
+
+    out: Path
+    prompts: str = "train"
+    limit_per_category: int | None = None
+    temperatures: tuple[float, ...] = (0.0, 1.0)
+    shares: tuple[float, ...] | None = None
+    max_new_tokens: int = 256
+    max_prompt_tokens: int | None = None
+    seed: int = 0
+    batch_size: int = 32
+    shard_texts: int = 256
+    target: str = "smollm2-135m"
+    dtype: str = "auto"
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Written:
+    """What one run of the command did.
+
+    Attributes:
+        texts: Texts written now.
+        tokens: Their response tokens.
+        seconds: Time it took, prompts included, loading not.
+        done_before: Texts that were there already.
+    """
+
+    texts: int
+    tokens: int
+    seconds: float
+    done_before: int
+
+
+def respond(args: RespondArgs, target: Target | None = None) -> Written:
+    """Writes what is missing in the folder.
+
+    Args:
+        args: Settings.
+        target: The target that they name, where it is loaded already.
+
+    Raises:
+        DraftgymError: Bad settings, or a folder that was written with others.
+    """
+    _check_args(args)
+    prompts = load_prompts(args.prompts, limit_per_category=args.limit_per_category)
+    with sole_writer(args.out):
+        target = target or load_target(args.target, args.dtype, args.threads)
+        settings = describe_settings(args, target)
+        done = read_done(args.out, settings)
+        encoded = _fitting(args, target, prompts)
+        check_same_prompts(done, [(prompt.question_id, ids.tolist()) for prompt, ids in encoded])
+        wanted = make_requests(encoded, args.temperatures, args.shares, args.seed)
+        missing = [one for one in wanted if (one.question_id, one.temperature) not in done]
+        metadata = {"settings": settings, **describe_target(target), **describe_host()}
+        to_table = partial(response_table, metadata=metadata)
+        with ShardWriter(args.out, to_table, args.shard_texts) as writer:
+            tokens, seconds = _write(args, target, missing, len(wanted), writer)
+    return Written(len(missing), tokens, seconds, len(wanted) - len(missing))
+
+
+def make_requests(
+    prompts: Sequence[tuple[Prompt, Tensor]],
+    temperatures: Sequence[float],
+    shares: Sequence[float] | None,
+    seed: int,
+) -> list[Request]:
+    """What to write, the longest prompts first.
+
+    Temperature and seed of a text depend on its question's id and on the arguments, not on the
+    other prompts: a longer prompt file changes nothing in the texts that are there.
+
+    Args:
+        prompts: Prompts with their token ids.
+        temperatures: At which to answer.
+        shares: How the prompts are dealt out to the temperatures; None answers each at all.
+        seed: Seed of everything.
+    """
+    requests = []
+    for prompt, ids in prompts:
+        question = prompt.question_id
+        chosen = temperatures if shares is None else [_dealt(question, temperatures, shares, seed)]
+        requests += [
+            Request(question, prompt.category, one, _hash(seed, question, one), ids)
+            for one in chosen
+        ]
+    return sorted(requests, key=lambda one: len(one.prompt), reverse=True)
+
+
+def describe_settings(args: RespondArgs, target: Target) -> dict[str, Any]:
+    """What decides the texts, and so must not change when a run goes on."""
+    return {
+        "fingerprint": target.fingerprint,
+        "dtype": target.precision.dtype,
+        "temperatures": list(args.temperatures),
+        "shares": None if args.shares is None else list(args.shares),
+        "max_new_tokens": args.max_new_tokens,
+        "seed": args.seed,
+    }
+
+
+def _write(
+    args: RespondArgs,
+    target: Target,
+    requests: Sequence[Request],
+    total: int,
+    writer: ShardWriter[Response],
+) -> tuple[int, float]:
+    """Writes all requests; returns response tokens and seconds."""
+    tokens, start = 0, time.perf_counter()
+    pause = 0.5 if sys.stderr.isatty() else 10.0  # seconds; a log file wants few lines
+    with tqdm(
+        total=total, initial=total - len(requests), desc="responses", unit="text", mininterval=pause
+    ) as bar:
+        for response in write_batched(target, requests, args.max_new_tokens, args.batch_size):
+            writer.add(response)
+            tokens += len(response.tokens)
+            speed = tokens / (time.perf_counter() - start)
+            bar.set_postfix_str(f"{speed:.0f} tokens/s", refresh=False)
+            bar.update()
+    return tokens, time.perf_counter() - start
+
+
+def _fitting(
+    args: RespondArgs, target: Target, prompts: Iterable[Prompt]
+) -> list[tuple[Prompt, Tensor]]:
+    """Prompts with their token ids; those that are too long are left out with a note."""
+    room = target.context_limit - args.max_new_tokens - 1
+    limit = room if args.max_prompt_tokens is None else min(room, args.max_prompt_tokens)
+    encoded = [(prompt, encode_prompt(target, prompt)) for prompt in prompts]
+    kept = [(prompt, ids) for prompt, ids in encoded if len(ids) <= limit]
+    if not kept:
+        raise DraftgymError(
+            f"no prompt of {args.prompts} has at most {limit} tokens",
+            "lower --max-new-tokens or raise --max-prompt-tokens",
+        )
+    if left_out := len(encoded) - len(kept):
+        print(f"note: {left_out} prompts of more than {limit} tokens left out", file=sys.stderr)
+    return kept
+
+
+def _dealt(
+    question: str, temperatures: Sequence[float], shares: Sequence[float], seed: int
+) -> float:
+    """The one temperature of a question, drawn by its id."""
+    draw = _hash(seed, question, None) / 2**63 * sum(shares)
+    bounds = accumulate(shares)
+    # The last one takes what rounding of the sum leaves over.
+    below = (one for one, bound in zip(temperatures, bounds, strict=True) if draw < bound)
+    return next(below, temperatures[-1])
+
+
+def _hash(*facts: int | str | float | None) -> int:
+    """63 bits that depend on the facts alone (unlike `hash`, the same in every process)."""
+    digest = hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def _check_args(args: RespondArgs) -> None:
+    """Raises `DraftgymError` for settings that cannot work, before anything is loaded."""
+    for option in ("max_new_tokens", "batch_size", "shard_texts"):
+        if getattr(args, option) < 1:
+            name = "--" + option.replace("_", "-")
+            raise DraftgymError(f"{name} is {getattr(args, option)}", "give at least one")
+    if len(set(args.temperatures)) != len(args.temperatures) or not args.temperatures:
+        raise DraftgymError(
+            f"--temperatures are {list(args.temperatures)}", "name one or several, each once"
+        )
+    for temperature in args.temperatures:
+        make_rule(None, temperature, args.seed, vocab_size=1)
+    if args.shares is not None:
+        fine = len(args.shares) == len(args.temperatures) and min(args.shares, default=0) >= 0
+        if not fine or not sum(args.shares) > 0:
+            raise DraftgymError(
+                f"--shares are {list(args.shares)}",
+                "give one number of at least 0 per temperature, as in --shares 0.65 0.35",
+            )
+
+
+def main(arguments: Sequence[str]) -> None:
+    """`draftgym respond`."""
+    parsed = tyro.cli(RespondArgs, args=arguments, description=__doc__, prog="draftgym respond")
+    result = respond(parsed)
+    print(
+        f"{parsed.out}: {result.texts} texts, {result.tokens} tokens written in "
+        f"{result.seconds:.0f} s ({result.done_before} texts were there already)"
+    )

@@ -1,0 +1,1 @@
+"""Traces: what every arm would have done at every position of texts that the target wrote."""

@@ -1,0 +1,200 @@
+"""Collect traces: what every arm would do at every position of texts that the target writes.
+
+    $ draftgym collect --prompts train --out runs/traces
+    $ draftgym collect --prompts heldout --out runs/heldout --arms eagle3:2 ngram:8
+    $ python train_router.py --traces runs/traces
+
+Routers are trained, compared and bounded on traces thousands of times faster than by decoding, with
+the same rounds (`draftgym.rollouts.replay.replay`). Interrupt the command whenever you like: the
+same command goes on where it stopped. Other prompts may be added to a folder, other arms, weights
+or settings not.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import tyro
+from torch import Tensor
+from tqdm import tqdm
+
+from draftgym.decoding.arms import Arm, check_arms, parse_arm
+from draftgym.decoding.costs.calibration import load_cost_model
+from draftgym.decoding.drafting import Drafter
+from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.target import Target
+from draftgym.decoding.provenance import describe_host
+from draftgym.decoding.verify.rules import make_rule
+from draftgym.rollouts.decode.interleaved import encode_prompt
+from draftgym.rollouts.decode.options import DecodingOptions
+from draftgym.rollouts.prompts.sets import Prompt, interleave_categories, load_prompts
+from draftgym.rollouts.traces.counterfactual import TraceRequest, hash_prompt, trace_texts
+from draftgym.rollouts.traces.file import read_done, read_origin, read_traces, trace_table
+from draftgym.rollouts.traces.shards import ShardWriter, shards_in, sole_writer
+from draftgym.rollouts.traces.trace import TextTrace, TraceOrigin, TraceSet
+
+DEFAULT_ARMS = (
+    *("eagle3:1", "eagle3:2", "eagle3:3", "eagle3:4", "eagle3:3x6", "eagle3:4x8"),
+    *("dflash:1", "dflash:2", "dflash:4", "dflash:3x6", "dflash:4x8"),
+    *("ngram:3", "ngram:8", "ngram:16"),
+)
+"""Small arms of every drafter that is no language model itself; `plain` needs no trace."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectArgs(DecodingOptions):
+    """What to trace.
+
+    Attributes:
+        out: Folder of the traces; a run that was interrupted goes on there.
+        arms: What is asked at every position: drafters with draft lengths (eagle3:4) or trees
+            (eagle3:5x16). Chains of one drafter cost no more than its longest.
+        prompts: train or heldout (shipped sets), or a JSON-lines file with question_id, category,
+            turns. Train routers on train, report on heldout.
+        categories: Keep only these categories.
+        limit_per_category: Keep at most this many prompts of each category.
+        batch_size: Texts that the target writes in one pass.
+        shard_texts: Texts per file: what a killed process loses at most.
+    """
+
+    out: Path = Path("runs/traces")
+    arms: tuple[str, ...] = DEFAULT_ARMS
+    prompts: str = "train"
+    categories: tuple[str, ...] | None = None
+    limit_per_category: int | None = None
+    max_new_tokens: int = 128
+    batch_size: int = 32
+    shard_texts: int = 32
+
+
+def collect(args: CollectArgs) -> TraceSet:
+    """Traces what is missing in the folder; returns all that it holds.
+
+    Raises:
+        DraftgymError: Anything the user can mend; found before anything is traced.
+    """
+    arms, args = _check_args(args), _in_the_dtype_of(args)
+    prompts = load_prompts(
+        args.prompts, limit_per_category=args.limit_per_category, categories=args.categories
+    )
+    with sole_writer(args.out):
+        target, drafters = args.load()
+        check_arms(arms, drafters)
+        origin = describe_origin(args, target, drafters, arms)
+        done = read_done(args.out, origin)
+        requests = [
+            TraceRequest(prompt.question_id, prompt.category, ids)
+            for prompt, ids in _encode(target, interleave_categories(prompts))
+        ]
+        _check_same_prompts(done, requests)
+        missing = [one for one in requests if one.question_id not in done]
+        _trace_missing(args, target, drafters, arms, missing, origin)
+    return read_traces(args.out)
+
+
+def _in_the_dtype_of(args: CollectArgs) -> CollectArgs:
+    """With dtype `auto`, that of the traces that are there: a probe may come out another way."""
+    shards = shards_in(args.out) if args.out.is_dir() else []
+    if args.dtype != "auto" or not shards:
+        return args
+    return replace(args, dtype=read_origin(shards[0]).dtype)
+
+
+def describe_origin(
+    args: CollectArgs, target: Target, drafters: Mapping[str, Drafter], arms: Sequence[Arm]
+) -> TraceOrigin:
+    """What the traces' file says about where they come from."""
+    used = {arm.drafter: drafters[arm.drafter] for arm in arms}
+    rule = make_rule(args.verification, args.temperature, args.seed, target.vocab_size)
+    return TraceOrigin(
+        target=target.name,
+        target_fingerprint=target.fingerprint,
+        dtype=target.precision.dtype,
+        drafters={name: drafter.fingerprint for name, drafter in used.items()},
+        lags={name: drafter.lag for name, drafter in used.items()},
+        arms=tuple(map(str, arms)),
+        verification=rule.name,
+        temperature=args.temperature,
+        seed=args.seed,
+        max_new_tokens=args.max_new_tokens,
+        cost_model=load_cost_model(target, drafters),
+        host=describe_host(),
+    )
+
+
+def _trace_missing(
+    args: CollectArgs,
+    target: Target,
+    drafters: Mapping[str, Drafter],
+    arms: Sequence[Arm],
+    requests: Sequence[TraceRequest],
+    origin: TraceOrigin,
+) -> None:
+    positions, start = 0, time.perf_counter()
+    pause = 0.5 if sys.stderr.isatty() else 10.0  # seconds; a log file wants few lines
+    to_table = partial(trace_table, origin=origin)
+    with (
+        ShardWriter(args.out, to_table, args.shard_texts) as writer,
+        tqdm(total=len(requests), desc="tracing", unit="text", mininterval=pause) as bar,
+    ):
+        for text in _trace(args, target, drafters, arms, requests):
+            writer.add(text)
+            positions += len(text)
+            speed = positions / (time.perf_counter() - start)
+            bar.set_postfix_str(f"{speed:.0f} positions/s", refresh=False)
+            bar.update()
+
+
+def _trace(
+    args: CollectArgs,
+    target: Target,
+    drafters: Mapping[str, Drafter],
+    arms: Sequence[Arm],
+    requests: Sequence[TraceRequest],
+) -> Iterator[TextTrace]:
+    rule = make_rule(args.verification, args.temperature, args.seed, target.vocab_size)
+    for start in range(0, len(requests), args.batch_size):
+        group = requests[start : start + args.batch_size]
+        yield from trace_texts(target, drafters, arms, group, rule, args.max_new_tokens)
+
+
+def _encode(target: Target, prompts: Sequence[Prompt]) -> list[tuple[Prompt, Tensor]]:
+    return [(prompt, encode_prompt(target, prompt)) for prompt in prompts]
+
+
+def _check_same_prompts(done: Mapping[str, str], requests: Sequence[TraceRequest]) -> None:
+    for request in requests:
+        before = done.get(request.question_id)
+        if before is not None and before != hash_prompt(request.prompt):
+            raise DraftgymError(
+                f"question {request.question_id!r} was traced before with another text",
+                "give changed prompts new ids, or trace into another folder with --out",
+            )
+
+
+def _check_args(args: CollectArgs) -> list[Arm]:
+    """The arms to trace; raises `DraftgymError` for settings that cannot work."""
+    if args.verification == "rejection":
+        raise DraftgymError(
+            "texts under rejection verification depend on the arm", "use greedy or coupled"
+        )
+    for option in ("max_new_tokens", "batch_size", "shard_texts"):
+        if getattr(args, option) < 1:
+            name = "--" + option.replace("_", "-")
+            raise DraftgymError(f"{name} is {getattr(args, option)}", "give at least one")
+    arms = [arm for arm in map(parse_arm, dict.fromkeys(args.arms)) if arm.drafts]
+    if not arms:
+        raise DraftgymError("--arms names nothing that drafts", "name some, such as eagle3:2")
+    return arms
+
+
+def main(arguments: Sequence[str]) -> None:
+    """`draftgym collect`."""
+    parsed = tyro.cli(CollectArgs, args=arguments, description=__doc__, prog="draftgym collect")
+    traces = collect(parsed)
+    print(f"{parsed.out}: {len(traces.texts)} texts, {traces.positions} positions")

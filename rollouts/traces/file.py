@@ -1,0 +1,195 @@
+"""Traces on disk: a folder of Parquet shards, one row per token.
+
+    column             type                  what
+    question_id        dictionary<string>    which prompt
+    category           dictionary<string>    what kind
+    prompt_hash        dictionary<string>    short hash of the prompt's token ids
+    prompt_tokens      int32                 their number
+    position           int32                 place of the token in the new text, from 0
+    token              int32                 its id
+    entropy ..         float32               `draftgym.decoding.observation.TEXT_SIGNALS`
+    hidden             float32[d]            final hidden state that the token was chosen from
+    <arm>.committed    int16                 what a round whose anchor is this token would do;
+    <arm>.drafted      int16                 0 in the last row of a text, which needs no round
+    <arm>.depth        int16
+    <drafter>.logprobs float32[longest]      what the drafter thought of its longest chain's tokens
+
+A text lies in one shard, its rows in order. The schema's metadata holds one JSON object under the
+key `draftgym`: kind, schema version, and the `TraceOrigin` with hashes, seed and cost model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.observation import TEXT_SIGNALS
+from draftgym.rollouts.traces.shards import shards_in
+from draftgym.rollouts.traces.trace import ArmTrace, TextTrace, TraceOrigin, TraceSet
+
+KIND, SCHEMA_VERSION = "trace", 2
+METADATA_KEY = b"draftgym"
+TEXT_COLUMNS = ("question_id", "category", "prompt_hash")
+LOGPROBS = ".logprobs"
+AGAIN = "collect it again with draftgym collect"
+
+
+def trace_table(texts: Sequence[TextTrace], origin: TraceOrigin) -> Any:
+    """A shard's table."""
+    import pyarrow as pa
+
+    def column(name: str) -> Any:
+        repeated = [value for text in texts for value in [getattr(text, name)] * len(text.tokens)]
+        return pa.array(repeated).dictionary_encode()
+
+    columns = {name: column(name) for name in TEXT_COLUMNS}
+    lengths = [len(text.tokens) for text in texts]
+    prompts = np.repeat([text.prompt_tokens for text in texts], lengths).astype(np.int32)
+    columns["prompt_tokens"] = pa.array(prompts)
+    columns["position"] = pa.array(np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]))
+    tokens = np.concatenate([text.tokens for text in texts]).astype(np.int32)
+    columns["token"] = pa.array(tokens)
+    signals = np.concatenate([text.signals for text in texts])
+    for index, name in enumerate(TEXT_SIGNALS):
+        columns[name] = pa.array(signals[:, index])
+    hidden = np.concatenate([text.hidden for text in texts])
+    columns["hidden"] = pa.FixedSizeListArray.from_arrays(hidden.ravel(), hidden.shape[1])
+    for arm in origin.arms:
+        for part in ("committed", "drafted", "depth"):
+            rows = [np.append(getattr(text.arms[arm], part), 0) for text in texts]
+            columns[f"{arm}.{part}"] = pa.array(np.concatenate(rows).astype(np.int16))
+    for drafter in texts[0].logprobs:
+        rows = [np.pad(text.logprobs[drafter], ((0, 1), (0, 0))) for text in texts]
+        chains = np.concatenate(rows).astype(np.float32)
+        lists = pa.FixedSizeListArray.from_arrays(chains.ravel(), chains.shape[1])
+        columns[f"{drafter}{LOGPROBS}"] = lists
+    body = {"kind": KIND, "schema_version": SCHEMA_VERSION, "origin": origin.to_json()}
+    table = pa.table(columns)
+    return table.replace_schema_metadata({METADATA_KEY: json.dumps(body).encode()})
+
+
+def read_traces(folder: Path) -> TraceSet:
+    """Reads every shard of a folder.
+
+    Raises:
+        DraftgymError: No shards, a damaged or foreign file, or shards of different origins.
+    """
+    shards = shards_in(folder) if folder.is_dir() else []
+    if not shards:
+        raise DraftgymError(f"no traces in {folder}", f"make some: draftgym collect --out {folder}")
+    origin = read_origin(shards[0])
+    texts: list[TextTrace] = []
+    for shard in shards:
+        require_same(read_origin(shard), origin, shard)
+        texts += _read_texts(shard, origin)
+    return TraceSet(origin, texts)
+
+
+def read_origin(shard: Path) -> TraceOrigin:
+    """Where a shard's traces come from.
+
+    Raises:
+        DraftgymError: It is no trace, of another version, or damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    try:
+        stored = (pyarrow.parquet.read_schema(shard).metadata or {}).get(METADATA_KEY)
+        body = json.loads(stored) if stored else {}
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DraftgymError(f"cannot read {shard}: {error}", f"delete it and {AGAIN}") from error
+    if body.get("kind") != KIND:
+        raise DraftgymError(
+            f"{shard} holds no traces", "name a folder of draftgym.rollouts.traces.collect"
+        )
+    if body.get("schema_version") != SCHEMA_VERSION:
+        raise DraftgymError(
+            f"{shard} has trace version {body.get('schema_version')}, this program reads "
+            f"{SCHEMA_VERSION}",
+            AGAIN,
+        )
+    return TraceOrigin.from_json(body["origin"])
+
+
+def read_done(folder: Path, origin: TraceOrigin) -> dict[str, str]:
+    """Prompt hashes of the texts that are there, by question id.
+
+    Raises:
+        DraftgymError: A damaged shard, or traces of another origin.
+    """
+    import pyarrow.parquet
+
+    done: dict[str, str] = {}
+    for shard in shards_in(folder):
+        require_same(read_origin(shard), origin, shard)
+        table = pyarrow.parquet.read_table(shard, columns=["question_id", "prompt_hash"])
+        questions, hashes = (column.to_pylist() for column in table.columns)
+        done.update(zip(questions, hashes, strict=True))
+    return done
+
+
+def require_same(found: TraceOrigin, wanted: TraceOrigin, where: Path) -> None:
+    """Raises `DraftgymError` for traces of another origin: other weights, arms or settings."""
+    differences = found.differences(wanted)
+    if differences:
+        raise DraftgymError(
+            f"{where} has traces of another origin ({'; '.join(differences)})",
+            f"use the same target, drafters and settings, or {AGAIN} into another folder",
+        )
+
+
+def _read_texts(shard: Path, origin: TraceOrigin) -> list[TextTrace]:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(shard).combine_chunks()
+        arrays = {name: _array(table.column(name)) for name in table.column_names}
+        starts = np.flatnonzero(arrays["position"] == 0)
+        stops = [*starts[1:], len(table)]
+        return [
+            _read_text(arrays, slice(int(start), int(stop)), origin)
+            for start, stop in zip(starts, stops, strict=True)
+        ]
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        raise DraftgymError(f"cannot read {shard}: {error}", f"delete it and {AGAIN}") from error
+
+
+def _array(column: Any) -> NDArray[Any]:
+    """A column as an array; lists of one length become rows."""
+    whole = column.combine_chunks()
+    if str(whole.type).startswith("fixed_size_list"):
+        return np.asarray(whole.flatten().to_numpy().reshape(len(whole), -1))
+    return np.asarray(column.to_numpy())
+
+
+def _read_text(arrays: dict[str, NDArray[Any]], rows: slice, origin: TraceOrigin) -> TextTrace:
+    rounds = slice(rows.start, rows.stop - 1)
+
+    def arm(name: str) -> ArmTrace:
+        parts = ("committed", "drafted", "depth")
+        return ArmTrace(*(arrays[f"{name}.{part}"][rounds].astype(np.int64) for part in parts))
+
+    question, category, prompt = (str(arrays[name][rows.start]) for name in TEXT_COLUMNS)
+    return TextTrace(
+        question,
+        category,
+        prompt,
+        int(arrays["prompt_tokens"][rows.start]),
+        arrays["token"][rows].astype(np.int64),
+        np.column_stack([arrays[name][rows] for name in TEXT_SIGNALS]),
+        arrays["hidden"][rows],
+        {name: arm(name) for name in origin.arms},
+        {
+            name.removesuffix(LOGPROBS): column[rounds]
+            for name, column in arrays.items()
+            if name.endswith(LOGPROBS)
+        },
+    )

@@ -1,0 +1,99 @@
+"""A folder of Parquet shards that grows text by text and survives being killed.
+
+A shard appears under its name only when it is whole. What was in memory when the process died is
+written again by the next run, token for token, since a text depends on its request alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+from filelock import FileLock, Timeout
+
+from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.provenance import check_run_folder
+
+Item = TypeVar("Item")
+
+
+class ShardWriter(Generic[Item]):
+    """Collects texts and writes a shard whenever enough are there, and on leaving.
+
+    Args:
+        folder: Where.
+        to_table: Makes a pyarrow table of some texts.
+        size: Texts per shard.
+    """
+
+    def __init__(self, folder: Path, to_table: Callable[[Sequence[Item]], Any], size: int) -> None:
+        self.folder, self.to_table, self.size = folder, to_table, size
+        self._buffer: list[Item] = []
+        self._next = 1 + max((_number(shard) for shard in shards_in(folder)), default=-1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.flush()  # an interrupt keeps what is finished
+
+    def add(self, text: Item) -> None:
+        """Takes a finished text."""
+        self._buffer.append(text)
+        if len(self._buffer) >= self.size:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what is there as a shard of its own."""
+        import pyarrow.parquet
+
+        if not self._buffer:
+            return
+        shard = self.folder / f"part-{self._next:05d}.parquet"
+        unfinished = shard.with_name(f".{shard.name}")  # readers of the folder pass over it
+        table = self.to_table(self._buffer)
+        pyarrow.parquet.write_table(table, unfinished, compression="zstd")
+        unfinished.replace(shard)
+        self._buffer.clear()
+        self._next += 1
+
+
+def shards_in(folder: Path) -> list[Path]:
+    """Whole shards of a folder, in the order in which they were written."""
+    return sorted(folder.glob("part-*.parquet"), key=_number)
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Makes a folder and keeps other writers out; the lock vanishes with its process."""
+    check_run_folder(folder, "--out")
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise DraftgymError(
+            f"another process is writing to {folder}", "wait for it, or name another --out"
+        ) from None
+    except OSError as error:
+        raise DraftgymError(
+            f"cannot write to {folder}: {error.strerror}", "name another folder with --out"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _number(shard: Path) -> int:
+    digits = shard.stem.partition("-")[2]
+    if not digits.isdecimal():
+        raise DraftgymError(f"{shard} is no shard of this folder", "move the file elsewhere")
+    return int(digits)

@@ -1,0 +1,214 @@
+"""A trace: what every arm would have done at every position of a text.
+
+A policy never changes the text, and a proposal depends on the committed prefix alone. So one text
+with every arm's counterfactuals holds the rounds of *any* policy: rounds can be replayed, and
+perfect choice computed, without decoding again.
+
+Notation: m = new tokens of a text, n = m - 1 = positions at which a round can begin, d = hidden
+size of the target.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from draftgym.decoding.arms import Arm
+from draftgym.decoding.costs.latency import CostModel
+from draftgym.decoding.errors import DraftgymError
+
+
+@dataclass(frozen=True)
+class ArmTrace:
+    """What one arm would have done, per position of the anchor.
+
+    Attributes:
+        committed: Tokens a round with this arm would have committed `[n]`, at least 1.
+        drafted: Tokens it would have proposed `[n]`.
+        depth: Tokens on its longest path `[n]`.
+    """
+
+    committed: NDArray[np.int64]
+    drafted: NDArray[np.int64]
+    depth: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TextTrace:
+    """A text with every arm's counterfactuals.
+
+    Position i stands for the round whose anchor is the i-th new token. The last token of a text
+    needs no round; what a router would observe there is kept all the same.
+
+    Attributes:
+        question_id: Which prompt.
+        category: Its category.
+        prompt_hash: Short hash of the prompt's token ids.
+        prompt_tokens: Their number.
+        tokens: New tokens `[m]`.
+        signals: `TEXT_SIGNALS` of each, float32 `[m, 4]`.
+        hidden: The target's final hidden state that each was chosen from, float32 `[m, d]`.
+        arms: One trace per arm that drafts, by the arm's text.
+        logprobs: What the drafter itself thought of its longest chain, by drafter: log-probability
+            of every token at temperature 1, float32 `[n, longest]`; 0 behind the chain's end.
+    """
+
+    question_id: str
+    category: str
+    prompt_hash: str
+    prompt_tokens: int
+    tokens: NDArray[np.int64]
+    signals: NDArray[np.float32]
+    hidden: NDArray[np.float32]
+    arms: dict[str, ArmTrace]
+    logprobs: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Positions at which a round can begin."""
+        return len(self.tokens) - 1
+
+    def committed(self, arm: Arm) -> NDArray[np.int64]:
+        """Tokens that a round with this arm commits, by position `[n]`; drafting nothing, 1."""
+        if arm.drafts:
+            return self.arms[str(arm)].committed
+        return np.ones(len(self), dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class TraceOrigin:
+    """Where traces come from. Traces that differ in any of this must not be mixed.
+
+    Attributes:
+        target: Name of the target.
+        target_fingerprint: Hash of its weights.
+        dtype: What it ran in.
+        drafters: Hash of each drafter's weights, by name.
+        lags: Committed positions that each drafter leaves to its next draft (`Drafter.lag`).
+        arms: The arms that were asked.
+        verification: `greedy` or `coupled`.
+        temperature: Sampling temperature.
+        seed: Seed of the sampling noise, the same for every text.
+        max_new_tokens: Token limit of a text.
+        cost_model: Costs on the host that collected; not part of the identity.
+        host: Processor, versions, revision, command; the same.
+    """
+
+    target: str
+    target_fingerprint: str
+    dtype: str
+    drafters: dict[str, str]
+    lags: dict[str, int]
+    arms: tuple[str, ...]
+    verification: str
+    temperature: float
+    seed: int
+    max_new_tokens: int
+    cost_model: CostModel = field(compare=False)
+    host: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def name(self) -> str:
+        """The target's name; with `fingerprint`, whom policies are for."""
+        return self.target
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the target's weights."""
+        return self.target_fingerprint
+
+    def differences(self, other: TraceOrigin) -> list[str]:
+        """What is not the same in two origins, as text."""
+        names = [one.name for one in fields(self) if one.compare]
+        pairs = [(name, getattr(self, name), getattr(other, name)) for name in names]
+        return [f"{name}: {mine} / {theirs}" for name, mine, theirs in pairs if mine != theirs]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON types."""
+        return asdict(replace(self, arms=tuple(self.arms)))
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> TraceOrigin:
+        """Reads what `to_json` made, after a way through a file.
+
+        Raises:
+            DraftgymError: Its costs are no cost model.
+        """
+        costs = CostModel.from_json(json.dumps(body["cost_model"]))
+        return cls(**{**body, "arms": tuple(body["arms"]), "cost_model": costs})
+
+    def describe(self) -> dict[str, Any]:
+        """What a file of figures says: instead of the costs, where they were measured."""
+        body = self.to_json()
+        body["costs_of"] = body.pop("cost_model")["host"]
+        return body
+
+
+@dataclass(frozen=True)
+class TraceSet:
+    """Traces of one origin.
+
+    Attributes:
+        origin: Where they come from.
+        texts: The texts.
+    """
+
+    origin: TraceOrigin
+    texts: list[TextTrace]
+
+    @property
+    def positions(self) -> int:
+        """Positions at which a round can begin, in all texts."""
+        return sum(map(len, self.texts))
+
+    def only(self, categories: Iterable[str]) -> TraceSet:
+        """The texts of some categories.
+
+        Raises:
+            DraftgymError: There is none.
+        """
+        wanted = set(categories)
+        texts = [text for text in self.texts if text.category in wanted]
+        if not texts:
+            known = ", ".join(sorted({text.category for text in self.texts}))
+            raise DraftgymError(
+                f"no trace of category {', '.join(sorted(wanted))}", f"choose from {known}"
+            )
+        return replace(self, texts=texts)
+
+    def split(self, share: float) -> tuple[TraceSet, TraceSet]:
+        """Most of the texts, and about `share` of them set aside.
+
+        Which texts those are depends on their question ids alone, so every trainer sets the same
+        ones aside. Both parts have a text at least.
+
+        Raises:
+            DraftgymError: There are fewer than two texts.
+        """
+        if len(self.texts) < 2:
+            raise DraftgymError("these traces hold a single text", "collect more of them")
+        order = sorted(self.texts, key=lambda text: _hash(text.question_id))
+        count = min(max(1, round(share * len(order))), len(order) - 1)
+        aside = {text.question_id for text in order[:count]}
+        kept = [text for text in self.texts if text.question_id not in aside]
+        others = [text for text in self.texts if text.question_id in aside]
+        return replace(self, texts=kept), replace(self, texts=others)
+
+    def check_arms(self, arms: Iterable[Arm]) -> None:
+        """Raises `DraftgymError` for an arm that was not traced."""
+        for arm in arms:
+            if arm.drafts and str(arm) not in self.origin.arms:
+                raise DraftgymError(
+                    f"arm {str(arm)!r} is not in these traces",
+                    f"choose from {', '.join(self.origin.arms)}, or collect it with "
+                    "draftgym collect --arms ...",
+                )
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()

@@ -1,0 +1,175 @@
+"""`evaluate.py --scheduler`: figures by hand, paired cells, a table, JSON and a page."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from draftgym.agents.scheduler.cell_args import CellArgs
+from draftgym.agents.scheduler.evaluation import (
+    EvaluateSchedulersArgs,
+    chosen_schedulers,
+    evaluate_schedulers,
+)
+from draftgym.agents.scheduler.play import play_rounds, run_scheduler
+from draftgym.agents.scheduler.tally import jain, tally
+from draftgym.agents.scheduler.workers import CellScheduler
+from draftgym.decoding.errors import DraftgymError
+from draftgym.envs.cell.cell import Cell
+from draftgym.envs.cell.round import CellRound, CellTime
+from draftgym.envs.cell.users import Turnover
+from draftgym.envs.scheduler.observation import CELL_FEATURES, USER_FEATURES
+from draftgym.policies.schedulers.learned import (
+    LENGTHS,
+    LearnedScheduler,
+    SchedulerHead,
+    save_scheduler,
+)
+from draftgym.rollouts.traces.file import trace_table
+from draftgym.rollouts.traces.shards import ShardWriter
+from tests.handmade_users import MODES, user_table, user_traces
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Traces on disk, and a trained scheduler in `run/policy`."""
+    traces = user_traces()
+    with ShardWriter(tmp_path, partial(trace_table, origin=traces.origin), 9) as writer:
+        for text in traces.texts:
+            writer.add(text)
+    head = SchedulerHead(LENGTHS, 6, USER_FEATURES, CELL_FEATURES)
+    policy = LearnedScheduler(head.network(8), head)
+    save_scheduler(policy, user_table().arms, traces.origin, tmp_path / "run" / "policy", {})
+    return tmp_path
+
+
+def args_of(folder: Path, *scheduler: str) -> EvaluateSchedulersArgs:
+    """A small comparison."""
+    cell = CellArgs(users=3, deadline=1.0)
+    return EvaluateSchedulersArgs(scheduler=scheduler, traces=folder, cell=cell, cells=3, rounds=10)
+
+
+def hand_round(
+    seconds: float,
+    committed: tuple[int, int],
+    drafted: tuple[int, int] = (0, 0),
+    newcomers: tuple[bool, bool] = (False, False),
+    present: tuple[bool, bool] = (True, True),
+) -> CellRound:
+    """A round of one cell with two places, of which all took `seconds`."""
+    nothing, one = np.zeros(1), np.array([seconds])
+    new = np.array([newcomers])
+    taken = np.array([committed]) > 0
+    time = CellTime(one, nothing, nothing, nothing, nothing)
+    counts = np.array([drafted]), np.array([committed]), np.zeros((1, 2), np.int64)
+    shares = np.zeros((1, 2))
+    turnover = Turnover(new, new, new)
+    return CellRound(np.array([present]), taken, *counts, shares, time, nothing, turnover)
+
+
+def test_figures_are_what_a_hand_reckons() -> None:
+    one = tally([hand_round(1.0, (1, 3), (2, 4)), hand_round(3.0, (3, 1), (4, 0))])
+    assert one.tokens[0] == 8 and one.seconds[0] == 4.0 and one.goodput == 2.0
+    assert one.round_goodput[0] == pytest.approx((4 / 1 + 4 / 3) / 2)
+    assert one.drafted[0] == 10 and one.accepted[0] == 4 and one.wasted == pytest.approx(0.6)
+    assert one.rates[0].tolist() == [1.0, 1.0] and one.fairness == 1.0
+    # 3 tokens took 1/3 s each, 1 took 1 s, 3 took 1 s each, 1 took 3 s.
+    assert one.latency(30) == pytest.approx(1 / 3) and one.latency(50) == 1.0
+    assert one.latency(99) == 3.0
+
+
+def test_waiting_counts_from_when_a_user_was_verified_last() -> None:
+    one = tally([hand_round(1.0, (1, 0)), hand_round(1.0, (1, 0)), hand_round(2.0, (1, 2))])
+    assert sorted(one.token_seconds.tolist()) == [1.0, 1.0, 2.0, 2.0]
+
+
+def test_who_comes_into_a_place_is_another_user() -> None:
+    first = hand_round(2.0, (2, 4), newcomers=(True, False))
+    one = tally([first, hand_round(2.0, (6, 4))])
+    assert sorted(one.rates[0].tolist()) == [1.0, 2.0, 3.0]
+    empty = [hand_round(2.0, (0, 4), present=(False, True)) for _ in range(2)]
+    assert tally(empty).rates[0].tolist() == [2.0]
+
+
+def test_jains_index_is_1_for_equals_and_1_over_n_for_one_who_has_all() -> None:
+    assert jain(np.ones(5)) == 1.0 and jain(np.array([3.0, 0, 0, 0])) == 0.25
+    assert jain(np.zeros(3)) == 1.0
+
+
+@pytest.mark.parametrize("mode", ["synchronous", "everything"])
+def test_the_tally_is_what_the_benchmark_counts(mode: str) -> None:
+    cell, seeds = Cell(user_table(), MODES[mode], 3), partial(np.random.default_rng, 0)
+    reached = run_scheduler("heterogeneous@beta", cell, seeds(), 20)
+    one = tally(play_rounds(lambda c: CellScheduler("heterogeneous@beta", c), cell, seeds(), 20))
+    for name in ("tokens", "seconds", "round_goodput", "drafted", "accepted"):
+        np.testing.assert_allclose(getattr(one, name), getattr(reached, name))
+    assert one.token_counts.sum() == one.tokens.sum()
+
+
+def test_everybody_plays_the_same_cells_and_the_first_is_the_reference(folder: Path) -> None:
+    specs = "fixed", "homogeneous@mean", "p2p", str(folder / "run" / "policy")
+    rows = evaluate_schedulers(args_of(folder, *specs))
+    assert [row.scheduler for row in rows] == ["fixed", "homogeneous@mean", "p2p", "run"]
+    alone = evaluate_schedulers(args_of(folder, "homogeneous@mean"))[0]
+    assert alone.cell_goodputs == rows[1].cell_goodputs, "whoever else plays"
+    first = rows[0]
+    assert (first.over_first.low, first.over_first.value, first.over_first.high) == (1, 1, 1)
+    assert rows[1].over_first.value == pytest.approx(rows[1].goodput / first.goodput)
+    for row in rows:
+        low, middle, high = row.user_rates
+        assert low <= middle <= high and 1 / 3 <= row.fairness <= 1
+        assert list(row.token_latency.values()) == sorted(row.token_latency.values())
+        assert 0 <= row.wasted <= 1
+
+
+def test_a_scheduler_is_served_to_more_users_than_it_was_trained_with(folder: Path) -> None:
+    args = args_of(folder, str(folder / "run" / "policy"))
+    assert evaluate_schedulers(replace(args, cell=CellArgs(users=9)))[0].goodput > 0
+
+
+def test_figures_reach_json_and_a_page(folder: Path) -> None:
+    pytest.importorskip("matplotlib")
+    where = {"json": folder / "out.json", "report": folder / "report"}
+    rows = evaluate_schedulers(
+        replace(args_of(folder, "fixed", "heterogeneous@given"), known=folder, **where)
+    )
+    body = json.loads((folder / "out.json").read_text())
+    assert [one["goodput"] for one in body["schedulers"]] == [row.goodput for row in rows]
+    assert {"cpu", "target", "fingerprint", "cell", "git_revision"} <= set(body["environment"])
+    page = (folder / "report" / "index.html").read_text()
+    assert "heterogeneous@given" in page and f"{rows[1].goodput:.2f}" in page
+    assert (folder / "report" / "goodput.svg").read_text().startswith("<")
+
+
+def test_schedulers_that_cannot_play_are_refused_before_anything_is_played(folder: Path) -> None:
+    origin = user_traces().origin
+    for specs, problem in [
+        (("fixed", "heterogenous@beta"), "unknown rule"),
+        (("fixed", "fixed"), "named twice"),
+        (("runs/nowhere",), "not a policy folder"),
+    ]:
+        with pytest.raises(DraftgymError, match=problem) as caught:
+            chosen_schedulers(specs, origin)
+        assert caught.value.remedy
+    with pytest.raises(DraftgymError, match="one at least"):
+        evaluate_schedulers(replace(args_of(folder, "fixed"), rounds=0))
+
+
+def test_scheduler_options_are_apart_from_the_routers(folder: Path) -> None:
+    def start(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / "evaluate.py"), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=250)
+
+    small = "--cell.users", "2", "--cell.deadline", "1", "--cells", "2", "--rounds", "3"
+    done = start("--scheduler", "fixed", "p2p", "--traces", str(folder), *small)
+    assert done.returncode == 0 and "p2p" in done.stdout and "Jain" in done.stdout, done.stderr
+    assert "--policies" in start("--help").stdout

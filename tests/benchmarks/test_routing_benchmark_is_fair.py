@@ -1,0 +1,102 @@
+"""The routing benchmark: everyone plays the same texts, nobody beats the optimum, work is kept."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import benchmarks.routers.contenders
+from benchmarks.routers.routing import RoutingArgs, compare_routers
+from draftgym.decoding.drafting import Drafter
+from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.target import Target
+from draftgym.rollouts.prompts.sets import Prompt, load_prompts
+from draftgym.rollouts.traces.file import read_traces
+from tests.routing_runs import routing_args, save_traces
+from tests.tiny import ARMS
+from tests.traces import tiny_traces
+
+
+@pytest.fixture(scope="module")
+def args(
+    target: Target, drafters: dict[str, Drafter], tmp_path_factory: pytest.TempPathFactory
+) -> RoutingArgs:
+    return replace(
+        routing_args(target, drafters, tmp_path_factory.mktemp("routing")), transfer=True
+    )
+
+
+@pytest.fixture(scope="module")
+def figures(args: RoutingArgs) -> dict[str, Any]:
+    return compare_routers(args)
+
+
+def test_nobody_beats_the_exact_optimum(figures: dict[str, Any]) -> None:
+    for judged in (figures["heldout"], figures["sampled"], *figures["transfer"].values()):
+        optimum = judged["knowing"]["exact optimum"]
+        assert optimum["share_of_possible"] == pytest.approx(1.0)
+        rows = [*judged["routers"].values(), *judged["knowing"].values()]
+        assert all(row["tokens_per_second"] <= optimum["tokens_per_second"] + 1e-9 for row in rows)
+
+
+def test_the_reference_is_the_best_single_arm_of_the_same_texts(figures: dict[str, Any]) -> None:
+    judged = figures["heldout"]
+    gains = {name: judged["routers"][name]["gain"][0] for name in ARMS}
+    assert max(gains, key=lambda name: gains[name]) == judged["best_single"]
+    assert gains[judged["best_single"]] == pytest.approx(0.0)
+    known = judged["knowing"]
+    assert known["best arm of each category"]["gain"][0] >= 0
+    assert (
+        known["best arm of each category"]["gain"][0] <= known["best arm of each prompt"]["gain"][0]
+    )
+
+
+def test_every_router_is_there_with_its_seeds(figures: dict[str, Any]) -> None:
+    routers = figures["heldout"]["routers"]
+    for name in ("ppo", "dqn", "advantage", "random", "neural eagle3:3/dflash:4x8"):
+        row = routers[name]
+        assert len(row["gain_by_seed"]) == 2
+        assert row["gain"][0] == row["gain_by_seed"][row["median_seed"]]
+        assert sum(row["arm_shares"]) == pytest.approx(1.0, abs=1e-3)
+    assert {"ucb", "ucb-time", "entropy eagle3:3/dflash:4x8"} <= set(routers)
+    assert set(figures["transfer"]) == {"chat", "code"}
+
+
+def test_what_was_trained_is_not_trained_again(
+    args: RoutingArgs, figures: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("train_neural", "train_advantage"):
+        monkeypatch.setattr(benchmarks.routers.contenders, name, None)
+    again = compare_routers(args)
+    written = json.loads(args.json.read_text())
+    assert written["heldout"] == again["heldout"] == figures["heldout"]
+
+
+def test_held_out_prompts_are_not_learned_from(
+    args: RoutingArgs, target: Target, drafters: dict[str, Drafter], tmp_path: Path
+) -> None:
+    held_out = load_prompts("heldout")[0].question_id
+    leaked = tiny_traces(target, drafters, prompts=[Prompt(held_out, "chat", ("3",))])
+    with pytest.raises(DraftgymError, match="held-out prompts"):
+        compare_routers(replace(args, traces=save_traces(leaked, tmp_path / "leaked")))
+
+
+def test_routers_of_other_drafters_are_refused_before_anything_is_trained(
+    args: RoutingArgs, figures: dict[str, Any], tmp_path: Path
+) -> None:
+    learned = read_traces(args.traces)
+    changed = {**learned.origin.drafters, "eagle3": "other weights"}
+    others = replace(learned, origin=replace(learned.origin, drafters=changed))
+    before = {path: path.read_bytes() for path in args.run.rglob("policy.*")}
+    with pytest.raises(DraftgymError, match=r"trained on other traces.*other weights"):
+        compare_routers(replace(args, traces=save_traces(others, tmp_path / "others")))
+    assert {path: path.read_bytes() for path in args.run.rglob("policy.*")} == before
+
+
+def test_a_comparison_without_seeds_is_refused(args: RoutingArgs) -> None:
+    with pytest.raises(DraftgymError, match="--seeds"):
+        compare_routers(replace(args, seeds=0))

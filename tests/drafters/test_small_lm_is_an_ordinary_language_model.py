@@ -1,0 +1,251 @@
+"""A small LM is a Hugging Face folder.
+
+It computes what transformers computes, transformers drafts with it, and what ships of it is bit for
+bit enough to make it again.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from draftgym.decoding.arms import parse_arm
+from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.target import Target, load_target
+from draftgym.decoding.model.transformer import NewRows
+from draftgym.decoding.round import play_round
+from draftgym.decoding.session import Session
+from draftgym.decoding.verify.rules import make_rule
+from draftgym.drafters.loading import load_drafters
+from draftgym.drafters.small_lm.folder import (
+    AssembleArgs,
+    assemble_small_lm,
+    load_small_lm,
+    main,
+    pack_small_lm,
+    save_small_lm,
+)
+from draftgym.drafters.training.build_small_lm import cut_layers, kept_layers, load_model
+from tests.tiny import tiny_model, tiny_target
+from tests.tiny_text import save_target
+
+PROMPT = torch.tensor([5, 9, 5, 9, 5, 9, 7])
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Target:
+    """A tiny target with a tokenizer, its weights exact in bfloat16 like those of most models."""
+    folder = save_target(tmp_path_factory.mktemp("target"))
+    model = load_model(str(folder)).to(torch.bfloat16)
+    model.save_pretrained(folder)
+    return load_target(str(folder), "float32", 1)
+
+
+@pytest.fixture
+def folder(target: Target, tmp_path: Path) -> Path:
+    """A small LM with some of the target's layers, slightly changed."""
+    network = cut_layers(load_model(target.name), [0, 1, 2, 3, 5])
+    with torch.no_grad():
+        network.model.layers[1].mlp.down_proj.weight *= 1.25
+    save_small_lm(network, tmp_path / "small", target)
+    return tmp_path / "small"
+
+
+def test_its_logits_are_those_of_transformers(target: Target, folder: Path) -> None:
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    decoder = load_small_lm(folder, target).decoder
+    tokens = torch.randint(0, 257, (40,), generator=torch.Generator().manual_seed(0))
+    ours = decoder.forward([NewRows(decoder.new_cache(40), tokens)], ())[0].logits
+    with torch.no_grad():
+        theirs = model(tokens[None]).logits[0]
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_transformers_drafts_with_it(target: Target, folder: Path) -> None:
+    model = load_model(target.name)
+    assistant = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    passes = {"target": 0}
+    model.register_forward_hook(lambda *_: passes.update(target=passes["target"] + 1))
+    options: dict[str, Any] = {"max_new_tokens": 24, "do_sample": False}
+    plain = model.generate(PROMPT[None], **options)
+    alone = passes["target"]
+    assisted = model.generate(PROMPT[None], assistant_model=assistant, **options)
+    assert assisted.tolist() == plain.tolist()
+    assert passes["target"] - alone < alone  # some of its drafts were taken
+
+
+def written(target: Target, arm: str, temperature: float, folder: Path) -> tuple[list[int], int]:
+    """A text of 32 tokens, and the rounds it took."""
+    drafters = load_drafters(target, [folder])
+    rule = make_rule(None, temperature, 3, target.vocab_size)
+    session = Session(target, PROMPT, rule, 32, drafters)
+    session.prefill()
+    rounds = 0
+    while not session.finished:
+        play_round(session, parse_arm(arm))
+        rounds += 1
+    return session.new_tokens, rounds
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+@pytest.mark.parametrize("arm", ["small:1", "small:4", "small:16", "small:3x12"])
+def test_it_never_changes_the_text(
+    target: Target, folder: Path, arm: str, temperature: float
+) -> None:
+    plain, rounds = written(target, "plain", temperature, folder)
+    drafted, fewer = written(target, arm, temperature, folder)
+    assert drafted == plain
+    assert fewer < rounds
+
+
+def test_a_chain_is_what_the_small_lm_would_write(target: Target, folder: Path) -> None:
+    drafter = load_small_lm(folder, target)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    session = Session(
+        target, PROMPT, make_rule(None, 0.0, 0, target.vocab_size), 20, {"small": drafter}
+    )
+    session.prefill()
+    state = session.state_of(drafter)
+    assert drafter.catch_up(state, session) == len(session.tokens) - 1
+    drafted = drafter.propose(state, session, parse_arm("small:6").shape).tokens
+    tokens = session.tokens
+    text = model.generate(tokens[None], max_new_tokens=6, do_sample=False)[0]
+    assert drafted.tolist() == text[len(tokens) :].tolist()
+
+
+def test_a_part_holds_no_embedding_and_drafts_as_the_whole(
+    target: Target, folder: Path, tmp_path: Path
+) -> None:
+    part = tmp_path / "part"
+    pack_small_lm(folder, part, target)
+    for written in (folder, part):  # in training they are float32
+        assert json.loads((written / "config.json").read_text())["dtype"] == "bfloat16"
+    names = load_file(part / "model.safetensors").keys()
+    assert not [name for name in names if "embed" in name or "lm_head" in name]
+    whole, packed = load_small_lm(folder, target).decoder, load_small_lm(part, target).decoder
+    assert torch.equal(whole.embedding, packed.embedding)
+    assert torch.equal(whole.head, packed.head)
+    assert torch.equal(whole.layers[1].down, packed.layers[1].down)
+    assert torch.equal(whole.rotary.cos, packed.rotary.cos)
+
+
+def test_assembling_a_part_gives_the_whole_folder_bit_for_bit(
+    target: Target, folder: Path, tmp_path: Path
+) -> None:
+    main(AssembleArgs(folder, tmp_path / "part", target.name, pack=True))
+    assert not (tmp_path / "part" / "tokenizer.json").exists()
+    main(AssembleArgs(tmp_path / "part", tmp_path / "again", target.name))
+    files = sorted(path.name for path in folder.iterdir())
+    assert sorted(path.name for path in (tmp_path / "again").iterdir()) == files
+    assert "tokenizer.json" in files
+    for name in files:
+        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes(), name
+
+
+def test_tied_embeddings_are_stored_once(tmp_path: Path) -> None:
+    model = tiny_model(tie_word_embeddings=True).to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "target")
+    target = load_target(str(tmp_path / "target"), "float32", 1)
+    save_small_lm(cut_layers(load_model(target.name), [0, 5]), tmp_path / "small", target)
+    names = load_file(tmp_path / "small" / "model.safetensors").keys()
+    assert len([name for name in names if "embed" in name or "lm_head" in name]) == 1
+    pack_small_lm(tmp_path / "small", tmp_path / "part", target)
+    packed = load_small_lm(tmp_path / "part", target).decoder
+    assert torch.equal(packed.head, target.decoder.head)
+    assemble_small_lm(tmp_path / "part", tmp_path / "again", target)
+    weights = [tmp_path / name / "model.safetensors" for name in ("small", "again")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_a_part_is_refused_by_another_target(target: Target, folder: Path, tmp_path: Path) -> None:
+    pack_small_lm(folder, tmp_path / "part", target)
+    other = load_target(str(save_target(tmp_path / "other", seed=5)), "float32", 1)
+    for use in (load_small_lm, lambda part, it: assemble_small_lm(part, tmp_path / "out", it)):
+        with pytest.raises(DraftgymError, match="another target") as caught:
+            use(tmp_path / "part", other)
+        assert target.name in caught.value.remedy
+    assert load_small_lm(folder, other)  # a whole folder serves any target of its vocabulary
+
+
+def test_only_what_the_target_can_give_back_is_left_out(
+    target: Target, folder: Path, tmp_path: Path
+) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.embed_tokens.weight"][3, 4] += 1
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(DraftgymError, match="embed_tokens"):
+        pack_small_lm(folder, tmp_path / "part", target)
+    assert not (tmp_path / "part").exists()
+
+
+def test_another_vocabulary_is_refused(target: Target, folder: Path) -> None:
+    with pytest.raises(DraftgymError, match=r"257 tokens, target .* has 61") as caught:
+        load_small_lm(folder, tiny_target())
+    assert "train_drafter.py small-lm" in caught.value.remedy
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    vocab = tokenizer["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    with pytest.raises(DraftgymError, match="other ones"):
+        load_small_lm(folder, target)
+
+
+@pytest.mark.parametrize("form", ["whole", "part"])
+@pytest.mark.parametrize("damage", ["no weights", "short", "a tensor missing"])
+def test_damaged_folders_are_refused(
+    target: Target, folder: Path, tmp_path: Path, form: str, damage: str
+) -> None:
+    if form == "part":
+        pack_small_lm(folder, tmp_path / "part", target)
+        folder = tmp_path / "part"
+    weights = folder / "model.safetensors"
+    if damage == "no weights":
+        weights.unlink()
+    elif damage == "short":
+        weights.write_bytes(weights.read_bytes()[:-500])
+    else:
+        tensors = load_file(weights)
+        del tensors["model.layers.2.mlp.up_proj.weight"]
+        save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(DraftgymError) as caught:
+        load_small_lm(folder, target)
+    assert str(folder) in caught.value.problem
+    assert caught.value.remedy
+
+
+def test_any_causal_lm_of_the_vocabulary_drafts(target: Target, tmp_path: Path) -> None:
+    """Another kind of model, another width, a shorter context; loaded as users name it."""
+    sizes = {"vocab_size": 257, "hidden_size": 16, "num_hidden_layers": 1}
+    model = tiny_model("qwen3", seed=4, max_position_embeddings=8, **sizes)
+    model.save_pretrained(tmp_path / "qwen")
+    drafters = load_drafters(target, [tmp_path / "qwen"])
+    assert list(drafters) == ["small", "ngram"]
+    plain, _ = written(target, "plain", 0.0, tmp_path / "qwen")
+    assert written(target, "small:4", 0.0, tmp_path / "qwen")[0] == plain
+
+
+@pytest.mark.parametrize(
+    ("layers", "last", "kept"),
+    [
+        (4, 0, [0, 1, 2, 3]),
+        (4, 1, [0, 1, 2, 9]),
+        (4, 4, [6, 7, 8, 9]),
+        (4, -1, [0, 3, 6, 9]),
+        (1, -1, [0]),
+        (10, 3, list(range(10))),
+    ],
+)
+def test_which_layers_are_kept(layers: int, last: int, kept: list[int]) -> None:
+    assert kept_layers(10, layers, last) == kept
+
+
+@pytest.mark.parametrize(("layers", "last"), [(0, 0), (11, 0), (3, 4)])
+def test_impossible_layers_are_refused(layers: int, last: int) -> None:
+    with pytest.raises(DraftgymError, match="--drafter"):
+        kept_layers(10, layers, last)

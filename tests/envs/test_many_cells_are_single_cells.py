@@ -1,0 +1,113 @@
+"""The vectorised scheduler environment is single environments side by side; baselines play both."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from stable_baselines3 import PPO
+
+from draftgym.agents.scheduler.play import SchedulerPolicy, run_scheduler
+from draftgym.agents.scheduler.vec_env import SchedulerVecEnv
+from draftgym.agents.scheduler.workers import CellScheduler
+from draftgym.decoding.errors import DraftgymError
+from draftgym.envs.cell.cell import Cell
+from draftgym.envs.cell.chains import ChainTable
+from draftgym.envs.scheduler.env import SchedulerBeliefEnv, SchedulerEnv, SchedulerSharesEnv
+from tests.handmade_users import MODES, user_table
+
+SPECS = (
+    "fixed",
+    "uniform-bandwidth",
+    "homogeneous@mean",
+    "heterogeneous@beta",
+    "theorem-1@average",
+)
+
+
+@pytest.fixture(scope="module")
+def table() -> ChainTable:
+    return user_table()
+
+
+@pytest.mark.parametrize("kind", [SchedulerEnv, SchedulerBeliefEnv, SchedulerSharesEnv])
+@pytest.mark.parametrize("mode", MODES)
+def test_many_cells_are_single_cells_side_by_side(
+    kind: type[SchedulerEnv], mode: str, table: ChainTable
+) -> None:
+    many = SchedulerVecEnv(table, MODES[mode], 3, 2.0, kind=kind, episode_steps=17, seed=5)
+    alone = [kind(table, MODES[mode], price=2.0) for _ in range(3)]
+    observed = many.reset()
+    for index, env in enumerate(alone):
+        mine, _ = env.reset(seed=5 + index)
+        np.testing.assert_array_equal(observed["users"][index], mine["users"])
+    many.action_space.seed(0)
+    for step in range(1, 40):
+        actions = np.stack([many.action_space.sample() for _ in alone])
+        observed, rewards, dones, infos = many.step(actions)
+        assert dones.tolist() == [step % 17 == 0] * 3
+        for index, env in enumerate(alone):
+            mine, reward, *_ = env.step(actions[index])
+            assert reward == pytest.approx(rewards[index], rel=1e-5)
+            if dones[index]:
+                assert infos[index]["TimeLimit.truncated"]
+                last = infos[index]["terminal_observation"]
+                np.testing.assert_array_equal(last["users"], mine["users"])
+                mine, _ = env.reset()
+            for key in mine:
+                np.testing.assert_array_equal(observed[key][index], mine[key])
+
+
+def test_ppo_trains_on_many_cells(table: ChainTable) -> None:
+    env = SchedulerVecEnv(table, MODES["churn"], 4)
+    PPO("MultiInputPolicy", env, n_steps=8, batch_size=16, n_epochs=1).learn(64)
+    assert env.tokens > 64 and env.seconds > 0
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("mode", ["churn", "window"])
+def test_schedulers_of_multispin_play_cells(spec: str, mode: str, table: ChainTable) -> None:
+    cell = Cell(table, MODES[mode], 2)
+    reached = run_scheduler(spec, cell, np.random.default_rng(0), 25)
+    assert (reached.tokens > 25).all() and np.isfinite(reached.goodput).all()
+    assert (reached.accepted <= reached.drafted).all()
+
+
+def test_a_scheduler_believes_what_the_observation_says(table: ChainTable) -> None:
+    cell = Cell(table, MODES["churn"])
+    cell.reset(np.random.default_rng(0))
+    worker = CellScheduler("heterogeneous@beta", cell)
+    for _ in range(40):
+        worker.learn(cell.step(worker.plan()))
+        active, given = cell.users.active, cell.users.means[cell.users.task]
+        theirs = worker.scheduler.belief.estimate(given)
+        np.testing.assert_allclose(cell.users.posterior.estimate(given)[active], theirs[active])
+
+
+def test_scheduler_plays_the_environment_as_it_plays_the_cell(table: ChainTable) -> None:
+    env = SchedulerSharesEnv(table, MODES["synchronous"], price=0.0)
+    observation, _ = env.reset(seed=4)
+    policy, tokens, seconds = SchedulerPolicy("fixed", env), 0.0, 0.0
+    for _ in range(12):
+        action, _ = policy.predict(observation)
+        observation, reward, _, _, info = env.step(action)
+        tokens, seconds = tokens + reward, seconds + info["seconds"]["total"]
+    env.reset(seed=4)
+    cell = Cell(table, MODES["synchronous"])
+    reached = run_scheduler("fixed", cell, np.random.default_rng(4), 12)
+    assert reached.tokens[0] == tokens
+    assert reached.seconds[0] == pytest.approx(seconds, rel=1e-4)
+
+
+def test_users_in_turn_take_the_sum_of_their_turns(table: ChainTable) -> None:
+    cell = Cell(table, MODES["synchronous"])
+    cell.reset(np.random.default_rng(0))
+    plan = CellScheduler("p2p", cell).plan()
+    after = cell.step(plan)
+    alone = cell.server.fixed + cell.server.each
+    draft = (after.drafted * cell.users.token_seconds).sum()
+    assert after.time.verify[0] == pytest.approx(3 * alone)
+    assert after.time.draft[0] == pytest.approx(draft)
+    env = SchedulerEnv(table, MODES["synchronous"])
+    observation, _ = env.reset(seed=0)
+    with pytest.raises(DraftgymError, match="in turn"):
+        SchedulerPolicy("p2p", env).predict(observation)

@@ -1,0 +1,73 @@
+"""A user's mistake ends with text and a status, never with a stack trace; a kill saves first."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from draftgym.agents.common.hyperparameters import RouterPPO
+from draftgym.agents.router.train import RouterArgs, train_router
+from draftgym.decoding.errors import DraftgymError, exit_on_user_error
+from draftgym.drafters.training.build import DFlashSettings
+from draftgym.drafters.training.loop.schedule import TrainerConfig
+from draftgym.drafters.training.main import DFlashArgs, train
+
+
+def test_a_mistake_prints_problem_and_remedy(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped, exit_on_user_error():
+        raise DraftgymError("the prompt is empty", "give some text")
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: the prompt is empty\n  remedy: give some text\n"
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_kill_runs_what_saves(sent: signal.Signals) -> None:
+    before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    saved = []
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
+    try:
+        with pytest.raises(SystemExit) as stopped, exit_on_user_error():
+            try:
+                os.kill(os.getpid(), sent)
+                time.sleep(5)
+            finally:
+                saved.append(True)
+    finally:
+        for one, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(one, handler)
+    assert stopped.value.code == 130 and saved
+
+
+def test_router_settings_that_cannot_work_are_refused(tmp_path: Path) -> None:
+    good = RouterArgs(run=tmp_path / "run", target="never-loaded")
+    (tmp_path / "file").touch()
+    for args, word in [
+        (replace(good, rounds=0), "--rounds"),
+        (replace(good, minutes=-1.0), "--minutes"),
+        (replace(good, ppo=RouterPPO(n_envs=1, n_steps=1)), "--ppo.n-steps"),
+        (replace(good, run=tmp_path / "file"), "--run"),
+    ]:
+        with pytest.raises(DraftgymError, match=word):
+            train_router(args)
+
+
+def test_drafter_settings_that_cannot_work_are_refused(tmp_path: Path) -> None:
+    good = DFlashArgs(corpus=tmp_path / "none", run=tmp_path / "run", target="never-loaded")
+    (tmp_path / "file").touch()
+    for args, word in [
+        (replace(good, trainer=TrainerConfig(minutes=0)), "minutes"),
+        (replace(good, trainer=TrainerConfig(batch_size=0)), "batch-size"),
+        (replace(good, trainer=TrainerConfig(updates=0)), "--trainer.updates"),
+        (replace(good, trainer=TrainerConfig(measure_updates=-1)), "measure-updates"),
+        (replace(good, trainer=TrainerConfig(patience=-1)), "patience"),
+        (replace(good, trainer=TrainerConfig(patience=2, measure_minutes=0)), "patience"),
+        (replace(good, drafter=DFlashSettings(block_size=1)), "block"),
+        (replace(good, run=tmp_path / "file"), "--run"),
+    ]:
+        with pytest.raises(DraftgymError, match=word):
+            train(args)

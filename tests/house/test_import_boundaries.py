@@ -1,0 +1,117 @@
+"""Rooms import in one direction, under one name, and decoding loads no training library."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MAY_IMPORT = {
+    "decoding": set(),
+    "drafters": {"decoding"},
+    "policies": {"decoding"},
+    "rollouts": {"decoding", "drafters", "policies"},
+    "envs": {"decoding", "drafters", "policies", "rollouts"},
+    "agents": {"decoding", "drafters", "policies", "rollouts", "envs"},
+}
+NOT_ROOMS = {"draftgym", "benchmarks", "examples", "tests"}
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Modules that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path} imports relatively"
+            yield str(node.module)
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_a_room_imports_only_what_the_table_allows(room: str) -> None:
+    files = list((ROOT / room).rglob("*.py"))
+    assert files
+    for path in files:
+        ours = {name.split(".")[1] for name in imports_of(path) if name.startswith("draftgym.")}
+        assert ours <= MAY_IMPORT[room] | {room}, path.relative_to(ROOT)
+
+
+def test_the_table_knows_every_room() -> None:
+    rooms = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert set(MAY_IMPORT) == rooms - NOT_ROOMS
+
+
+def test_no_file_imports_a_room_by_its_folder() -> None:
+    for path in ROOT.rglob("*.py"):
+        if not {".venv", "build"} & set(path.parts):
+            assert not {name.partition(".")[0] for name in imports_of(path)} & set(MAY_IMPORT), path
+
+
+def run(code: str, cwd: Path = ROOT) -> str:
+    """What a fresh interpreter prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_decoding_loads_no_training_library() -> None:
+    code = (
+        "import sys, draftgym\n"
+        "from draftgym import SpeculativeDecoder, load_drafters, load_target, make_policy\n"
+        "import draftgym.policies.routers.learned\n"
+        "print([m for m in ('stable_baselines3', 'gymnasium', 'tensorboard') if m in sys.modules])"
+    )
+    assert run(code) == "[]"
+
+
+def test_no_module_is_imported_under_two_names() -> None:
+    """Everything is imported, from the checkout's root, where a folder could pass for a package."""
+    code = (
+        "import importlib, pathlib, sys\n"
+        f"rooms = {sorted(MAY_IMPORT)}\n"
+        "for room in rooms:\n"
+        "    for path in sorted(pathlib.Path(room).rglob('*.py')):\n"
+        "        name = '.'.join(path.with_suffix('').parts).removesuffix('.__init__')\n"
+        "        importlib.import_module('draftgym.' + name)\n"
+        "import draftgym.cli, benchmarks, train_router, train_scheduler, evaluate, generate\n"
+        "files = [pathlib.Path(m.__file__).resolve() for m in list(sys.modules.values())\n"
+        "         if getattr(m, '__file__', None)]\n"
+        "here = [f for f in files if f.is_relative_to(pathlib.Path.cwd())]\n"
+        "twice = {f for f in here if files.count(f) > 1}\n"
+        "print(len(here) > 150, sorted(map(str, twice)))"
+    )
+    assert run(code) == "True []"
+
+
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [
+        ("import draftgym; import gymnasium as gym", "draftgym/RouterReplay-v0"),
+        ("import gymnasium as gym; import draftgym", "draftgym/RouterReplay-v0"),
+        ("import gymnasium as gym", "draftgym:draftgym/RouterReplay-v0"),
+    ],
+)
+def test_environments_are_there_for_gym_make(code: str, name: str) -> None:
+    ids = "sorted(name for name in gym.registry if name.startswith('draftgym/'))"
+    make = (
+        f"try: gym.make({name!r}, traces='nowhere')\n"
+        f"except Exception as error: print(type(error).__name__, {ids})"
+    )
+    printed = run(f"{code}\n{make}")
+    assert printed.startswith("DraftgymError"), printed
+    assert "draftgym/Router-v0" in printed and "draftgym/Scheduler-v0" in printed
+
+
+def test_the_face_has_what_it_promises() -> None:
+    import draftgym
+
+    assert set(draftgym.__all__) >= {"load_target", "load_drafters", "make_policy", "train_router"}
+    for name in draftgym.__all__:
+        assert getattr(draftgym, name).__doc__

@@ -1,0 +1,153 @@
+"""Replayed rounds are the rounds of live decoding: tokens, times and observations."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
+
+from draftgym.agents.router.vec_env import ReplayVecEnv
+from draftgym.decoding.arms import parse_arm
+from draftgym.decoding.drafting import Drafter
+from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.target import Target
+from draftgym.envs.router.live import RouterEnv
+from draftgym.envs.router.replay import RouterReplayEnv
+from draftgym.rollouts.replay.replay import Replay
+from draftgym.rollouts.replay.walks import Course
+from draftgym.rollouts.traces.trace import TraceSet
+from tests.tiny import ARMS, PROMPTS, numbered_target
+from tests.traces import NOISE_SEED, tiny_traces
+
+MORE_ARMS = (*ARMS, "eagle3:1", "eagle3:4x8", "dflash:2", "small:3")
+LIMIT = 40
+
+
+@pytest.fixture(scope="module")
+def traces(target: Target, drafters: dict[str, Drafter]) -> TraceSet:
+    return tiny_traces(target, drafters, arms=MORE_ARMS, max_new_tokens=LIMIT)
+
+
+def live_env(target: Target, drafters: dict[str, Drafter], traces: TraceSet) -> RouterEnv:
+    return RouterEnv(
+        target=numbered_target(target),
+        drafters=drafters,
+        arms=MORE_ARMS,
+        prompts=PROMPTS,
+        max_new_tokens=LIMIT,
+        temperature=traces.origin.temperature,
+        cost_model=traces.origin.cost_model,
+    )
+
+
+def test_traces_without_a_round_are_refused_with_a_remedy(traces: TraceSet) -> None:
+    silent = replace(traces, texts=[])
+    for open_traces in (Replay, Course):
+        with pytest.raises(DraftgymError, match="no text") as caught:
+            open_traces(silent, [parse_arm("plain")])
+        assert "--max-new-tokens" in caught.value.remedy
+
+
+def test_both_environments_refuse_an_unknown_prompt_and_arm_alike(
+    target: Target, drafters: dict[str, Drafter], traces: TraceSet
+) -> None:
+    for env in (live_env(target, drafters, traces), RouterReplayEnv(traces, MORE_ARMS)):
+        with pytest.raises(DraftgymError, match="'missing'"):
+            env.reset(options={"prompt": "missing"})
+        env.reset(seed=0)
+        with pytest.raises(ValueError, match=f"not one of the {len(MORE_ARMS)} arms"):
+            env.step(len(MORE_ARMS))
+
+
+def test_both_environments_deal_the_prompts_of_a_seed_in_one_order(
+    target: Target, drafters: dict[str, Drafter], traces: TraceSet
+) -> None:
+    orders = []
+    for env in (live_env(target, drafters, traces), RouterReplayEnv(traces, MORE_ARMS)):
+        names = [env.reset(seed=5)[1]["question_id"]]
+        orders.append(names + [env.reset()[1]["question_id"] for _ in PROMPTS[1:]])
+    assert orders[0] == orders[1]
+    assert sorted(orders[0]) == sorted(prompt.question_id for prompt in PROMPTS)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_live_and_replay_agree_at_every_round(
+    target: Target, drafters: dict[str, Drafter], temperature: float, seed: int
+) -> None:
+    traces = tiny_traces(target, drafters, temperature, MORE_ARMS, max_new_tokens=LIMIT)
+    live, replay = live_env(target, drafters, traces), RouterReplayEnv(traces, MORE_ARMS)
+    rng = np.random.default_rng(seed)
+    options = {"prompt": PROMPTS[seed].question_id, "noise_seed": NOISE_SEED}
+    ours, theirs = live.reset(options=options)[0], replay.reset(options=options)[0]
+    finished, rounds = False, 0
+    while not finished:
+        assert_alike(ours, theirs)
+        action = rng.integers(len(MORE_ARMS))
+        ours, reward, finished, _, info = live.step(action)
+        theirs, replayed_reward, replay_finished, _, replay_info = replay.step(action)
+        assert (info["tokens"], info["committed"]) == (
+            replay_info["tokens"],
+            replay_info["committed"],
+        )
+        assert info["target_steps"] == pytest.approx(replay_info["target_steps"])
+        assert reward == pytest.approx(replayed_reward)
+        assert finished == replay_finished
+        rounds += 1
+    assert_alike(ours, theirs)
+    assert rounds > 5
+
+
+def assert_alike(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    for key in ("signals", "hidden"):
+        np.testing.assert_allclose(ours[key], theirs[key], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [1, 3, 7])
+def test_many_episodes_are_single_episodes_side_by_side(traces: TraceSet, count: int) -> None:
+    arms = [parse_arm(arm) for arm in MORE_ARMS]
+    together = ReplayVecEnv(traces, arms, count, price=1.0, seed=3)
+    alone = [RouterReplayEnv(traces, MORE_ARMS) for _ in range(count)]
+    rng = np.random.default_rng(1)
+    observed = together.reset()
+    for index, env in enumerate(alone):
+        env.reset(options={"prompt": playing(together, index)})
+    for _ in range(60):
+        actions = rng.integers(len(arms), size=count)
+        observed, rewards, dones, infos = together.step(actions)
+        for index, env in enumerate(alone):
+            mine, reward, done, _, _ = env.step(actions[index])
+            assert done == dones[index]
+            assert reward == pytest.approx(rewards[index], rel=1e-5)
+            if done:
+                np.testing.assert_array_equal(
+                    infos[index]["terminal_observation"]["signals"], mine["signals"]
+                )
+                mine, _ = env.reset(options={"prompt": playing(together, index)})
+            for key in mine:
+                np.testing.assert_array_equal(observed[key][index], mine[key])
+
+
+def playing(env: ReplayVecEnv, index: int) -> str:
+    return env.replay.texts[env.replay.text_of[index]].question_id
+
+
+def test_replay_passes_both_checkers(traces: TraceSet) -> None:
+    env = RouterReplayEnv(traces, MORE_ARMS)
+    check_env(env, skip_render_check=True)
+    check_env_for_sb3(env)
+
+
+def test_every_text_is_played_before_any_comes_again(traces: TraceSet) -> None:
+    env = ReplayVecEnv(traces, [parse_arm("plain")], 1, price=1.0)
+    env.reset()
+    seen = []
+    for _ in range(4):
+        seen.append(playing(env, 0))
+        while not env.step(np.zeros(1, dtype=np.int64))[2][0]:
+            pass
+    assert sorted(seen) == sorted(prompt.question_id for prompt in PROMPTS)

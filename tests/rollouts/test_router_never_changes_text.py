@@ -1,0 +1,118 @@
+"""Lossless is sacred: whatever arms a policy picks, the text is plain decoding's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from draftgym.decoding.arms import Arm, parse_arm
+from draftgym.decoding.decoder import PlainPolicy, SpeculativeDecoder
+from draftgym.decoding.drafting import Drafter
+from draftgym.decoding.model.target import Target
+from draftgym.rollouts.decode.interleaved import DecodeSettings, write, write_together
+
+CHAINS = ["eagle3:1", "eagle3:4", "dflash:2", "dflash:4", "ngram:6", "plain"]
+TREES = ["eagle3:2x2", "eagle3:4x8", "eagle3:6x40", "dflash:2x5", "dflash:4x12", "dflash:4x64"]
+ARMS = CHAINS + TREES
+
+
+class Dice:
+    """Picks arms at random; reads observations so that their code runs too."""
+
+    observes = True
+
+    def __init__(self, arms: Sequence[Arm], seed: int) -> None:
+        self.arms = arms
+        self.rng = np.random.default_rng(seed)
+
+    def predict(self, observation: Any, *rest: Any, **named: Any) -> tuple[int, None]:
+        """A random arm."""
+        return int(self.rng.integers(len(self.arms))), None
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_router_never_changes_text(
+    target: Target, drafters: dict[str, Drafter], temperature: float, seed: int
+) -> None:
+    prompt = torch.randint(4, 60, (7 + seed,), generator=torch.Generator().manual_seed(seed))
+    arms = tuple(parse_arm(text) for text in ARMS)
+    plain = SpeculativeDecoder(target, {}, PlainPolicy())
+    routed = SpeculativeDecoder(target, drafters, Dice(arms, seed))
+    expected = plain.generate(prompt, 48, temperature, seed).tokens
+    result = routed.generate(prompt, 48, temperature, seed)
+    assert result.tokens == expected
+    assert sum(len(item.record.committed) for item in result.rounds) == len(expected) - 1
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("arm", ARMS)
+def test_no_single_arm_changes_text(
+    target: Target, drafters: dict[str, Drafter], arm: str, temperature: float
+) -> None:
+    prompt = torch.tensor([5, 9, 5, 9, 5, 9, 7])
+    plain = SpeculativeDecoder(target, {}, PlainPolicy())
+    routed = SpeculativeDecoder(target, drafters, Dice([parse_arm(arm)], 0))
+    expected = plain.generate(prompt, 40, temperature).tokens
+    assert routed.generate(prompt, 40, temperature).tokens == expected
+
+
+@pytest.mark.parametrize("arm", ["eagle3:16x64", "eagle3:1x64", "dflash:4x64", "eagle3:16"])
+def test_texts_up_to_the_context_limit_are_written_with_every_shape(
+    target: Target, drafters: dict[str, Drafter], arm: str
+) -> None:
+    """The largest request that chains allow also fits with trees: nodes share positions."""
+    prompt = torch.randint(4, 60, (199,), generator=torch.Generator().manual_seed(3))
+    new_tokens = target.context_limit - len(prompt) - 17  # 17: a draft of 16 and the anchor
+    plain = SpeculativeDecoder(target, {}, PlainPolicy())
+    routed = SpeculativeDecoder(target, drafters, Dice([parse_arm(arm)], 0))
+    expected = plain.generate(prompt, new_tokens).tokens
+    assert len(expected) == new_tokens
+    assert routed.generate(prompt, new_tokens).tokens == expected
+
+
+@pytest.mark.parametrize("arm", ["eagle3:6x40", "dflash:4x12"])
+def test_trees_are_accepted_and_refused_in_these_tests(
+    target: Target, drafters: dict[str, Drafter], arm: str
+) -> None:
+    """Guards the tests above: trees are accepted, refused, and accepted off their first path."""
+    prompt = torch.tensor([5, 9, 5, 9, 5, 9, 7])
+    decoder = SpeculativeDecoder(target, drafters, Dice([parse_arm(arm)], 0))
+    records = [
+        item.record
+        for seed in range(4)
+        for item in decoder.generate(prompt, 60, temperature=1.0, seed=seed).rounds
+    ]
+    assert any(len(record.drafted) > record.depth for record in records)
+    kept = [record for record in records if record.accepted]
+    assert kept and any(record.committed[0] != record.drafted[0] for record in kept)
+    assert any(record.accepted == 0 for record in records if record.drafted)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_policies_in_shared_passes_keep_their_texts(
+    target: Target, drafters: dict[str, Drafter], temperature: float
+) -> None:
+    prompt = torch.tensor([5, 9, 5, 9, 5, 9, 7])
+    arms = tuple(parse_arm(text) for text in ARMS)
+    policies = {f"dice-{seed}": Dice(arms, seed) for seed in range(3)}
+    settings = DecodeSettings(40, temperature)
+    expected = write(SpeculativeDecoder(target, {}, PlainPolicy()), prompt, settings).tokens
+    texts = write_together(target, drafters, policies, prompt, settings)
+    assert texts == dict.fromkeys(policies, expected)
+
+
+def test_drafts_are_accepted_and_refused_in_these_tests(
+    target: Target, drafters: dict[str, Drafter]
+) -> None:
+    """Guards the tests above: they mean something only if both outcomes occur."""
+    arms = tuple(parse_arm(text) for text in ARMS)
+    prompt = torch.tensor([5, 9, 5, 9, 5, 9, 7])
+    decoder = SpeculativeDecoder(target, drafters, Dice(arms, 0))
+    rounds = decoder.generate(prompt, 96, temperature=1.0).rounds
+    assert any(item.record.accepted for item in rounds)
+    assert any(item.record.accepted < len(item.record.drafted) for item in rounds)
