@@ -115,7 +115,7 @@ def interleave_categories(prompts: Iterable[Prompt]) -> list[Prompt]:
 def _locate(source: str | Path) -> Path:
     """The file behind a set's name or a path."""
     if isinstance(source, str) and source in SHIPPED_SETS:
-        return Path(__file__).parent / "prompts" / f"{source}.jsonl"
+        return Path(__file__).with_name(f"{source}.jsonl")
     path = Path(source).expanduser()
     if path.is_file():
         return path
