@@ -20,6 +20,7 @@ from draftgym.policies.routers.random import RandomPolicy
 from draftgym.policies.specs import CHOOSERS, ChooserSpec, chooser_name, parse_chooser
 
 AUTOREGRESSIVE, DIFFUSION = "eagle3", "dflash"
+SHIPPED_ROUTER = "router"
 SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints"
 
 
@@ -36,9 +37,10 @@ def make_policy(
         spec: `plain`; a drafter (`eagle3`), with a draft length (`eagle3:4`) or with the depth and
             nodes of a tree (`eagle3:5x16`); `random`; `entropy` (tuned threshold) or `entropy:2.5`
             (nats); the bandits `ucb` (tokens per round) and `ucb-time` (tokens per second), or
-            `ucb:0.5` (factor of the confidence bonus); or the folder of a trained policy. The ones
-            that choose take arms: `random@eagle3:2,ngram:8,plain`; without, each loaded drafter in
-            its default shape. `entropy` takes two, the first for uncertain positions.
+            `ucb:0.5` (factor of the confidence bonus); `router`, the one shipped with the target;
+            or the folder of a trained policy. The ones that choose take arms:
+            `random@eagle3:2,ngram:8,plain`; without, each loaded drafter in its default shape.
+            `entropy` takes two, the first for uncertain positions.
         drafters: Loaded drafters by name.
         target: The target; a trained policy of another one is refused.
         seed: Seed of `random`.
@@ -54,6 +56,8 @@ def make_policy(
         arm = _default_arm(name, drafters) if not rest and name != PLAIN else parse_arm(spec)
         check_arms([arm], drafters)
         return FixedPolicy(arm, spec.strip())
+    if spec.strip() == SHIPPED_ROUTER:
+        return _trained(str(_shipped(target)), drafters, target)
     if _looks_like_folder(spec):
         return _trained(spec, drafters, target)
     raise _unknown(spec, drafters)
@@ -141,6 +145,16 @@ def _entropy(spec: ChooserSpec, drafters: Mapping[str, Drafter]) -> EntropyPolic
         )
     nats = spec.read_number("the threshold in nats", "entropy:1.5")
     return EntropyPolicy(*arms, threshold=nats, name=spec.text)
+
+
+def _shipped(target: Target) -> Path:
+    folder = shipped_router(target)
+    if folder is None:
+        raise DraftgymError(
+            f"no router ships with target {target.name!r}",
+            "train one with draftgym train-router, and name its folder",
+        )
+    return folder
 
 
 def _looks_like_folder(spec: str) -> bool:

@@ -34,10 +34,10 @@ class GenerateArgs(CatchUpOptions):
         prompt: What to say to the model; - reads standard input.
         policy: Who chooses the drafter each round: plain, a drafter (eagle3), a drafter with a
             draft length (eagle3:6) or a tree's depth and nodes (eagle3:5x16), random, entropy,
-            entropy:1.5 (nats), the bandits ucb and ucb-time, or the folder of a trained policy.
-            Those that choose take arms, as in random@eagle3:2,ngram:8,plain. The policy changes the
-            speed, never the text. Default: the shipped trained router where it fits the target,
-            else entropy, else a drafter.
+            entropy:1.5 (nats), the bandits ucb and ucb-time, router (the shipped one), or the
+            folder of a trained policy. Those that choose take arms, as in
+            random@eagle3:2,ngram:8,plain. The policy changes the speed, never the text. Default:
+            the shipped router where it fits the target, else entropy, else a drafter.
         max_new_tokens: Tokens to write at most.
         stream: Print the text while it is written.
         stats: Print every round and totals to standard error: arm, drafted and accepted tokens,

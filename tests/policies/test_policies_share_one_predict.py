@@ -230,3 +230,10 @@ def test_costs_are_loaded_only_where_they_are_needed(
 def test_entropy_needs_both_paradigms(target: Target, drafters: dict[str, Drafter]) -> None:
     with pytest.raises(DraftgymError, match="--drafters"):
         make_policy("entropy", {"ngram": drafters["ngram"]}, target)
+
+
+def test_a_target_without_a_shipped_router_says_so(
+    target: Target, drafters: dict[str, Drafter]
+) -> None:
+    with pytest.raises(DraftgymError, match="no router ships"):
+        make_policy("router", drafters, target)
