@@ -1,6 +1,7 @@
 # draftgym: what a newcomer would type.
 PYTHON ?= python3
 RUN := .venv/bin/python
+DRAFTGYM := .venv/bin/draftgym
 
 .PHONY: help setup target train traces figures users scheduler edge evaluate test lint types check bench format clean
 
@@ -18,18 +19,18 @@ target: .venv/.ready
 setup: target  ## Virtual environment, pinned dependencies, embedded target
 
 train: traces  ## Train a router on traces of real decoding, then compare it with its baselines by the clock
-	$(RUN) train_router.py --traces runs/traces --run runs/router
-	$(RUN) evaluate.py --limit-per-category 2 --max-new-tokens 64 --report runs/report \
+	$(DRAFTGYM) train-router --traces runs/traces --run runs/router
+	$(DRAFTGYM) evaluate --limit-per-category 2 --max-new-tokens 64 --report runs/report \
 	    --policies plain eagle3 dflash ngram runs/router/policy
 
 traces: setup  ## What every arm would do at every position of texts from the training prompts
 	$(DRAFTGYM) collect --prompts train --out runs/traces
 
 evaluate: setup  ## Every policy on all 150 held-out prompts (about half an hour)
-	$(RUN) evaluate.py --json runs/evaluation.json
+	$(DRAFTGYM) evaluate --json runs/evaluation.json
 
 test: setup  ## The test suite
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto --dist loadfile
 
 lint: .venv/.ready  ## Style
 	$(RUN) -m ruff check .
@@ -51,7 +52,7 @@ bench: traces  ## Measurements, small: arms, routers, speed, switching, lossless
 	$(RUN) -m benchmarks.system.losslessness --per-category 1 --max-new-tokens 48 --json runs/losslessness.json
 
 figures: setup  ## All figures of the README for the drafters that are there, and the router shipped with them
-	$(MAKE) --no-print-directory -f benchmarks/figures.mk RUN=$(RUN)
+	$(MAKE) --no-print-directory -f benchmarks/figures.mk RUN=$(RUN) DRAFTGYM=$(DRAFTGYM)
 
 users: setup  ## Traces for schedulers: what devices of many users would draft
 	$(DRAFTGYM) collect --dtype float32 --arms small:16 ngram:16 --prompts train --out runs/users
@@ -59,12 +60,12 @@ users: setup  ## Traces for schedulers: what devices of many users would draft
 	    --out runs/users-heldout
 
 scheduler: users  ## Train a scheduler of many users and compare it with the closed forms
-	$(RUN) train_scheduler.py --cell.users 16 --cell.fewest 4
-	$(RUN) evaluate.py --traces runs/users-heldout --known runs/users --report runs/scheduler-report \
+	$(DRAFTGYM) train-scheduler --cell.users 16 --cell.fewest 4
+	$(DRAFTGYM) evaluate --traces runs/users-heldout --known runs/users --report runs/scheduler-report \
 	    --scheduler fixed homogeneous@beta heterogeneous@beta oracle runs/scheduler/policy
 
 edge: users  ## All figures of the README about schedulers (hours)
-	$(MAKE) --no-print-directory -f benchmarks/edge.mk RUN=$(RUN)
+	$(MAKE) --no-print-directory -f benchmarks/edge.mk RUN=$(RUN) DRAFTGYM=$(DRAFTGYM)
 
 format: .venv/.ready  ## Put the code into shape
 	$(RUN) -m ruff check --fix .

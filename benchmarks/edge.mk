@@ -3,6 +3,7 @@
 # Interrupted, the same command goes on: training inside a run, everything else result by result
 # (delete one to have it made again).
 RUN ?= .venv/bin/python
+DRAFTGYM ?= .venv/bin/draftgym
 HERE := runs/edge
 SEEDS := 0 1 2 3 4
 USERS := --traces runs/users-heldout --known runs/users

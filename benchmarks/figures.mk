@@ -7,6 +7,7 @@
 # one), benchmarks.system.against_transformers after the last prompt. These begin again: benchmarks.routers.arms and
 # tune_entropy (a minute), switching, trace_speed and evaluate.py (several minutes each).
 RUN ?= .venv/bin/python
+DRAFTGYM ?= .venv/bin/draftgym
 # git is there wherever this project is; sha256sum is not.
 WEIGHTS := $(shell cat checkpoints/*/model.safetensors | git hash-object --stdin | cut -c 1-8)
 HERE := runs/figures-$(WEIGHTS)

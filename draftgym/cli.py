@@ -11,7 +11,7 @@ from draftgym.decoding.errors import DraftgymError, exit_on_user_error
 
 COMMANDS = {
     "generate": ("rollouts.decode.generation", "write a text with a policy, see every round"),
-    "evaluate": ("rollouts.decode.compare", "compare policies, or schedulers, on prompts"),
+    "evaluate": ("evaluate", "compare policies, or schedulers, on prompts"),
     "collect": ("rollouts.traces.collect", "trace what every arm would do, from real decoding"),
     "train-router": ("agents.router.train", "train who chooses the arm of each round"),
     "train-scheduler": ("agents.scheduler.train", "train who divides drafting among users"),

@@ -69,7 +69,7 @@ def start(script: str, *arguments: str, stdin: str = "") -> subprocess.Completed
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
     command = [sys.executable, str(ROOT / script), *arguments]
     return subprocess.run(
-        command, input=stdin, capture_output=True, encoding="utf-8", env=environment, timeout=200
+        command, input=stdin, capture_output=True, encoding="utf-8", env=environment, timeout=1000
     )
 
 

@@ -55,7 +55,7 @@ def test_no_file_imports_a_room_by_its_folder() -> None:
 def run(code: str, cwd: Path = ROOT) -> str:
     """What a fresh interpreter prints."""
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, timeout=200
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, timeout=1000
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
