@@ -3,7 +3,7 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 DRAFTGYM := .venv/bin/draftgym
 
-.PHONY: help setup target train traces figures users scheduler edge evaluate test lint types check bench format clean
+.PHONY: help setup target train traces figures users scheduler edge evaluate test lint types docs check bench format clean
 
 help:  ## List these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,13 @@ lint: .venv/.ready  ## Style
 
 types: .venv/.ready  ## Types
 	$(RUN) -m mypy
+
+.venv/.docs: .venv/.ready
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+docs: .venv/.docs  ## The documentation, built strictly into build/site
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 check: lint types test  ## Everything that must pass before a commit
 
