@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+import draftgym
 from draftgym.cli import COMMANDS, run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,6 +92,7 @@ def test_python_compiles_and_its_imports_resolve(page: Path) -> None:
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.Import):
                 for alias in node.names:
+                    assert alias.name not in ROOMS, f"import draftgym.{alias.name}"
                     resolve(alias.name)
             elif isinstance(node, ast.ImportFrom):
                 for alias in node.names:
@@ -136,6 +138,14 @@ def links(page: Path) -> Iterator[str]:
 def test_links_lead_somewhere(page: Path) -> None:
     for target in links(page):
         assert (page.parent / target).exists(), target
+
+
+def test_the_reference_has_every_public_name_and_verb() -> None:
+    text = (ROOT / "docs" / "reference" / "index.md").read_text(encoding="utf-8")
+    for name in draftgym.__all__:
+        assert f"[`{name}`]" in text, name
+    for verb, (_, what) in COMMANDS.items():
+        assert f"| `draftgym {verb}` | {what} |" in text, verb
 
 
 def test_the_readme_is_short() -> None:
