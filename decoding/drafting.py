@@ -5,6 +5,9 @@ token tree. What it remembers of them lives in a state of its own, which `catch_
 committed positions in one batched call. What it computes for drafted tokens is thrown away after
 the round, so a proposal depends on the committed prefix alone, never on which drafters worked
 before, nor on when and how they caught up (`CatchUp`).
+
+So when a text is known, what a drafter would have proposed at each of its positions can be asked
+for as well (`Drafter.propose_at_each`): traces are collected so.
 """
 
 from __future__ import annotations
@@ -73,6 +76,19 @@ class DraftShape:
     def cut(self, depth: int) -> DraftShape:
         """The same shape, at most `depth` deep."""
         return self if depth >= self.depth else replace(self, depth=depth)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A position of a text to draft at.
+
+    Attributes:
+        length: Committed tokens there; the last of them is the anchor.
+        room: Most tokens on one path.
+    """
+
+    length: int
+    room: int
 
 
 class DraftContext(Protocol):
@@ -157,3 +173,30 @@ class Drafter(ABC):
         agree with the target's sampling noise under `coupled` and are sampled under `rejection`.
         Those of a tree are the best of `context.rule.candidates`, never sampled.
         """
+
+    def propose_at_each(
+        self, context: DraftContext, places: Sequence[Place], shapes: Sequence[DraftShape]
+    ) -> list[list[Proposal]]:
+        """What `propose` would draft at each of some places of a text, in each of some shapes.
+
+        Here one place after the other; a drafter that can take many in one pass does better
+        (`draftgym.drafters.batched`).
+
+        Args:
+            context: The whole text, with taps of all positions but the last.
+            places: Where to draft, by rising length; one without room gets empty proposals.
+            shapes: What to draft there.
+
+        Returns:
+            Per place one proposal per shape; none need carry draft distributions.
+        """
+        state = self.new_state(len(context.tokens))
+        drawn: list[list[Proposal]] = []
+        for place in places:
+            view = PrefixView(context, place.length)
+            self.catch_up(state, view)
+            if place.room > 0:
+                drawn.append([self.propose(state, view, s.cut(place.room)) for s in shapes])
+            else:
+                drawn.append([Proposal.empty()] * len(shapes))
+        return drawn

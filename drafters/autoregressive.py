@@ -1,33 +1,153 @@
-"""What drafters share that write one token (or one level of a tree) per step."""
+"""What drafters share that write one token, or one level of a tree, per step."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from draftgym.decoding.drafting import DraftContext, Drafter, DraftShape
+from draftgym.decoding.drafting import DraftContext, DraftShape
 from draftgym.decoding.model.cache import KVCache
 from draftgym.decoding.verify.proposal import Proposal
+from draftgym.decoding.verify.verification import Candidates, VerificationRule
+from draftgym.drafters.batched import BatchDrafter, Shapes
+from draftgym.drafters.tree import Frontier, children_per_node, grow_trees
 
 
-class AutoregressiveDrafter(Drafter):
-    """Drafts behind its own cache and forgets what it drafted; its state has a `cache`."""
-
-    @torch.inference_mode()
-    def propose(self, state: Any, context: DraftContext, shape: DraftShape) -> Proposal:
-        """Runs the newest position, then what was drafted; see `Drafter.propose`."""
-        committed = state.cache.length
-        draft = self._tree if shape.is_tree else self._chain
-        proposal = draft(state.cache, context, shape)
-        state.cache.roll_back(committed)  # committed positions are encoded anew, from true inputs
-        return proposal
+class AutoregressiveDrafter(BatchDrafter):
+    """Runs the newest position, then what was drafted; all places take a step together."""
 
     @abstractmethod
-    def _chain(self, cache: KVCache, context: DraftContext, shape: DraftShape) -> Proposal:
-        """A chain; its rows may stay in the cache."""
+    def first_step(
+        self, cache: KVCache, context: DraftContext, lengths: Tensor, visible: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Runs the newest committed row of each place, which lies behind the cache afterwards.
+
+        Returns:
+            Logits of the token behind each anchor `[R, Vd]`, and what the next step reads of each
+            row beside its token `[R, ...]`.
+        """
 
     @abstractmethod
-    def _tree(self, cache: KVCache, context: DraftContext, shape: DraftShape) -> Proposal:
-        """A tree; its rows may stay in the cache."""
+    def next_step(
+        self,
+        cache: KVCache,
+        tokens: Tensor,
+        carried: Tensor,
+        positions: Tensor,
+        visible: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Runs drafted rows, which lie behind the cache afterwards.
+
+        Args:
+            cache: The cache.
+            tokens: Their token ids `[w]`.
+            carried: What the step before gave of their parents `[w, ...]`.
+            positions: Where they stand in the text `[w]`.
+            visible: As `NewRows.visible`; None where the only row sees everything.
+
+        Returns:
+            As `first_step`, of these rows.
+        """
+
+    def draft_at(
+        self, cache: KVCache, context: DraftContext, lengths: Tensor, shapes: Shapes
+    ) -> list[list[Proposal]]:
+        """Chains to the longest depth that is asked for, trees level by level."""
+        visible = self.own_rows(cache, lengths, 1)
+        logits, carried = self.first_step(cache, context, lengths, visible)
+        cache.keep(len(lengths))
+        steps = _Steps(self, cache, context.rule, lengths, visible, logits, carried)
+        longest = max((s.depth for some in shapes for s in some if not s.is_tree), default=0)
+        chains = steps.chains(longest) if longest else []
+        columns = []
+        for column in zip(*shapes, strict=True):
+            if column[0].is_tree:
+                columns.append(steps.trees(column))
+            else:
+                columns.append([_cut(*one) for one in zip(chains, column, strict=True)])
+        return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _cut(chain: Proposal, shape: DraftShape) -> Proposal:
+    """As much of a chain as is asked for."""
+    if shape.depth == len(chain):
+        return chain
+    return Proposal.chain(chain.tokens[: shape.depth], chain.logprobs[: shape.depth])
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """The steps of R places behind their first one, of which every chain and tree begins.
+
+    Attributes:
+        drafter: The drafter.
+        cache: The committed positions and the R rows of the first step.
+        rule: Picks tokens.
+        lengths: Committed tokens at each place `[R]`.
+        visible: Who sees whom of what is in the cache, `[R, n]`; None for a single place.
+        logits: Of the first step `[R, Vd]`.
+        carried: Of the first step `[R, ...]`.
+    """
+
+    drafter: AutoregressiveDrafter
+    cache: KVCache
+    rule: VerificationRule
+    lengths: Tensor
+    visible: Tensor | None
+    logits: Tensor
+    carried: Tensor
+
+    def chains(self, depth: int) -> list[Proposal]:
+        """A chain at every place; with draft distributions where it is the only one."""
+        drafter, lengths, behind = self.drafter, self.lengths, self.cache.length
+        logits, carried, visible = self.logits, self.carried, self.visible
+        drawn = [self.rule.draft(logits, lengths.tolist(), drafter.draft_ids)]
+        for step in range(1, depth):
+            if visible is not None:
+                visible = torch.cat([visible, torch.eye(len(lengths), dtype=torch.bool)], dim=1)
+            positions = lengths - drafter.lag + step
+            newest = drawn[-1][0]
+            logits, carried = drafter.next_step(self.cache, newest, carried, positions, visible)
+            self.cache.keep(len(newest))
+            drawn.append(self.rule.draft(logits, (lengths + step).tolist(), drafter.draft_ids))
+        self.cache.roll_back(behind)
+        tokens, logprobs, probs = zip(*drawn, strict=True)
+        if len(lengths) == 1:
+            sampled = [row for row in probs if row is not None]
+            full = torch.cat(sampled) if sampled else None
+            return [Proposal.chain(torch.cat(tokens), torch.cat(logprobs), full)]
+        rows = zip(torch.stack(tokens, 1), torch.stack(logprobs, 1), strict=True)
+        return [Proposal.chain(*row) for row in rows]
+
+    def trees(self, shapes: Sequence[DraftShape]) -> list[Proposal]:
+        """The dynamic tree of every place; a level of all of them is one step."""
+        count, behind, carried = (
+            children_per_node(shapes[0].budget),
+            self.cache.length,
+            self.carried,
+        )
+
+        def expand(front: Frontier) -> Candidates:
+            nonlocal carried
+            visible, lengths = front.visible, self.lengths[front.places]
+            if self.visible is not None:
+                visible = torch.cat([self.visible[front.places], visible], dim=1)
+            logits, carried = self.drafter.next_step(
+                self.cache,
+                front.tokens,
+                carried[front.parents],
+                lengths - self.drafter.lag + front.depth,
+                visible,
+            )
+            self.cache.keep(len(front.tokens))
+            positions = (lengths + front.depth).tolist()
+            return self.rule.candidates(logits, positions, count, self.drafter.draft_ids)
+
+        ids, lengths = self.drafter.draft_ids, self.lengths.tolist()
+        drawn = grow_trees(shapes, self.rule.candidates(self.logits, lengths, count, ids), expand)
+        self.cache.roll_back(behind)
+        return drawn

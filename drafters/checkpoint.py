@@ -18,8 +18,10 @@ from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.products import Products, pack_linears
 from draftgym.decoding.model.target import Target
-from draftgym.drafters.dflash.drafter import DFlashDrafter, DFlashNetwork
-from draftgym.drafters.eagle3.drafter import Eagle3Config, Eagle3Drafter, Eagle3Network
+from draftgym.drafters.dflash.drafter import DFlashDrafter
+from draftgym.drafters.dflash.network import DFlashNetwork
+from draftgym.drafters.eagle3.drafter import Eagle3Drafter
+from draftgym.drafters.eagle3.network import Eagle3Config, Eagle3Network
 from draftgym.drafters.fitting import Network, check_fits, note_differences, widen, without_copies
 from draftgym.drafters.formats import FORMATS, find_format, recognise
 from draftgym.drafters.formats.contents import EMBEDDING, HEAD, Contents, DrafterConfig, Origin

@@ -21,8 +21,8 @@ from torch import Tensor
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target, load_target
 from draftgym.drafters.checkpoint import build_network, read_contents
-from draftgym.drafters.dflash.drafter import DFlashConfig
-from draftgym.drafters.eagle3.drafter import Eagle3Config, default_taps
+from draftgym.drafters.dflash.network import DFlashConfig
+from draftgym.drafters.eagle3.network import Eagle3Config, default_taps
 from draftgym.drafters.fitting import check_fits, note_differences, without_copies
 from draftgym.drafters.formats import find_format
 from draftgym.drafters.formats.contents import EMBEDDING, HEAD, CheckpointFormat, Contents, Origin

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
-from draftgym.drafters.dflash.drafter import DFlashConfig, DFlashNetwork
-from draftgym.drafters.eagle3.drafter import Eagle3Network
+from draftgym.drafters.dflash.network import DFlashConfig, DFlashNetwork
+from draftgym.drafters.eagle3.network import Eagle3Network
 from draftgym.drafters.formats.contents import EMBEDDING, HEAD, Contents, Origin
 from draftgym.drafters.vocabulary import from_d2t
 

@@ -28,7 +28,6 @@ from torch import Tensor
 from draftgym.decoding.drafting import Drafter, DraftShape
 from draftgym.decoding.verify.proposal import Proposal
 from draftgym.decoding.verify.verification import Drafted, Verdict, VerificationRule
-from draftgym.drafters.parallel import propose_at_each
 from draftgym.drafters.recorded import RecordedText
 
 
@@ -98,7 +97,7 @@ def chances_at_each(
         counted as that one, so the chances are 0 for them.
     """
     places = text.places()
-    drawn = propose_at_each(drafter, text, places, [DraftShape(depth)])
+    drawn = drafter.propose_at_each(text, places, [DraftShape(depth)])
     ratios = np.zeros((depth, len(places)))
     for position, (proposal,) in enumerate(drawn):
         count = min(len(proposal), len(places) - 1 - position)

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from draftgym.decoding.model.layers import RotaryTable, rms_norm, rotate
+from draftgym.decoding.model.cache import KVCache
+from draftgym.decoding.model.layers import (
+    RotaryTable,
+    additive_mask,
+    attend,
+    rms_norm,
+    rotate,
+)
 from draftgym.drafters.vocabulary import to_maps
+
+KeysValues = tuple[Tensor, Tensor]
+"""Rotated keys and values of some rows, each `[..., G, D]`."""
+Attend = Callable[[Tensor, KeysValues], Tensor]
+"""Attention `[..., H * D]` of rows, from their queries `[..., H, D]` and their own keys, values."""
 
 
 class RMSNorm(nn.Module):
@@ -41,104 +54,102 @@ class GatedMLP(nn.Module):
         return out
 
 
-@dataclass(frozen=True)
-class AttentionShape:
-    """Sizes of an attention block."""
+@dataclass(frozen=True, kw_only=True)
+class DraftConfig:
+    """Sizes and wiring of a network that drafts from the target's hidden states.
 
-    hidden: int
-    heads: int
-    kv_heads: int
+    Attributes:
+        kind: Which drafter, as arms call it.
+        hidden_size: Width, d.
+        intermediate_size: Width of the MLPs.
+        num_attention_heads: Query heads.
+        num_key_value_heads: Key/value heads.
+        head_dim: Size of a head.
+        rms_norm_eps: Epsilon of the norms.
+        vocab_size: Target vocabulary, V.
+        draft_vocab_size: Tokens that it can propose, Vd; V for all.
+        max_position_embeddings: Longest sequence it can draft for.
+        rope_parameters: Rotary settings (`rope_theta`, scaling).
+        tap_layers: 0-based target layers whose outputs are fused.
+    """
+
+    kind: ClassVar[str]
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
     head_dim: int
-
-
-class NetworkSizes(Protocol):
-    """The sizes that both drafters' configs have."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Target vocabulary, V."""
-
-    @property
-    def draft_vocab_size(self) -> int:
-        """Tokens that can be proposed, Vd."""
-
-    @property
-    def hidden_size(self) -> int:
-        """Width, d."""
-
-    @property
-    def intermediate_size(self) -> int:
-        """Width of the MLP."""
-
-    @property
-    def num_attention_heads(self) -> int:
-        """Query heads."""
-
-    @property
-    def num_key_value_heads(self) -> int:
-        """Key/value heads."""
-
-    @property
-    def head_dim(self) -> int:
-        """Size of a head."""
-
-    @property
-    def rms_norm_eps(self) -> float:
-        """Epsilon of the norms."""
+    rms_norm_eps: float
+    vocab_size: int
+    draft_vocab_size: int
+    max_position_embeddings: int
+    rope_parameters: dict[str, Any]
+    tap_layers: tuple[int, ...]
 
 
 class Projections(nn.Module):
     """Query, key, value and output projections, with optional norms of queries and keys.
 
     Args:
-        shape: Sizes.
+        config: Sizes.
         inputs: Width of what is projected (EAGLE-3 projects a pair, twice the hidden size).
-        norm_eps: Epsilon of query and key norms (Qwen3 style), or None for no norms.
+        has_norms: Whether queries and keys are normed (Qwen3 style).
     """
 
-    def __init__(self, shape: AttentionShape, inputs: int, norm_eps: float | None = None) -> None:
+    def __init__(self, config: DraftConfig, inputs: int, has_norms: bool) -> None:
         super().__init__()
-        self.shape = shape
-        self.q_proj = nn.Linear(inputs, shape.heads * shape.head_dim, bias=False)
-        self.k_proj = nn.Linear(inputs, shape.kv_heads * shape.head_dim, bias=False)
-        self.v_proj = nn.Linear(inputs, shape.kv_heads * shape.head_dim, bias=False)
-        self.o_proj = nn.Linear(shape.heads * shape.head_dim, shape.hidden, bias=False)
-        if norm_eps is not None:
-            self.q_norm = RMSNorm(shape.head_dim, norm_eps)
-            self.k_norm = RMSNorm(shape.head_dim, norm_eps)
-        self.has_norms = norm_eps is not None
+        self.heads, self.dim = config.num_attention_heads, config.head_dim
+        self.kv_heads, self.has_norms = config.num_key_value_heads, has_norms
+        self.q_proj = nn.Linear(inputs, self.heads * self.dim, bias=False)
+        self.k_proj = nn.Linear(inputs, self.kv_heads * self.dim, bias=False)
+        self.v_proj = nn.Linear(inputs, self.kv_heads * self.dim, bias=False)
+        self.o_proj = nn.Linear(self.heads * self.dim, config.hidden_size, bias=False)
+        if has_norms:
+            self.q_norm = RMSNorm(self.dim, config.rms_norm_eps)
+            self.k_norm = RMSNorm(self.dim, config.rms_norm_eps)
 
     def queries(self, x: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
         """Rotated queries `[..., H, D]`."""
-        q = self.q_proj(x).unflatten(-1, (self.shape.heads, self.shape.head_dim))
+        q = self.q_proj(x).unflatten(-1, (self.heads, self.dim))
         return rotate(self.q_norm(q) if self.has_norms else q, cos_sin)
 
-    def keys_values(self, x: Tensor, cos_sin: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def keys_values(self, x: Tensor, cos_sin: tuple[Tensor, Tensor]) -> KeysValues:
         """Rotated keys and values, each `[..., G, D]`."""
-        split = (self.shape.kv_heads, self.shape.head_dim)
+        split = (self.kv_heads, self.dim)
         k, v = self.k_proj(x).unflatten(-1, split), self.v_proj(x).unflatten(-1, split)
         return rotate(self.k_norm(k) if self.has_norms else k, cos_sin), v
 
 
 class DraftLayer(nn.Module):
-    """What a decoder layer of either drafter consists of, besides how it attends.
+    """A decoder layer of a drafter; who its rows attend to is the caller's affair.
 
     Args:
         config: Sizes.
         inputs: Width of what is projected.
-        query_key_norms: Whether queries and keys are normed (Qwen3 style).
+        has_norms: Whether queries and keys are normed.
     """
 
-    def __init__(self, config: NetworkSizes, inputs: int, query_key_norms: bool) -> None:
+    def __init__(self, config: DraftConfig, inputs: int, has_norms: bool) -> None:
         super().__init__()
         size, eps = config.hidden_size, config.rms_norm_eps
-        shape = AttentionShape(
-            size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
-        )
         self.input_layernorm = RMSNorm(size, eps)
-        self.self_attn = Projections(shape, inputs, eps if query_key_norms else None)
+        self.self_attn = Projections(config, inputs, has_norms)
         self.post_attention_layernorm = RMSNorm(size, eps)
         self.mlp = GatedMLP(size, config.intermediate_size)
+
+    def run(
+        self, inputs: Tensor, residual: Tensor, cos_sin: tuple[Tensor, Tensor], attend: Attend
+    ) -> Tensor:
+        """The layer's output `[..., d]`, in drafting and in training.
+
+        Args:
+            inputs: What is projected `[..., inputs]`.
+            residual: `[..., d]`.
+            cos_sin: Angles of the rows, from `RotaryTable.at`.
+            attend: Attention.
+        """
+        own = self.self_attn.keys_values(inputs, cos_sin)
+        return self.finish(residual, attend(self.self_attn.queries(inputs, cos_sin), own))
 
     def finish(self, residual: Tensor, attended: Tensor) -> Tensor:
         """Residuals and MLP after attention, `[..., d]`."""
@@ -148,7 +159,7 @@ class DraftLayer(nn.Module):
 
 
 class DraftNetwork(nn.Module):
-    """What both drafters' networks have: the draft vocabulary, and whose embedding they read.
+    """What both drafters' networks have: fused taps, the draft vocabulary, whose tables they read.
 
     Args:
         config: Sizes.
@@ -160,7 +171,7 @@ class DraftNetwork(nn.Module):
     t2d: Tensor
 
     def __init__(
-        self, config: NetworkSizes, draft_ids: Tensor | None = None, own_embedding: bool = False
+        self, config: DraftConfig, draft_ids: Tensor | None = None, own_embedding: bool = False
     ) -> None:
         super().__init__()
         ids = torch.arange(config.draft_vocab_size) if draft_ids is None else draft_ids
@@ -181,25 +192,36 @@ def frozen_rows(count: int, width: int) -> nn.Embedding:
     return table
 
 
-def block_attention(
-    q: Tensor,
-    context: tuple[Tensor, Tensor],
-    context_visible: Tensor,
-    own: tuple[Tensor, Tensor] | None,
-    own_visible: Tensor | None = None,
-) -> Tensor:
-    """Attention of many query blocks over a shared context and each block's own keys.
+def in_cache(cache: KVCache, layer: int, visible: Tensor | None) -> Attend:
+    """Drafting's attention: over a cache, behind which the rows' keys and values are written.
 
-    EAGLE-3's training-time test, DFlash's random anchors and drafting at many positions of a text
-    are the same shape: R blocks of Q queries that share one context of S keys under a mask, and see
-    P keys of their own.
+    Args:
+        cache: The cache.
+        layer: Which of its layers.
+        visible: As `additive_mask` takes it; None for rows that see everything.
+    """
+
+    def attend_in_cache(queries: Tensor, own: KeysValues) -> Tensor:
+        keys, values = cache.write(layer, *own)
+        mask = None if visible is None else additive_mask(visible, keys.shape[1], queries.dtype)
+        return attend(queries, keys, values, mask)
+
+    return attend_in_cache
+
+
+def block_attention(
+    q: Tensor, context: KeysValues, context_visible: Tensor, own: KeysValues | None
+) -> Tensor:
+    """Training's attention: many query blocks over a shared context and each block's own keys.
+
+    EAGLE-3's training-time test and DFlash's random anchors are the same shape: R blocks of Q
+    queries that share one context of S keys under a mask, and see P keys of their own.
 
     Args:
         q: Queries `[B, R, Q, H, D]`.
         context: Keys and values `[B, S, G, D]`.
         context_visible: Bool `[B, R, S]`, True = the block sees that context position.
         own: Keys and values `[B, R, P, G, D]` that only their block sees, or None.
-        own_visible: Which of them each query sees, bool `[B, R, Q, P]`; None for all.
 
     Returns:
         `[B, R, Q, H * D]`.
@@ -217,9 +239,6 @@ def block_attention(
         k_own, v_own = (x.permute(0, 3, 1, 2, 4) for x in own)  # [B, G, R, P, D]
         block_rows = rows.view(batch, groups, blocks, width * share, dim)
         own_scores = (block_rows @ k_own.transpose(3, 4)).float()
-        if own_visible is not None:
-            hidden = ~own_visible.repeat_interleave(share, dim=2)[:, None]
-            own_scores = own_scores.masked_fill(hidden, float("-inf"))
         scores = torch.cat([scores, own_scores], dim=-1)
     weights = scores.softmax(-1).to(rows.dtype)
     size = k_context.shape[2]

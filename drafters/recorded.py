@@ -13,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from draftgym.decoding.drafting import Drafter, DraftShape
+from draftgym.decoding.drafting import Drafter, DraftShape, Place
 from draftgym.decoding.verify.proposal import Proposal
 from draftgym.decoding.verify.verification import VerificationRule, children_by_edge
-from draftgym.drafters.parallel import Place, propose_at_each
 
 
 @dataclass
@@ -100,7 +99,7 @@ def rounds_at_each(
         Per shape `m - 1` rounds; the anchor of round i is response token i.
     """
     tokens, places = text.tokens.tolist(), text.places()
-    drawn = propose_at_each(drafter, text, places, shapes)
+    drawn = drafter.propose_at_each(text, places, shapes)
     facts = [
         [_facts(proposal, tokens[place.length :]) for proposal in proposals]
         for place, proposals in zip(places, drawn, strict=True)

@@ -1,10 +1,9 @@
-"""Drawing drafts, chains and trees: the part that drafters share.
+"""Drawing trees: the part that drafters share.
 
-`grow_chain` takes one token per step. Both kinds of tree keep the nodes with the best path scores
-(sums of a rule's `Candidates.scores`). A score is a log-probability, so no child outranks its
-parent and the best nodes always form a tree.
+Both kinds of tree keep the nodes with the best path scores (sums of a rule's `Candidates.scores`).
+A score is a log-probability, so no child outranks its parent and the best nodes always form a tree.
 
-* `grow_tree` serves autoregressive drafters (EAGLE-2's dynamic tree, arXiv 2406.16858): level by
+* `grow_trees` serves autoregressive drafters (EAGLE-2's dynamic tree, arXiv 2406.16858): level by
   level the most promising nodes are run through the drafter in one batched step.
 * `best_first_tree` serves block drafters (DDTree, arXiv 2604.12989): all levels are scored by one
   pass, independently of the path, and a heap walks the prefixes from best to worst.
@@ -14,8 +13,9 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,29 +23,11 @@ from torch import Tensor
 
 from draftgym.decoding.drafting import MAX_TREE_NODES, DraftShape
 from draftgym.decoding.verify.proposal import Proposal
-from draftgym.decoding.verify.verification import Candidates, Drafted
-
-
-def grow_chain(depth: int, step: Callable[[Tensor | None], Drafted]) -> Proposal:
-    """Draws the chain of an autoregressive drafter.
-
-    Args:
-        depth: Tokens to draft.
-        step: Gives the next token `[1]` with its log-probability and distribution, after the one
-            drafted last (`[1]`; None in the first step).
-    """
-    drawn: list[Drafted] = []
-    for _ in range(depth):
-        drawn.append(step(drawn[-1][0] if drawn else None))
-    tokens, logprobs, probs = zip(*drawn, strict=True)
-    sampled = [row for row in probs if row is not None]
-    return Proposal.chain(
-        torch.cat(tokens), torch.cat(logprobs), torch.cat(sampled) if sampled else None
-    )
+from draftgym.decoding.verify.verification import Candidates
 
 
 def frontier_width(nodes: int) -> int:
-    """Most nodes that one step of `grow_tree` runs: the square root of the budget, rounded up.
+    """Most nodes that one step of `grow_trees` runs: the square root of the budget, rounded up.
 
     Every row costs time, on a CPU most of all. Budgets of 4, 16 and 64 get 2, 4 and 8 rows; EAGLE-2
     gives 60 nodes 10 rows.
@@ -59,26 +41,27 @@ def children_per_node(nodes: int) -> int:
 
 
 def scratch_rows(depth: int, nodes: int = MAX_TREE_NODES) -> int:
-    """Most rows that the steps of `grow_tree` leave in a drafter's cache."""
+    """Most rows that the steps of `grow_trees` leave in a drafter's cache."""
     return (depth - 1) * frontier_width(nodes)
 
 
 @dataclass(frozen=True)
 class Frontier:
-    """Nodes of one level, to be run through a drafter in one batched step.
+    """Nodes of one level of all trees, to be run through a drafter in one batched step.
 
     Attributes:
         depth: Distance from the anchor, 1 in the first step.
         tokens: Token ids `[w]`.
         parents: Row of each one's parent in the previous step `[w]`; the step before the first is
-            the one row that gave the start, so there all are 0.
+            the rows that gave the start, one per tree.
+        places: Which tree each belongs to `[w]`.
         visible: Who sees whom among the rows of all steps so far, this one's last: bool `[w, r]`.
-            Every row also sees what was there before the first step.
     """
 
     depth: int
     tokens: Tensor
     parents: Tensor
+    places: Tensor
     visible: Tensor
 
 
@@ -94,101 +77,108 @@ class _Node:
     row: int = -1
 
 
-def grow_tree(
-    shape: DraftShape,
+class _Tree:
+    """A tree that is being drawn: its best nodes so far, in order."""
+
+    def __init__(self, place: int, shape: DraftShape, width: int | None) -> None:
+        self.place, self.shape = place, shape
+        self.width = frontier_width(shape.budget) if width is None else width
+        self.nodes: list[_Node] = []
+
+    def level(self, depth: int) -> list[_Node]:
+        """The nodes to run next; none when the tree is finished."""
+        if depth >= self.shape.depth:
+            return []
+        # A full tree admits only what beats its worst node, which only a better parent can.
+        full = len(self.nodes) == self.shape.budget
+        bar = self.nodes[-1].score if full else -math.inf
+        found = [node for node in self.nodes if node.depth == depth and node.score > bar]
+        return found[: self.width]
+
+    def add(self, parent: _Node | None, rows: tuple[list[Any], ...]) -> None:
+        """Takes in the children of a node: tokens, log-probabilities and scores."""
+        above, depth = (parent.score, parent.depth) if parent else (0.0, 0)
+        self.nodes += [
+            _Node(above + score, depth + 1, token, logprob, parent)
+            for token, logprob, score in zip(*rows, strict=True)
+        ]
+
+    def keep_best(self) -> None:
+        """Drops what does not fit; of equal ones the shallower stay, so that parents come first."""
+        self.nodes = sorted(self.nodes, key=lambda n: (-n.score, n.depth))[: self.shape.budget]
+
+    def proposal(self) -> Proposal:
+        """The tree."""
+        index = {id(node): i for i, node in enumerate(self.nodes)}
+        parents = [-1 if node.parent is None else index[id(node.parent)] for node in self.nodes]
+        return Proposal(
+            torch.tensor([node.token for node in self.nodes]),
+            torch.tensor(parents),
+            torch.tensor([node.logprob for node in self.nodes]),
+        )
+
+
+def grow_trees(
+    shapes: Sequence[DraftShape],
     start: Candidates,
     expand: Callable[[Frontier], Candidates],
     width: int | None = None,
-) -> Proposal:
-    """Draws the tree of an autoregressive drafter.
+) -> list[Proposal]:
+    """Draws trees of an autoregressive drafter, side by side.
 
     A node that is not among the best `shape.nodes` so far never will be, and neither will its
-    children: such nodes are not run, and the tree is finished when none is left.
+    children: such nodes are not run, and a tree is finished when none is left.
 
     Args:
-        shape: Depth and node budget.
-        start: Candidates after the anchor, one row.
+        shapes: Depth and node budget of each tree `[R]`.
+        start: Candidates after the anchors, one row per tree.
         expand: Runs a frontier through the drafter and gives the candidates after each of its
             nodes, one row per node.
-        width: Most nodes per step; None takes `frontier_width`.
+        width: Most nodes of a tree per step; None takes `frontier_width`.
 
     Returns:
-        The best nodes found, from best to worst: parents before children, and of siblings the
-        likelier first.
+        Per tree the best nodes found, from best to worst: parents before children, and of siblings
+        the likelier first.
     """
-    growing = tree_growth(shape, start, width)
-    try:
-        frontier = next(growing)
-        while True:
-            frontier = growing.send(expand(frontier))
-    except StopIteration as finished:
-        proposal: Proposal = finished.value
-        return proposal
-
-
-def tree_growth(
-    shape: DraftShape, start: Candidates, width: int | None = None
-) -> Generator[Frontier, Candidates, Proposal]:
-    """Does what `grow_tree` says as a coroutine: many trees can share their drafter's steps.
-
-    Yields frontiers, is sent their candidates, and returns the tree.
-    """
-    budget = shape.budget
-    width = frontier_width(budget) if width is None else width
-    kept = _best(_children([None], start, 1), budget)
-    rows_before = rows = 0
-    for depth in range(1, shape.depth):
-        # A full tree admits only what beats its worst node, which only a better parent can.
-        bar = kept[-1].score if len(kept) == budget else -math.inf
-        level = [node for node in kept if node.depth == depth and node.score > bar][:width]
+    trees = [_Tree(place, shape, width) for place, shape in enumerate(shapes)]
+    _add(trees, [None] * len(trees), start)
+    rows_before, rows = 0, 0
+    for depth in range(1, max(shape.depth for shape in shapes)):
+        level = [(tree, node) for tree in trees for node in tree.level(depth)]
         if not level:
             break
-        for row, node in enumerate(level, start=rows):
+        for row, (_, node) in enumerate(level, start=rows):
             node.row = row
-        frontier = _frontier(level, depth, rows_before, rows)
+        found = expand(_frontier(level, depth, rows_before, rows))
         rows_before, rows = rows, rows + len(level)
-        found = yield frontier
-        kept = _best([*kept, *_children(level, found, depth + 1)], budget)
-    return _proposal(kept)
+        _add([tree for tree, _ in level], [node for _, node in level], found)
+    return [tree.proposal() for tree in trees]
 
 
-def _children(parents: Sequence[_Node | None], candidates: Candidates, depth: int) -> list[_Node]:
-    columns = (candidates.tokens, candidates.logprobs, candidates.scores)
-    tokens, logprobs, scores = (column.tolist() for column in columns)
-    return [
-        _Node((parent.score if parent else 0.0) + score, depth, token, logprob, parent)
-        for parent, *rows in zip(parents, tokens, logprobs, scores, strict=True)
-        for token, logprob, score in zip(*rows, strict=True)
-    ]
+def _add(trees: Sequence[_Tree], parents: Sequence[_Node | None], found: Candidates) -> None:
+    columns = [column.tolist() for column in (found.tokens, found.logprobs, found.scores)]
+    for tree, parent, *rows in zip(trees, parents, *columns, strict=True):
+        tree.add(parent, tuple(rows))
+    for tree in dict.fromkeys(trees):
+        tree.keep_best()
 
 
-def _best(nodes: list[_Node], budget: int) -> list[_Node]:
-    """The best nodes in order; of equal ones the shallower, so that parents come first."""
-    return sorted(nodes, key=lambda node: (-node.score, node.depth))[:budget]
-
-
-def _frontier(level: list[_Node], depth: int, rows_before: int, rows: int) -> Frontier:
+def _frontier(
+    level: Sequence[tuple[_Tree, _Node]], depth: int, rows_before: int, rows: int
+) -> Frontier:
     visible = np.zeros((len(level), rows + len(level)), dtype=np.bool_)
-    for line, node in enumerate(level):
+    for line, (_, node) in enumerate(level):
         ancestor: _Node | None = node
         while ancestor is not None:
             visible[line, ancestor.row] = True
             ancestor = ancestor.parent
-    parents = [node.parent.row - rows_before if node.parent else 0 for node in level]
+    parents = [node.parent.row - rows_before if node.parent else t.place for t, node in level]
     return Frontier(
         depth,
-        torch.tensor([node.token for node in level]),
+        torch.tensor([node.token for _, node in level]),
         torch.tensor(parents),
+        torch.tensor([tree.place for tree, _ in level]),
         torch.from_numpy(visible),
-    )
-
-
-def _proposal(nodes: list[_Node]) -> Proposal:
-    index = {id(node): i for i, node in enumerate(nodes)}
-    return Proposal(
-        torch.tensor([node.token for node in nodes]),
-        torch.tensor([-1 if node.parent is None else index[id(node.parent)] for node in nodes]),
-        torch.tensor([node.logprob for node in nodes]),
     )
 
 

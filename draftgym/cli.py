@@ -23,7 +23,7 @@ COMMANDS = {
     "respond": ("rollouts.responses.respond", "write the corpus that drafters are trained on"),
     "convert": ("drafters.convert", "a drafter checkpoint in another published format"),
     "average": ("drafters.average", "average the weights of several trainings"),
-    "unpack-small-lm": ("drafters.small_lm.folder", "a shipped small LM as a whole model folder"),
+    "unpack-small-lm": ("drafters.small_lm.network", "a shipped small LM as a whole model folder"),
     "card": ("drafters.training.loop.card", "the card of a trained drafter"),
     "measure-host": ("envs.cell.host", "measure this host as the server of many users"),
 }

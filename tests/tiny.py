@@ -12,8 +12,10 @@ from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.model.precision import Precision
 from draftgym.decoding.model.target import Target, wrap_model
 from draftgym.decoding.model.transformer import Decoder
-from draftgym.drafters.dflash.drafter import DFlashConfig, DFlashDrafter, DFlashNetwork
-from draftgym.drafters.eagle3.drafter import Eagle3Config, Eagle3Drafter, Eagle3Network
+from draftgym.drafters.dflash.drafter import DFlashDrafter
+from draftgym.drafters.dflash.network import DFlashConfig, DFlashNetwork
+from draftgym.drafters.eagle3.drafter import Eagle3Drafter
+from draftgym.drafters.eagle3.network import Eagle3Config, Eagle3Network
 from draftgym.drafters.ngram.drafter import NgramDrafter
 from draftgym.drafters.small_lm.drafter import SmallLMDrafter
 from draftgym.rollouts.prompts.sets import Prompt

@@ -35,7 +35,7 @@ from draftgym.decoding.errors import exit_on_user_error
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.provenance import describe_host, describe_target
 from draftgym.decoding.verify.rules import make_rule
-from draftgym.drafters import parallel
+from draftgym.drafters.batched import BatchDrafter
 from draftgym.policies.routers.random import RandomPolicy
 from draftgym.rollouts.decode.interleaved import decode_prompts, encode_prompt
 from draftgym.rollouts.decode.options import DecodingOptions
@@ -105,7 +105,7 @@ def collecting(
         return sum(len(text) for text in texts)
 
     def one_by_one() -> int:
-        with patch.object(parallel, "in_batches", lambda *_: None):
+        with patch.object(BatchDrafter, "propose_at_each", Drafter.propose_at_each):
             return trace(few)
 
     def live() -> float:

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from draftgym.decoding.model.target import Target
-from draftgym.drafters.dflash.drafter import DFlashDrafter, DFlashNetwork
-from draftgym.drafters.modules import block_attention, rotary_table
+from draftgym.drafters.dflash.drafter import DFlashDrafter
+from draftgym.drafters.dflash.network import DFlashLayer, DFlashNetwork
+from draftgym.drafters.modules import Attend, KeysValues, block_attention, rotary_table
 from draftgym.drafters.training.data.features import FeatureBatch
 from draftgym.drafters.training.objectives.candidates import Candidates, CandidateSampler
 from draftgym.drafters.training.objectives.heads import DraftHead
@@ -53,15 +54,17 @@ class DFlashUnroller(Unroller[DFlashNetwork]):
         blocks = self.rotary.at(anchors[..., None] + torch.arange(width))
         tokens = anchors.new_full((*anchors.shape, width), network.config.mask_token_id)
         tokens[..., 0] = batch.tokens.gather(1, anchors)
-        x = F.embedding(tokens, self.embedding).float()
-        for layer in network.blocks:
-            normed = layer.input_layernorm(x)
+
+        def injected(layer: DFlashLayer) -> Attend:
             context = layer.self_attn.keys_values(fused, everywhere)
-            own = layer.self_attn.keys_values(normed, blocks)
-            attended = block_attention(
-                layer.self_attn.queries(normed, blocks), context, visible, own
-            )
-            x = layer.finish(x, attended)
+
+            def attend(queries: Tensor, own: KeysValues) -> Tensor:
+                return block_attention(queries, context, visible, own)
+
+            return attend
+
+        x = F.embedding(tokens, self.embedding).float()
+        x = network.run(x, blocks, [injected(layer) for layer in network.blocks])
         out: Tensor = network.norm(x[..., 1 : 1 + paths.shape[-1], :])
         return out
 

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from draftgym.decoding.model.target import Target
-from draftgym.drafters.eagle3.drafter import Eagle3Drafter, Eagle3Network
-from draftgym.drafters.modules import block_attention, rotary_table
+from draftgym.drafters.eagle3.drafter import Eagle3Drafter
+from draftgym.drafters.eagle3.network import Eagle3Network
+from draftgym.drafters.modules import KeysValues, block_attention, rotary_table
 from draftgym.drafters.training.data.features import FeatureBatch
 from draftgym.drafters.training.objectives.candidates import Candidates, CandidateSampler
 from draftgym.drafters.training.objectives.heads import DraftHead
@@ -56,16 +57,19 @@ class Eagle3Unroller(Unroller[Eagle3Network]):
         context = layer.self_attn.keys_values(pair, self.rotary.at(positions))
         visible = positions <= index[..., None]  # [B, R, S]
         pair, feature = pair[rows, index], feature[rows, index]
-        own: list[tuple[Tensor, Tensor]] = []
-        outputs = []
+        drafted: list[KeysValues] = []
+        outputs: list[Tensor] = []
+
+        def attend(queries: Tensor, own: KeysValues) -> Tensor:
+            if outputs:  # the keys of the first step are the text's
+                drafted.append(own)
+            behind = block_attention(queries.unsqueeze(2), context, visible, _stack(drafted))
+            return behind.squeeze(2)
+
         for step in range(depth):
-            cos_sin = self.rotary.at(index + step)
             if step:
                 pair = layer.pair(self._embed(paths[..., step - 1]), feature)
-                own.append(layer.self_attn.keys_values(pair, cos_sin))
-            queries = layer.self_attn.queries(pair, cos_sin).unsqueeze(2)
-            attended = block_attention(queries, context, visible, _stack(own)).squeeze(2)
-            out = layer.finish(feature, attended)
+            out = layer.run(pair, feature, self.rotary.at(index + step), attend)
             outputs.append(network.norm(out))
             feature = network.carry(out)
         return torch.stack(outputs, 2)
@@ -82,7 +86,7 @@ class Eagle3Unroller(Unroller[Eagle3Network]):
         return F.embedding(tokens, self.embedding).float()
 
 
-def _stack(own: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor] | None:
+def _stack(own: list[KeysValues]) -> KeysValues | None:
     """Keys and values of the later steps as `[B, R, steps, G, D]`; None before the first."""
     if not own:
         return None

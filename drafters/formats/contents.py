@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from draftgym.decoding.model.target import Target
-from draftgym.drafters.dflash.drafter import DFlashConfig
-from draftgym.drafters.eagle3.drafter import Eagle3Config
+from draftgym.drafters.dflash.network import DFlashConfig
+from draftgym.drafters.eagle3.network import Eagle3Config
 
 DrafterConfig = Eagle3Config | DFlashConfig
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from draftgym.decoding.errors import DraftgymError
-from draftgym.drafters.dflash.drafter import DFlashConfig
+from draftgym.drafters.dflash.network import DFlashConfig
 from draftgym.drafters.formats.contents import EMBEDDING, HEAD, CheckpointFormat, Contents, Origin
 from draftgym.drafters.formats.decoder_keys import (
     layer_ids,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from draftgym.drafters.dflash.drafter import DFlashConfig
+from draftgym.drafters.dflash.network import DFlashConfig
 from draftgym.drafters.formats.contents import EMBEDDING, HEAD, Contents
 from draftgym.drafters.formats.decoder_keys import layer_ids, layer_ids_from_hidden_states
 from draftgym.drafters.formats.dflash_native import read_dflash, stack_json

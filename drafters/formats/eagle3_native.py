@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from draftgym.decoding.errors import DraftgymError
-from draftgym.drafters.eagle3.drafter import Eagle3Config, default_taps
+from draftgym.drafters.eagle3.network import Eagle3Config, default_taps
 from draftgym.drafters.formats.contents import CheckpointFormat, Contents, own_key
 from draftgym.drafters.formats.decoder_keys import (
     layer_ids,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from draftgym.decoding.errors import DraftgymError
-from draftgym.drafters.eagle3.drafter import Eagle3Config
+from draftgym.drafters.eagle3.network import Eagle3Config
 from draftgym.drafters.formats.contents import Contents
 from draftgym.drafters.formats.decoder_keys import layer_ids, layer_ids_from_hidden_states
 from draftgym.drafters.formats.eagle3_native import LAYER_IDS, default_or_refuse, read_eagle3

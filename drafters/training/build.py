@@ -11,10 +11,10 @@ import torch
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
 from draftgym.drafters.checkpoint import read_checkpoint
-from draftgym.drafters.dflash.drafter import DFlashConfig, DFlashNetwork
-from draftgym.drafters.dflash.drafter import default_taps as default_dflash_taps
+from draftgym.drafters.dflash.network import DFlashConfig, DFlashNetwork
+from draftgym.drafters.dflash.network import default_taps as default_dflash_taps
 from draftgym.drafters.dflash.unroll import DFlashUnroller
-from draftgym.drafters.eagle3.drafter import Eagle3Config, Eagle3Network, default_taps
+from draftgym.drafters.eagle3.network import Eagle3Config, Eagle3Network, default_taps
 from draftgym.drafters.eagle3.unroll import Eagle3Unroller
 from draftgym.drafters.fitting import check_fits, widen
 from draftgym.drafters.training.data.corpus import Corpus

@@ -20,8 +20,8 @@ import tyro
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target, load_target
 from draftgym.decoding.provenance import check_run_folder, write_run_config
-from draftgym.drafters.dflash.drafter import default_taps as default_dflash_taps
-from draftgym.drafters.eagle3.drafter import default_taps
+from draftgym.drafters.dflash.network import default_taps as default_dflash_taps
+from draftgym.drafters.eagle3.network import default_taps
 from draftgym.drafters.training.build import (
     DFlashSettings,
     Eagle3Settings,

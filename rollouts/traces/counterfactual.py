@@ -2,7 +2,7 @@
 
 The text itself tells how much of a proposal the target would have accepted, so no arm costs a pass
 of the target. Texts are written together, and a drafter's positions are drafted together
-(`draftgym.drafters.parallel`).
+(`Drafter.propose_at_each`).
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from draftgym.decoding.arms import PLAIN, Arm
-from draftgym.decoding.drafting import Drafter, DraftShape
+from draftgym.decoding.drafting import Drafter, DraftShape, Place
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.observation import text_signals
 from draftgym.decoding.repeats import Repeats
 from draftgym.decoding.round import play_rounds
 from draftgym.decoding.session import Session
 from draftgym.decoding.verify.verification import VerificationRule
-from draftgym.drafters.parallel import Place, propose_at_each
 from draftgym.drafters.recorded import matched
 from draftgym.rollouts.traces.trace import ArmTrace, TextTrace
 
@@ -136,7 +135,7 @@ def _trace_arms(
     for name, drafter in session.drafters.items():
         mine = [arm for arm in arms if arm.drafter == name]
         shapes = _distinct([arm.shape for arm in mine])
-        drawn = propose_at_each(drafter, session, places, shapes)
+        drawn = drafter.propose_at_each(session, places, shapes)
         for arm in mine:
             column, length = shapes.index(_asked_as(arm.shape, shapes)), arm.length
             rows = np.empty((3, len(positions)), dtype=np.int64)

@@ -11,7 +11,7 @@ from draftgym.decoding.drafting import DraftShape
 from draftgym.decoding.verify.proposal import Proposal
 from draftgym.decoding.verify.rejection import Coins, RejectionRule
 from draftgym.decoding.verify.verification import Candidates, VerificationRule
-from draftgym.drafters.tree import Frontier, best_first_tree, grow_tree
+from draftgym.drafters.tree import Frontier, best_first_tree, grow_trees
 from tests.test_verification_is_lossless import (
     TEMPERATURE,
     VOCAB,
@@ -36,7 +36,7 @@ def grown(rule: VerificationRule, drafter: Table, shape: DraftShape) -> Proposal
         levels.append([(*levels[-1][parent], token) for parent, token in nodes])
         return score(levels[-1])
 
-    return grow_tree(shape, score([()]), expand)
+    return grow_trees([shape], score([()]), expand)[0]
 
 
 def best_first(rule: VerificationRule, drafter: Table, shape: DraftShape) -> Proposal:

@@ -16,7 +16,7 @@ from torch import Tensor
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
 from draftgym.drafters.checkpoint import load_drafter, save_checkpoint
-from draftgym.drafters.dflash.drafter import DFlashNetwork
+from draftgym.drafters.dflash.network import DFlashNetwork
 from tests.published_checkpoints import (
     FORMATS,
     SIZES,

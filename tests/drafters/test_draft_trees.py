@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import draftgym.drafters.eagle3.drafter
+import draftgym.drafters.autoregressive
 from draftgym.decoding.drafting import Drafter, DraftShape
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.verify.proposal import Proposal
@@ -21,7 +21,7 @@ from draftgym.drafters.tree import (
     Frontier,
     best_first_tree,
     frontier_width,
-    grow_tree,
+    grow_trees,
     scratch_rows,
 )
 from tests.feature_context import FeatureContext, HeardRule, random_batch
@@ -89,7 +89,7 @@ class Table:
             self._levels.append([(*above[parent], token) for parent, token in nodes])
             return self.candidates(self._levels[-1], count)
 
-        return grow_tree(shape, self.candidates([()], count), expand, width)
+        return grow_trees([shape], self.candidates([()], count), expand, width)[0]
 
     @property
     def expanded(self) -> list[Path]:
@@ -196,7 +196,7 @@ def test_eagle3_scores_a_node_as_if_its_path_were_a_chain(
     levels: list[list[Path]] = [[()]]
     heard: dict[Path, tuple[list[int], list[float]]] = {}
 
-    def recording(shape: DraftShape, start: Candidates, expand: Any) -> Proposal:
+    def recording(shapes: Any, start: Candidates, expand: Any) -> list[Proposal]:
         def note(found: Candidates) -> Candidates:
             rows = zip(levels[-1], found.tokens.tolist(), found.logprobs.tolist(), strict=True)
             heard.update({path: (tokens, logprobs) for path, tokens, logprobs in rows})
@@ -207,9 +207,9 @@ def test_eagle3_scores_a_node_as_if_its_path_were_a_chain(
             levels.append([(*levels[-1][parent], token) for parent, token in nodes])
             return note(expand(frontier))
 
-        return grow_tree(shape, note(start), expand_and_note)
+        return grow_trees(shapes, note(start), expand_and_note)
 
-    monkeypatch.setattr(draftgym.drafters.eagle3.drafter, "grow_tree", recording)
+    monkeypatch.setattr(draftgym.drafters.autoregressive, "grow_trees", recording)
     chosen = make_rule(rule, 0.0 if rule == "greedy" else 1.0, 0, target.vocab_size)
     draft(target, drafter, DraftShape(5, 40), chosen)
     assert max(map(len, heard)) >= 3 and len(heard) > 8

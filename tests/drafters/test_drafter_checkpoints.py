@@ -17,8 +17,9 @@ from draftgym.decoding.arms import Arm
 from draftgym.decoding.decoder import PlainPolicy, SpeculativeDecoder
 from draftgym.decoding.model.target import Target
 from draftgym.drafters.checkpoint import load_drafter, read_checkpoint, save_checkpoint
-from draftgym.drafters.dflash.drafter import DFlashNetwork
-from draftgym.drafters.eagle3.drafter import Eagle3Drafter, Eagle3Network
+from draftgym.drafters.dflash.network import DFlashNetwork
+from draftgym.drafters.eagle3.drafter import Eagle3Drafter
+from draftgym.drafters.eagle3.network import Eagle3Network
 from tests.tiny import tiny_dflash, tiny_eagle3
 
 KINDS = ["eagle3", "dflash"]

@@ -13,7 +13,7 @@ from torch import Tensor
 from draftgym.decoding.drafting import DraftShape
 from draftgym.decoding.model.layers import rotate
 from draftgym.decoding.model.target import Target
-from draftgym.drafters.dflash.drafter import DFlashNetwork
+from draftgym.drafters.dflash.network import DFlashNetwork
 from draftgym.drafters.eagle3.drafter import Eagle3Drafter
 from draftgym.drafters.training.data.features import FeatureBatch
 from tests.feature_context import FeatureContext, HeardRule, random_batch

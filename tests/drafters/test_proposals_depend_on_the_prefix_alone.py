@@ -10,6 +10,7 @@ from torch import Tensor
 
 from draftgym.decoding.arms import parse_arm
 from draftgym.decoding.drafting import Drafter, DraftShape
+from draftgym.decoding.model.cache import KVCache
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.round import play_round
 from draftgym.decoding.session import Session
@@ -106,8 +107,8 @@ def test_lazy_catch_up_equals_catching_up_after_every_round(
 
 def encoded(session: Session, drafter: Drafter) -> list[Tensor]:
     """What a neural drafter remembers of the committed positions."""
-    cache = getattr(session.state_of(drafter), "cache", None)
-    if cache is None:
+    cache = session.state_of(drafter)
+    if not isinstance(cache, KVCache):
         return []
     return [cache.keys[:, :, : cache.length], cache.values[:, :, : cache.length]]
 

@@ -23,7 +23,7 @@ from draftgym.decoding.round import play_round
 from draftgym.decoding.session import Session
 from draftgym.decoding.verify.rules import make_rule
 from draftgym.drafters.loading import load_drafters
-from draftgym.drafters.small_lm.folder import (
+from draftgym.drafters.small_lm.network import (
     AssembleArgs,
     assemble_small_lm,
     load_small_lm,

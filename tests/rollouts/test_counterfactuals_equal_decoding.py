@@ -9,13 +9,12 @@ import torch
 
 from draftgym.decoding.arms import Arm, parse_arm
 from draftgym.decoding.decoder import SpeculativeDecoder
-from draftgym.decoding.drafting import Drafter, DraftShape, PrefixView
+from draftgym.decoding.drafting import Drafter, DraftShape, Place, PrefixView
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.round import play_round
 from draftgym.decoding.session import Session
 from draftgym.decoding.verify.proposal import Proposal
 from draftgym.decoding.verify.rules import make_rule
-from draftgym.drafters.parallel import Place, propose_at_each
 from draftgym.drafters.recorded import matched
 from draftgym.policies.routers.fixed import FixedPolicy
 from draftgym.rollouts.replay.oracle import walk, walk_optimal, walk_single
@@ -102,7 +101,7 @@ def test_drafting_at_many_positions_together_is_drafting_one_at_a_time(
     length = len(session.tokens)  # more places than one batch takes, the last of them cut or full
     places = [Place(n, length - n - 1) for n in range(len(PROMPTS[0]) + 1, length)]
     shapes = CHAINS + (TREES if trees else [])
-    drawn = propose_at_each(drafter, session, places, shapes)
+    drawn = drafter.propose_at_each(session, places, shapes)
     state, longest = drafter.new_state(session.capacity), 0
     for place, together in zip(places, drawn, strict=True):
         view = PrefixView(session, place.length)

@@ -8,7 +8,6 @@ weights that were chosen on them would look better there than they are.
 
 from __future__ import annotations
 
-from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,6 @@ from draftgym.decoding.drafting import Drafter, DraftShape
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.verify.verification import GreedyRule
 from draftgym.drafters.loading import load_folder
-from draftgym.drafters.parallel import in_batches
 from draftgym.drafters.recorded import RecordedText, committed_at_each, rounds_of
 from draftgym.drafters.training.data.corpus import Corpus, Text
 from draftgym.drafters.training.data.features import FeatureCache
@@ -27,8 +25,8 @@ from draftgym.drafters.training.loop.progress import SELECTS
 
 TEXTS = 40
 """Most texts that are watched."""
-TEXTS_ONE_BY_ONE = 10
-"""Most texts for a drafter that drafts at one position at a time, which takes far longer."""
+TEXTS_OF_A_SMALL_LM = 10
+"""Most texts for a drafter that is a whole language model, which takes far longer."""
 RESPONSE_TOKENS = 128
 """Most response tokens of each."""
 DEPTH, NODES = 4, 8
@@ -52,19 +50,17 @@ class Watch:
 
         Returns:
             `acceptance_length` (what selects: the mean over the draft shapes),
-            `chain_acceptance_length` and, of a drafter that draws trees in batches,
+            `chain_acceptance_length` and, of a drafter that reads the target's states,
             `tree_acceptance_length`: tokens per round with the target's own. `accepted_k`: share of
             the chain's rounds in which at least k drafted tokens were accepted.
         """
         drafter = load_folder(folder, self.target)
-        recorded = (self._recorded(drafter, text) for text in self.texts)
-        first = next(recorded)
-        batched = in_batches(drafter, first, trees=True) is not None
-        rest = islice(recorded, (TEXTS if batched else TEXTS_ONE_BY_ONE) - 1)
-        shapes = watched_shapes(drafter, with_tree=batched)
+        light = bool(drafter.tap_layers)
+        texts = self.texts[: TEXTS if light else TEXTS_OF_A_SMALL_LM]
+        shapes = watched_shapes(drafter, with_tree=light)
         rows = [
             [rounds_of(row) for row in committed_at_each(drafter, text, list(shapes.values()))]
-            for text in chain([first], rest)
+            for text in (self._recorded(drafter, text) for text in texts)
         ]
         rounds = dict(
             zip(shapes, (np.concatenate(row) for row in zip(*rows, strict=True)), strict=True)

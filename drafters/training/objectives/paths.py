@@ -13,11 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from draftgym.decoding.drafting import Drafter, DraftShape
+from draftgym.decoding.drafting import Drafter, DraftShape, Place
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.model.transformer import NewRows
 from draftgym.decoding.verify.proposal import Proposal
-from draftgym.drafters.parallel import Place, propose_at_each
 from draftgym.drafters.recorded import RecordedText
 
 TokenPath = tuple[int, ...]
@@ -66,9 +65,9 @@ def draw_paths(
     """
     places = [Place(anchor + 1, depth) for anchor in anchors]
     chains = [place for place in places for _ in range(count)]
-    drawn = iter(propose_at_each(drafter, text, chains, [DraftShape(depth)]))
+    drawn = iter(drafter.propose_at_each(text, chains, [DraftShape(depth)]))
     found: list[Paths] = []
-    trees = propose_at_each(drafter, text, places, [tree]) if tree else [[]] * len(places)
+    trees = drafter.propose_at_each(text, places, [tree]) if tree else [[]] * len(places)
     for grown in trees:
         proposals = [proposal for _ in range(count) for proposal in next(drawn)] + list(grown)
         found.append(_distinct([path for one in proposals for path in root_to_leaf(one)]))

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from draftgym.decoding.model.target import Target
-from draftgym.drafters.small_lm.folder import save_small_lm
+from draftgym.drafters.small_lm.network import save_small_lm
 from draftgym.drafters.training.data.features import FeatureBatch
 from draftgym.drafters.training.objectives.candidates import CandidateSampler, draw
 from draftgym.drafters.training.objectives.objective import Objective, ObjectiveOutput

@@ -19,8 +19,8 @@ from torch import Tensor
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.model.target import Target
 from draftgym.drafters.checkpoint import save_checkpoint
-from draftgym.drafters.dflash.drafter import DFlashNetwork
-from draftgym.drafters.eagle3.drafter import Eagle3Network
+from draftgym.drafters.dflash.network import DFlashNetwork
+from draftgym.drafters.eagle3.network import Eagle3Network
 from draftgym.drafters.training.data.features import FeatureBatch
 from draftgym.drafters.training.objectives.candidates import Candidates, CandidateSampler, draw
 from draftgym.drafters.training.objectives.heads import DraftHead

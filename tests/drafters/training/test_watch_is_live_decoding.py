@@ -96,5 +96,5 @@ def test_the_watch_is_limited_in_texts_and_tokens(
     few = Watch(target, features, short[:2])(tmp_path)
     assert few != Watch(target, features, texts)(tmp_path)
     monkeypatch.setattr(watch_module, "RESPONSE_TOKENS", 9)
-    monkeypatch.setattr(watch_module, "TEXTS_ONE_BY_ONE" if kind == "small" else "TEXTS", 2)
+    monkeypatch.setattr(watch_module, "TEXTS_OF_A_SMALL_LM" if kind == "small" else "TEXTS", 2)
     assert Watch(target, features, texts)(tmp_path) == pytest.approx(few)

@@ -1,0 +1,119 @@
+"""What the neural drafters share: they draft at many places of a text in one pass.
+
+Drafting at one place, as decoding does, is the case of one. All drafts lie in the state's cache
+behind the committed positions, and masks tell them apart: a row sees the committed positions before
+its place, and of the rows behind them those of its own draft.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from draftgym.decoding.drafting import DraftContext, Drafter, DraftShape, Place
+from draftgym.decoding.model.cache import KVCache
+from draftgym.decoding.verify.proposal import Proposal
+
+Shapes = Sequence[Sequence[DraftShape]]
+"""Per place what to draft, each at least one deep; columns are chains or trees throughout."""
+
+
+class BatchDrafter(Drafter):
+    """A drafter whose state is a cache of keys and values.
+
+    Attributes:
+        draft_rows: Most rows that one draft writes into the cache.
+        draft_ids: Target ids of the draft vocabulary `[Vd]`; None where it is the target's.
+    """
+
+    TOGETHER = 48
+    """Places per pass; the noise of so many is kept (`decoding.verify.noise.NoiseCache`)."""
+
+    draft_rows: int
+    draft_ids: Tensor | None = None
+
+    @abstractmethod
+    def new_cache(self, rows: int) -> KVCache:
+        """An empty cache for so many rows, committed and drafted."""
+
+    @abstractmethod
+    def encode(
+        self, cache: KVCache, context: DraftContext, start: int, stop: int, full: bool
+    ) -> None:
+        """Writes keys and values of positions `start .. stop - 1`; see `Drafter.catch_up`."""
+
+    @abstractmethod
+    def draft_at(
+        self, cache: KVCache, context: DraftContext, lengths: Tensor, shapes: Shapes
+    ) -> list[list[Proposal]]:
+        """Drafts at several places; the rows of the drafts may stay in the cache.
+
+        Args:
+            cache: Caught up with the context.
+            context: The whole text.
+            lengths: Committed tokens at each place `[R]`.
+            shapes: What to draft at each.
+
+        Returns:
+            Per place one proposal per shape, with draft distributions where it is the only place.
+        """
+
+    def new_state(self, capacity: int) -> KVCache:
+        """An empty cache, with room for a draft behind the committed positions."""
+        return self.new_cache(capacity + self.draft_rows)
+
+    @torch.inference_mode()
+    def catch_up(self, state: KVCache, context: DraftContext, full: bool = False) -> int:
+        """Encodes all positions but the newest `lag` in one call; see `Drafter.catch_up`."""
+        start, stop = state.length, len(context.tokens) - self.lag
+        if stop <= start:
+            return 0
+        self.encode(state, context, start, stop, full)
+        state.keep(stop - start)
+        return stop - start
+
+    def propose(self, state: KVCache, context: DraftContext, shape: DraftShape) -> Proposal:
+        """Drafts at the end of the text; see `Drafter.propose`."""
+        return self._draft(state, context, [len(context.tokens)], [[shape]])[0][0]
+
+    def propose_at_each(
+        self, context: DraftContext, places: Sequence[Place], shapes: Sequence[DraftShape]
+    ) -> list[list[Proposal]]:
+        """Encodes the text once and drafts at many places per pass."""
+        wanted = [place for place in places if place.room > 0]
+        most = min(self.TOGETHER, len(wanted))
+        state = self.new_cache(len(context.tokens) + most * self.draft_rows)
+        self.catch_up(state, context)
+        drawn: list[list[Proposal]] = []
+        for start in range(0, len(wanted), self.TOGETHER):
+            chunk = wanted[start : start + self.TOGETHER]
+            cut = [[shape.cut(place.room) for shape in shapes] for place in chunk]
+            drawn += self._draft(state, context, [place.length for place in chunk], cut)
+        made = iter(drawn)
+        return [next(made) if p.room > 0 else [Proposal.empty()] * len(shapes) for p in places]
+
+    @torch.inference_mode()
+    def _draft(
+        self, state: KVCache, context: DraftContext, lengths: Sequence[int], shapes: Shapes
+    ) -> list[list[Proposal]]:
+        committed = state.length
+        drawn = self.draft_at(state, context, torch.tensor(lengths), shapes)
+        state.roll_back(committed)  # committed positions are encoded anew, from true inputs
+        return drawn
+
+    def own_rows(self, cache: KVCache, lengths: Tensor, rows: int) -> Tensor | None:
+        """Who sees whom when every place runs `rows` rows that see each other.
+
+        Returns:
+            Bool `[R * rows, n + R * rows]` over n committed positions and these rows; None where
+            one place stands at the end of the committed positions, so that all is visible.
+        """
+        committed = lengths - self.lag
+        if len(lengths) == 1 and int(committed[0]) == cache.length:
+            return None
+        places = torch.arange(len(lengths)).repeat_interleave(rows)
+        before = torch.arange(cache.length) < committed[places, None]
+        return torch.cat([before, places == places[:, None]], dim=1)
