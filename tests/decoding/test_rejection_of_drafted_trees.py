@@ -12,7 +12,7 @@ from draftgym.decoding.verify.proposal import Proposal
 from draftgym.decoding.verify.rejection import Coins, RejectionRule
 from draftgym.decoding.verify.verification import Candidates, VerificationRule
 from draftgym.drafters.tree import Frontier, best_first_tree, grow_trees
-from tests.test_verification_is_lossless import (
+from tests.decoding.test_verification_is_lossless import (
     TEMPERATURE,
     VOCAB,
     Table,

@@ -23,8 +23,7 @@ from draftgym.drafters.recorded import RecordedText, rounds_at_each
 from draftgym.drafters.training.data.corpus import Text
 from draftgym.drafters.training.data.features import run_target
 from draftgym.policies.routers.fixed import FixedPolicy
-from tests.feature_context import random_texts
-from tests.test_verification_is_lossless import (
+from tests.decoding.test_verification_is_lossless import (
     TEMPERATURE,
     Table,
     Tokens,
@@ -32,6 +31,7 @@ from tests.test_verification_is_lossless import (
     draft_chain,
     enumerate_coins,
 )
+from tests.feature_context import random_texts
 
 PROMPT = torch.tensor([5, 9, 5, 9, 7])
 

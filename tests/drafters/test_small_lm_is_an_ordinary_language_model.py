@@ -25,9 +25,9 @@ from draftgym.decoding.verify.rules import make_rule
 from draftgym.drafters.loading import load_drafters
 from draftgym.drafters.small_lm.network import (
     AssembleArgs,
+    assemble_from,
     assemble_small_lm,
     load_small_lm,
-    main,
     pack_small_lm,
     save_small_lm,
 )
@@ -138,9 +138,9 @@ def test_a_part_holds_no_embedding_and_drafts_as_the_whole(
 def test_assembling_a_part_gives_the_whole_folder_bit_for_bit(
     target: Target, folder: Path, tmp_path: Path
 ) -> None:
-    main(AssembleArgs(folder, tmp_path / "part", target.name, pack=True))
+    assemble_from(AssembleArgs(folder, tmp_path / "part", target.name, pack=True))
     assert not (tmp_path / "part" / "tokenizer.json").exists()
-    main(AssembleArgs(tmp_path / "part", tmp_path / "again", target.name))
+    assemble_from(AssembleArgs(tmp_path / "part", tmp_path / "again", target.name))
     files = sorted(path.name for path in folder.iterdir())
     assert sorted(path.name for path in (tmp_path / "again").iterdir()) == files
     assert "tokenizer.json" in files
