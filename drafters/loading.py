@@ -1,8 +1,15 @@
-"""Which drafters a run has: the shipped ones that fit its target, the user's, and prompt lookup."""
+"""Which drafters a run has: the shipped ones that fit its target, the user's, and prompt lookup.
+
+A user's drafter is a checkpoint folder, or code: `module:name`, a class or function that is given
+the target and makes a `Drafter`.
+"""
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,22 +28,24 @@ KINDS = ("eagle3", "dflash", "small")
 
 
 def load_drafters(
-    target: Target, folders: Sequence[Path] | None = None, shipped: Path = SHIPPED
+    target: Target, given: Sequence[Path | str] | None = None, shipped: Path = SHIPPED
 ) -> dict[str, Drafter]:
     """Loads every drafter that a run can use.
 
     Args:
         target: The target.
-        folders: The user's checkpoints. One of a kind that also ships takes its place.
+        given: The user's: checkpoint folders, and code (`module:name`). One takes the place of
+            another of its name.
         shipped: Folder of the shipped checkpoints.
 
     Returns:
         Drafters by name (`eagle3`, `dflash`, `small`, `ngram`); prompt lookup is always among them.
 
     Raises:
-        DraftgymError: A folder is damaged or of another target, or two given ones are of one kind.
+        DraftgymError: A folder is damaged or of another target, two given ones are of one kind, or
+            code does not make a drafter.
     """
-    found = find_checkpoints(target, folders, shipped)
+    found = find_checkpoints(target, given, shipped)
     if not found:
         print(
             f"note: no shipped drafter was trained for target {target.name!r}; prompt lookup "
@@ -44,7 +53,39 @@ def load_drafters(
             file=sys.stderr,
         )
     loaded = [load_folder(folder, target) for folder in found.values()]
-    return {drafter.name: drafter for drafter in [*loaded, NgramDrafter()]}
+    own = [make_drafter(str(entry), target) for entry in given or () if is_code(str(entry))]
+    return {drafter.name: drafter for drafter in [*loaded, NgramDrafter(), *own]}
+
+
+def is_code(entry: str) -> bool:
+    """Whether a user names code (`module:name`), not a folder."""
+    return re.fullmatch(r"[A-Za-z_][\w.]+:\w+", entry) is not None
+
+
+def make_drafter(entry: str, target: Target) -> Drafter:
+    """Makes a drafter from code, which is looked for in the working folder too.
+
+    Args:
+        entry: `module:name`; what it names is called with the target.
+        target: The target.
+
+    Raises:
+        DraftgymError: There is no such code, or it makes something else.
+    """
+    module, _, name = entry.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        make = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise DraftgymError(
+            f"cannot load drafter {entry}: {error}",
+            "name a module of this folder (or an installed one) and a class in it, as in mine:Mine",
+        ) from error
+    drafter = make(target)
+    if not isinstance(drafter, Drafter):
+        raise DraftgymError(f"{entry} makes no drafter but {drafter!r}", "derive it from Drafter")
+    return drafter
 
 
 def load_folder(folder: Path, target: Target) -> Drafter:
@@ -59,26 +100,24 @@ def load_folder(folder: Path, target: Target) -> Drafter:
 
 
 def find_checkpoints(
-    target: Target, folders: Sequence[Path] | None = None, shipped: Path = SHIPPED
+    target: Target, given: Sequence[Path | str] | None = None, shipped: Path = SHIPPED
 ) -> dict[str, Path]:
     """The checkpoint folders that `load_drafters` loads, by drafter name."""
-    given: dict[str, Path] = {}
-    for folder in folders or ():
-        folder = folder.expanduser()
+    mine: dict[str, Path] = {}
+    for entry in given or ():
+        if is_code(str(entry)):
+            continue
+        folder = Path(entry).expanduser()
         kind = _kind(folder) or str(folder)  # no drafter at all: loading it says what is wrong
-        if kind in given:
+        if kind in mine:
             raise DraftgymError(
-                f"--drafters names two {kind} checkpoints: {given[kind]} and {folder}",
+                f"--drafters names two {kind} checkpoints: {mine[kind]} and {folder}",
                 "give one checkpoint of each kind",
             )
-        given[kind] = folder
+        mine[kind] = folder
     ours = {str(_kind(folder)): folder for folder in _fitting(target, shipped)}
-    both = ours | given
-    order = [
-        *(kind for kind in KINDS if kind in both),
-        *(kind for kind in both if kind not in KINDS),
-    ]
-    return {kind: both[kind] for kind in order}
+    both = ours | mine
+    return {kind: both[kind] for kind in (*KINDS, *both) if kind in both}
 
 
 def _fitting(target: Target, shipped: Path) -> list[Path]:

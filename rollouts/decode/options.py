@@ -20,9 +20,9 @@ class DecodingOptions:
     Attributes:
         target: The language model whose text is written: smollm2-135m (embedded), a Hugging Face
             folder, a Hub id (owner/name) or a .gguf file.
-        drafters: Drafter checkpoints (EAGLE-3, DFlash, a small LM) to use beside the shipped ones
-            that fit the target, or instead of one of the same kind. Prompt lookup (ngram) is always
-            there.
+        drafters: Drafter checkpoints (EAGLE-3, DFlash, a small LM), or code of your own
+            (module:name), to use beside the shipped ones that fit the target, or instead of one of
+            the same kind. Prompt lookup (ngram) is always there.
         max_new_tokens: Tokens to write at most.
         temperature: 0 takes the likeliest token every time; 1 samples from the model's
             distribution.
