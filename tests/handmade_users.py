@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from draftgym.envs.cell.cell import Cell
-from draftgym.envs.cell.chains import ChainTable
 from draftgym.envs.cell.settings import CellSettings
+from draftgym.envs.cell.texts import ChainTable
 from draftgym.rollouts.traces.trace import TraceSet
 from tests.handmade_traces import handmade_traces
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from draftgym.decoding.errors import DraftgymError
 from draftgym.envs.cell.host import read_host
 from draftgym.envs.cell.settings import CellSettings
-from draftgym.envs.cell.text_table import TextTable
+from draftgym.envs.cell.texts import TextTable
 from draftgym.envs.radio.channel_trace import read_channel_traces
 
 
 @dataclass(frozen=True, kw_only=True)
 class CellArgs:
-    """A cell of users; `draftgym.envs.radio.presets` has settings by name.
+    """A cell of users; `draftgym.envs.cell.settings` has settings by name.
 
     Attributes:
         setting: Radio, device, server and payload, such as multispin-llama2.

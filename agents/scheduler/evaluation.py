@@ -23,7 +23,7 @@ from draftgym.agents.scheduler.workers import (
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.provenance import describe_host, plain
 from draftgym.envs.cell.cell import Cell
-from draftgym.envs.cell.chains import ChainTable
+from draftgym.envs.cell.texts import ChainTable
 from draftgym.policies.folder import PolicyTarget
 from draftgym.policies.schedulers.learned import load_scheduler
 from draftgym.policies.schedulers.rules import make_scheduler

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 from draftgym.agents.scheduler.workers import CellScheduler, CellWorker
 from draftgym.decoding.errors import DraftgymError
-from draftgym.envs.cell.cell import Cell
-from draftgym.envs.cell.round import CellRound
-from draftgym.envs.radio.fading import Generators
+from draftgym.envs.cell.cell import Cell, CellRound
+from draftgym.envs.radio.channel import Generators
 from draftgym.envs.scheduler.env import SchedulerEnv
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from draftgym.envs.cell.round import CellRound
+from draftgym.envs.cell.cell import CellRound
 
 PERCENTILES = (50, 95, 99)
 Floats = NDArray[np.float64]
@@ -116,7 +116,7 @@ class _Count:
         self.token_counts.append(played.committed[taken].astype(float))
         self.waited[taken] = 0.0
         # Who comes has waited for nothing yet; whoever was in the place before is gone.
-        newcomers = played.turnover.newcomers
+        newcomers = played.newcomers
         self._close(newcomers)
         self.waited[newcomers] = 0.0
 

@@ -49,7 +49,7 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.precision import usable_cores
 from draftgym.decoding.provenance import command_line, describe_host, git_revision, plain
 from draftgym.envs.cell.cell import Cell
-from draftgym.envs.cell.chains import ChainTable
+from draftgym.envs.cell.texts import ChainTable
 from draftgym.envs.scheduler.env import (
     RelaxedSchedulerEnv,
     SchedulerBeliefEnv,

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from draftgym.agents.common.array_vec_env import ArrayVecEnv
 from draftgym.decoding.observation import Observation
 from draftgym.envs.cell.cell import Cell
-from draftgym.envs.cell.chains import ChainTable
 from draftgym.envs.cell.settings import CellSettings
+from draftgym.envs.cell.texts import ChainTable
 from draftgym.envs.scheduler.env import SchedulerEnv, read_table
 from draftgym.envs.scheduler.observation import observe_cell, scheduler_observation_space
 from draftgym.envs.scheduler.reward import SchedulerReward

@@ -12,9 +12,8 @@ from typing import Protocol
 import numpy as np
 
 from draftgym.decoding.errors import DraftgymError
-from draftgym.envs.cell.cell import Cell
-from draftgym.envs.cell.chains import ChainTable
-from draftgym.envs.cell.round import CellRound
+from draftgym.envs.cell.cell import Cell, CellRound
+from draftgym.envs.cell.texts import ChainTable
 from draftgym.envs.scheduler.actions import (
     Actions,
     BeliefActions,
@@ -66,7 +65,7 @@ class CellScheduler:
     """
 
     def __init__(self, spec: str, cell: Cell, min_length: int = 0) -> None:
-        self.scheduler = make_scheduler(spec, cell.means.tolist())
+        self.scheduler = make_scheduler(spec, cell.users.means.tolist())
         self.cell, self._min_length = cell, min_length
         self.scheduler.begin(cell.users.active, cell.users.task, cell.users.active)
 
@@ -101,8 +100,7 @@ class CellScheduler:
         """Tells the scheduler how a step of the cell went."""
         accepted = np.where(played.taken, played.committed - 1, 0)
         self.scheduler.update(played.drafted, accepted)
-        turnover = played.turnover
-        self.scheduler.begin(turnover.began, self.cell.users.task, turnover.newcomers)
+        self.scheduler.begin(played.began, self.cell.users.task, played.newcomers)
 
 
 def traced(cell: Cell, why: str) -> ChainTable:

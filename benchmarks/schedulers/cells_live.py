@@ -43,9 +43,8 @@ from draftgym.decoding.provenance import describe_host, describe_target, plain
 from draftgym.decoding.verify.rules import make_rule
 from draftgym.drafters.loading import load_drafters
 from draftgym.envs.cell.cell import Cell
-from draftgym.envs.cell.chains import ChainTable
-from draftgym.envs.cell.live_table import LiveTable
-from draftgym.envs.cell.text_table import check_chains
+from draftgym.envs.cell.live import LiveTable
+from draftgym.envs.cell.texts import ChainTable, check_chains
 from draftgym.rollouts.decode.evaluation import check_writable
 from draftgym.rollouts.decode.interleaved import DecodeSettings, check_longest, encode_prompt, write
 from draftgym.rollouts.prompts.sets import load_prompts

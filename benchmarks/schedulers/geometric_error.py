@@ -8,7 +8,7 @@ drafter and category: once with the mean acceptance of the task, which is what t
 once with each text's own, which is the most that such a model can know. The end of a text cuts
 drafts short, which counts as part of the error, since no scheduler foresees it.
 
-Acceptances are the likeliest ones of these very texts (`draftgym.envs.cell.chains`), so that no
+Acceptances are the likeliest ones of these very texts (`draftgym.envs.cell.texts`), so that no
 error comes from other prompts. Intervals are bootstraps over texts.
 """
 
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from benchmarks.schedulers.tables import Sheet
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
 from draftgym.decoding.provenance import describe_host, plain
-from draftgym.envs.cell.chains import ChainTable
+from draftgym.envs.cell.texts import ChainTable
 from draftgym.policies.multispin.problem import expected_tokens
 from draftgym.rollouts.decode.evaluation import check_writable
 from draftgym.rollouts.report.rows import ALL

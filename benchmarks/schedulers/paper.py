@@ -7,7 +7,7 @@ Tokens are accepted as Table I says, channels fade anew each round, and the sche
 `ratio` is the paper's figure, the mean over rounds of tokens a second; `total` is all tokens over
 all seconds, where a round in a deep fade counts for what it lasts. Intervals are 95 % bootstraps
 over draws (cells); gains are paired. Power and devices' times are calibrated
-(`draftgym.envs.radio.presets`), because the paper does not disclose them: goodputs are no
+(`draftgym.envs.cell.settings`), because the paper does not disclose them: goodputs are no
 independent confirmation, shapes are.
 
 1. Goodput of all rules (figure 6), by bandwidth (7) and number of users (8).

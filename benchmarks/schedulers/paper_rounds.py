@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from draftgym.decoding.errors import DraftgymError
+from draftgym.envs.cell.settings import EdgeSetting, edge_setting
 from draftgym.envs.radio.channel import FadingChannel
 from draftgym.envs.radio.payload import Payload
-from draftgym.envs.radio.presets import EdgeSetting, edge_setting
-from draftgym.envs.radio.sharing import known_efficiency
+from draftgym.envs.radio.radio import known_efficiency
 from draftgym.policies.multispin.problem import Lengths, RoundProblem
 from draftgym.policies.multispin.uplink import Floats
 from draftgym.policies.schedulers.rules import Rule

@@ -43,7 +43,7 @@ from draftgym.agents.scheduler.tally import Tally
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
 from draftgym.decoding.provenance import describe_host, plain
 from draftgym.envs.cell.cell import Cell
-from draftgym.envs.cell.chains import ChainTable
+from draftgym.envs.cell.texts import ChainTable
 from draftgym.rollouts.decode.evaluation import check_writable
 from draftgym.rollouts.report.table import make_console
 from draftgym.rollouts.traces.file import read_traces
@@ -59,7 +59,7 @@ class SchedulersArgs:
         known: Folder of traces of training prompts, which told the mean acceptance of tasks.
         policies: Trained schedulers: method=FOLDER,FOLDER with a folder for each training seed, or
             a folder alone.
-        settings: Settings by name (`draftgym.envs.radio.presets`).
+        settings: Settings by name (`draftgym.envs.cell.settings`).
         payloads: What devices upload: tokens, scalar or truncated.
         users: Numbers of users.
         cell: All else of the cells; its setting, users, payload and confidence are not read.

@@ -32,7 +32,7 @@ from draftgym.agents.scheduler.workers import CellScheduler, CellWorker, Learned
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
 from draftgym.decoding.provenance import describe_host, plain
 from draftgym.envs.cell.cell import Cell
-from draftgym.envs.cell.chains import ChainTable
+from draftgym.envs.cell.texts import ChainTable
 from draftgym.envs.scheduler.observation import CELL_FEATURES, USER_FEATURES
 from draftgym.policies.schedulers.learned import BELIEFS, LENGTHS, LearnedScheduler, SchedulerHead
 from draftgym.rollouts.decode.evaluation import check_writable

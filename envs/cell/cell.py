@@ -1,12 +1,10 @@
 """Rounds of many users who share an uplink and a target, many cells at once, from traces.
 
     agent: draft lengths (and shares of the band)
-      -> devices draft and upload, side by side         draftgym.envs.cell.devices,
-      draftgym.envs.radio.radio, draftgym.envs.radio.payload
-      -> the server verifies whoever is there           draftgym.envs.cell.round_time
-      -> texts go on as they really did                 draftgym.envs.cell.chains
-      -> users come and go, channels change             draftgym.envs.cell.users,
-      draftgym.envs.radio.channel
+      -> devices draft and upload, side by side      devices, uploads, draftgym.envs.radio
+      -> the server verifies whoever is there        uploads.next_batch
+      -> texts go on as they really did              texts
+      -> users come and go, channels change          users, draftgym.envs.radio.channel
 
 The environment is this with n = 1, training is this with many cells. Synchronous rounds are the
 papers'. With a window (asynchronous batching, ours) a step is a batch: only who is not drafting is
@@ -20,28 +18,84 @@ downlink. Notation: n = cells, K = places of users.
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 
 import numpy as np
 
 from draftgym.decoding.errors import DraftgymError
-from draftgym.envs.cell.round import CellRound, CellTime
-from draftgym.envs.cell.round_time import next_batch, upload_seconds
 from draftgym.envs.cell.settings import CellSettings
-from draftgym.envs.cell.text_table import Ints, Mask, TextTable
-from draftgym.envs.cell.uploads import Uploads
-from draftgym.envs.cell.users import Turnover, Users
-from draftgym.envs.radio.fading import Generators, draw
-from draftgym.envs.radio.sharing import best_shares, known_efficiency
+from draftgym.envs.cell.texts import Ints, Mask, TextTable
+from draftgym.envs.cell.uploads import Uploads, next_batch, upload_seconds
+from draftgym.envs.cell.users import Users
+from draftgym.envs.radio.channel import Generators, uniform
+from draftgym.envs.radio.radio import best_shares, known_efficiency
 from draftgym.policies.multispin.problem import Plan, RoundProblem
 from draftgym.policies.multispin.uplink import Floats
+
+
+@dataclass(frozen=True)
+class CellTime:
+    """Where the time of a step went, seconds `[n]` each.
+
+    What comes before verification is of the user that came last: a batch waits for it.
+
+    Attributes:
+        draft: Its drafting.
+        upload: Its upload.
+        wait: For the window to close.
+        verify: The pass.
+        reply: Uploads of distributions where a token was rejected (2608.29618), the longest one.
+    """
+
+    draft: Floats
+    upload: Floats
+    wait: Floats
+    verify: Floats
+    reply: Floats
+
+    @property
+    def total(self) -> Floats:
+        """All pieces together."""
+        return self.draft + self.upload + self.wait + self.verify + self.reply
+
+
+@dataclass(frozen=True)
+class CellRound:
+    """A step of n cells with K places.
+
+    Attributes:
+        present: Who was there `[n, K]`.
+        taken: Who was verified `[n, K]`.
+        drafted: Tokens verified of each `[n, K]`; 0 of the others.
+        committed: Tokens committed `[n, K]`; 0 of who was not verified.
+        rows: Rows of the table at which these rounds began `[n, K]`.
+        shares: Parts of the band `[n, K]`.
+        time: Where the time went.
+        idle: Seconds afterwards in which nobody was there `[n]`; no agent is to blame for them.
+        finished: Whose text was done `[n, K]`.
+        began: Who has a new text, newcomers included `[n, K]`.
+        newcomers: Who is new in its place `[n, K]`.
+    """
+
+    present: Mask
+    taken: Mask
+    drafted: Ints
+    committed: Ints
+    rows: Ints
+    shares: Floats
+    time: CellTime
+    idle: Floats
+    finished: Mask
+    began: Mask
+    newcomers: Mask
 
 
 class Cell:
     """n cells, stepped together.
 
     Args:
-        table: Traced texts (`draftgym.envs.cell.chains`), or texts that are being written
-            (`draftgym.envs.cell.live_table`).
+        table: Traced texts (`draftgym.envs.cell.texts`), or texts that are being written
+            (`draftgym.envs.cell.live`).
         settings: What the cells are made of.
         count: n.
 
@@ -71,8 +125,7 @@ class Cell:
         self.server = settings.edge.server
         self.verification = self.server.affine()
         self.pass_seconds = float(self.verification.seconds(settings.users, 0))
-        self.means = _means(table, settings)
-        self.users = Users(table, settings, count, self.means.tolist(), 1 / self.pass_seconds)
+        self.users = Users(table, settings, count, 1 / self.pass_seconds)
         self.channel, self.report = settings.make_channel(count), settings.make_report()
         self.clock = np.zeros(count)
         self._text_acceptance = table.text_acceptance()
@@ -100,8 +153,8 @@ class Cell:
         places, fewest = self.settings.users, self.settings.fewest
         if fewest is None:
             return np.ones(self.shape, bool)
-        uniform = draw(rng, (self.count, 1), lambda one, size: one.uniform(size=size), rows)
-        return np.asarray(np.arange(places) < fewest + np.floor(uniform * (places - fewest + 1)))
+        chance = uniform(rng, (self.count, 1), rows)
+        return np.asarray(np.arange(places) < fewest + np.floor(chance * (places - fewest + 1)))
 
     @property
     def deciding(self) -> Mask:
@@ -168,12 +221,15 @@ class Cell:
         before = self.clock
         after = before + time.total
         self.clock = after.copy()
-        turnover = self.users.turn_over(self.rng, taken, self.clock)
-        self._go_on(taken, turnover, later, self.clock - before)
-        idle = self.clock - after
-        return CellRound(
-            present, taken, drafted, committed, rows, self.uploads.share, time, idle, turnover
-        )
+        finished, began, new = self.users.turn_over(self.rng, taken, self.clock)
+        self.uploads.free(taken | new, np.where(new, 0.0, later) + self.clock[:, None])
+        self.channel.advance(self.rng, self.clock - before)
+        if new.any():
+            self.channel.reset(self.rng, new)
+        self.reported = self.report.take(self.rng, self.channel.snr, new)
+        counts, idle = (drafted, committed, rows), self.clock - after
+        shares = self.uploads.share
+        return CellRound(present, taken, *counts, shares, time, idle, finished, began, new)
 
     def preview(self, plan: Plan) -> tuple[Ints, Floats]:
         """What a step by a plan would commit `[n, K]` and how long it would take `[n]`.
@@ -256,8 +312,7 @@ class Cell:
         window = self.settings.window
         arrival = self.uploads.arrival
         expected = np.where(self.uploads.in_flight, arrival, np.inf)
-        batch = next_batch(expected, np.inf if window is None else window, self.clock)
-        taken = batch.taken
+        start, taken = next_batch(expected, np.inf if window is None else window, self.clock)
         committed = self._committed(taken)
         reply = self._replies(taken, committed)
         last = np.where(taken, arrival, -np.inf).argmax(-1)[:, None]
@@ -269,7 +324,7 @@ class Cell:
         verify = self.server.seconds(self.uploads.sent, self.users.context, taken)
         nothing = np.zeros_like(reply)
         everybody, each = (reply, nothing) if window is None else (nothing, reply)
-        draft, wait = until - self.clock - upload, batch.start - until
+        draft, wait = until - self.clock - upload, start - until
         return taken, committed, CellTime(draft, upload, wait, verify, everybody.max(-1)), each
 
     def _in_turn(self) -> tuple[Mask, Ints, CellTime, Floats]:
@@ -310,24 +365,3 @@ class Cell:
         seconds = upload_seconds(bits, self.band.rate(self.channel.snr, rejected / among))
         most = np.inf if self.settings.deadline is None else self.settings.deadline
         return np.minimum(seconds, most)
-
-    def _go_on(self, taken: Mask, turnover: Turnover, later: Floats, passed: Floats) -> None:
-        """Channels change, and who was verified may begin again."""
-        after = np.where(turnover.newcomers, 0.0, later) + self.clock[:, None]
-        self.uploads.free(taken | turnover.newcomers, after)
-        self.channel.advance(self.rng, passed)
-        if turnover.newcomers.any():
-            self.channel.reset(self.rng, turnover.newcomers)
-        self.reported = self.report.take(self.rng, self.channel.snr, turnover.newcomers)
-
-
-def _means(table: TextTable, settings: CellSettings) -> Floats:
-    """Mean acceptance of each task, as measured beforehand or in these traces."""
-    names = table.task_names
-    unknown = sorted(set(settings.means) - set(names))
-    if unknown:
-        raise DraftgymError(
-            f"mean acceptance of an unknown task {unknown[0]!r}", f"there are {', '.join(names)}"
-        )
-    measured = table.task_acceptance()
-    return np.array([settings.means.get(n, m) for n, m in zip(names, measured, strict=True)])

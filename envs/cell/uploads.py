@@ -1,21 +1,72 @@
-"""Drafts under way: who is drafting or uploading, how much is left, and when it will be there.
+"""Drafts under way: who is drafting or uploading, when it will be there, and what is verified next.
 
 A draft begins, is complete when its tokens are drafted, and is then sent at the rate of its user's
-share. Shares may change at every step while it is under way; what has been sent counts. All arrays
-are `[n, K]`, all moments are on the clock of the user's cell.
+share. Shares may change at every step while it is under way; what has been sent counts.
+
+Synchronous rounds are the papers': everybody drafts and uploads side by side, the server waits for
+the slowest and verifies all drafts in one pass. In asynchronous rounds, which are our addition, it
+waits for a window after the first arrival and verifies who is there; the others go on and are
+verified later.
+
+Notation: n = cells, K = users. All moments are seconds on the clock of the user's cell.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from draftgym.envs.cell.round_time import upload_seconds
-from draftgym.envs.cell.text_table import Ints, Mask
+from draftgym.envs.cell.texts import Ints, Mask
 from draftgym.policies.multispin.uplink import Floats
 
 
+def upload_seconds(bits: ArrayLike, rate: ArrayLike) -> Floats:
+    """Time on the air (2606.04581 eq. 9, 2608.29618 eq. 19).
+
+    Args:
+        bits: What each user sends `[..., K]`.
+        rate: Bits per second, same shape.
+
+    Returns:
+        Seconds `[..., K]`: 0 for who sends nothing, infinity for who sends at no rate.
+    """
+    bits, rate = np.broadcast_arrays(np.asarray(bits, float), np.asarray(rate, float))
+    forever = np.where(bits > 0, np.inf, 0.0)
+    return np.asarray(np.divide(bits, rate, out=forever, where=(rate > 0) & (bits > 0)))
+
+
+def next_batch(arrivals: Floats, window: float, free_at: ArrayLike = 0.0) -> tuple[Floats, Mask]:
+    """The next batch of a server that waits for a window and verifies whoever is there.
+
+    The window opens with the first arrival. The pass begins when the window closes, or at once when
+    the last expected draft is there, but not before the server is free; a draft that comes while it
+    is busy is in the batch as well. An infinite window gives synchronous rounds (2606.04581 eq. 26:
+    the slowest decides), a window of 0 verifies as soon as there is something.
+
+    Args:
+        arrivals: When each user's draft is complete at the server `[..., K]`; infinity for who is
+            sending none.
+        window: Seconds to wait after the first arrival.
+        free_at: When the server has finished its last pass `[...]`.
+
+    Returns:
+        When the pass begins `[...]`, and whose drafts are in it `[..., K]`. Where nobody is
+        expected it is empty and begins when the server is free.
+
+    Raises:
+        ValueError: A negative window.
+    """
+    if not window >= 0:
+        raise ValueError(f"a window of {window} seconds")
+    arrivals = np.asarray(arrivals, float)
+    expected = np.isfinite(arrivals)
+    last = arrivals.max(-1, where=expected, initial=-np.inf)
+    start = np.maximum(np.minimum(arrivals.min(-1) + window, last), np.asarray(free_at, float))
+    return start, expected & (arrivals <= start[..., None])
+
+
 class Uploads:
-    """The drafts of all users of n cells, at most one each.
+    """The drafts of all users of n cells, at most one each; all arrays are `[n, K]`.
 
     Args:
         shape: `(n, K)`.

@@ -7,35 +7,19 @@ text is done it begins the next one, or leaves; later another user takes its pla
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 
+from draftgym.decoding.errors import DraftgymError
 from draftgym.envs.cell.settings import CellSettings
-from draftgym.envs.cell.text_table import Ints, Mask, TextTable
-from draftgym.envs.radio.channel import chosen
-from draftgym.envs.radio.fading import Generators, draw
+from draftgym.envs.cell.texts import Ints, Mask, TextTable
+from draftgym.envs.radio.channel import Generators, chosen, draw, uniform
 from draftgym.policies.multispin.beliefs import beta_posterior, moving_average
+from draftgym.policies.multispin.uplink import Floats
 
 RECENT = 3
 """Rounds of each user that are remembered one by one."""
-
-
-@dataclass(frozen=True)
-class Turnover:
-    """What happened among the users after a round, `[n, K]`.
-
-    Attributes:
-        finished: Whose text was done.
-        began: Who has a new text, newcomers included.
-        newcomers: Who is new in its place.
-    """
-
-    finished: Mask
-    began: Mask
-    newcomers: Mask
 
 
 class Users:
@@ -45,7 +29,6 @@ class Users:
         table: What they read, and what their drafters do.
         settings: The cell.
         count: Cells, n.
-        means: Mean acceptance of each task.
         usual_speed: Tokens per second of a user without any draft.
 
     Attributes:
@@ -54,13 +37,17 @@ class Users:
         text: Index of the text.
         row: Where the next round begins, a row of the table.
         token_seconds: Seconds per drafted token of the device.
+        means: Mean acceptance of each task, as measured beforehand or in these texts.
         posterior: Belief about the acceptance of the text
-        (`draftgym.policies.multispin.beliefs.beta_posterior`). average: Belief about the user
-        across its texts (`moving_average`). recent: Drafted and accepted tokens of the last
-        rounds, newest first `[n, K, RECENT, 2]`. tokens, seconds: What each user got since it
-            came, and how long it has been there. Both begin as if it had been served for a while
-            without drafts.
+            (`draftgym.policies.multispin.beliefs.beta_posterior`).
+        average: Belief about the user across its texts (`moving_average`).
+        recent: Drafted and accepted tokens of the last rounds, newest first `[n, K, RECENT, 2]`.
+        tokens, seconds: What each user got since it came, and how long it has been there. Both
+            begin as if it had been served for a while without drafts.
         returns_at: When somebody comes into an empty place; infinity where it is taken.
+
+    Raises:
+        DraftgymError: A mean belongs to no task.
     """
 
     def __init__(
@@ -68,11 +55,10 @@ class Users:
         table: TextTable,
         settings: CellSettings,
         count: int,
-        means: Sequence[float],
         usual_speed: float,
     ) -> None:
         shape = self.shape = count, settings.users
-        self.table, self.means = table, np.asarray(means)
+        self.table, self.means = table, _means(table, settings.means)
         self._leaving, self._absence = settings.leaving, settings.absence
         self._devices = [settings.device(arm.drafter) for arm in table.arms]
         self._head_start = 10.0 / usual_speed, 10.0  # seconds, tokens
@@ -84,6 +70,7 @@ class Users:
         self.recent = np.zeros((*shape, RECENT, 2), np.int64)
         self.tokens, self.seconds = np.ones(shape), np.ones(shape)
         self.returns_at = np.full(shape, np.inf)
+        means = self.means.tolist()
         self.posterior, self.average = beta_posterior(means), moving_average(means)
         for belief in (self.posterior, self.average):
             belief.begin(np.ones(shape, bool), self.task)
@@ -94,7 +81,7 @@ class Users:
         return np.asarray(self.table.context[self.row])
 
     @property
-    def rates(self) -> NDArray[np.float64]:
+    def rates(self) -> Floats:
         """Tokens per second of each user since it came."""
         return self.tokens / self.seconds
 
@@ -104,16 +91,16 @@ class Users:
         self.returns_at = np.where(where, np.inf, self.returns_at)
 
     def settle(self, rng: Generators, where: Mask) -> None:
-        """Puts a new user into each of these places; see `envs.radio.fading.Generators`."""
+        """Puts a new user into each of these places."""
         where, rows = chosen(where, self.shape)
-        uniform = draw(rng, (*self.shape, 4), lambda one, size: one.uniform(size=size), rows)
-        arm = (uniform[..., 0] * len(self.table.arms)).astype(np.int64)
-        category = (uniform[..., 1] * len(self.table.categories)).astype(np.int64)
+        drawn = uniform(rng, (*self.shape, 4), rows)
+        arm = (drawn[..., 0] * len(self.table.arms)).astype(np.int64)
+        category = (drawn[..., 1] * len(self.table.categories)).astype(np.int64)
         self.arm = np.where(where, arm, self.arm)
         self.category = np.where(where, category, self.category)
         self.task = self.table.task(self.arm, self.category)
-        start = self.table.starts(category, uniform[..., 2])
-        step = self.table.steps(category, uniform[..., 3])
+        start = self.table.starts(category, drawn[..., 2])
+        step = self.table.steps(category, drawn[..., 3])
         self._start = np.where(where, start, self._start)
         self._step = np.where(where, step, self._step)
         self._served = np.where(where, 0, self._served)
@@ -130,9 +117,7 @@ class Users:
         self.tokens = np.where(where, self._head_start[1], self.tokens)
         self._open(where, where)
 
-    def learn(
-        self, taken: Mask, drafted: Ints, committed: Ints, seconds: NDArray[np.float64]
-    ) -> None:
+    def learn(self, taken: Mask, drafted: Ints, committed: Ints, seconds: Floats) -> None:
         """A round has ended: beliefs, rates and places in the texts.
 
         Args:
@@ -152,33 +137,36 @@ class Users:
         self.seconds = self.seconds + np.where(self.active, seconds[:, None], 0.0)
         self.row = self.row + committed
 
-    def turn_over(self, rng: Generators, taken: Mask, clock: NDArray[np.float64]) -> Turnover:
+    def turn_over(self, rng: Generators, taken: Mask, clock: Floats) -> tuple[Mask, Mask, Mask]:
         """Texts end, users leave and come.
 
         Args:
-            rng: See `draftgym.envs.radio.fading.Generators`.
+            rng: See `draftgym.envs.radio.channel.Generators`.
             taken: Who was verified in this round.
             clock: Time after it `[n]`; where nobody is left it is moved on to the next arrival.
+
+        Returns:
+            Whose text was done, who has a new text (newcomers included), and who is new.
         """
         finished = taken & self.table.ended(self.text, self.row)
         leaves = self._leave(rng, finished, clock) if self._leaving else np.zeros_like(finished)
         self._open(finished & ~leaves, None)
         if not self._leaving:
-            return Turnover(finished, finished, leaves)
+            return finished, finished, leaves
         deserted = ~self.active.any(-1)
         np.copyto(clock, self.returns_at.min(-1), where=deserted)
         newcomers = ~self.active & (self.returns_at <= clock[:, None])
         if newcomers.any():
             self.settle(rng, newcomers)
-        return Turnover(finished, (finished & ~leaves) | newcomers, newcomers)
+        return finished, (finished & ~leaves) | newcomers, newcomers
 
-    def _leave(self, rng: Generators, finished: Mask, clock: NDArray[np.float64]) -> Mask:
+    def _leave(self, rng: Generators, finished: Mask, clock: Floats) -> Mask:
         rows = np.asarray(finished.any(-1))
         if not rows.any():
             return finished
-        uniform = draw(rng, self.shape, lambda one, size: one.uniform(size=size), rows)
+        chance = uniform(rng, self.shape, rows)
         absence = draw(rng, self.shape, lambda one, size: one.exponential(size=size), rows)
-        leaves = finished & (uniform < self._leaving)
+        leaves = finished & (chance < self._leaving)
         self.active = self.active & ~leaves
         back = clock[:, None] + self._absence * absence
         self.returns_at = np.where(leaves, back, self.returns_at)
@@ -194,3 +182,15 @@ class Users:
         self._served = self._served + where
         for belief in (self.posterior, self.average):
             belief.begin(where, self.task, newcomers)
+
+
+def _means(table: TextTable, known: Mapping[str, float]) -> Floats:
+    """Mean acceptance of each task, known beforehand or of these texts."""
+    names = table.task_names
+    unknown = sorted(set(known) - set(names))
+    if unknown:
+        raise DraftgymError(
+            f"mean acceptance of an unknown task {unknown[0]!r}", f"there are {', '.join(names)}"
+        )
+    measured = table.task_acceptance()
+    return np.array([known.get(n, m) for n, m in zip(names, measured, strict=True)])

@@ -1,20 +1,119 @@
-"""The channels of many users in many environments, and what a scheduler gets to see of them.
+"""Channels that remember: fading from one round to the next, and what a scheduler sees of it.
 
-A channel has a state per user that lasts for a round, and one number of it matters: the
-signal-to-noise ratio. `FadingChannel` draws it from a radio's law,
-`draftgym.envs.radio.channel_trace` reads it from a recording; both look alike to an environment.
-Randomness comes from explicit generators.
+A channel coefficient h is complex Gaussian (Rayleigh fading: |h|^2 is exponential). When a device
+moves among scatterers all around it, h at two moments T apart has the correlation J0(2 pi f T),
+where f is the maximal Doppler frequency (Clarke and Jakes). A Gauss-Markov step has exactly that
+correlation between a round and the next:
+
+    h' = rho h + sqrt(1 - rho^2) w,    rho = J0(2 pi f T),    w ~ CN(0, 1).
+
+Over n equal rounds it gives rho^n, where Jakes' spectrum has J0(2 pi f n T): neighbours are right,
+the oscillating tail is not. That is the usual price for a state that one number per user holds.
+Both Multi-SPIN papers draw every round anew; memory is our addition.
+
+One number of a channel matters to a cell, the signal-to-noise ratio. `FadingChannel` draws it from
+a radio's law, `draftgym.envs.radio.channel_trace` reads it from a recording.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import j0
 
-from draftgym.envs.radio.fading import Generators, draw, fade, jakes_correlation, rayleigh
 from draftgym.envs.radio.radio import Band, Radio, from_db
+from draftgym.policies.multispin.uplink import Floats
+
+Mask = NDArray[np.bool_]
+Generators = np.random.Generator | Sequence[np.random.Generator]
+"""Where randomness comes from: one generator, or one per environment (per leading row). With one
+per environment, what an environment draws depends neither on the others nor on their order."""
+
+
+def draw(
+    rng: Generators,
+    shape: tuple[int, ...],
+    sample: Callable[[np.random.Generator, tuple[int, ...]], Floats],
+    rows: Mask | None = None,
+) -> Floats:
+    """Draws an array, each environment from its own generator where there is one.
+
+    Args:
+        rng: Generator, or one per row.
+        shape: Shape to draw.
+        sample: Draws a shape from a generator.
+        rows: Which rows are needed `[shape[0]]`. The generators of others stay as they are, and
+            their rows are 0; a single generator draws everything whatever is needed, so that
+            nobody's numbers depend on who else is drawn for.
+
+    Raises:
+        ValueError: Not one generator per row.
+    """
+    if isinstance(rng, np.random.Generator):
+        return sample(rng, shape)
+    if len(shape) < 2 or len(rng) != shape[0]:
+        raise ValueError(f"{len(rng)} generators for the rows of an array {shape}")
+    drawn = np.zeros(shape)
+    for index, generator in enumerate(rng):
+        if rows is None or rows[index]:
+            drawn[index] = sample(generator, shape[1:])
+    return drawn
+
+
+def uniform(rng: Generators, shape: tuple[int, ...], rows: Mask | None = None) -> Floats:
+    """Numbers in [0, 1); arguments as `draw`."""
+    return draw(rng, shape, lambda one, size: one.uniform(size=size), rows)
+
+
+def rayleigh(
+    rng: Generators, shape: tuple[int, ...], rows: Mask | None = None
+) -> NDArray[np.complex128]:
+    """Complex Gaussian coefficients of unit mean power; arguments as `draw`."""
+    parts = draw(rng, (*shape, 2), lambda one, size: one.normal(0.0, np.sqrt(0.5), size), rows)
+    return np.asarray(parts[..., 0] + 1j * parts[..., 1])
+
+
+def fade(h: NDArray[np.complex128], rng: Generators, rho: ArrayLike) -> NDArray[np.complex128]:
+    """One Gauss-Markov step of unit-power coefficients.
+
+    Args:
+        h: Coefficients `[..., K]`.
+        rng: See `Generators`.
+        rho: Correlation with what they become, in [-1, 1], broadcast against `h`.
+    """
+    kept = np.asarray(rho, float)
+    fresh = np.sqrt(np.maximum(0.0, 1.0 - kept**2))
+    return np.asarray(kept * h + fresh * rayleigh(rng, h.shape))
+
+
+def jakes_correlation(doppler: float, seconds: ArrayLike) -> Floats:
+    """Correlation of a channel coefficient with itself some seconds later, J0(2 pi f T).
+
+    Args:
+        doppler: Maximal Doppler frequency f in Hz; infinite for independent rounds.
+        seconds: Time between the two, any shape.
+    """
+    seconds = np.asarray(seconds, float)
+    if np.isinf(doppler):
+        return np.zeros(seconds.shape)
+    return np.asarray(j0(2 * np.pi * doppler * seconds))
+
+
+def chosen(where: Mask | None, shape: tuple[int, ...]) -> tuple[Mask, Mask]:
+    """A mask of users in full, and which leading rows it touches.
+
+    Args:
+        where: Mask that broadcasts to `shape`; None for everybody.
+        shape: `(K,)`, or `(environments, K)`.
+
+    Returns:
+        Masks of shape `shape` and `[shape[0]]`.
+    """
+    full = np.broadcast_to(True if where is None else where, shape)
+    return full, np.asarray(full.reshape(shape[0], -1).any(1))
 
 
 class Channel(Protocol):
@@ -29,18 +128,14 @@ class Channel(Protocol):
     band: Band
 
     @property
-    def snr(self) -> NDArray[np.float64]:
+    def snr(self) -> Floats:
         """Signal-to-noise ratios of this round `[..., K]`, as `band` takes them."""
 
-    @property
-    def ended(self) -> NDArray[np.bool_]:
-        """Whose recording is over `[..., K]`; its last value stays."""
-
-    def reset(self, rng: Generators, where: NDArray[np.bool_] | None = None) -> None:
+    def reset(self, rng: Generators, where: Mask | None = None) -> None:
         """Puts new users in place of old ones.
 
         Args:
-            rng: See `draftgym.envs.radio.fading.Generators`.
+            rng: See `Generators`.
             where: Which users are new `[..., K]`; None for all. For the others nothing changes.
         """
 
@@ -48,13 +143,13 @@ class Channel(Protocol):
         """Lets time pass.
 
         Args:
-            rng: See `draftgym.envs.radio.fading.Generators`.
+            rng: See `Generators`.
             seconds: How much, one number or one per environment.
         """
 
 
 class FadingChannel:
-    """Rayleigh block fading around mean gains that a user keeps while it is there.
+    """Rayleigh block fading around mean gains that a user keeps while it is there; a `Channel`.
 
     Args:
         radio: Gains, power, noise and Doppler frequency.
@@ -69,21 +164,16 @@ class FadingChannel:
         self._h = np.zeros(self.shape, np.complex128)
 
     @property
-    def gain(self) -> NDArray[np.float64]:
+    def gain(self) -> Floats:
         """Power gains of this round `[..., K]`."""
         return np.asarray(self.mean_gain * np.abs(self._h) ** 2)
 
     @property
-    def snr(self) -> NDArray[np.float64]:
+    def snr(self) -> Floats:
         """Signal-to-noise ratios of this round `[..., K]`."""
         return self.radio.snr(self.gain)
 
-    @property
-    def ended(self) -> NDArray[np.bool_]:
-        """Nobody's: fading never ends."""
-        return np.zeros(self.shape, bool)
-
-    def reset(self, rng: Generators, where: NDArray[np.bool_] | None = None) -> None:
+    def reset(self, rng: Generators, where: Mask | None = None) -> None:
         """Puts new users in place of old ones; see `Channel`."""
         where, rows = chosen(where, self.shape)
         gains = draw(rng, self.shape, self.radio.gains.draw, rows)
@@ -94,22 +184,6 @@ class FadingChannel:
         """Lets the fading go on; see `Channel`."""
         rho = jakes_correlation(self.radio.doppler_hz, seconds)
         self._h = fade(self._h, rng, rho[..., None])
-
-
-def chosen(
-    where: NDArray[np.bool_] | None, shape: tuple[int, ...]
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """A mask of users in full, and which leading rows it touches.
-
-    Args:
-        where: Mask that broadcasts to `shape`; None for everybody.
-        shape: `(K,)`, or `(environments, K)`.
-
-    Returns:
-        Masks of shape `shape` and `[shape[0]]`.
-    """
-    full = np.broadcast_to(True if where is None else where, shape)
-    return full, np.asarray(full.reshape(shape[0], -1).any(1))
 
 
 class ChannelReport:
@@ -130,19 +204,19 @@ class ChannelReport:
         if rounds_old < 0 or error_db < 0:
             raise ValueError("age and error of a channel report must not be negative")
         self.rounds_old, self.error_db = rounds_old, error_db
-        self._history: NDArray[np.float64] | None = None  # [rounds_old + 1, ..., K], oldest first
+        self._history: Floats | None = None  # [rounds_old + 1, ..., K], oldest first
 
     def take(
         self,
         rng: Generators,
-        snr: NDArray[np.float64],
-        where: NDArray[np.bool_] | None = None,
-        rows: NDArray[np.bool_] | None = None,
-    ) -> NDArray[np.float64]:
+        snr: Floats,
+        where: Mask | None = None,
+        rows: Mask | None = None,
+    ) -> Floats:
         """Measures once, for a new round, and returns what the scheduler sees.
 
         Args:
-            rng: See `draftgym.envs.radio.fading.Generators`.
+            rng: See `Generators`.
             snr: True ratios of this round `[..., K]`.
             where: Users that are new `[..., K]`, for whom no older measurement exists; they are
                 seen as they are measured now. None: nobody, unless this is the first round.

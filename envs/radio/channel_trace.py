@@ -25,11 +25,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from draftgym.decoding.errors import DraftgymError
-from draftgym.envs.radio.channel import chosen
-from draftgym.envs.radio.fading import Generators, draw
+from draftgym.envs.radio.channel import Generators, chosen, uniform
 from draftgym.envs.radio.radio import Band, from_db
 
-AT_END = ("wrap", "stop")
 FORMAT_REMEDY = "a row is `seconds,snr_db` or `seconds,rate_bps`, with `user` where there are many"
 MOST_EFFICIENCY, MOST_DECIBELS = 100.0, 300.0
 """What no radio reaches: a rate or ratio beyond it was given in another unit."""
@@ -58,35 +56,27 @@ class ChannelTrace:
 
 
 class TraceChannel:
-    """Channels that were recorded: every user follows a random trace from a random moment on.
+    """Channels that were recorded: every user follows a random recording from a random moment on.
 
-    Behaves like `draftgym.envs.radio.channel.FadingChannel` (see
-    `draftgym.envs.radio.channel.Channel`); draws nothing but which trace and from when.
+    A `draftgym.envs.radio.channel.Channel`; a recording that is over begins anew.
 
     Args:
         traces: Recordings.
         band: The band that the users share.
         shape: `(K,)`, or `(environments, K)`.
-        at_end: `wrap` begins a trace anew when it is over; `stop` keeps its last value and says so
-            in `ended`.
-        random_start: Whether users begin somewhere in the trace, or at its beginning.
+
+    Attributes:
+        which: Index of each user's recording.
+        elapsed: Seconds since its beginning.
 
     Raises:
-        ValueError: Another `at_end`, or no traces.
+        ValueError: No recordings.
     """
 
-    def __init__(
-        self,
-        traces: Sequence[ChannelTrace],
-        band: Band,
-        shape: tuple[int, ...],
-        at_end: str = "wrap",
-        random_start: bool = True,
-    ) -> None:
-        if at_end not in AT_END or not traces:
-            raise ValueError(f"needs traces, and at_end in {AT_END}; got {at_end!r}")
+    def __init__(self, traces: Sequence[ChannelTrace], band: Band, shape: tuple[int, ...]) -> None:
+        if not traces:
+            raise ValueError("channels of no recordings")
         self.traces, self.band, self.shape = tuple(traces), band, tuple(shape)
-        self._wraps, self._random_start = at_end == "wrap", random_start
         self._period = np.array([trace.period for trace in traces])
         # All traces one behind the other on one clock, so that one search finds all users' values.
         self._begin = np.concatenate([[0.0], np.cumsum(self._period)[:-1]])
@@ -96,37 +86,27 @@ class TraceChannel:
         self._snr = np.concatenate([trace.snr for trace in traces])
         ends = np.cumsum([len(trace.seconds) for trace in traces])
         self._first, self._last = np.concatenate([[0], ends[:-1]]), ends - 1
-        self.which = np.zeros(self.shape, np.int64)
-        self._elapsed = np.zeros(self.shape)
+        self.which, self.elapsed = np.zeros(self.shape, np.int64), np.zeros(self.shape)
 
     @property
     def snr(self) -> NDArray[np.float64]:
         """Signal-to-noise ratios of this round `[..., K]`."""
-        period = self._period[self.which]
-        wrapped = np.mod(self._elapsed, period)
-        local = wrapped if self._wraps else np.minimum(self._elapsed, period)
-        index = np.searchsorted(self._clock, self._begin[self.which] + local, "right") - 1
+        moment = self._begin[self.which] + np.mod(self.elapsed, self._period[self.which])
+        index = np.searchsorted(self._clock, moment, "right") - 1
         index = np.clip(index, self._first[self.which], self._last[self.which])
         return np.asarray(self._snr[index])
-
-    @property
-    def ended(self) -> NDArray[np.bool_]:
-        """Whose trace is over `[..., K]`; nobody's where traces wrap around."""
-        over = self._elapsed >= self._period[self.which]
-        return np.zeros(self.shape, bool) if self._wraps else np.asarray(over)
 
     def reset(self, rng: Generators, where: NDArray[np.bool_] | None = None) -> None:
         """Puts new users in place of old ones; see `draftgym.envs.radio.channel.Channel`."""
         where, rows = chosen(where, self.shape)
-        uniform = draw(rng, (*self.shape, 2), lambda one, size: one.uniform(size=size), rows)
-        which = (uniform[..., 0] * len(self.traces)).astype(np.int64)
-        start = uniform[..., 1] * self._period[which] if self._random_start else 0.0
+        drawn = uniform(rng, (*self.shape, 2), rows)
+        which = (drawn[..., 0] * len(self.traces)).astype(np.int64)
         self.which = np.where(where, which, self.which)
-        self._elapsed = np.where(where, start, self._elapsed)
+        self.elapsed = np.where(where, drawn[..., 1] * self._period[which], self.elapsed)
 
     def advance(self, rng: Generators, seconds: ArrayLike) -> None:
         """Lets time pass; see `draftgym.envs.radio.channel.Channel`."""
-        self._elapsed = self._elapsed + np.asarray(seconds, float)[..., None]
+        self.elapsed = self.elapsed + np.asarray(seconds, float)[..., None]
 
 
 def read_channel_traces(path: Path, rate_hertz: float | None = None) -> list[ChannelTrace]:

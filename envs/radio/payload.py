@@ -47,16 +47,6 @@ class Payload:
         """
         return np.asarray(drafted, np.int64) * self.bits_per_token
 
-    def round_bits(self, drafted: ArrayLike, accepted: ArrayLike) -> NDArray[np.int64]:
-        """Bits of whole rounds: the draft, and the correction where a token was rejected.
-
-        Args:
-            drafted: Drafted tokens `[...]`.
-            accepted: Accepted tokens among them, same shape.
-        """
-        rejected = np.asarray(accepted) < np.asarray(drafted)
-        return self.draft_bits(drafted) + self.correction_bits * rejected
-
 
 def make_payload(mode: str, vocabulary: int, kept: int = 1024, precision: int = 16) -> Payload:
     """The payload of a mode.

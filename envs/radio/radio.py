@@ -1,4 +1,4 @@
-"""The radio between devices and server: gains, power, noise, and what a share of the band carries.
+"""The radio between devices and server: gains, power, noise, what a share carries, who gets which.
 
 Two papers, two noise models. Multi-SPIN (arXiv 2606.04581, eq. 8) has a fixed noise *power*, so a
 user's spectral efficiency does not depend on its bandwidth and its rate is linear in it. Its
@@ -11,17 +11,23 @@ gains and SNRs are ratios (not decibels), rates are bits per second.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
+
+from draftgym.policies.multispin.uplink import Floats, fastest_shares
 
 INDEPENDENT = float("inf")
 """A Doppler frequency at which one round's fading says nothing about the next."""
+LEAST_EFFICIENCY = 1e-9
+"""Bits per second and hertz that a user is taken to have at least; keeps a dead channel finite."""
+SHARING_STEPS = 12
+"""Of the iteration where efficiency depends on the share; it contracts quickly."""
 
 
-def from_db(decibels: ArrayLike) -> NDArray[np.float64]:
+def from_db(decibels: ArrayLike) -> Floats:
     """The ratio that some decibels are."""
     return np.asarray(10.0 ** (np.asarray(decibels, float) / 10.0))
 
@@ -48,7 +54,7 @@ class Band:
         if not self.hertz > 0:
             raise ValueError(f"a band must be wider than {self.hertz} Hz")
 
-    def efficiency(self, snr: ArrayLike, share: ArrayLike) -> NDArray[np.float64]:
+    def efficiency(self, snr: ArrayLike, share: ArrayLike) -> Floats:
         """Spectral efficiency `log2(1 + SNR)` in bits per second and hertz.
 
         Args:
@@ -67,7 +73,7 @@ class Band:
             snr = np.divide(snr, share, out=np.zeros(shape), where=share > 0)
         return np.asarray(np.log1p(snr) / np.log(2.0) + np.zeros(share.shape))
 
-    def rate(self, snr: ArrayLike, share: ArrayLike) -> NDArray[np.float64]:
+    def rate(self, snr: ArrayLike, share: ArrayLike) -> Floats:
         """Rate of each user in bits per second (2606.04581 eq. 8, 2608.29618 eq. 18).
 
         Args:
@@ -80,10 +86,40 @@ class Band:
         return np.asarray(self.efficiency(snr, share) * np.asarray(share, float) * self.hertz)
 
 
+def known_efficiency(band: Band, snr: Floats, share: Floats | float) -> Floats:
+    """Spectral efficiency to reckon with, above 0 `[..., K]`; see `Band.efficiency`."""
+    return np.maximum(band.efficiency(snr, np.maximum(share, 1e-12)), LEAST_EFFICIENCY)
+
+
+def best_shares(band: Band, snr: Floats, work: Floats, bits: Floats) -> Floats:
+    """Shares of the band by which the last user ends as early as possible `[..., K]`.
+
+    Where a user's rate is linear in its share this is Multi-SPIN's Lemma 3
+    (`draftgym.policies.multispin.uplink.fastest_shares`). Where noise grows with bandwidth the
+    rate is concave, and still the optimum has all end together with the whole band in use. It is
+    the fixed point of Lemma 3 at the efficiencies that the shares themselves give: a larger share
+    lowers the efficiency by less than itself, so the iteration contracts.
+
+    Args:
+        band: The band.
+        snr: Signal-to-noise ratios as far as they are known `[..., K]`.
+        work: Seconds before each user sends `[..., K]`.
+        bits: What each user sends `[..., K]`.
+
+    Returns:
+        Shares with sum 1; equal ones where nobody sends.
+    """
+    share = np.full(snr.shape, 1.0 / snr.shape[-1])
+    for _ in range(SHARING_STEPS if band.noise_grows else 1):
+        sending = bits / (known_efficiency(band, snr, share) * band.hertz)
+        share = fastest_shares(work, sending)[0]
+    return share
+
+
 class GainLaw(Protocol):
     """How the mean power gain of a user's channel comes about."""
 
-    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Floats:
         """Mean power gains of new users."""
 
 
@@ -99,7 +135,7 @@ class UniformGain:
         """Expected gain."""
         return (self.low + self.high) / 2
 
-    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Floats:
         """Mean power gains of new users."""
         return rng.uniform(self.low, self.high, shape)
 
@@ -120,11 +156,11 @@ class PathLoss:
     nearest: float
     farthest: float
 
-    def gain(self, distance: ArrayLike) -> NDArray[np.float64]:
+    def gain(self, distance: ArrayLike) -> Floats:
         """Mean power gain at distances in metres."""
         return from_db(self.reference_db) * np.asarray(distance, float) ** -self.exponent
 
-    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Floats:
         """Mean power gains of new users."""
         return self.gain(rng.uniform(self.nearest, self.farthest, shape))
 
@@ -140,7 +176,8 @@ class Radio:
         noise: Noise at the server: watts over the whole band where noise grows with bandwidth,
             else watts over any share.
         doppler_hz: Maximal Doppler frequency: 0 for a channel that stands still, `INDEPENDENT`
-            (both papers) for one that is drawn anew each round.
+            (both papers) for one that is drawn anew each round. A device that moves at v m/s has
+            v * carrier frequency / speed of light.
     """
 
     band: Band
@@ -149,13 +186,9 @@ class Radio:
     noise: float
     doppler_hz: float = INDEPENDENT
 
-    def snr(self, gain: ArrayLike) -> NDArray[np.float64]:
+    def snr(self, gain: ArrayLike) -> Floats:
         """Signal-to-noise ratio (as `Band` wants it) of power gains."""
         return np.asarray(self.power * np.asarray(gain, float) / self.noise)
-
-    def with_doppler(self, doppler_hz: float) -> Radio:
-        """The same radio with fading that is correlated in time."""
-        return replace(self, doppler_hz=doppler_hz)
 
 
 MULTISPIN_NOISE = 1e-10

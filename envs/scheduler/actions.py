@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.envs.cell.cell import Cell
-from draftgym.envs.radio.sharing import onto_simplex
 from draftgym.policies.multispin.curves import belief_plan
 from draftgym.policies.multispin.problem import Plan, nearest_lengths
+from draftgym.policies.multispin.uplink import Floats
 
 
 class Actions(Protocol):
@@ -146,3 +146,25 @@ class ShareActions:
     def masks(self, cell: Cell) -> NDArray[np.bool_]:
         """Whose entries matter `[n, 2 K]`."""
         return np.concatenate([cell.deciding, cell.deciding | cell.sending], axis=-1)
+
+
+def onto_simplex(weights: Floats, sending: NDArray[np.bool_]) -> Floats:
+    """The nearest shares with sum 1 of those who send `[..., K]`; 0 for the others.
+
+    Euclidean projection: what exceeds is taken from everybody alike, and who would fall below 0
+    gets nothing (Held, Wolfe and Crowder 1974).
+
+    Args:
+        weights: Any finite numbers `[..., K]`.
+        sending: Who sends.
+    """
+    least = weights.min(axis=-1, keepdims=True, initial=0.0) - 2.0  # below every threshold
+    masked = np.where(sending, weights, least)
+    falling = -np.sort(-masked, axis=-1)
+    count = np.arange(1, weights.shape[-1] + 1)
+    excess = (falling.cumsum(axis=-1) - 1.0) / count
+    senders = sending.sum(axis=-1, keepdims=True)
+    inside = (falling > excess) & (count <= senders)
+    last = np.maximum(inside.sum(axis=-1, keepdims=True) - 1, 0)
+    shares = np.maximum(masked - np.take_along_axis(excess, last, axis=-1), 0.0)
+    return np.where(sending, shares, 0.0)

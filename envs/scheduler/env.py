@@ -11,10 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.observation import Observation
-from draftgym.envs.cell.cell import Cell
-from draftgym.envs.cell.chains import ChainTable
-from draftgym.envs.cell.round import CellRound
+from draftgym.envs.cell.cell import Cell, CellRound
 from draftgym.envs.cell.settings import CellSettings
+from draftgym.envs.cell.texts import ChainTable
 from draftgym.envs.scheduler.actions import (
     Actions,
     BeliefActions,
@@ -43,7 +42,7 @@ class SchedulerEnv(gym.Env[Observation, NDArray[Any]]):
     Acceptance is never drawn. The target wrote every text once, and the drafters were asked at
     every position (`draftgym collect`); so a draft of any length has, at any position,
     exactly the tokens accepted that live decoding would accept. Radio, devices and server are
-    models with the papers' numbers (`draftgym.envs.radio.presets`), or your own.
+    models with the papers' numbers (`draftgym.envs.cell.settings`), or your own.
 
     ## Action Space
     `MultiDiscrete([longest + 1] * K)`: a draft length for each of the K places; 0 leaves a user
@@ -224,7 +223,7 @@ class SchedulerEnv(gym.Env[Observation, NDArray[Any]]):
             "question_ids": ids,
             "seconds": pieces | {"total": float(time.total[0])},
             "idle": float(played.idle[0]),
-            "finished": played.turnover.finished[0],
+            "finished": played.finished[0],
             "rates": self.cell.users.rates[0],
             "price": self.reward.price,
         }

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from draftgym.decoding.observation import TEXT_SIGNALS, Observation
 from draftgym.envs.cell.cell import Cell
 from draftgym.envs.cell.users import RECENT
-from draftgym.envs.radio.sharing import known_efficiency
+from draftgym.envs.radio.radio import known_efficiency
 from draftgym.policies.multispin.uplink import Floats
 
 USER_FEATURES = (

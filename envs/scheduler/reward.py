@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from draftgym.decoding.errors import DraftgymError
-from draftgym.envs.cell.cell import Cell
-from draftgym.envs.cell.round import CellRound
+from draftgym.envs.cell.cell import Cell, CellRound
 from draftgym.envs.router.reward import RoundReward
 from draftgym.policies.multispin.uplink import Floats
 

@@ -22,9 +22,7 @@ from draftgym.agents.scheduler.play import play_rounds, run_scheduler
 from draftgym.agents.scheduler.tally import jain, tally
 from draftgym.agents.scheduler.workers import CellScheduler
 from draftgym.decoding.errors import DraftgymError
-from draftgym.envs.cell.cell import Cell
-from draftgym.envs.cell.round import CellRound, CellTime
-from draftgym.envs.cell.users import Turnover
+from draftgym.envs.cell.cell import Cell, CellRound, CellTime
 from draftgym.envs.scheduler.observation import CELL_FEATURES, USER_FEATURES
 from draftgym.policies.schedulers.learned import (
     LENGTHS,
@@ -72,8 +70,7 @@ def hand_round(
     time = CellTime(one, nothing, nothing, nothing, nothing)
     counts = np.array([drafted]), np.array([committed]), np.zeros((1, 2), np.int64)
     shares = np.zeros((1, 2))
-    turnover = Turnover(new, new, new)
-    return CellRound(np.array([present]), taken, *counts, shares, time, nothing, turnover)
+    return CellRound(np.array([present]), taken, *counts, shares, time, nothing, new, new, new)
 
 
 def test_figures_are_what_a_hand_reckons() -> None:

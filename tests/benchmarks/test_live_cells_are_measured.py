@@ -13,7 +13,7 @@ from draftgym.agents.scheduler.cell_args import CellArgs
 from draftgym.decoding.arms import parse_arm
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import load_target
-from draftgym.envs.cell.live_table import LiveTable
+from draftgym.envs.cell.live import LiveTable
 from draftgym.envs.scheduler.observation import CELL_FEATURES, USER_FEATURES
 from draftgym.policies.schedulers.learned import (
     LENGTHS,

@@ -44,7 +44,7 @@ from benchmarks.schedulers.speed import measure as measure_speed
 from draftgym.agents.scheduler.cell_args import CellArgs
 from draftgym.agents.scheduler.tally import Tally
 from draftgym.decoding.errors import DraftgymError
-from draftgym.envs.cell.chains import ChainTable
+from draftgym.envs.cell.texts import ChainTable
 from draftgym.envs.scheduler.observation import CELL_FEATURES, USER_FEATURES
 from draftgym.policies.schedulers.learned import (
     BELIEFS,

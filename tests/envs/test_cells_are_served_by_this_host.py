@@ -14,7 +14,7 @@ from draftgym.decoding.costs.latency import CostModel, Curve
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
-from draftgym.envs import host as measuring
+from draftgym.envs.cell import host as measuring
 from draftgym.envs.cell.cell import Cell
 from draftgym.envs.cell.devices import MeasuredServer
 from draftgym.envs.cell.host import (

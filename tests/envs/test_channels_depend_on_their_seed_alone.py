@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ TRACES = [
     ChannelTrace("falling", np.arange(7.0) * 0.3, np.arange(70.0, 0.0, -10.0)),
 ]
 MAKERS: dict[str, Callable[[tuple[int, ...]], Channel]] = {
-    "fading": lambda shape: FadingChannel(multispin_radio(17.5).with_doppler(0.7), shape),
+    "fading": lambda shape: FadingChannel(replace(multispin_radio(17.5), doppler_hz=0.7), shape),
     "per hertz": lambda shape: FadingChannel(mode_selection_radio(), shape),
     "recorded": lambda shape: TraceChannel(TRACES, Band(10e6), shape),
 }

@@ -17,9 +17,9 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.verify.rules import make_rule
 from draftgym.envs.cell.cell import Cell
-from draftgym.envs.cell.chains import ChainTable
-from draftgym.envs.cell.live_table import LiveTable
+from draftgym.envs.cell.live import LiveTable
 from draftgym.envs.cell.settings import CellSettings
+from draftgym.envs.cell.texts import ChainTable
 from draftgym.envs.scheduler.observation import observe_cell
 from draftgym.rollouts.decode.interleaved import DecodeSettings, write
 from draftgym.rollouts.prompts.sets import Prompt
@@ -127,7 +127,7 @@ def test_a_replayed_cell_is_a_live_one(
             same = getattr(replayed, field.name), getattr(live, field.name)
             for one, other in zip(*map(_arrays, same), strict=True):
                 np.testing.assert_array_equal(one, other, field.name)
-        finished += int(live.turnover.finished.sum())
+        finished += int(live.finished.sum())
         seen = list(map(observe_cell, cells))
         for name in seen[0]:
             np.testing.assert_allclose(seen[0][name], seen[1][name], rtol=1e-3, atol=1e-4)

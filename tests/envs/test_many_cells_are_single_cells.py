@@ -11,7 +11,7 @@ from draftgym.agents.scheduler.vec_env import SchedulerVecEnv
 from draftgym.agents.scheduler.workers import CellScheduler
 from draftgym.decoding.errors import DraftgymError
 from draftgym.envs.cell.cell import Cell
-from draftgym.envs.cell.chains import ChainTable
+from draftgym.envs.cell.texts import ChainTable
 from draftgym.envs.scheduler.env import SchedulerBeliefEnv, SchedulerEnv, SchedulerSharesEnv
 from tests.handmade_users import MODES, user_table
 

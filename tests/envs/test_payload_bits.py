@@ -15,21 +15,21 @@ def test_truncated_distributions_take_the_papers_bits() -> None:
     assert make_payload("truncated", 151_665).bits_per_token == 1024 * (16 + 18) == 34_816
     assert make_payload("truncated", 49_152, kept=64, precision=8).bits_per_token == 64 * (16 + 8)
     assert llama.draft_bits([0, 1, 8]).tolist() == [0, 31_744, 253_952]
-    assert llama.round_bits([8, 8], [8, 0]).tolist() == [253_952, 253_952], "nothing follows"
+    assert llama.correction_bits == 0, "nothing follows"
 
 
 def test_a_scalar_probability_needs_a_distribution_only_where_a_token_is_rejected() -> None:
     scalar = make_payload("scalar", 151_665)
     assert scalar.bits_per_token == 18 + 16
     assert scalar.correction_bits == 34_816
-    assert scalar.round_bits([5, 5, 0], [5, 3, 0]).tolist() == [170, 170 + 34_816, 0]
+    assert scalar.draft_bits([5, 0]).tolist() == [170, 0]
 
 
 def test_token_ids_alone_are_a_thousandth() -> None:
     tokens = make_payload("tokens", 32_000)
     assert (tokens.bits_per_token, tokens.correction_bits) == (15, 0)
     assert make_payload("truncated", 32_000).bits_per_token / tokens.bits_per_token > 2000
-    assert tokens.round_bits(np.full((2, 3), 4), np.zeros((2, 3))).tolist() == [[60] * 3] * 2
+    assert tokens.draft_bits(np.full((2, 3), 4)).tolist() == [[60] * 3] * 2
 
 
 @pytest.mark.parametrize(

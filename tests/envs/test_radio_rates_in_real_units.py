@@ -95,4 +95,3 @@ def test_the_radio_of_multispin_has_the_papers_noise_and_our_power() -> None:
     assert radio.power == pytest.approx(1.6067e-8, rel=1e-4)
     assert radio.band.efficiency(radio.snr(0.35), 0.05) == pytest.approx(5.8388, rel=1e-4)
     assert multispin_radio(14.0, 5e6).band.hertz == 5e6
-    assert radio.with_doppler(3.0).doppler_hz == 3.0

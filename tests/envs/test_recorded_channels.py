@@ -20,10 +20,9 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "bus.csv"
 
 
-def channel_of(path: Path, **options: object) -> TraceChannel:
-    channel = TraceChannel(read_channel_traces(path), Band(10e6), (1,), **options)  # type: ignore[arg-type]
-    channel.reset(np.random.default_rng(0))
-    return channel
+def channel_of(path: Path) -> TraceChannel:
+    """The channel of one user, at the beginning of its recording."""
+    return TraceChannel(read_channel_traces(path), Band(10e6), (1,))
 
 
 def walk(channel: TraceChannel, steps: list[float]) -> list[float]:
@@ -58,18 +57,8 @@ def test_users_of_a_file_are_traces_of_their_own(path: Path) -> None:
 
 def test_a_value_holds_until_the_next_and_traces_wrap_around(path: Path) -> None:
     path.write_text(SNR)
-    channel = channel_of(path, random_start=False)
+    channel = channel_of(path)
     assert walk(channel, [0.9, 0.2, 1.0, 0.8, 0.2]) == pytest.approx([1, 1, 10, 100, 100, 1])
-    assert not channel.ended.any()
-
-
-def test_traces_may_stop_and_say_so(path: Path) -> None:
-    path.write_text(SNR)
-    channel = channel_of(path, random_start=False, at_end="stop")
-    assert walk(channel, [2.5]) == pytest.approx([1, 100]) and not channel.ended.any()
-    assert walk(channel, [0.5, 9.0]) == pytest.approx([100, 100, 100]) and channel.ended.all()
-    channel.reset(np.random.default_rng(0))
-    assert walk(channel, []) == [1] and not channel.ended.any()
 
 
 def test_one_row_is_a_channel_that_never_changes(path: Path) -> None:
@@ -135,9 +124,7 @@ def test_files_that_cannot_be_read_are_named(path: Path) -> None:
 
 
 def test_programmers_get_value_errors() -> None:
-    with pytest.raises(ValueError, match="at_end"):
-        TraceChannel([ChannelTrace("x", np.zeros(1), np.ones(1))], Band(1e6), (1,), at_end="jump")
-    with pytest.raises(ValueError, match="traces"):
+    with pytest.raises(ValueError, match="no recordings"):
         TraceChannel([], Band(1e6), (1,))
 
 

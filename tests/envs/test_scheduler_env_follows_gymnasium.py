@@ -11,8 +11,8 @@ from gymnasium.utils.env_checker import check_env as gymnasium_check
 from stable_baselines3.common.env_checker import check_env as sb3_check
 
 from draftgym.decoding.errors import DraftgymError
-from draftgym.envs.cell.chains import ChainTable
 from draftgym.envs.cell.settings import CellSettings
+from draftgym.envs.cell.texts import ChainTable
 from draftgym.envs.scheduler.env import SchedulerBeliefEnv, SchedulerEnv, SchedulerSharesEnv
 from draftgym.envs.scheduler.observation import CELL_FEATURES, USER_FEATURES
 from tests.handmade_users import MODES, a_slow_place, user_table, user_traces

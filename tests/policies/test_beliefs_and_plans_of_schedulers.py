@@ -20,8 +20,8 @@ from draftgym.agents.scheduler.workers import (
     OracleCellScheduler,
 )
 from draftgym.envs.cell.cell import Cell
-from draftgym.envs.cell.chains import ChainTable
 from draftgym.envs.cell.settings import CellSettings
+from draftgym.envs.cell.texts import ChainTable
 from draftgym.envs.scheduler.env import SchedulerBeliefEnv
 from draftgym.envs.scheduler.observation import CELL_FEATURES, USER_FEATURES, observe_cell
 from draftgym.policies.multispin.curves import belief_plan, curve_plan, geometric_chances

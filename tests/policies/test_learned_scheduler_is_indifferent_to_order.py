@@ -18,7 +18,7 @@ from draftgym.agents.scheduler.workers import LearnedCellScheduler
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.observation import Observation
 from draftgym.envs.cell.cell import Cell
-from draftgym.envs.cell.chains import ChainTable
+from draftgym.envs.cell.texts import ChainTable
 from draftgym.envs.scheduler.observation import CELL_FEATURES, USER_FEATURES, observe_cell
 from draftgym.policies.folder import BODY
 from draftgym.policies.schedulers.learned import (

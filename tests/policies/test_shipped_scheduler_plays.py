@@ -14,8 +14,8 @@ from draftgym.agents.scheduler.cell_args import CellArgs
 from draftgym.agents.scheduler.play import run_worker
 from draftgym.agents.scheduler.workers import LearnedCellScheduler
 from draftgym.envs.cell.cell import Cell
-from draftgym.envs.cell.chains import ChainTable
 from draftgym.envs.cell.settings import CellSettings
+from draftgym.envs.cell.texts import ChainTable
 from draftgym.policies.folder import read_body
 from draftgym.policies.schedulers.learned import load_scheduler
 from tests.handmade_traces import handmade_traces

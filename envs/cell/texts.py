@@ -1,7 +1,13 @@
 """What a cell of users plays: texts, row by row, and what a round with a draft does there.
 
-`draftgym.envs.cell.chains.ChainTable` knows it from traces,
-`draftgym.envs.cell.live_table.LiveTable` lets it happen.
+`ChainTable` knows it from traces; `draftgym.envs.cell.live.LiveTable` lets it happen. A shorter
+chain is the beginning of a longer one. So one traced arm, the longest chain of a drafter, holds
+every shorter draft exactly: at a position where the long chain has d tokens and a round with it
+commits c, a draft of L tokens has `min(L, d)` of them and commits
+
+    min(c, min(L, d) + 1).
+
+Nothing is drawn, and no acceptance rate is assumed.
 
 Notation: A = arms (one chain per drafter), C = categories, R = rows of all texts, one per token,
 n = cells, K = places of users in each. A *task* is an arm with a category, `arm * C + category`.
@@ -16,8 +22,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from draftgym.decoding.arms import Arm
+from draftgym.decoding.arms import Arm, parse_arm
 from draftgym.decoding.errors import DraftgymError
+from draftgym.policies.multispin.beliefs import geometric_acceptance
+from draftgym.policies.multispin.uplink import Floats
+from draftgym.rollouts.traces.trace import TraceSet
 
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -105,14 +114,15 @@ class TextTable(ABC):
         """Whose text ends with this row; all arrays have one shape."""
 
     @abstractmethod
-    def text_acceptance(self) -> NDArray[np.float64]:
+    def text_acceptance(self) -> Floats:
         """Each text's likeliest constant acceptance over all its positions `[A, texts]`.
 
-        This is the most that a model with one acceptance per prompt can know of it.
+        This is the most that a model with one acceptance per prompt can know of it. It is of tokens
+        that are asked for: one that prompt lookup does not find counts as rejected.
         """
 
     @abstractmethod
-    def task_acceptance(self) -> NDArray[np.float64]:
+    def task_acceptance(self) -> Floats:
         """The same over all texts of each task `[A * C]`."""
 
     def task(self, arm: Ints, category: Ints) -> Ints:
@@ -141,11 +151,11 @@ class TextTable(ABC):
         place = (start + step * served) % self._size[category]
         return np.asarray(self._members[self._begin[category] + place])
 
-    def starts(self, category: Ints, uniform: NDArray[np.float64]) -> Ints:
+    def starts(self, category: Ints, uniform: Floats) -> Ints:
         """Random starts for `text`, from numbers in [0, 1)."""
         return np.asarray(uniform * self._size[category]).astype(np.int64)
 
-    def steps(self, category: Ints, uniform: NDArray[np.float64]) -> Ints:
+    def steps(self, category: Ints, uniform: Floats) -> Ints:
         """Random steps for `text`, from numbers in [0, 1): coprime to the category's size."""
         choice = (uniform * self._coprime_count[category]).astype(np.int64)
         return np.asarray(self._coprime[category, choice])
@@ -162,6 +172,123 @@ class TextTable(ABC):
         self._coprime = np.ones((len(coprime), int(self._coprime_count.max())), dtype=np.int64)
         for index, row in enumerate(coprime):
             self._coprime[index, : len(row)] = row
+
+
+class ChainTable(TextTable):
+    """Traced texts, laid out for lookups of many users at once.
+
+    Args:
+        traces: The texts; those of a single token have no round and are left out.
+        arms: Chains, at most one per drafter, as text (`small:8`); None takes the longest traced
+            chain of every drafter.
+
+    Attributes:
+        texts: The texts that have a round.
+        last: Row of each text's last token.
+        logprobs: Log-probability that each drafter gave the tokens of its longest draft, float32
+            `[A, R, longest]`; 0 behind its end, and of a drafter that has none.
+        tokens: Token ids `[R]`.
+
+    Raises:
+        DraftgymError: No chain, two of one drafter, an arm that was not traced, or no round.
+    """
+
+    foreseen = True
+
+    def __init__(self, traces: TraceSet, arms: Sequence[str] | None = None) -> None:
+        chains = _chains(traces, arms)
+        self.texts = [text for text in traces.texts if len(text)]
+        if not self.texts:
+            raise DraftgymError(
+                "no text of these traces has a round to play",
+                "trace prompts that the target answers at length, with --max-new-tokens 2 or more",
+            )
+        sizes = [len(text.tokens) for text in self.texts]
+        super().__init__(
+            chains,
+            [text.category for text in self.texts],
+            [text.prompt_tokens for text in self.texts],
+            sizes,
+            traces.origin.max_new_tokens,
+        )
+        self.last = self.first + sizes - 1
+        self.signals = np.concatenate([text.signals for text in self.texts])
+        self.tokens = np.concatenate([text.tokens for text in self.texts])
+        self._committed = self._column("committed")
+        self._drafted = self._column("drafted")
+        self.logprobs = self._logprobs()
+
+    def drafted(self, arm: Ints, row: Ints, lengths: Ints, where: Mask | None = None) -> Ints:
+        """See `TextTable.drafted`."""
+        found = np.minimum(lengths, self._drafted[arm, row])
+        return found if where is None else np.where(where, found, 0)
+
+    def confidence(self, arm: Ints, row: Ints, where: Mask) -> NDArray[np.float32]:
+        """See `TextTable.confidence`."""
+        found = where & (self._drafted[arm, row] > 0)
+        return np.where(found, np.exp(self.logprobs[arm, row, 0]), np.float32(0))
+
+    def committed(self, arm: Ints, row: Ints, drafted: Ints, where: Mask | None = None) -> Ints:
+        """See `TextTable.committed`.
+
+        One less is taken for accepted. Where a text ends with an accepted stop token that is one
+        too few; the trace does not tell these rounds apart, and nothing follows them.
+        """
+        tokens = np.minimum(self._committed[arm, row], drafted + 1)
+        return tokens if where is None else np.where(where, tokens, 0)
+
+    def ended(self, text: Ints, row: Ints) -> Mask:
+        """See `TextTable.ended`."""
+        return np.asarray(row == self.last[text])
+
+    def text_acceptance(self) -> Floats:
+        """See `TextTable.text_acceptance`."""
+        each = [[text] for text in range(len(self.texts))]
+        return np.stack([self._acceptance(arm, each) for arm in range(len(self.arms))])
+
+    def task_acceptance(self) -> Floats:
+        """See `TextTable.task_acceptance`."""
+        members = [self.members(c).tolist() for c in range(len(self.categories))]
+        return np.concatenate([self._acceptance(arm, members) for arm in range(len(self.arms))])
+
+    def _column(self, part: str) -> Ints:
+        """One number per arm and row `[A, R]`; a text's last row has no round."""
+        return np.stack(
+            [
+                np.concatenate([np.append(getattr(t.arms[str(arm)], part), 0) for t in self.texts])
+                for arm in self.arms
+            ]
+        )
+
+    def _logprobs(self) -> NDArray[np.float32]:
+        """What the attribute says."""
+        rows = np.zeros((*self._drafted.shape, self.longest), np.float32)
+        for index, arm in enumerate(self.arms):
+            for first, text in zip(self.first.tolist(), self.texts, strict=True):
+                if arm.drafter in text.logprobs:
+                    told = text.logprobs[arm.drafter][:, : self.longest]
+                    rows[index, first : first + len(text), : told.shape[1]] = told
+        return rows
+
+    def _acceptance(self, arm: int, groups: Sequence[Sequence[int]]) -> Floats:
+        """Likeliest acceptance of groups of texts."""
+        values = np.zeros(len(groups))
+        for index, group in enumerate(groups):
+            rows = np.concatenate([np.arange(self.first[t], self.last[t]) for t in group])
+            accepted = np.minimum(self._committed[arm, rows] - 1, self._drafted[arm, rows])
+            values[index] = geometric_acceptance(np.full(len(rows), self.longest), accepted)
+        return values
+
+
+def _chains(traces: TraceSet, arms: Sequence[str] | None) -> tuple[Arm, ...]:
+    """The arms to use, of those that were traced."""
+    if arms is not None:
+        chosen = tuple(map(parse_arm, arms))
+        traces.check_arms(chosen)
+        return chosen
+    chains = [arm for arm in map(parse_arm, traces.origin.arms) if arm.nodes is None]
+    longest = {arm.drafter: arm for arm in sorted(chains, key=lambda arm: arm.length)}
+    return tuple(longest.values())
 
 
 def check_chains(arms: Sequence[Arm]) -> None:

@@ -30,7 +30,7 @@ from draftgym.decoding.repeats import Repeats
 from draftgym.decoding.round import Draft, draft, verify_drafts
 from draftgym.decoding.session import Session
 from draftgym.decoding.verify.verification import VerificationRule
-from draftgym.envs.cell.text_table import Ints, Mask, TextTable
+from draftgym.envs.cell.texts import Ints, Mask, TextTable
 from draftgym.rollouts.traces.counterfactual import TraceRequest
 
 GUESS = 0.5
