@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from draftgym.decoding.costs.latency import Curve
 from draftgym.decoding.decoder import PlainPolicy, SpeculativeDecoder
 from draftgym.decoding.model.target import Target, load_target
 from draftgym.rollouts.traces.collect import CollectArgs, collect
+from tests.handmade_traces import COST
 from tests.tiny_text import save_drafters, save_prompts, save_target
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -37,8 +40,12 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def own_cache(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DRAFTGYM_CACHE", str(user / "cache"))
+def one_thread_and_known_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is timed, and no other test waits for our threads."""
+    lookup = {"ngram": Curve((1, 8), (0.0, 0.0))}
+    costs = replace(COST, draft=COST.draft | lookup, catch_up=COST.catch_up | lookup)
+    monkeypatch.setattr("draftgym.decoding.model.precision.usable_cores", lambda: 1)
+    monkeypatch.setattr("draftgym.rollouts.traces.collect.load_cost_model", lambda *_: costs)
 
 
 def drafters(user: Path) -> tuple[Path, ...]:
