@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 from benchmarks.routers.routing import RoutingArgs
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.model.target import Target
 from draftgym.rollouts.prompts.sets import Prompt
-from draftgym.rollouts.traces.file import trace_table
-from draftgym.rollouts.traces.shards import ShardWriter
-from draftgym.rollouts.traces.trace import TraceSet
-from tests.traces import tiny_traces
+from tests.traces import save_traces, tiny_traces
 
 
 def prompts(first: int, count: int) -> list[Prompt]:
     """Prompts of two categories in turn."""
     kinds = ("chat", "code")
     return [Prompt(f"p{i}", kinds[i % 2], (f"{i}",)) for i in range(first, first + count)]
-
-
-def save_traces(traces: TraceSet, folder: Path) -> Path:
-    """A folder of traces."""
-    folder.mkdir()
-    with ShardWriter(folder, partial(trace_table, origin=traces.origin), 99) as writer:
-        for text in traces.texts:
-            writer.add(text)
-    return folder
 
 
 def routing_args(target: Target, drafters: Mapping[str, Drafter], root: Path) -> RoutingArgs:

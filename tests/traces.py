@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from draftgym.decoding.arms import parse_arm
@@ -12,6 +13,8 @@ from draftgym.decoding.model.target import Target
 from draftgym.decoding.verify.rules import make_rule
 from draftgym.rollouts.prompts.sets import Prompt
 from draftgym.rollouts.traces.counterfactual import TraceRequest, trace_texts
+from draftgym.rollouts.traces.file import trace_table
+from draftgym.rollouts.traces.shards import ShardWriter
 from draftgym.rollouts.traces.trace import TraceOrigin, TraceSet
 from tests.tiny import ARMS, PROMPTS, numbered_target
 
@@ -47,6 +50,15 @@ def tiny_traces(
     )
     texts = trace_texts(target, drafters, drafting, requests, rule, max_new_tokens)
     return TraceSet(origin, list(texts))
+
+
+def save_traces(traces: TraceSet, folder: Path) -> Path:
+    """Writes traces into a folder; returns it."""
+    folder.mkdir(exist_ok=True)
+    with ShardWriter(folder, partial(trace_table, origin=traces.origin), 99) as writer:
+        for text in traces.texts:
+            writer.add(text)
+    return folder
 
 
 def shards(folder: Path) -> list[Path]:

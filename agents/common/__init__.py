@@ -1,1 +1,1 @@
-"""What training of routers and schedulers shares: run folders, learners, callbacks."""
+"""What all training shares: the trainer, what happens beside learning, settings."""

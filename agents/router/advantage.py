@@ -1,7 +1,7 @@
 """Trains a router by regression on what every arm would have done (ours, beyond WhiFlash).
 
     $ draftgym train-regression --traces runs/traces --arms eagle3:2 dflash:2 ngram:8 plain
-    $ python evaluate.py --policies runs/advantage
+    $ draftgym evaluate --policies runs/advantage
 
 WhiFlash-Neural compares the tokens of two arms. Here any number of arms is compared by what counts
 in the long run, tokens less what their time is worth (see `draftgym.agents.router.neural` for the
@@ -31,26 +31,23 @@ import torch
 import tyro
 from numpy.typing import NDArray
 
-from draftgym.agents.common.hyperparameters import RouterEncoder
+from draftgym.agents.common.settings import RouterEncoder
 from draftgym.agents.router.regression import (
     Examples,
     Fit,
     RegressionArgs,
     fit,
-    hold_out,
-    print_report,
+    train_and_export,
 )
 from draftgym.decoding.arms import PLAIN, Arm, parse_arm
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.observation import signal_names
-from draftgym.decoding.provenance import check_run_folder
 from draftgym.policies.base import Policy
-from draftgym.policies.routers.learned import LearnedPolicy, write_router
+from draftgym.policies.routers.learned import LearnedPolicy, save_learned_policy
 from draftgym.policies.routers.network import RouterNetwork
 from draftgym.policies.routers.random import RandomPolicy
 from draftgym.rollouts.replay.replay import Replay
 from draftgym.rollouts.replay.walks import walk_single_arms
-from draftgym.rollouts.traces.file import read_traces
 from draftgym.rollouts.traces.trace import TraceSet
 
 
@@ -77,15 +74,15 @@ class AdvantageArgs(RegressionArgs, RouterEncoder):
 
 
 @dataclass(frozen=True)
-class Walked:
-    """Rounds that were walked, with what every arm would have done in each.
+class Rollout:
+    """Rounds of a policy, with what every arm would have done in each.
 
     Attributes:
         signals: What was observed `[n, s]`.
-        rows: Where, among the rows of all texts `[n]`.
+        rows: Where they began, among the rows of all texts `[n]`.
         committed: Tokens by arm `[n, A]`.
         seconds: Cost by arm, catching up included `[n, A]`.
-        speed: Tokens per second of the walk.
+        speed: Tokens per second of the policy.
     """
 
     signals: NDArray[np.float32]
@@ -96,7 +93,7 @@ class Walked:
 
 
 @dataclass(frozen=True)
-class Trained:
+class FittedRouter:
     """A fitted router.
 
     Attributes:
@@ -119,53 +116,55 @@ def train_advantage(args: AdvantageArgs) -> LearnedPolicy:
         DraftgymError: Bad settings, no traces, held-out prompts, arms that were not traced.
     """
     _check(args)
-    traces = read_traces(args.traces)
-    arms = tuple(map(parse_arm, args.arms or (*traces.origin.arms, PLAIN)))
-    traces.check_arms(arms)
-    if args.categories:
-        traces = traces.only(args.categories)
-    train, validation = hold_out(traces, args.fitting.holdout)
-    trained = fit_router(train, validation, arms, args)
-    policy = LearnedPolicy(trained.network, arms, args.out.name)
-    report = _report(policy, trained, train, validation)
-    identity = (traces.origin.target, traces.origin.target_fingerprint)
-    write_router(trained.network, arms, *identity, args.out, args.provenance(report))
-    print_report(report, args.out)
-    return policy
+    arms = tuple(map(parse_arm, args.arms))
+
+    def fit_policy(train: TraceSet, validation: TraceSet) -> tuple[LearnedPolicy, dict[str, Any]]:
+        choice = arms or tuple(map(parse_arm, (*train.origin.arms, PLAIN)))
+        trained = fit_router(train, validation, choice, args)
+        policy = LearnedPolicy(trained.network, choice, args.out.name)
+        return policy, _report(policy, trained, validation)
+
+    def save(policy: LearnedPolicy, *where: Any) -> None:
+        save_learned_policy(policy.network, policy.arms, *where)
+
+    return train_and_export(args, arms, fit_policy, save, args.categories)
 
 
 def fit_router(
     train: TraceSet, validation: TraceSet, arms: Sequence[Arm], args: AdvantageArgs
-) -> Trained:
+) -> FittedRouter:
     """Random walks, a fit, and then `args.sweeps` times own walks and another fit."""
     rng = np.random.default_rng(args.seed)
     price = float(walk_single_arms(train, arms).speeds.max())
     behaviour: Policy = RandomPolicy(arms, args.seed)
-    ours: list[Walked] = []
-    held: list[Walked] = []
+    learning: list[Rollout] = []
+    checking: list[Rollout] = []
     speeds = []
     for sweep in range(args.sweeps + 1):
         stray = args.stray if sweep else 0.0
-        ours += [walk(train, behaviour, stray, rng) for _ in range(args.walks)]
-        held += [walk(validation, behaviour, stray, rng) for _ in range(args.walks)]
+        learning += [roll_out(train, behaviour, stray, rng) for _ in range(args.walks)]
+        checking += [roll_out(validation, behaviour, stray, rng) for _ in range(args.walks)]
         torch.manual_seed(args.seed + sweep)
         hidden = train.texts[0].hidden.shape[1]
         sizes = (len(signal_names(arms)), hidden, len(arms), args.width, args.neck, args.dropout)
         network = RouterNetwork(*sizes)
-        learned, checked = as_examples(ours, train, price), as_examples(held, validation, price)
+        learned, checked = (
+            as_examples(learning, train, price),
+            as_examples(checking, validation, price),
+        )
         fitted = fit(network, learned, checked, args.fitting, args.seed + sweep)
         behaviour, used = LearnedPolicy(network, arms), price
-        price = walk(train, behaviour).speed
+        price = roll_out(train, behaviour).speed
         speeds.append(price)
-    return Trained(network, used, fitted, speeds)
+    return FittedRouter(network, used, fitted, speeds)
 
 
-def walk(
+def roll_out(
     traces: TraceSet,
     policy: Policy,
     stray: float = 0.0,
     rng: np.random.Generator | None = None,
-) -> Walked:
+) -> Rollout:
     """Plays every text once and keeps what every arm would have done on the way.
 
     Args:
@@ -192,10 +191,10 @@ def walk(
         seconds += float(played.seconds[going].sum())
         going &= ~played.done
     signals, rows, committed, costs = map(np.concatenate, zip(*kept, strict=True))
-    return Walked(signals, rows, committed, costs, tokens / seconds)
+    return Rollout(signals, rows, committed, costs, tokens / seconds)
 
 
-def as_examples(walked: Sequence[Walked], traces: TraceSet, price: float) -> Examples:
+def as_examples(walked: Sequence[Rollout], traces: TraceSet, price: float) -> Examples:
     """Observations with the advantage of every arm.
 
     Args:
@@ -216,18 +215,15 @@ def as_examples(walked: Sequence[Walked], traces: TraceSet, price: float) -> Exa
     )
 
 
-def _report(
-    policy: LearnedPolicy, trained: Trained, train: TraceSet, validation: TraceSet
-) -> dict[str, Any]:
+def _report(policy: LearnedPolicy, trained: FittedRouter, validation: TraceSet) -> dict[str, Any]:
     alone = walk_single_arms(validation, policy.arms).speeds
     return {
         "validation_r2": round(trained.fitted.r2, 4),
         "epochs": trained.fitted.epochs,
-        "texts": {"train": len(train.texts), "validation": len(validation.texts)},
         "price_tokens_per_second": round(trained.price, 3),
         "train_tokens_per_second_by_sweep": [round(speed, 2) for speed in trained.speeds],
         "validation_tokens_per_second": {
-            "routed": round(walk(validation, policy).speed, 2),
+            "routed": round(roll_out(validation, policy).speed, 2),
             "best single arm": round(float(alone.max()), 2),
             "which": str(policy.arms[int(alone.argmax())]),
         },
@@ -236,7 +232,7 @@ def _report(
 
 def _check(args: AdvantageArgs) -> None:
     """Raises `DraftgymError` for settings that cannot work, before anything is read."""
-    args.fitting.check()
+    args.check()
     if args.sweeps < 0 or args.walks < 1 or args.width < 1:
         raise DraftgymError(
             "a router needs walks and features", "give --walks and --width 1 or more, --sweeps 0"
@@ -245,7 +241,6 @@ def _check(args: AdvantageArgs) -> None:
         raise DraftgymError(f"--stray is {args.stray}", "give a share between 0 and 1")
     if len(args.arms) == 1 or len(set(args.arms)) < len(args.arms):
         raise DraftgymError("--arms gives nothing to choose from", "name two or more, each once")
-    check_run_folder(args.out, "--out")
 
 
 def main(arguments: Sequence[str]) -> None:

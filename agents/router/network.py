@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import gymnasium as gym
@@ -11,7 +12,9 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.dqn.policies import DQNPolicy
 from torch import Tensor, nn
+from torch.optim import AdamW
 
+from draftgym.agents.common import settings
 from draftgym.policies.routers.network import RouterEncoder, RouterNetwork
 
 
@@ -40,6 +43,23 @@ class RouterExtractor(BaseFeaturesExtractor):
         """Features `[n, width]`."""
         out: Tensor = self.encoder(observations["signals"], observations["hidden"])
         return out
+
+
+def agent_arguments(made: settings.RouterPPO | settings.RouterDQN) -> dict[str, Any]:
+    """Arguments of SB3's `PPO` or `DQN`: the deployable encoder, then a linear layer of scores."""
+    encoder = [field.name for field in fields(settings.RouterEncoder)]
+    policy: dict[str, Any] = {
+        "features_extractor_class": RouterExtractor,
+        "features_extractor_kwargs": {name: getattr(made, name) for name in encoder},
+        "optimizer_class": AdamW,
+        "optimizer_kwargs": {"weight_decay": made.weight_decay},
+    }
+    arguments = made.for_sb3("weight_decay", *encoder) | {"policy_kwargs": policy}
+    if isinstance(made, settings.RouterPPO):
+        policy["net_arch"] = {"pi": [], "vf": [made.width]}
+        return arguments
+    policy["net_arch"] = []
+    return arguments | {"train_freq": 1}
 
 
 @torch.no_grad()

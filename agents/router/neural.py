@@ -2,7 +2,7 @@
 
     $ draftgym collect --prompts train --out runs/traces
     $ draftgym train-neural --traces runs/traces --first eagle3:2 --second dflash:2
-    $ python evaluate.py --policies runs/neural
+    $ draftgym evaluate --policies runs/neural
 
 At every position of a trace both arms are known, so the network learns the difference of their
 tokens from the hidden state by plain regression. What it does not know is time; that is the
@@ -36,15 +36,12 @@ from draftgym.agents.router.regression import (
     Fitting,
     RegressionArgs,
     fit,
-    hold_out,
-    print_report,
+    train_and_export,
 )
 from draftgym.decoding.arms import Arm, parse_arm
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.provenance import check_run_folder
 from draftgym.policies.routers.neural import DifferenceNetwork, NeuralPolicy, save_neural_policy
 from draftgym.rollouts.replay.walks import Course, Totals, walk_single_arms
-from draftgym.rollouts.traces.file import read_traces
 from draftgym.rollouts.traces.trace import TraceSet
 
 GRID = 100
@@ -94,21 +91,17 @@ def train_neural(args: NeuralArgs) -> NeuralPolicy:
     arms = (parse_arm(args.first), parse_arm(args.second))
     if arms[0] == arms[1]:
         raise DraftgymError(f"both arms are {arms[0]}", "name two arms with --first and --second")
-    args.fitting.check()
-    check_run_folder(args.out, "--out")
-    traces = read_traces(args.traces)
-    traces.check_arms(arms)
-    train, validation = hold_out(traces, args.fitting.holdout)
-    network, fitted = fit_difference(train, validation, arms, args.fitting, args.dropout, args.seed)
-    find = priced_threshold if args.threshold == "price" else searched_threshold
-    found = find(train, arms, network)
-    policy = NeuralPolicy(network, arms, found.value, args.out.name)
-    report = _report(network, arms, train, validation, fitted, found)
-    origin = traces.origin
-    identity = (origin.target, origin.target_fingerprint)
-    save_neural_policy(policy, *identity, args.out, args.provenance(report))
-    print_report(report, args.out)
-    return policy
+    args.check()
+
+    def fit_policy(train: TraceSet, validation: TraceSet) -> tuple[NeuralPolicy, dict[str, Any]]:
+        how = args.fitting, args.dropout, args.seed
+        network, fitted = fit_difference(train, validation, arms, *how)
+        find = priced_threshold if args.threshold == "price" else searched_threshold
+        found = find(train, arms, network)
+        policy = NeuralPolicy(network, arms, found.value, args.out.name)
+        return policy, _report(policy, validation, fitted, found)
+
+    return train_and_export(args, arms, fit_policy, save_neural_policy)
 
 
 def fit_difference(
@@ -222,27 +215,22 @@ def _scale(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _report(
-    network: DifferenceNetwork,
-    arms: Sequence[Arm],
-    train: TraceSet,
-    validation: TraceSet,
-    fitted: Fit,
-    found: Threshold,
+    policy: NeuralPolicy, validation: TraceSet, fitted: Fit, found: Threshold
 ) -> dict[str, Any]:
-    course = Course(validation, arms)
-    routed = course.walk(_actions(predict_rows(course, network), [found.value]))
-    alone = walk_single_arms(validation, arms)
-    names = [str(arm) for arm in arms]
+    course = Course(validation, policy.arms)
+    predicted = predict_rows(course, policy.network)
+    routed = course.walk(_actions(predicted, [found.value])).speeds
+    alone = walk_single_arms(validation, policy.arms).speeds.round(2).tolist()
+    names = [str(arm) for arm in policy.arms]
     return {
         "validation_r2": round(fitted.r2, 4),
         "epochs": fitted.epochs,
-        "texts": {"train": len(train.texts), "validation": len(validation.texts)},
         "threshold_tokens": round(found.value, 4),
         "train_tokens_per_second": round(found.speed, 2),
         "train_share_of_first": round(found.share, 3),
         "validation_tokens_per_second": {
-            "routed": round(float(routed.speeds[0]), 2),
-            **dict(zip(names, alone.speeds.round(2).tolist(), strict=True)),
+            "routed": round(float(routed[0]), 2),
+            **dict(zip(names, alone, strict=True)),
         },
     }
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from draftgym.agents.common.trainer import open_traces
+from draftgym.decoding.arms import Arm
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.provenance import describe_host, plain
+from draftgym.decoding.provenance import check_run_folder, describe_host, plain
+from draftgym.policies.base import Policy
+from draftgym.policies.folder import PolicyTarget
 from draftgym.rollouts.prompts.sets import refuse_held_out
 from draftgym.rollouts.traces.trace import TraceSet
+
+P = TypeVar("P", bound=Policy)
 
 
 @dataclass(frozen=True)
@@ -67,16 +73,49 @@ class RegressionArgs:
     fitting: Fitting = field(default_factory=Fitting)
     seed: int = 0
 
-    def provenance(self, report: Mapping[str, Any]) -> dict[str, Any]:
-        """What the exported policy says about where it comes from."""
-        return {"settings": plain(asdict(self)), **report, "host": describe_host()}
+    def check(self) -> None:
+        """Raises `DraftgymError` for settings that cannot work, before anything is read."""
+        self.fitting.check()
+        check_run_folder(self.out, "--out")
 
 
-def print_report(report: Mapping[str, Any], out: Path) -> None:
-    """Tells the user how a policy came out, and where it is."""
+def train_and_export(
+    args: RegressionArgs,
+    arms: Sequence[Arm],
+    fit_policy: Callable[[TraceSet, TraceSet], tuple[P, dict[str, Any]]],
+    save: Callable[[P, PolicyTarget, Path, Mapping[str, Any]], None],
+    categories: Sequence[str] = (),
+) -> P:
+    """Traces -> fit -> export, as all trainers on known outcomes do; returns the policy.
+
+    Args:
+        args: Settings, checked.
+        arms: What is chosen from; none takes every traced arm, and plain.
+        fit_policy: Makes a policy of texts to learn and texts to check on, and a report of it.
+        save: Writes its deployable form.
+        categories: Train on these categories of prompts alone.
+
+    Raises:
+        DraftgymError: No traces, held-out prompts, arms or categories that were not traced.
+    """
+    traces = open_traces(args.traces, f"draftgym collect --prompts train --out {args.traces}")
+    traces.check_arms(arms)
+    if categories:
+        traces = traces.only(categories)
+    train, validation = hold_out(traces, args.fitting.holdout)
+    policy, report = fit_policy(train, validation)
+    texts = {"train": len(train.texts), "validation": len(validation.texts)}
+    report = {"texts": texts} | report
+    save(
+        policy,
+        traces.origin,
+        args.out,
+        {"settings": plain(asdict(args)), **report, "host": describe_host()},
+    )
     for name, value in report.items():
         print(f"{name}: {value}")
-    print(f"policy exported to {out}")
+    print(f"policy exported to {args.out}")
+    return policy
 
 
 @dataclass(frozen=True)

@@ -1,162 +1,265 @@
 """Train a router: which drafter, how many tokens, each round.
 
-    $ draftgym train-router                       # on traces, collected first if there are none
+    $ draftgym collect --prompts train --out runs/traces    # once
+    $ draftgym train-router
     $ draftgym train-router --algorithm dqn --run runs/router-dqn
     $ draftgym train-router --arms eagle3:2 dflash:2 ngram:8 plain --rounds 2000000
     $ draftgym train-router --live --init runs/router --run runs/router-live   # fine-tune
     $ tensorboard --logdir runs                    # watch it
 
-On traces a million rounds take minutes; live decoding plays some twenty rounds a second. A run
-folder is resumed when it exists; `<run>/policy` is the deployable policy.
+On traces no model is loaded, and a million rounds take minutes; live decoding plays some twenty
+rounds a second. A run folder is resumed when it exists; `<run>/policy` is the deployable policy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import tyro
+from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.vec_env import VecEnv
 
-from draftgym.agents.common.callbacks import DecodingMetrics
-from draftgym.agents.common.learners import Agent, fresh_agent, inherited_agent, resumed_agent
-from draftgym.agents.common.run_folder import MODEL, POLICY, RunFolder, log_to, write_config
+from draftgym.agents.common.trainer import POLICY, Trainer, open_traces, write_card
 from draftgym.agents.router.args import RouterArgs, check_args
-from draftgym.agents.router.experience import Experience, make_experience
-from draftgym.agents.router.network import deployable_network
-from draftgym.decoding.arms import Arm
-from draftgym.decoding.costs.latency import write_cost_model
-from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.provenance import command_line, describe_host, git_revision, plain
-from draftgym.policies.folder import read_body
-from draftgym.policies.routers.learned import LearnedPolicy, write_router
+from draftgym.agents.router.network import agent_arguments, deployable_network
+from draftgym.agents.router.vec_env import ReplayVecEnv
+from draftgym.decoding.arms import PLAIN, Arm, parse_arm
+from draftgym.decoding.costs.latency import CostModel, write_cost_model
+from draftgym.decoding.provenance import check_run_folder
+from draftgym.envs.router.reward import Reward
+from draftgym.policies.base import Policy
+from draftgym.policies.folder import PolicyTarget
+from draftgym.policies.routers.learned import LearnedPolicy, save_learned_policy
 from draftgym.rollouts.replay.evaluation import play_policy
+from draftgym.rollouts.replay.replay import Replay
 from draftgym.rollouts.traces.trace import TraceSet
+
+if TYPE_CHECKING:
+    from draftgym.agents.router.live import CountedRounds
+
+COLLECT = (
+    "draftgym collect --prompts train --out {folder}   (once; 150 texts, some ten thousand "
+    "positions: 3 to 8 minutes on two cores), or --live to train on decoding itself"
+)
 
 
 def train_router(args: RouterArgs) -> Path:
-    """Trains, saves and exports; returns the folder of the exported policy.
+    """Trains on the traces in `args.traces`, or live, saves and exports.
+
+    Returns:
+        The folder of the exported policy.
 
     Raises:
-        DraftgymError: Bad settings, or a run folder that cannot be resumed with them.
+        DraftgymError: Bad settings, no traces, or a run folder that cannot be resumed with them.
     """
     check_args(args)
-    experience = make_experience(args)
-    agent = build_agent(args, experience)  # refuses another run's folder before anything is written
-    validation = experience.validation
-    run = RunFolder(
-        args.run,
-        agent,
-        lambda validated: export_router(args, experience, agent, validated),
-        "tokens_per_target_step",
-        None if validation is None else lambda: _speed(agent, experience.arms, validation),
-    )
-    write_cost_model(experience.cost_model, args.run / "cost_model.json")
-    made = experience
-    facts = {"target": made.target, "fingerprint": made.fingerprint, "dtype": made.dtype}
-    write_config(args.run, args, facts)
-    done, wanted = agent.num_timesteps, args.total_rounds
-    print(f"target {experience.target}, {experience.kind}")
-    print(f"arms: {' '.join(map(str, experience.arms))}; {done} of {wanted} rounds done")
-    metrics = DecodingMetrics(experience.arms, rounds=1 if args.live else 5_000)
-    interval = 1 if args.algorithm == "ppo" else 1000
-    run.learn(wanted, [metrics], args.minutes, args.threads, interval)
+    check_run_folder(args.run)
+    if args.live:
+        from draftgym.agents.router.live import live_experience  # loads models
+
+        experience = live_experience(args)
+    else:
+        traces = open_traces(args.traces, COLLECT.format(folder=args.traces))
+        experience = replayed_experience(traces, args)
+    RouterTrainer(args, experience, args.run).train()
     return args.run / POLICY
 
 
-def build_agent(args: RouterArgs, experience: Experience) -> Agent:
-    """A fresh agent, the run folder's, or one that goes on from `--init`.
-
-    Raises:
-        DraftgymError: The folder's run has other arms or another target, or is damaged.
-    """
-    saved = args.run / MODEL
-    if saved.exists():
-        _check_same_choice(args.run / POLICY, experience)
-        agent: Agent = resumed_agent(saved, args.algorithm, experience.env, args.seed)
-    elif args.init is not None:
-        _check_same_choice(args.init / POLICY, experience)
-        agent = inherited_agent(args.init / MODEL, args, experience.env)
-    else:
-        agent = fresh_agent(args, experience.env)
-    log_to(args.run, agent)
-    return agent
-
-
-def export_router(
-    args: RouterArgs, made: Experience, agent: Agent, validated: float | None
-) -> None:
-    """Writes the deployable policy with its card.
+def train(traces: TraceSet, settings: RouterArgs, reward: Reward | None = None) -> LearnedPolicy:
+    """Trains on loaded traces, in memory: no file is read or written.
 
     Args:
-        args: How it was trained.
-        made: On what.
-        agent: The agent.
-        validated: Tokens per target step on the texts set aside.
+        traces: What every arm would do, of training prompts.
+        settings: How; `traces`, `run` and what is live are not read.
+        reward: What rounds are worth, instead of tokens less the price of their time.
+
+    Returns:
+        The best policy on texts set aside: by tokens per target step, or by its own reward.
+
+    Raises:
+        DraftgymError: Bad settings, or arms that were not traced.
     """
-    rounds, folder = agent.num_timesteps, args.run / POLICY
-    provenance = {
-        "settings": plain(asdict(args)),
-        "rounds": rounds,
-        "validation_tokens_per_target_step": validated,
-        "host": describe_host(),
-    }
-    network = deployable_network(agent)
-    write_router(network, made.arms, made.target, made.fingerprint, folder, provenance)
-    card = policy_card(args, made, rounds, validated)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    check_args(settings)
+    trainer = RouterTrainer(settings, replayed_experience(traces, settings), None, reward)
+    trainer.train()
+    return trainer.best_policy()
 
 
-def _speed(agent: Agent, arms: Sequence[Arm], texts: TraceSet) -> float:
-    """Tokens per target step on some texts."""
-    played = play_policy(texts, LearnedPolicy(deployable_network(agent), arms))
-    return sum(text.tokens for text in played) / sum(text.steps for text in played)
+@dataclass(frozen=True)
+class Experience:
+    """An environment, and whom the policy is for.
+
+    Attributes:
+        env: What the agent plays.
+        counts: What counts its rounds.
+        arms: What it chooses from.
+        target: Whom the policy is for.
+        dtype: What it runs in.
+        drafters: Names of the drafters.
+        cost_model: What rounds cost.
+        validation: Texts to choose the best policy by; None for live decoding.
+        kind: What the card says: `replayed from traces` or `live decoding`.
+    """
+
+    env: VecEnv
+    counts: ReplayVecEnv | CountedRounds
+    arms: tuple[Arm, ...]
+    target: PolicyTarget
+    dtype: str
+    drafters: tuple[str, ...]
+    cost_model: CostModel
+    validation: TraceSet | None
+    kind: str
 
 
-def policy_card(
-    args: RouterArgs, experience: Experience, rounds: int, validated: float | None
-) -> str:
-    """The card beside an exported policy: what it is, how it was made, how to use it."""
-    arms = ", ".join(f"`{arm}`" for arm in experience.arms)
-    speed = (
-        ""
-        if validated is None
-        else f"\n| texts set aside | {validated:.3f} tokens per target step |"
+def replayed_experience(traces: TraceSet, args: RouterArgs) -> Experience:
+    """Many episodes over traces, part of which is set aside.
+
+    Raises:
+        DraftgymError: Arms or categories that were not traced.
+    """
+    if args.categories:
+        traces = traces.only(args.categories)
+    origin = traces.origin
+    arms = tuple(map(parse_arm, args.arms or (*origin.arms, PLAIN)))
+    texts, validation = traces.split(args.validation)
+    env = ReplayVecEnv(texts, arms, args.agent.n_envs, args.latency_price, seed=args.seed)
+    return Experience(
+        env,
+        env,
+        arms,
+        origin,
+        origin.dtype,
+        tuple(origin.drafters),
+        origin.cost_model,
+        validation,
+        f"replayed from traces of {len(texts.texts)} texts",
     )
-    return f"""# Router for {experience.target}
-
-Chooses each round of speculative decoding among {arms}.
-
-| | |
-|---|---|
-| target | {experience.target}, fingerprint `{experience.fingerprint}`, {experience.dtype} |
-| drafters | {", ".join(experience.drafters)} |
-| trained | {rounds} rounds {experience.kind}, {args.algorithm.upper()}, seed {args.seed} |
-| reward | tokens - price x target steps, price {args.latency_price} |{speed}
-| made by | `{command_line()}` at revision `{git_revision()}` |
-
-    python generate.py --policy FOLDER --prompt "..."
-    python evaluate.py --policies FOLDER
-"""
 
 
-def _check_same_choice(exported: Path, experience: Experience) -> None:
-    """Arms of the same number fit the saved network, but mean something else."""
-    if not exported.is_dir():
-        return
-    body = read_body(exported)
-    arms = [str(arm) for arm in experience.arms]
-    if body.get("arms") != arms:
-        raise DraftgymError(
-            f"{exported.parent} was trained with arms {' '.join(body.get('arms', []))}, "
-            f"asked for: {' '.join(arms)}",
-            "name the same --arms, or another --run",
-        )
-    if body.get("target_fingerprint") != experience.fingerprint:
-        raise DraftgymError(
-            f"{exported.parent} was trained for target {body.get('target')!r} "
-            f"(fingerprint {body.get('target_fingerprint')}), not for {experience.target!r}",
-            "name that target, or another --run",
+def reward_per_token(traces: TraceSet, policy: Policy, reward: Reward) -> float:
+    """What a policy's rounds of all texts are worth, over the tokens they wrote."""
+    count = sum(len(text) > 0 for text in traces.texts)
+    replay, going = Replay(traces, policy.arms, count), np.ones(count, dtype=np.bool_)
+    tokens, total = 0, 0.0
+    while going.any():
+        actions, _ = policy.predict(replay.observe(), deterministic=True)
+        played = replay.step(actions)  # finished episodes stay where they are
+        total += float(reward(played.committed, played.steps, actions)[going].sum())
+        tokens += int(played.committed[going].sum())
+        going &= ~played.done
+    return total / tokens
+
+
+class RouterTrainer(Trainer[LearnedPolicy]):
+    """Trains a router.
+
+    Args:
+        args: Settings, checked.
+        experience: What it is trained on.
+        run: Run folder; None keeps everything in memory.
+        reward: See `train`; on traces alone.
+    """
+
+    args: RouterArgs
+    agent: PPO | DQN
+
+    def __init__(
+        self,
+        args: RouterArgs,
+        experience: Experience,
+        run: Path | None,
+        reward: Reward | None = None,
+    ) -> None:
+        self.args, self.run, self.rounds = args, run, args.total_rounds
+        self.experience, self.target = experience, experience.target
+        self.env, self.counts, self.reward = experience.env, experience.counts, reward
+        self.figure = "tokens_per_target_step" if reward is None else "reward_per_token"
+        if reward is not None:
+            self.env.set_attr("reward", reward)
+        self.log_interval = 1 if args.algorithm == "ppo" else 1000
+        self.usual_speed = 20 if args.live else 10_000
+        self.agent = self.make_agent()
+        print(f"target {self.target.name}, {experience.kind}")
+        print(f"arms: {' '.join(map(str, experience.arms))}")
+
+    def fresh_agent(self) -> PPO | DQN:
+        """An untrained agent, or one that goes on from another run's weights (`--init`)."""
+        args, arguments = self.args, agent_arguments(self.args.agent)
+        if args.init is None:
+            kind = DQN if args.algorithm == "dqn" else PPO
+            return kind("MultiInputPolicy", self.env, seed=args.seed, device="cpu", **arguments)
+        del arguments["policy_kwargs"]  # the network is the other run's
+        agent: PPO | DQN = self.load_agent(args.init, **arguments)
+        agent.num_timesteps = 0
+        agent.set_random_seed(args.seed)
+        return agent
+
+    def identity(self) -> dict[str, Any]:
+        """Arms of the same number fit the saved network, but mean something else."""
+        arms = [str(arm) for arm in self.experience.arms]
+        return {"arms": arms, "target_fingerprint": self.target.fingerprint}
+
+    def policy(self) -> LearnedPolicy:
+        """A copy of what acts."""
+        return LearnedPolicy(deployable_network(self.agent), self.experience.arms)
+
+    def validate(self) -> float | None:
+        """Tokens per target step, or rewards per token, on the texts set aside."""
+        if self.experience.validation is None:
+            return None
+        if self.reward is not None:
+            return reward_per_token(self.experience.validation, self.policy(), self.reward)
+        played = play_policy(self.experience.validation, self.policy())
+        return sum(text.tokens for text in played) / sum(text.steps for text in played)
+
+    def charts(self, seconds: float) -> dict[str, float]:
+        """Acceptance length, speed, and every arm's share of the rounds."""
+        counts = self.experience.counts
+        rounds = int(counts.played.sum())
+        if rounds < (1 if self.args.live else 5_000):
+            return {}
+        shares = zip(self.experience.arms, (counts.played / rounds).tolist(), strict=True)
+        return {
+            "charts/acceptance_length": counts.tokens / rounds,
+            "charts/tokens_per_target_step": counts.tokens / counts.steps,
+            "charts/rounds_per_second": rounds / seconds,
+            **{f"arms/{str(arm).replace(':', '_')}": share for arm, share in shares},
+        }
+
+    def write_config(self, folder: Path) -> None:
+        """Writes `config.json`, and the costs that rewards are reckoned with."""
+        super().write_config(folder)
+        write_cost_model(self.experience.cost_model, folder / "cost_model.json")
+
+    def write(self, policy: LearnedPolicy, folder: Path, provenance: Mapping[str, Any]) -> None:
+        """Writes the deployable form."""
+        save_learned_policy(policy.network, policy.arms, self.target, folder, provenance)
+
+    def card(self, validated: float | None) -> str:
+        """The card beside it."""
+        made, args = self.experience, self.args
+        target = f"{self.target.name}, fingerprint `{self.target.fingerprint}`, {made.dtype}"
+        algorithm = f"{args.algorithm.upper()}, seed {args.seed}"
+        rows = {
+            "target": target,
+            "drafters": ", ".join(made.drafters),
+            "trained": f"{self.agent.num_timesteps} rounds {made.kind}, {algorithm}",
+            "reward": f"tokens - price x target steps, price {args.latency_price}",
+        }
+        if validated is not None:
+            rows["texts set aside"] = f"{validated:.3f} tokens per target step"
+        return write_card(
+            f"Router for {self.target.name}",
+            "Chooses each round of speculative decoding among "
+            f"{', '.join(f'`{arm}`' for arm in made.arms)}.",
+            rows,
+            '    draftgym generate --policy FOLDER --prompt "..."\n'
+            "    draftgym evaluate --policies FOLDER",
         )
 
 

@@ -14,13 +14,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from draftgym.agents.common.hyperparameters import RouterDQN, RouterPPO
+from draftgym.agents.common.settings import RouterDQN, RouterPPO, TrainArgs
 from draftgym.agents.router.args import ALGORITHMS, RouterArgs
 from draftgym.agents.router.train import train_router
 from draftgym.decoding.errors import DraftgymError
@@ -31,30 +31,27 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneArgs:
+class TuneArgs(TrainArgs):
     """Tune a router agent.
 
     Attributes:
         traces: Folder of traces of training prompts.
-        arms: What the router chooses from; default: all traced arms and plain.
+        run: Folder of the study.
         algorithm: ppo or dqn.
+        arms: What the router chooses from; default: all traced arms and plain.
         trials: Trials in all, earlier ones included.
         rounds: Rounds per trial.
+        minutes: Most minutes of a trial.
         validation: Share of the texts that trials are judged by.
-        run: Folder of the study.
         seed: Seed of the search and of every trial.
-        threads: CPU threads.
     """
 
     traces: Path = Path("runs/traces")
+    run: Path = Path("runs/tune")
     arms: tuple[str, ...] = ()
-    algorithm: str = "ppo"
     trials: int = 40
     rounds: int = 200_000
     validation: float = 0.25
-    run: Path = Path("runs/tune")
-    seed: int = 0
-    threads: int | None = None
 
 
 def tune(args: TuneArgs) -> dict[str, Any]:
@@ -118,17 +115,8 @@ def _judge(args: TuneArgs, trial: Trial) -> float:
     chosen: dict[str, Any] = (
         {"ppo": suggest_ppo(trial)} if args.algorithm == "ppo" else {"dqn": suggest_dqn(trial)}
     )
-    settings = RouterArgs(
-        traces=args.traces,
-        arms=args.arms,
-        algorithm=args.algorithm,
-        rounds=args.rounds,
-        validation=args.validation,
-        run=run,
-        seed=args.seed,
-        threads=args.threads,
-    )
-    train_router(replace(settings, **chosen))
+    given = {field.name: getattr(args, field.name) for field in fields(TrainArgs)}
+    train_router(RouterArgs(**given | {"run": run, "arms": args.arms} | chosen))
     return float(json.loads((run / "best.json").read_text())["tokens_per_target_step"])
 
 
@@ -144,7 +132,7 @@ def _report(args: TuneArgs, study: Study) -> dict[str, Any]:
         for name, value in study.best_params.items()
     )
     print(f"best of {len(study.trials)}: {study.best_value:.4f} tokens per target step")
-    print(f"python train_router.py --algorithm {args.algorithm} {flags}")
+    print(f"draftgym train-router --algorithm {args.algorithm} {flags}")
     return best
 
 

@@ -11,7 +11,7 @@ from draftgym.agents.common.array_vec_env import ArrayVecEnv
 from draftgym.decoding.arms import Arm
 from draftgym.decoding.costs.latency import CostModel
 from draftgym.decoding.observation import Observation
-from draftgym.envs.router.reward import RoundReward
+from draftgym.envs.router.reward import Reward, RoundReward
 from draftgym.envs.router.spaces import router_spaces
 from draftgym.rollouts.replay.replay import Replay, ReplayedRound
 from draftgym.rollouts.traces.trace import TraceSet
@@ -48,7 +48,7 @@ class ReplayVecEnv(ArrayVecEnv):
         self.replay = Replay(traces, arms, count, cost_model)
         hidden = self.replay.texts[0].hidden.shape[1]
         observation_space, action_space = router_spaces(arms, hidden)
-        self.reward = RoundReward(price)
+        self.reward: Reward = RoundReward(price)
         super().__init__(count, observation_space, action_space)
         self.seed(seed)
         self.forget_counts()
@@ -72,7 +72,7 @@ class ReplayVecEnv(ArrayVecEnv):
         self, actions: NDArray[np.int64]
     ) -> tuple[Observation, NDArray[np.float64], NDArray[np.bool_], bool]:
         played = self.replay.step(actions)
-        rewards = self.reward(played.committed, played.steps)
+        rewards = self.reward(played.committed, played.steps, actions)
         self._count(actions, played)
         return self.replay.observe(), rewards, played.done, False
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from draftgym.agents.common.hyperparameters import BeliefFit
+from draftgym.agents.common.settings import BeliefFit
 from draftgym.envs.cell.cell import Cell
 from draftgym.envs.scheduler.actions import BeliefActions
 from draftgym.envs.scheduler.observation import observe_cell

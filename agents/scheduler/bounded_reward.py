@@ -1,9 +1,9 @@
 """Rewards that a network can learn from, where a single deep fade costs minutes.
 
-Under Rayleigh fading the time of a round has no mean (docs/edge.md): one round in ten thousand may
-cost more than all the others together, and would be all that a batch of advantages knows. So a loss
-counts in full up to the most that a round can gain, and by its logarithm beyond. Worse rounds stay
-worse. Rewards are per user, so that hyperparameters fit cells of any size.
+Under Rayleigh fading the time of a round has no mean (docs/guides/schedulers.md): one round in ten
+thousand may cost more than all the others together, and would be all that a batch of advantages
+knows. So a loss counts in full up to the most that a round can gain, and by its logarithm beyond.
+Worse rounds stay worse. Rewards are per user, so that hyperparameters fit cells of any size.
 
 Most of what a round earns is luck: what the target happened to accept, which fades there were. The
 same luck awaits every plan, so where the environment has a reference (`SchedulerVecEnv.reference`),

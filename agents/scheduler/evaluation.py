@@ -1,9 +1,9 @@
-"""What `evaluate.py --scheduler` does: schedulers over the same cells, a table, JSON, a page."""
+"""`draftgym evaluate --scheduler`: schedulers over the same cells, as a table, JSON and a page."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -11,15 +11,15 @@ from pathlib import Path
 from gymnasium.utils.seeding import np_random
 
 from draftgym.agents.scheduler.cell_args import CellArgs, known_means, means_of
-from draftgym.agents.scheduler.play import play_rounds
-from draftgym.agents.scheduler.report import print_schedulers, write_scheduler_report
-from draftgym.agents.scheduler.tally import PERCENTILES, Tally, tally
-from draftgym.agents.scheduler.workers import (
-    CellScheduler,
-    CellWorker,
-    LearnedCellScheduler,
-    OracleCellScheduler,
+from draftgym.agents.scheduler.planners import (
+    LearnedPlanner,
+    MakePlanner,
+    OraclePlanner,
+    RulePlanner,
+    play_rounds,
 )
+from draftgym.agents.scheduler.report import print_schedulers, write_scheduler_report
+from draftgym.agents.scheduler.totals import PERCENTILES, CellTotals, count_rounds
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.provenance import describe_host, plain
 from draftgym.envs.cell.cell import Cell
@@ -44,7 +44,6 @@ USUAL = (
 """Whom a comparison compares when nobody is named."""
 
 ORACLE = "oracle"
-Hire = Callable[[Cell], CellWorker]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,9 +128,9 @@ def evaluate_schedulers(args: EvaluateSchedulersArgs) -> list[SchedulerRow]:
     arms = args.cell.settings().arms
     table = ChainTable(traces, arms)
     means = means_of(ChainTable(read_traces(args.known), arms) if args.known else table)
-    hires = chosen_schedulers(args.scheduler or USUAL, traces.origin, args.min_length)
-    tallies = compare(hires, args, table, means)
-    rows = make_rows(tallies)
+    planners = chosen_schedulers(args.scheduler or USUAL, traces.origin, args.min_length)
+    totals = compare(planners, args, table, means)
+    rows = make_rows(totals)
     facts = {
         "target": traces.origin.target,
         "fingerprint": traces.origin.target_fingerprint,
@@ -151,7 +150,7 @@ def evaluate_schedulers(args: EvaluateSchedulersArgs) -> list[SchedulerRow]:
 
 def chosen_schedulers(
     specs: Sequence[str], target: PolicyTarget, min_length: int = 0
-) -> dict[str, Hire]:
+) -> dict[str, MakePlanner]:
     """Who plans, by the name that tables show.
 
     Args:
@@ -162,50 +161,50 @@ def chosen_schedulers(
     Raises:
         DraftgymError: An unknown scheduler, a folder that holds none, or two of one name.
     """
-    hires: dict[str, Hire] = {}
+    planners: dict[str, MakePlanner] = {}
     for spec in map(str.strip, specs):
-        path = Path(spec).expanduser()
-        name, hire = spec, _ruled(spec, min_length)
+        path, name = Path(spec).expanduser(), spec
+        make: MakePlanner = partial(RulePlanner, spec, min_length=min_length)
         if path.is_dir() or "/" in spec:
             policy = load_scheduler(path, target)
-            name, hire = policy.name, partial(LearnedCellScheduler, policy)
+            name, make = policy.name, partial(LearnedPlanner, policy)
         elif spec == ORACLE:
-            hire = OracleCellScheduler
+            make = OraclePlanner
         else:
             make_scheduler(spec, [0.5])  # an unknown one is found before anything is played
-        if name in hires:
+        if name in planners:
             raise DraftgymError(f"scheduler {name!r} is named twice", "name every one once")
-        hires[name] = hire
-    return hires
+        planners[name] = make
+    return planners
 
 
 def compare(
-    hires: Mapping[str, Hire],
+    planners: Mapping[str, MakePlanner],
     args: EvaluateSchedulersArgs,
     table: ChainTable,
     means: Mapping[str, float],
-) -> dict[str, Tally]:
+) -> dict[str, CellTotals]:
     """Everybody plays cells of the same seeds: the same users, texts and first channels.
 
     Only trained schedulers read what devices report of their confidence, and pay for it.
     """
     settings = args.cell.settings(known_means(means, table))
-    tallies = {}
-    for name, hire in hires.items():
-        reads = isinstance(hire, partial)
+    totals = {}
+    for name, make in planners.items():
+        reads = isinstance(make, partial) and make.func is LearnedPlanner
         cell = Cell(table, settings if reads else replace(settings, confidence=False), args.cells)
         seeds = [np_random(args.seed + index)[0] for index in range(args.cells)]
-        tallies[name] = tally(play_rounds(hire, cell, seeds, args.rounds))
-    return tallies
+        totals[name] = count_rounds(play_rounds(make, cell, seeds, args.rounds))
+    return totals
 
 
-def make_rows(tallies: Mapping[str, Tally]) -> list[SchedulerRow]:
+def make_rows(totals: Mapping[str, CellTotals]) -> list[SchedulerRow]:
     """Figures of everybody, and over the first."""
-    first = next(iter(tallies.values()))
-    return [_row(name, one, first) for name, one in tallies.items()]
+    first = next(iter(totals.values()))
+    return [_row(name, one, first) for name, one in totals.items()]
 
 
-def _row(name: str, one: Tally, first: Tally) -> SchedulerRow:
+def _row(name: str, one: CellTotals, first: CellTotals) -> SchedulerRow:
     ratios = list(zip(one.round_goodput.tolist(), first.round_goodput.tolist(), strict=True))
     low, middle, high = (one.user_rate(percentile) for percentile in (10, 50, 90))
     return SchedulerRow(
@@ -223,10 +222,6 @@ def _row(name: str, one: Tally, first: Tally) -> SchedulerRow:
     )
 
 
-def _works(one: Tally) -> list[Work]:
+def _works(one: CellTotals) -> list[Work]:
     cells = zip(one.tokens.tolist(), one.seconds.tolist(), strict=True)
     return [Work(int(tokens), seconds) for tokens, seconds in cells]
-
-
-def _ruled(spec: str, min_length: int) -> Hire:
-    return lambda cell: CellScheduler(spec, cell, min_length)

@@ -31,9 +31,9 @@ from tqdm import tqdm
 
 from benchmarks.system.losslessness import larger_than_rounding
 from draftgym.agents.scheduler.cell_args import CellArgs, known_means, means_of
-from draftgym.agents.scheduler.evaluation import Hire, chosen_schedulers
-from draftgym.agents.scheduler.play import play_rounds
-from draftgym.agents.scheduler.tally import tally
+from draftgym.agents.scheduler.evaluation import chosen_schedulers
+from draftgym.agents.scheduler.planners import MakePlanner, play_rounds
+from draftgym.agents.scheduler.totals import count_rounds
 from draftgym.decoding.arms import check_arms, parse_arm
 from draftgym.decoding.decoder import Generation, PlainPolicy, SpeculativeDecoder
 from draftgym.decoding.drafting import Drafter
@@ -103,14 +103,14 @@ class Stage:
         target: The target.
         drafters: Drafters by name.
         requests: Prompts, encoded.
-        hires: Schedulers by name.
+        planners: Schedulers by name.
         means: Mean acceptance of tasks as measured beforehand.
     """
 
     target: Target
     drafters: Mapping[str, Drafter]
     requests: Sequence[TraceRequest]
-    hires: Mapping[str, Hire]
+    planners: Mapping[str, MakePlanner]
     means: Mapping[str, float]
 
 
@@ -127,7 +127,7 @@ def play_live(args: CellsLiveArgs) -> dict[str, Any]:
     for temperature in TEMPERATURES:
         settings = DecodeSettings(args.max_new_tokens, temperature, args.seed)
         references = References(stage.target, stage.requests, settings)
-        for name in stage.hires:
+        for name in stage.planners:
             row, mine = play_one(args, stage, name, references)
             rows.append({"temperature": temperature, "scheduler": name, **row})
             differences += [{"temperature": temperature, "scheduler": name, **one} for one in mine]
@@ -174,9 +174,9 @@ def play_one(
     arms = list(map(parse_arm, args.cell.arms))
     table = LiveTable(target, stage.drafters, arms, stage.requests, rule, how.max_new_tokens)
     cell = Cell(table, args.cell.settings(known_means(stage.means, table)))
-    rounds = play_rounds(stage.hires[name], cell, np.random.default_rng(args.seed), args.rounds)
+    rounds = play_rounds(stage.planners[name], cell, np.random.default_rng(args.seed), args.rounds)
     label = f"T = {how.temperature:g} {name}"
-    counted = tally(tqdm(rounds, label, args.rounds, unit="round", mininterval=1.0))
+    counted = count_rounds(tqdm(rounds, label, args.rounds, unit="round", mininterval=1.0))
     differences = list(find_differences(table, references))
     whole = sum(one["finished"] for one in differences)
     seconds = np.array([one.seconds for one in table.passes])

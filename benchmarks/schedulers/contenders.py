@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from draftgym.agents.scheduler.evaluation import Hire, chosen_schedulers
+from draftgym.agents.scheduler.evaluation import chosen_schedulers
+from draftgym.agents.scheduler.planners import MakePlanner
 from draftgym.decoding.errors import DraftgymError
 from draftgym.envs.cell.cell import Cell
 from draftgym.policies.folder import PolicyTarget, policy_name, read_body
@@ -46,13 +47,13 @@ class Contender:
 
     Attributes:
         name: How tables call it.
-        hires: Who plans; of a way of training one per seed.
+        planners: Who plans; of a way of training one per seed.
         confidence: Whether devices report theirs, for each of these.
         trained: Whether it was trained.
     """
 
     name: str
-    hires: tuple[Hire, ...]
+    planners: tuple[MakePlanner, ...]
     confidence: tuple[bool, ...] = (False,)
     trained: bool = False
 
@@ -63,7 +64,7 @@ def rule_contenders(target: PolicyTarget) -> list[Contender]:
     Args:
         target: Whose texts are played.
     """
-    found = [Contender(name, (hire,)) for name, hire in chosen_schedulers(RULES, target).items()]
+    found = [Contender(name, (make,)) for name, make in chosen_schedulers(RULES, target).items()]
     forced = chosen_schedulers([CLOSED_FORM], target, min_length=1)
     return [*found, Contender(FORCED, tuple(forced.values()))]
 
@@ -86,8 +87,8 @@ def trained_contenders(specs: Sequence[str], target: PolicyTarget) -> list[Conte
                 f"{method!r} is named twice",
                 "pool the seeds of a method: --policies ppo=FOLDER,FOLDER sac=FOLDER",
             )
-        hires = (chosen_schedulers([f"{folder}/"], target) for folder in folders)
-        each = tuple(hire for named in hires for hire in named.values())
+        planners = (chosen_schedulers([f"{folder}/"], target) for folder in folders)
+        each = tuple(make for named in planners for make in named.values())
         confident = tuple(trained_with_confidence(folder) for folder in folders)
         found.append(Contender(method, each, confident, trained=True))
     return found
@@ -125,5 +126,5 @@ def rehearse(contenders: Sequence[Contender], cell: Cell) -> None:
     """
     cell.reset(np.random.default_rng(0))
     for contender in contenders:
-        for hire in contender.hires:
-            hire(cell)
+        for make in contender.planners:
+            make(cell)

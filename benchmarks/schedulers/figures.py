@@ -24,11 +24,11 @@ from benchmarks.schedulers.contenders import (
     ORACLE,
     Contender,
 )
-from draftgym.agents.scheduler.tally import PERCENTILES, Tally
+from draftgym.agents.scheduler.totals import PERCENTILES, CellTotals
 from draftgym.rollouts.report.statistics import Interval, bootstrap
 
 Floats = NDArray[np.float64]
-Runs = Sequence[Tally]
+Runs = Sequence[CellTotals]
 """Tallies of a contender over all cells, one per training seed."""
 AIM_OVER_FIXED, AIM_OVER_CLOSED_FORM = 1.88, 1.05
 
@@ -152,14 +152,14 @@ class Aim:
         return self.met == self.scenarios
 
 
-def join(parts: Sequence[Tally]) -> Tally:
+def join(parts: Sequence[CellTotals]) -> CellTotals:
     """The tally of all these cells together."""
     columns: dict[str, Any] = {}
-    for one in fields(Tally):
+    for one in fields(CellTotals):
         values = [getattr(part, one.name) for part in parts]
         lists = isinstance(values[0], list)
         columns[one.name] = list(chain(*values)) if lists else np.concatenate(values)
-    return Tally(**columns)
+    return CellTotals(**columns)
 
 
 def judge(
@@ -201,7 +201,7 @@ def share_of_gain(mine: Runs, reference: Runs, oracle: Runs | None) -> Interval 
 def pooled(
     sides: Sequence[Runs],
     figure: Callable[[Floats], Floats],
-    parts: Callable[[Tally], tuple[Floats, Floats]] = lambda one: (one.tokens, one.seconds),
+    parts: Callable[[CellTotals], tuple[Floats, Floats]] = lambda one: (one.tokens, one.seconds),
 ) -> Interval:
     """A figure of several contenders' speeds, with its 95 % interval.
 
@@ -275,7 +275,7 @@ def _verdict(name: str, trained: bool, best: str, played: Mapping[str, Runs]) ->
     return Verdict(name, trained, best, over(mine, played[FIXED]), over(mine, closed), share)
 
 
-def _ratios(one: Tally) -> tuple[Floats, Floats]:
+def _ratios(one: CellTotals) -> tuple[Floats, Floats]:
     """Parts of a mean over cells."""
     return one.round_goodput, np.ones_like(one.round_goodput)
 

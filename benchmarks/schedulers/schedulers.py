@@ -38,8 +38,9 @@ from benchmarks.schedulers.contenders import (
 from benchmarks.schedulers.figures import Outcome, Scenario, aims_met, join, judge
 from benchmarks.schedulers.tables import markdown, print_outcomes
 from draftgym.agents.scheduler.cell_args import CellArgs, known_means, means_of
-from draftgym.agents.scheduler.evaluation import EvaluateSchedulersArgs, Hire, compare
-from draftgym.agents.scheduler.tally import Tally
+from draftgym.agents.scheduler.evaluation import EvaluateSchedulersArgs, compare
+from draftgym.agents.scheduler.planners import MakePlanner
+from draftgym.agents.scheduler.totals import CellTotals
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
 from draftgym.decoding.provenance import describe_host, plain
 from draftgym.envs.cell.cell import Cell
@@ -148,8 +149,8 @@ def play_scenario(scenario: Scenario, contenders: Sequence[Contender], ground: G
     """Everybody in the same cells."""
     played = {}
     for contender in tqdm(contenders, desc=str(scenario), unit="scheduler"):
-        each = zip(contender.hires, contender.confidence, strict=True)
-        played[contender.name] = [_play(hire, told, scenario, ground) for hire, told in each]
+        each = zip(contender.planners, contender.confidence, strict=True)
+        played[contender.name] = [_play(make, told, scenario, ground) for make, told in each]
     return judge(scenario, contenders, played)
 
 
@@ -163,12 +164,12 @@ def refuse_shared_prompts(known: TraceSet, traces: TraceSet) -> None:
         )
 
 
-def _play(hire: Hire, confidence: bool, scenario: Scenario, ground: Ground) -> Tally:
+def _play(make: MakePlanner, confidence: bool, scenario: Scenario, ground: Ground) -> CellTotals:
     """The cells of all evaluation seeds; no two have a generator in common."""
     args, cell = ground.args, ground.cell(scenario, confidence)
     asked = EvaluateSchedulersArgs(cell=cell, cells=args.cells, rounds=args.rounds)
     seeds = [replace(asked, seed=seed * args.cells) for seed in range(args.seeds)]
-    return join([compare({"": hire}, one, ground.table, ground.means)[""] for one in seeds])
+    return join([compare({"": make}, one, ground.table, ground.means)[""] for one in seeds])
 
 
 def _scenarios(args: SchedulersArgs) -> list[Scenario]:

@@ -24,11 +24,15 @@ import tyro
 
 from benchmarks.schedulers.contenders import CLOSED_FORM
 from benchmarks.schedulers.tables import Sheet
-from draftgym.agents.common.hyperparameters import SchedulerPPO
+from draftgym.agents.common.settings import SchedulerPPO
 from draftgym.agents.scheduler.cell_args import CellArgs
-from draftgym.agents.scheduler.train import GAMES
+from draftgym.agents.scheduler.planners import (
+    ENVIRONMENTS,
+    CellPlanner,
+    LearnedPlanner,
+    RulePlanner,
+)
 from draftgym.agents.scheduler.vec_env import SchedulerVecEnv
-from draftgym.agents.scheduler.workers import CellScheduler, CellWorker, LearnedCellScheduler
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
 from draftgym.decoding.provenance import describe_host, plain
 from draftgym.envs.cell.cell import Cell
@@ -131,7 +135,7 @@ def measure(args: SchedulerSpeedArgs) -> dict[str, list[Measured]]:
 
 def stepping(kind: str, cell: CellArgs, table: ChainTable, args: SchedulerSpeedArgs) -> Measured:
     """User-rounds a second of the vectorised environment under random actions of one kind."""
-    env = SchedulerVecEnv(table, cell.settings(), args.count, kind=GAMES[kind])
+    env = SchedulerVecEnv(table, cell.settings(), args.count, kind=ENVIRONMENTS[kind])
     env.action_space.seed(0)
     env.reset()
 
@@ -152,32 +156,32 @@ def stepping(kind: str, cell: CellArgs, table: ChainTable, args: SchedulerSpeedA
 
 def deciding(cell: CellArgs, table: ChainTable, args: SchedulerSpeedArgs) -> list[Measured]:
     """Milliseconds of a decision in one cell, by everybody."""
-    hires: dict[str, Callable[[Cell], CellWorker]] = {
-        CLOSED_FORM: lambda one: CellScheduler(CLOSED_FORM, one)
+    planners: dict[str, Callable[[Cell], CellPlanner]] = {
+        CLOSED_FORM: lambda one: RulePlanner(CLOSED_FORM, one)
     }
     for kind in KINDS:
-        hires[f"network, {kind}"] = lambda one, kind=kind: LearnedCellScheduler(  # type: ignore[misc]
+        planners[f"network, {kind}"] = lambda one, kind=kind: LearnedPlanner(  # type: ignore[misc]
             _untrained(kind, one.longest), one
         )
     found = []
-    for name, hire in hires.items():
+    for name, make in planners.items():
         one = Cell(table, cell.settings())
         one.reset(np.random.default_rng(0))
-        worker = hire(one)
-        _decide(worker, one, WARM_UP)
-        each = [_decide(worker, one, args.decisions) for _ in range(args.repeats)]
+        planner = make(one)
+        _decide(planner, one, WARM_UP)
+        each = [_decide(planner, one, args.decisions) for _ in range(args.repeats)]
         found.append(_measured(name, cell.users, each))
     return found
 
 
-def _decide(worker: CellWorker, cell: Cell, decisions: int) -> float:
+def _decide(planner: CellPlanner, cell: Cell, decisions: int) -> float:
     """Milliseconds per decision; the cell goes on between them, off the clock."""
     seconds = 0.0
     for _ in range(decisions):
         start = time.perf_counter()
-        plan = worker.plan()
+        plan = planner.plan()
         seconds += time.perf_counter() - start
-        worker.learn(cell.step(plan))
+        planner.learn(cell.step(plan))
     return 1000 * seconds / decisions
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from draftgym.decoding.arms import Arm
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.observation import Observation
-from draftgym.envs.router.reward import RoundReward
+from draftgym.envs.router.reward import Reward, RoundReward
 from draftgym.envs.router.spaces import router_spaces
 
 
@@ -24,6 +24,9 @@ class RoundsEnv(gym.Env[Observation, np.int64]):
         hidden: Width of the target's hidden state.
         latency_price: See `RoundReward`.
         render_mode: `ansi` or None.
+
+    Attributes:
+        reward: What rounds are worth; assign another `Reward` to learn for another goal.
     """
 
     metadata = {  # noqa: RUF012 - Gymnasium declares it as an instance variable
@@ -39,7 +42,8 @@ class RoundsEnv(gym.Env[Observation, np.int64]):
         latency_price: float | str,
         render_mode: str | None,
     ) -> None:
-        self.arms, self.reward = tuple(arms), RoundReward(latency_price)
+        self.arms = tuple(arms)
+        self.reward: Reward = RoundReward(latency_price)
         self.render_mode = render_mode
         spaces = router_spaces(self.arms, hidden)
         self.observation_space, self.action_space = spaces  # type: ignore[assignment]
@@ -73,3 +77,7 @@ class RoundsEnv(gym.Env[Observation, np.int64]):
         if not self.action_space.contains(index):
             raise ValueError(f"action {action!r} is not one of the {len(self.arms)} arms")
         return index
+
+    def _rewarded(self, index: int, committed: int, steps: float) -> float:
+        """What a round with an arm is worth."""
+        return float(self.reward(np.array([committed]), np.array([steps]), np.array([index]))[0])

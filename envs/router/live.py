@@ -145,7 +145,7 @@ class RouterEnv(RoundsEnv):
         record = play_round(self.session, self.arms[index])
         self.observer.update(index, record)
         steps = self._round_seconds(record) / self.cost_model.step_seconds(record.context)
-        reward = float(self.reward([len(record.committed)], [steps])[0])
+        reward = self._rewarded(index, len(record.committed), steps)
         info = {
             "arm": str(record.arm),
             "committed": len(record.committed),

@@ -101,7 +101,7 @@ class RouterReplayEnv(RoundsEnv):
             "tokens": self.text.tokens[start : start + committed].tolist(),
             "target_steps": steps,
         }
-        reward = float(self.reward([committed], [steps])[0])
+        reward = self._rewarded(index, committed, steps)
         return self._observe(), reward, bool(played.done[0]), False, info
 
     def render(self) -> str | None:  # type: ignore[override]

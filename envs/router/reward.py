@@ -9,11 +9,16 @@ Dinkelbach 1967). A mean of per-round ratios would overrate short cheap rounds.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+Reward = Callable[[NDArray[Any], NDArray[Any], NDArray[Any]], NDArray[np.float64]]
+"""What rounds are worth `[n]`, from committed tokens, target steps and arms (indices), `[n]` each.
+
+Environments and trainers take any; `RoundReward` is theirs unless told otherwise."""
 GOODPUT = "goodput"
 MEMORY = 20_000
 """Rounds that the running speed looks back on."""
@@ -50,12 +55,13 @@ class RoundReward:
         """Tokens per unit of time."""
         return self._tokens / self._steps if self._fixed is None else self._fixed
 
-    def __call__(self, committed: Any, steps: Any) -> NDArray[np.float64]:
+    def __call__(self, committed: Any, steps: Any, arms: Any = None) -> NDArray[np.float64]:
         """Rewards of some rounds, at the price before them.
 
         Args:
             committed: Tokens of each round `[n]`.
             steps: Its time `[n]`.
+            arms: Not read: time alone has a price.
         """
         committed, steps = np.asarray(committed, float), np.asarray(steps, float)
         rewards = committed - self.price * steps

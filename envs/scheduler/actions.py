@@ -65,29 +65,6 @@ class LengthActions:
         return allowed.reshape(cell.count, -1)
 
 
-class RelaxedLengthActions:
-    """`LengthActions` in a box, for agents that know nothing else. See `Actions`.
-
-    Numbers are rounded to the nearest length, as `ShareActions` does with its lengths.
-    """
-
-    def __init__(self, users: int, longest: int) -> None:
-        self._longest = longest
-        self.space: spaces.Space[Any] = spaces.Box(-1.0, 1.0, (users,), np.float32)
-
-    def plan(self, cell: Cell, actions: NDArray[Any]) -> Plan:
-        """Plans of n cells from numbers in [-1, 1] `[n, K]`."""
-        return cell.best_plan(nearest_lengths(actions, self._longest))
-
-    def actions(self, plan: Plan) -> NDArray[Any]:
-        """Lengths of plans; their shares are lost."""
-        return np.asarray(2 * plan.lengths / self._longest - 1, np.float32)
-
-    def masks(self, cell: Cell) -> NDArray[np.bool_]:
-        """Whose entries matter `[n, K]`."""
-        return cell.deciding
-
-
 class BeliefActions:
     """What acceptance to reckon with; lengths and shares follow by a closed form. See `Actions`.
 

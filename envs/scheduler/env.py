@@ -18,7 +18,6 @@ from draftgym.envs.scheduler.actions import (
     Actions,
     BeliefActions,
     LengthActions,
-    RelaxedLengthActions,
     ShareActions,
 )
 from draftgym.envs.scheduler.observation import observe_cell, scheduler_observation_space
@@ -281,15 +280,6 @@ class SchedulerBeliefEnv(SchedulerEnv):
     """
 
     actions_of = BeliefActions
-
-
-class RelaxedSchedulerEnv(SchedulerEnv):
-    """`draftgym/Scheduler-v0` for agents that choose in a box: `Box(-1, 1, (K,))`, rounded.
-
-    -1 is no draft, 1 the longest; otherwise as `SchedulerEnv`.
-    """
-
-    actions_of = RelaxedLengthActions
 
 
 def read_table(traces: str | Path | TraceSet | ChainTable, settings: CellSettings) -> ChainTable:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from draftgym.decoding.arms import Arm
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.model.target import Target
 from draftgym.decoding.observation import signal_names
 from draftgym.policies.base import Policy
 from draftgym.policies.folder import (
@@ -62,23 +61,11 @@ class LearnedPolicy(Policy):
 def save_learned_policy(
     network: RouterNetwork,
     arms: Sequence[Arm],
-    target: Target,
+    target: PolicyTarget,
     folder: Path,
     provenance: Mapping[str, Any],
 ) -> None:
-    """Writes the deployable form of a router that was trained with this target."""
-    write_router(network, arms, target.name, target.fingerprint, folder, provenance)
-
-
-def write_router(
-    network: RouterNetwork,
-    arms: Sequence[Arm],
-    target: str,
-    target_fingerprint: str,
-    folder: Path,
-    provenance: Mapping[str, Any],
-) -> None:
-    """As `save_learned_policy`, for routers trained on traces, where no target is loaded."""
+    """Writes the deployable form of a router that was trained for this target."""
     facts = {
         "signals": signal_names(arms),
         "hidden_size": network.encoder.hidden.in_features,
@@ -86,7 +73,7 @@ def write_router(
         "neck": network.encoder.hidden.out_features,
         "provenance": dict(provenance),
     }
-    write_policy(folder, ROUTER, network, arms, target, target_fingerprint, facts)
+    write_policy(folder, ROUTER, network, arms, target.name, target.fingerprint, facts)
 
 
 def load_learned_policy(folder: Path, target: PolicyTarget) -> LearnedPolicy:

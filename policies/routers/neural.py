@@ -99,8 +99,7 @@ class NeuralPolicy(Policy):
 
 def save_neural_policy(
     policy: NeuralPolicy,
-    target: str,
-    target_fingerprint: str,
+    target: PolicyTarget,
     folder: Path,
     provenance: Mapping[str, Any],
 ) -> None:
@@ -108,8 +107,7 @@ def save_neural_policy(
 
     Args:
         policy: The policy.
-        target: Name of the target it was trained for.
-        target_fingerprint: Hash of that target's weights.
+        target: Whom it was trained for.
         folder: Where to.
         provenance: How it was made.
     """
@@ -120,7 +118,7 @@ def save_neural_policy(
         "provenance": dict(provenance),
     }
     network, arms = policy.network, policy.arms
-    write_policy(folder, NEURAL, network, arms, target, target_fingerprint, facts)
+    write_policy(folder, NEURAL, network, arms, target.name, target.fingerprint, facts)
 
 
 def load_neural_policy(folder: Path, target: PolicyTarget) -> NeuralPolicy:

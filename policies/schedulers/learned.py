@@ -1,12 +1,12 @@
 """A trained scheduler: a network that says what every user drafts, loaded from its folder.
 
-Four heads, by what agents choose:
+Three heads, by what agents choose:
 
 * `beliefs`: the acceptance to expect of the user's next tokens; -1 is 0 and 1 is 1, and lengths
   follow by Multi-SPIN's optimisation (`Box`; PPO, SAC)
 * `lengths`: a score for every draft length (`MultiDiscrete`; PPO)
-* `relaxed`: a number in [-1, 1], -1 being no draft and 1 the longest, rounded (`Box`; SAC)
-* `shares`: the same, and a weight for the user's part of the band (`Box`; SAC, the ablation)
+* `shares`: a number in [-1, 1] for the draft, -1 being none and 1 the longest, rounded, and a
+  weight for the user's part of the band (`Box`; SAC, the ablation)
 
 It reads the observation of `draftgym/Scheduler-v0` and answers as Stable-Baselines3's agent does,
 and needs neither that nor gymnasium.
@@ -39,8 +39,8 @@ from draftgym.policies.multispin.curves import belief_plan
 from draftgym.policies.multispin.problem import Lengths, RoundProblem, nearest_lengths
 from draftgym.policies.schedulers.network import SchedulerNetwork
 
-BELIEFS, LENGTHS, RELAXED, SHARES = "beliefs", "lengths", "relaxed", "shares"
-COMPONENTS = {BELIEFS: 1, RELAXED: 1, SHARES: 2}
+BELIEFS, LENGTHS, SHARES = "beliefs", "lengths", "shares"
+COMPONENTS = {BELIEFS: 1, SHARES: 2}
 """Numbers of an action per user, of heads that choose in a box."""
 
 
@@ -49,7 +49,7 @@ class SchedulerHead:
     """What the outputs of a network mean.
 
     Attributes:
-        kind: `beliefs`, `lengths`, `relaxed` or `shares`.
+        kind: `beliefs`, `lengths` or `shares`.
         longest: Longest draft.
         user_features: Names of the numbers of a user, in order.
         cell_features: Names of the numbers of the cell.
@@ -134,7 +134,7 @@ class LearnedScheduler:
             users, cell = users[None], cell[None]
         with torch.inference_mode():
             outputs = self.network(torch.from_numpy(users), torch.from_numpy(cell)).numpy()
-        choose = self._scored if self.head.kind == LENGTHS else self._relaxed
+        choose = self._scored if self.head.kind == LENGTHS else self._in_a_box
         actions = choose(outputs, users, deterministic)
         return (actions[0] if single else actions), state
 
@@ -171,7 +171,7 @@ class LearnedScheduler:
         deciding = users[..., self.head.deciding] > 0
         return np.asarray(np.where(deciding, noisy.argmax(-1), 0), np.int64)
 
-    def _relaxed(
+    def _in_a_box(
         self, outputs: NDArray[np.float32], users: NDArray[np.float32], deterministic: bool
     ) -> NDArray[Any]:
         means, spreads = box_parameters(torch.from_numpy(outputs))

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet
 import pytest
 import torch
 
@@ -15,8 +14,8 @@ from draftgym.agents.router.advantage import (
     AdvantageArgs,
     as_examples,
     fit_router,
+    roll_out,
     train_advantage,
-    walk,
 )
 from draftgym.agents.router.regression import Fitting, hold_out
 from draftgym.decoding.arms import PLAIN, Arm
@@ -30,9 +29,9 @@ from draftgym.policies.routers.learned import LearnedPolicy
 from draftgym.policies.routers.random import RandomPolicy
 from draftgym.rollouts.replay.replay import Replay
 from draftgym.rollouts.replay.walks import walk_single_arms
-from draftgym.rollouts.traces.file import trace_table
 from draftgym.rollouts.traces.trace import TraceSet
 from tests.handmade_traces import handmade_traces
+from tests.traces import save_traces
 
 ARMS = (Arm("eagle3", 3), Arm("dflash", 4), Arm(PLAIN, 0))
 FITTING = Fitting(epochs=15, batch_size=64, learning_rate=3e-3, holdout=0.2)
@@ -56,13 +55,6 @@ def traces() -> TraceSet:
     return toy()
 
 
-def save(traces: TraceSet, folder: Path) -> Path:
-    folder.mkdir()
-    table = trace_table(traces.texts, traces.origin)
-    pyarrow.parquet.write_table(table, folder / "part-00000.parquet")
-    return folder
-
-
 def test_options_are_what_each_arm_then_does(traces: TraceSet) -> None:
     rng, count = np.random.default_rng(0), len(traces.texts)
     past: list[np.ndarray] = []
@@ -84,30 +76,30 @@ def test_the_router_beats_every_single_arm_on_unseen_texts(traces: TraceSet) -> 
     args = AdvantageArgs(sweeps=1, walks=2, width=16, dropout=0.0, fitting=FITTING)
     trained = fit_router(train, validation, ARMS, args)
     assert trained.fitted.r2 > 0.6
-    routed = walk(validation, LearnedPolicy(trained.network, ARMS)).speed
+    routed = roll_out(validation, LearnedPolicy(trained.network, ARMS)).speed
     assert routed > 1.2 * walk_single_arms(validation, ARMS).speeds.max()
     assert trained.price == pytest.approx(trained.speeds[-1], rel=0.1)
 
 
 def test_advantages_are_tokens_less_priced_seconds_around_zero(traces: TraceSet) -> None:
-    walked = walk(traces, RandomPolicy(ARMS))
-    examples = as_examples([walked, walked], traces, price=0.7)
-    assert len(examples) == 2 * len(walked.rows)
-    worth = walked.committed[5] - 0.7 * walked.seconds[5]
+    rolled = roll_out(traces, RandomPolicy(ARMS))
+    examples = as_examples([rolled, rolled], traces, price=0.7)
+    assert len(examples) == 2 * len(rolled.rows)
+    worth = rolled.committed[5] - 0.7 * rolled.seconds[5]
     assert examples.targets[5].numpy() == pytest.approx(worth - worth.mean(), abs=1e-5)
     assert examples.targets.mean(1).abs().max() < 1e-5
     signals, hidden = examples.inputs(torch.tensor([5]))
     rows = np.concatenate([text.hidden for text in traces.texts])
-    assert hidden[0].numpy().tolist() == rows[walked.rows[5]].tolist()
-    assert signals[0].numpy().tolist() == walked.signals[5].tolist()
+    assert hidden[0].numpy().tolist() == rows[rolled.rows[5]].tolist()
+    assert signals[0].numpy().tolist() == rolled.signals[5].tolist()
 
 
-def test_a_walk_writes_every_text_once(traces: TraceSet) -> None:
+def test_a_rollout_writes_every_text_once(traces: TraceSet) -> None:
     alone = walk_single_arms(traces, ARMS)
     for index, arm in enumerate(ARMS):
-        walked = walk(traces, FixedPolicy(arm))
-        assert walked.speed == pytest.approx(alone.speeds[index])
-        assert len(walked.rows) == alone.rounds[index].sum()
+        rolled = roll_out(traces, FixedPolicy(arm))
+        assert rolled.speed == pytest.approx(alone.speeds[index])
+        assert len(rolled.rows) == alone.rounds[index].sum()
 
 
 def test_the_export_is_an_ordinary_router(
@@ -116,7 +108,7 @@ def test_the_export_is_an_ordinary_router(
     traces = toy(target.hidden_size)
     origin = replace(traces.origin, target=target.name, target_fingerprint=target.fingerprint)
     args = AdvantageArgs(
-        traces=save(replace(traces, origin=origin), tmp_path / "traces"),
+        traces=save_traces(replace(traces, origin=origin), tmp_path / "traces"),
         out=tmp_path / "mine",
         sweeps=1,
         walks=1,
@@ -148,7 +140,7 @@ def test_the_export_is_an_ordinary_router(
 def test_wrong_settings_are_answered_with_a_remedy(
     traces: TraceSet, tmp_path: Path, changes: dict[str, object], says: str
 ) -> None:
-    args = AdvantageArgs(traces=save(traces, tmp_path / "traces"), out=tmp_path / "out")
+    args = AdvantageArgs(traces=save_traces(traces, tmp_path / "traces"), out=tmp_path / "out")
     with pytest.raises(DraftgymError, match=says) as caught:
         train_advantage(replace(args, **changes))
     assert caught.value.remedy

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet
 import pytest
 import torch
 
@@ -31,9 +30,9 @@ from draftgym.policies.registry import make_policy
 from draftgym.policies.routers.neural import DifferenceNetwork, NeuralPolicy, load_neural_policy
 from draftgym.rollouts.prompts.sets import load_prompts
 from draftgym.rollouts.replay.walks import Course, walk_single_arms
-from draftgym.rollouts.traces.file import trace_table
 from draftgym.rollouts.traces.trace import TraceSet
 from tests.handmade_traces import handmade_traces
+from tests.traces import save_traces
 
 PAIR = (Arm("eagle3", 3), Arm("dflash", 4))
 WIDTH = 32
@@ -64,13 +63,6 @@ def network(traces: TraceSet) -> DifferenceNetwork:
     fitted_network, fitted = fit_difference(train, validation, PAIR, FITTING)
     assert fitted.r2 > 0.5
     return fitted_network
-
-
-def save(traces: TraceSet, folder: Path) -> Path:
-    folder.mkdir()
-    table = trace_table(traces.texts, traces.origin)
-    pyarrow.parquet.write_table(table, folder / "part-00000.parquet")
-    return folder
 
 
 def test_the_network_is_the_papers() -> None:
@@ -132,7 +124,7 @@ def made(target: Target, tmp_path_factory: pytest.TempPathFactory) -> tuple[Neur
     )
     origin = replace(traces.origin, target=target.name, target_fingerprint=target.fingerprint)
     args = NeuralArgs(
-        traces=save(replace(traces, origin=origin), folder / "traces"),
+        traces=save_traces(replace(traces, origin=origin), folder / "traces"),
         first="eagle3:3",
         second="dflash:4",
         out=folder / "mine",
@@ -222,7 +214,7 @@ def test_wrong_settings_are_answered_with_a_remedy(
     traces: TraceSet, tmp_path: Path, changes: dict[str, object], says: str
 ) -> None:
     args = NeuralArgs(
-        traces=save(traces, tmp_path / "traces"),
+        traces=save_traces(traces, tmp_path / "traces"),
         first="eagle3:3",
         second="dflash:4",
         out=tmp_path / "out",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +12,24 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
-from stable_baselines3 import PPO
+from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
     EventAccumulator,
 )
 
-import draftgym.agents.router.experience
-from draftgym.agents.common.hyperparameters import RouterDQN, RouterPPO
-from draftgym.agents.common.learners import Agent
+import draftgym.agents.router.live
+from draftgym.agents.common.settings import RouterDQN, RouterPPO
 from draftgym.agents.router.args import RouterArgs
-from draftgym.agents.router.experience import make_experience
+from draftgym.agents.router.live import live_experience
 from draftgym.agents.router.network import deployable_network
-from draftgym.agents.router.train import build_agent, train_router
+from draftgym.agents.router.train import (
+    RouterTrainer,
+    replayed_experience,
+    train_router,
+)
+from draftgym.agents.router.train import train as train_in_memory
 from draftgym.decoding.arms import parse_arm
 from draftgym.decoding.costs.calibration import calibrate
 from draftgym.decoding.costs.latency import CostModel
@@ -44,11 +47,10 @@ from draftgym.policies.routers.learned import (
 )
 from draftgym.rollouts.prompts.sets import load_prompts
 from draftgym.rollouts.replay.evaluation import play_policy
-from draftgym.rollouts.traces.file import read_traces, trace_table
-from draftgym.rollouts.traces.shards import ShardWriter
+from draftgym.rollouts.traces.file import read_traces
 from draftgym.rollouts.traces.trace import TraceSet
 from tests.tiny import ARMS, PROMPTS, numbered_target
-from tests.traces import tiny_traces
+from tests.traces import save_traces, tiny_traces
 
 TINY = RouterPPO(n_envs=1, n_steps=16, batch_size=8, n_epochs=2, width=16)
 TINY_DQN = RouterDQN(n_envs=4, buffer_size=64, learning_starts=8, batch_size=8, width=16)
@@ -61,31 +63,20 @@ def costs(target: Target, drafters: dict[str, Drafter]) -> CostModel:
     return calibrate(target, drafters, repeats=1, contexts=(16, 64))
 
 
-@pytest.fixture
-def train(
-    target: Target,
-    drafters: dict[str, Drafter],
-    costs: CostModel,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Train:
-    """Trains a tiny router with changed settings; returns the settings."""
-    numbered = numbered_target(target)
-    monkeypatch.setattr(draftgym.agents.router.experience, "load_target", lambda *_: numbered)
-    monkeypatch.setattr(draftgym.agents.router.experience, "load_drafters", lambda *_: drafters)
-    monkeypatch.setattr(draftgym.agents.router.experience, "load_cost_model", lambda *_: costs)
-    prompts = tmp_path / "prompts.jsonl"
+@pytest.fixture(scope="module")
+def settings(
+    target: Target, drafters: dict[str, Drafter], tmp_path_factory: pytest.TempPathFactory
+) -> RouterArgs:
+    """A tiny router's, with its traces and prompts."""
+    folder = tmp_path_factory.mktemp("traces")
+    prompts = folder / "prompts.jsonl"
     lines = [{"question_id": p.question_id, "turns": list(p.turns)} for p in PROMPTS]
     prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    traces = tiny_traces(target, drafters, max_new_tokens=24)
-    with ShardWriter(tmp_path, partial(trace_table, origin=traces.origin), 9) as writer:
-        for text in traces.texts:
-            writer.add(text)
-    settings = RouterArgs(
-        traces=tmp_path,
+    return RouterArgs(
+        traces=save_traces(tiny_traces(target, drafters, max_new_tokens=24), folder),
         live=True,
         rounds=32,
-        run=tmp_path / "run",
+        threads=1,
         arms=ARMS,
         prompts=str(prompts),
         max_new_tokens=24,
@@ -94,8 +85,25 @@ def train(
         dqn=TINY_DQN,
     )
 
+
+@pytest.fixture
+def train(
+    settings: RouterArgs,
+    target: Target,
+    drafters: dict[str, Drafter],
+    costs: CostModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Train:
+    """Trains a tiny router with changed settings; returns the settings."""
+    live, numbered = draftgym.agents.router.live, numbered_target(target)
+    monkeypatch.setattr(live, "load_target", lambda *_: numbered)
+    monkeypatch.setattr(live, "load_drafters", lambda *_: drafters)
+    monkeypatch.setattr(live, "load_cost_model", lambda *_: costs)
+
     def run(**changes: object) -> RouterArgs:
-        args = replace(settings, **changes)  # type: ignore[arg-type]
+        args = replace(settings, run=tmp_path / "run")
+        args = replace(args, **changes)  # type: ignore[arg-type]
         train_router(args)
         return args
 
@@ -121,18 +129,21 @@ def rounds_of(args: RouterArgs) -> int:
 def router_env(args: RouterArgs) -> RouterEnv:
     """The live environment of a run, bare."""
     return RouterEnv(
-        target=draftgym.agents.router.experience.load_target("patched"),
-        drafters=draftgym.agents.router.experience.load_drafters(None),  # type: ignore[arg-type]
+        target=draftgym.agents.router.live.load_target("patched"),
+        drafters=draftgym.agents.router.live.load_drafters(None),  # type: ignore[arg-type]
         arms=args.arms,
         prompts=load_prompts(args.prompts),
         max_new_tokens=args.max_new_tokens,
-        cost_model=draftgym.agents.router.experience.load_cost_model(None, {}),  # type: ignore[arg-type]
+        cost_model=draftgym.agents.router.live.load_cost_model(None, {}),  # type: ignore[arg-type]
     )
 
 
-def agent_of(args: RouterArgs) -> Agent:
+def agent_of(args: RouterArgs) -> PPO | DQN:
     """The agent that a run with these settings begins with."""
-    return build_agent(args, make_experience(args))
+    experience = (
+        live_experience(args) if args.live else replayed_experience(read_traces(args.traces), args)
+    )
+    return RouterTrainer(args, experience, args.run).agent
 
 
 def observations(env: RouterEnv, count: int) -> Observation:
@@ -223,7 +234,7 @@ def test_a_resumed_run_sees_other_prompts_than_at_its_start(train: Train) -> Non
     assert not np.array_equal(starts[0], starts[1])
 
 
-def first_hidden(model: Agent) -> NDArray[np.float32]:
+def first_hidden(model: PPO | DQN) -> NDArray[np.float32]:
     """What the target saw of the first prompt."""
     assert model.env is not None
     observation = model.env.reset()
@@ -353,7 +364,7 @@ def test_training_on_traces_exports_the_best_of_what_it_validated(train: Train) 
     assert body["provenance"]["validation_tokens_per_target_step"] == best
     _, aside = tiny_split(args)
     policy = load_learned_policy(
-        args.run / "policy", draftgym.agents.router.experience.load_target("patched")
+        args.run / "policy", draftgym.agents.router.live.load_target("patched")
     )
     played = play_policy(aside, policy)
     speed = sum(text.tokens for text in played) / sum(text.steps for text in played)
@@ -375,6 +386,34 @@ def test_an_agent_trained_on_traces_goes_on_with_live_decoding(train: Train) -> 
     for name, weight in deployable_network(before).state_dict().items():
         assert torch.equal(weight, inherited[name]), "a single round is no update"
     assert not torch.equal(after["scores.weight"], inherited["scores.weight"])
+
+
+def test_on_traces_no_model_is_loaded_and_nothing_is_collected(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    for module in ("draftgym.decoding.model.target", "draftgym.agents.router.live"):
+        monkeypatch.setattr(f"{module}.load_target", refuse)
+    train(live=False)
+    with pytest.raises(DraftgymError, match="no traces in") as caught:
+        train(live=False, traces=tmp_path / "nowhere")
+    assert f"draftgym collect --prompts train --out {tmp_path / 'nowhere'}" in caught.value.remedy
+    assert "minutes" in caught.value.remedy and not (tmp_path / "nowhere").exists()
+
+
+def test_loaded_traces_are_trained_on_in_memory(
+    train: Train, settings: RouterArgs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traces = read_traces(settings.traces)
+    filed = train(rounds=300, live=False, validation=0.5)
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    policy = train_in_memory(traces, replace(filed, run=tmp_path / "unused"))
+    assert sorted(tmp_path.rglob("*")) == before
+    for name, weight in weights_of(filed).items():
+        assert torch.equal(policy.network.state_dict()[name], weight), "the same best policy"
 
 
 def test_settings_that_cannot_work_are_refused_with_a_remedy(train: Train) -> None:

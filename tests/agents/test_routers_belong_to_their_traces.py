@@ -17,8 +17,8 @@ from draftgym.decoding.model.target import Target
 from draftgym.policies.folder import BODY
 from draftgym.rollouts.traces.file import read_traces
 from draftgym.rollouts.traces.trace import TraceOrigin, TraceSet
-from tests.routing_runs import prompts, save_traces
-from tests.traces import tiny_traces
+from tests.routing_runs import prompts
+from tests.traces import save_traces, tiny_traces
 
 
 @pytest.fixture(scope="module")

@@ -15,49 +15,39 @@ from safetensors.torch import load_file
 from stable_baselines3 import PPO, SAC
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from draftgym.agents.common.hyperparameters import BeliefFit, SchedulerPPO, SchedulerSAC
+from draftgym.agents.common.settings import BeliefFit, SchedulerPPO, SchedulerSAC
 from draftgym.agents.scheduler.args import SchedulerArgs
 from draftgym.agents.scheduler.bounded_reward import BoundedReward, bounded
 from draftgym.agents.scheduler.cell_args import CellArgs
-from draftgym.agents.scheduler.play import run_worker
+from draftgym.agents.scheduler.planners import LearnedPlanner, play_cells
 from draftgym.agents.scheduler.policy import acting_network
-from draftgym.agents.scheduler.train import (
-    Agent,
-    build_agent,
-    deployable_scheduler,
-    export,
-    make_school,
-    train_scheduler,
-    validation_goodput,
-)
+from draftgym.agents.scheduler.train import SchedulerTrainer, train_scheduler
+from draftgym.agents.scheduler.train import train as train_in_memory
 from draftgym.agents.scheduler.vec_env import SchedulerVecEnv
-from draftgym.agents.scheduler.workers import LearnedCellScheduler
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.observation import Observation
 from draftgym.envs.cell.cell import Cell
 from draftgym.envs.scheduler.observation import USER_FEATURES
 from draftgym.policies.schedulers.learned import load_scheduler
-from draftgym.rollouts.traces.file import trace_table
-from draftgym.rollouts.traces.shards import ShardWriter
+from draftgym.rollouts.traces.file import read_traces
 from tests.handmade_users import user_table, user_traces
+from tests.traces import save_traces
 
 MODES = {
     "ppo": {},
     "ppo lengths": {"actions": "lengths"},
     "sac": {"algorithm": "sac"},
-    "sac lengths": {"algorithm": "sac", "actions": "lengths"},
     "sac shares": {"algorithm": "sac", "actions": "shares"},
 }
 Train = Callable[..., SchedulerArgs]
 
 
 @pytest.fixture
-def train(tmp_path: Path) -> Train:
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
     """Trains a tiny scheduler with changed settings; returns the settings."""
-    traces = user_traces(texts=18)
-    with ShardWriter(tmp_path, partial(trace_table, origin=traces.origin), 9) as writer:
-        for text in traces.texts:
-            writer.add(text)
+    monkeypatch.setattr("draftgym.agents.scheduler.train.CELLS", 4)  # validation plays fewer
+    monkeypatch.setattr("draftgym.agents.scheduler.train.ROUNDS", 24)
+    save_traces(user_traces(texts=18), tmp_path)
     settings = SchedulerArgs(
         traces=tmp_path,
         run=tmp_path / "run",
@@ -80,9 +70,9 @@ def train(tmp_path: Path) -> Train:
     return run
 
 
-def agent_of(args: SchedulerArgs) -> Agent:
-    """The agent that a run with these settings begins with."""
-    return build_agent(args, make_school(args))
+def trainer_of(args: SchedulerArgs) -> SchedulerTrainer:
+    """What a run with these settings begins with."""
+    return SchedulerTrainer(args, read_traces(args.traces), args.run)
 
 
 def rounds_of(args: SchedulerArgs) -> int:
@@ -93,7 +83,7 @@ def rounds_of(args: SchedulerArgs) -> int:
 
 def final_weights(args: SchedulerArgs) -> dict[str, torch.Tensor]:
     """The weights at the end of a run, which need not be the best ones."""
-    return acting_network(agent_of(args).policy).state_dict()
+    return acting_network(trainer_of(args).agent.policy).state_dict()
 
 
 def observations(args: SchedulerArgs, count: int) -> Observation:
@@ -109,16 +99,16 @@ def observations(args: SchedulerArgs, count: int) -> Observation:
 @pytest.mark.parametrize("mode", MODES)
 def test_the_exported_scheduler_acts_as_sb3s(train: Train, mode: str) -> None:
     args = train(**MODES[mode])
-    school = make_school(args)
-    agent, batch = build_agent(args, school), observations(args, 200)
+    trainer, batch = trainer_of(args), observations(args, 200)
+    agent = trainer.agent
     torch.manual_seed(0)
     with torch.no_grad():  # agents so young say nearly the same everywhere
         for weight in agent.policy.parameters():
             weight.add_(0.3 * torch.randn_like(weight))
-    exported = replace(args, run=args.run / "last")
-    export(exported, school, agent, None)
+    trainer.run = args.run / "last"
+    trainer.export(None)
     wanted, _ = agent.predict(batch, deterministic=True)
-    actions, _ = load_scheduler(args.run / "last" / "policy", school.origin).predict(batch)
+    actions, _ = load_scheduler(args.run / "last" / "policy", trainer.origin).predict(batch)
     assert len(np.unique(wanted)) > 2
     np.testing.assert_allclose(actions, wanted, rtol=0, atol=1e-5)
     assert agent.action_space.contains(actions[0])
@@ -130,14 +120,14 @@ def test_what_was_trained_with_few_users_serves_many(train: Train, mode: str) ->
     policy = load_scheduler(args.run / "policy", user_traces().origin)
     for users in (1, 2 * args.cell.users):
         cell = Cell(user_table(), replace(args.cell, users=users).settings(), 2)
-        hire = partial(LearnedCellScheduler, policy)
-        reached = run_worker(hire, cell, np.random.default_rng(0), 10)
+        make = partial(LearnedPlanner, policy)
+        reached = play_cells(make, cell, np.random.default_rng(0), 10)
         assert (reached.tokens >= 10).all() and np.isfinite(reached.goodput).all()
 
 
 def test_ppo_never_draws_a_length_for_who_does_not_decide(train: Train) -> None:
     args = train(actions="lengths")
-    agent, batch = agent_of(args), observations(args, 400)
+    agent, batch = trainer_of(args).agent, observations(args, 400)
     drawn, _ = agent.predict(batch, deterministic=False)
     deciding = batch["users"][..., 1] > 0
     assert (drawn[~deciding] == 0).all() and len(np.unique(drawn[deciding])) == 7
@@ -171,7 +161,7 @@ def test_a_resumed_run_goes_on_from_its_saved_rounds(train: Train, mode: str) ->
     assert not torch.equal(final_weights(args)["outputs.weight"], before["outputs.weight"])
 
 
-def test_resuming_another_game_is_refused(train: Train) -> None:
+def test_resuming_other_actions_is_refused(train: Train) -> None:
     args = train()
     config = (args.run / "config.json").read_text()
     for changes, problem in [
@@ -190,12 +180,20 @@ def test_training_exports_the_best_of_what_it_validated(train: Train) -> None:
     best = json.loads((args.run / "best.json").read_text())["tokens_per_second"]
     body = json.loads((args.run / "policy" / "policy.json").read_text())
     assert body["provenance"]["validation_tokens_per_second"] == best
-    school, agent = make_school(args), agent_of(args)
-    acting_network(agent.policy).load_state_dict(
-        load_file(args.run / "policy" / "policy.safetensors")
-    )
-    assert validation_goodput(args, school, agent) == pytest.approx(best)
-    assert deployable_scheduler(agent, school).task_acceptance == body["task_acceptance"]
+    trainer, exported = trainer_of(args), load_file(args.run / "policy" / "policy.safetensors")
+    acting_network(trainer.agent.policy).load_state_dict(exported)
+    assert trainer.validate() == pytest.approx(best)
+    assert trainer.policy().task_acceptance == body["task_acceptance"]
+    policy = train_in_memory(read_traces(args.traces), replace(args, run=args.run / "unused"))
+    for name, weight in exported.items():
+        assert torch.equal(policy.network.state_dict()[name], weight), "the same best policy"
+    assert not (args.run / "unused").exists()
+
+
+def test_without_traces_nothing_is_collected(train: Train, tmp_path: Path) -> None:
+    with pytest.raises(DraftgymError, match="no traces in") as caught:
+        train(traces=tmp_path / "nowhere")
+    assert "draftgym collect --prompts train --arms small:16" in caught.value.remedy
 
 
 def test_metrics_reach_tensorboard(train: Train) -> None:
@@ -235,7 +233,8 @@ def test_losses_are_bounded_and_keep_their_order() -> None:
 def test_settings_that_cannot_work_are_refused_with_a_remedy(train: Train) -> None:
     for changes, problem in [
         ({"algorithm": "dqn"}, "unknown algorithm"),
-        ({"actions": "shares"}, "does not set shares"),
+        ({"actions": "shares"}, "ppo does not set shares"),
+        ({"algorithm": "sac", "actions": "lengths"}, "sac does not set lengths"),
         ({"actions": "wishes"}, "does not set wishes"),
         ({"price": "cheap"}, "--price"),
         ({"objective": "max"}, "unknown objective"),

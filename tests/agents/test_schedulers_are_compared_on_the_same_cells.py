@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,9 +16,9 @@ from draftgym.agents.scheduler.evaluation import (
     chosen_schedulers,
     evaluate_schedulers,
 )
-from draftgym.agents.scheduler.play import play_rounds, run_scheduler
-from draftgym.agents.scheduler.tally import jain, tally
-from draftgym.agents.scheduler.workers import CellScheduler
+from draftgym.agents.scheduler.planners import RulePlanner, play_cells, play_rounds
+from draftgym.agents.scheduler.totals import count_rounds, jain
+from draftgym.cli import run
 from draftgym.decoding.errors import DraftgymError
 from draftgym.envs.cell.cell import Cell, CellRound, CellTime
 from draftgym.envs.scheduler.observation import CELL_FEATURES, USER_FEATURES
@@ -30,20 +28,15 @@ from draftgym.policies.schedulers.learned import (
     SchedulerHead,
     save_scheduler,
 )
-from draftgym.rollouts.traces.file import trace_table
-from draftgym.rollouts.traces.shards import ShardWriter
 from tests.handmade_users import MODES, user_table, user_traces
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.traces import save_traces
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Traces on disk, and a trained scheduler in `run/policy`."""
     traces = user_traces()
-    with ShardWriter(tmp_path, partial(trace_table, origin=traces.origin), 9) as writer:
-        for text in traces.texts:
-            writer.add(text)
+    save_traces(traces, tmp_path)
     head = SchedulerHead(LENGTHS, 6, USER_FEATURES, CELL_FEATURES)
     policy = LearnedScheduler(head.network(8), head)
     save_scheduler(policy, user_table().arms, traces.origin, tmp_path / "run" / "policy", {})
@@ -74,7 +67,7 @@ def hand_round(
 
 
 def test_figures_are_what_a_hand_reckons() -> None:
-    one = tally([hand_round(1.0, (1, 3), (2, 4)), hand_round(3.0, (3, 1), (4, 0))])
+    one = count_rounds([hand_round(1.0, (1, 3), (2, 4)), hand_round(3.0, (3, 1), (4, 0))])
     assert one.tokens[0] == 8 and one.seconds[0] == 4.0 and one.goodput == 2.0
     assert one.round_goodput[0] == pytest.approx((4 / 1 + 4 / 3) / 2)
     assert one.drafted[0] == 10 and one.accepted[0] == 4 and one.wasted == pytest.approx(0.6)
@@ -85,16 +78,16 @@ def test_figures_are_what_a_hand_reckons() -> None:
 
 
 def test_waiting_counts_from_when_a_user_was_verified_last() -> None:
-    one = tally([hand_round(1.0, (1, 0)), hand_round(1.0, (1, 0)), hand_round(2.0, (1, 2))])
+    one = count_rounds([hand_round(1.0, (1, 0)), hand_round(1.0, (1, 0)), hand_round(2.0, (1, 2))])
     assert sorted(one.token_seconds.tolist()) == [1.0, 1.0, 2.0, 2.0]
 
 
 def test_who_comes_into_a_place_is_another_user() -> None:
     first = hand_round(2.0, (2, 4), newcomers=(True, False))
-    one = tally([first, hand_round(2.0, (6, 4))])
+    one = count_rounds([first, hand_round(2.0, (6, 4))])
     assert sorted(one.rates[0].tolist()) == [1.0, 2.0, 3.0]
     empty = [hand_round(2.0, (0, 4), present=(False, True)) for _ in range(2)]
-    assert tally(empty).rates[0].tolist() == [2.0]
+    assert count_rounds(empty).rates[0].tolist() == [2.0]
 
 
 def test_jains_index_is_1_for_equals_and_1_over_n_for_one_who_has_all() -> None:
@@ -103,12 +96,17 @@ def test_jains_index_is_1_for_equals_and_1_over_n_for_one_who_has_all() -> None:
 
 
 @pytest.mark.parametrize("mode", ["synchronous", "everything"])
-def test_the_tally_is_what_the_benchmark_counts(mode: str) -> None:
+def test_totals_are_the_sums_of_what_is_played(mode: str) -> None:
     cell, seeds = Cell(user_table(), MODES[mode], 3), partial(np.random.default_rng, 0)
-    reached = run_scheduler("heterogeneous@beta", cell, seeds(), 20)
-    one = tally(play_rounds(lambda c: CellScheduler("heterogeneous@beta", c), cell, seeds(), 20))
-    for name in ("tokens", "seconds", "round_goodput", "drafted", "accepted"):
-        np.testing.assert_allclose(getattr(one, name), getattr(reached, name))
+    one = play_cells("heterogeneous@beta", cell, seeds(), 20)
+    rounds = list(play_rounds(partial(RulePlanner, "heterogeneous@beta"), cell, seeds(), 20))
+    committed = np.array([played.committed.sum(-1) for played in rounds])
+    seconds = np.array([played.time.total for played in rounds])
+    np.testing.assert_allclose(one.tokens, committed.sum(0))
+    np.testing.assert_allclose(one.seconds, seconds.sum(0))
+    np.testing.assert_allclose(one.round_goodput, (committed / seconds).mean(0))
+    assert one.drafted.sum() == sum(played.drafted.sum() for played in rounds)
+    assert one.accepted.sum() == committed.sum() - sum(played.taken.sum() for played in rounds)
     assert one.token_counts.sum() == one.tokens.sum()
 
 
@@ -161,12 +159,13 @@ def test_schedulers_that_cannot_play_are_refused_before_anything_is_played(folde
         evaluate_schedulers(replace(args_of(folder, "fixed"), rounds=0))
 
 
-def test_scheduler_options_are_apart_from_the_routers(folder: Path) -> None:
-    def start(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(ROOT / "evaluate.py"), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=250)
-
+def test_scheduler_options_are_apart_from_the_routers(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     small = "--cell.users", "2", "--cell.deadline", "1", "--cells", "2", "--rounds", "3"
-    done = start("--scheduler", "fixed", "p2p", "--traces", str(folder), *small)
-    assert done.returncode == 0 and "p2p" in done.stdout and "Jain" in done.stdout, done.stderr
-    assert "--policies" in start("--help").stdout
+    run("evaluate", ["--scheduler", "fixed", "p2p", "--traces", str(folder), *small])
+    told = capsys.readouterr().out
+    assert "p2p" in told and "Jain" in told
+    with pytest.raises(SystemExit):
+        run("evaluate", ["--help"])
+    assert "--policies" in capsys.readouterr().out

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
 
-from draftgym.agents.common.hyperparameters import RouterPPO
+from draftgym.agents.common.settings import RouterPPO
 from draftgym.agents.router.tune import TuneArgs, suggest_dqn, tune
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
-from draftgym.rollouts.traces.file import trace_table
-from draftgym.rollouts.traces.shards import ShardWriter
 from tests.tiny import ARMS
-from tests.traces import tiny_traces
+from tests.traces import save_traces, tiny_traces
 
 
 def test_a_study_goes_on_and_reports_its_best(
@@ -27,9 +24,7 @@ def test_a_study_goes_on_and_reports_its_best(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     traces = tiny_traces(target, drafters, max_new_tokens=24)
-    with ShardWriter(tmp_path, partial(trace_table, origin=traces.origin), 9) as writer:
-        for text in traces.texts:
-            writer.add(text)
+    save_traces(traces, tmp_path)
     few = RouterPPO(n_envs=2, batch_size=8)
     monkeypatch.setattr("draftgym.agents.router.tune.RouterPPO", lambda: few)
     args = TuneArgs(

@@ -16,9 +16,9 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
 from draftgym.rollouts.prompts.sets import Prompt, load_prompts
 from draftgym.rollouts.traces.file import read_traces
-from tests.routing_runs import routing_args, save_traces
+from tests.routing_runs import routing_args
 from tests.tiny import ARMS
-from tests.traces import tiny_traces
+from tests.traces import save_traces, tiny_traces
 
 
 @pytest.fixture(scope="module")

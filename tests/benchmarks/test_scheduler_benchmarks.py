@@ -42,7 +42,7 @@ from benchmarks.schedulers.schedulers import SchedulersArgs, compare_schedulers
 from benchmarks.schedulers.speed import SchedulerSpeedArgs
 from benchmarks.schedulers.speed import measure as measure_speed
 from draftgym.agents.scheduler.cell_args import CellArgs
-from draftgym.agents.scheduler.tally import Tally
+from draftgym.agents.scheduler.totals import CellTotals
 from draftgym.decoding.errors import DraftgymError
 from draftgym.envs.cell.texts import ChainTable
 from draftgym.envs.scheduler.observation import CELL_FEATURES, USER_FEATURES
@@ -184,11 +184,11 @@ def test_what_cannot_play_is_refused_before_anything_is_played(ground: Path) -> 
         assert caught.value.remedy
 
 
-def hand_tally(tokens: list[float], seconds: list[float]) -> Tally:
+def hand_tally(tokens: list[float], seconds: list[float]) -> CellTotals:
     """Cells of two users with equal rates."""
     made, took = np.array(tokens), np.array(seconds)
     rates = [np.full(2, rate / 2) for rate in made / took]
-    return Tally(made, took, made / took, made, made / 2, rates, took, made)
+    return CellTotals(made, took, made / took, made, made / 2, rates, took, made)
 
 
 def test_the_oracles_gain_is_shared_as_a_hand_reckons() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from draftgym.agents.scheduler.cell_args import CellArgs
-from draftgym.agents.scheduler.play import run_scheduler
+from draftgym.agents.scheduler.planners import play_cells
 from draftgym.decoding.costs.batch_cost import BatchCost
 from draftgym.decoding.costs.latency import CostModel, Curve
 from draftgym.decoding.drafting import Drafter
@@ -76,7 +76,7 @@ def test_schedulers_plan_with_the_hosts_law(file: Path) -> None:
     law = cell.verification
     assert (law.fixed, law.per_user, law.per_token) == pytest.approx((0.01, 0.002, 0.001))
     seeds = [np.random.default_rng(seed) for seed in range(2)]
-    assert (run_scheduler("heterogeneous@beta", cell, seeds, 20).goodput > 0).all()
+    assert (play_cells("heterogeneous@beta", cell, seeds, 20).tokens > 0).all()
 
 
 def test_an_affine_host_has_no_error_and_others_are_told_theirs() -> None:

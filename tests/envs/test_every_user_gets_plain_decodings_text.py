@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from draftgym.agents.scheduler.cell_args import means_of
-from draftgym.agents.scheduler.play import play_rounds
-from draftgym.agents.scheduler.workers import CellScheduler
+from draftgym.agents.scheduler.planners import RulePlanner, play_rounds
 from draftgym.decoding.arms import parse_arm
 from draftgym.decoding.decoder import PlainPolicy, SpeculativeDecoder
 from draftgym.decoding.drafting import Drafter
@@ -100,7 +99,7 @@ def test_the_papers_schedulers_serve_live_users(
     table = live_table(target, drafters, temperature)
     plain = plain_texts(target, table, temperature)
     cell = Cell(table, MODES["synchronous"])
-    for played in play_rounds(lambda one: CellScheduler(spec, one), cell, rng(0), 20):
+    for played in play_rounds(lambda one: RulePlanner(spec, one), cell, rng(0), 20):
         assert (played.committed[played.taken] >= 1).all()
     assert table.written and all(tokens == plain[text] for text, tokens in table.written)
 
@@ -118,7 +117,7 @@ def test_a_replayed_cell_is_a_live_one(
         Cell(table, settings) for table in (recorded, live_table(target, drafters, temperature))
     ]
     both = [
-        play_rounds(lambda one: CellScheduler("heterogeneous@beta", one, 0), cell, rng(3), STEPS)
+        play_rounds(lambda one: RulePlanner("heterogeneous@beta", one, 0), cell, rng(3), STEPS)
         for cell in cells
     ]
     finished = 0

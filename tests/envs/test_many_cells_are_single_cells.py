@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from stable_baselines3 import PPO
 
-from draftgym.agents.scheduler.play import SchedulerPolicy, run_scheduler
+from draftgym.agents.scheduler.planners import RulePlanner, SchedulerPolicy, play_cells
 from draftgym.agents.scheduler.vec_env import SchedulerVecEnv
-from draftgym.agents.scheduler.workers import CellScheduler
 from draftgym.decoding.errors import DraftgymError
 from draftgym.envs.cell.cell import Cell
 from draftgym.envs.cell.texts import ChainTable
@@ -67,7 +66,7 @@ def test_ppo_trains_on_many_cells(table: ChainTable) -> None:
 @pytest.mark.parametrize("mode", ["churn", "window"])
 def test_schedulers_of_multispin_play_cells(spec: str, mode: str, table: ChainTable) -> None:
     cell = Cell(table, MODES[mode], 2)
-    reached = run_scheduler(spec, cell, np.random.default_rng(0), 25)
+    reached = play_cells(spec, cell, np.random.default_rng(0), 25)
     assert (reached.tokens > 25).all() and np.isfinite(reached.goodput).all()
     assert (reached.accepted <= reached.drafted).all()
 
@@ -75,11 +74,11 @@ def test_schedulers_of_multispin_play_cells(spec: str, mode: str, table: ChainTa
 def test_a_scheduler_believes_what_the_observation_says(table: ChainTable) -> None:
     cell = Cell(table, MODES["churn"])
     cell.reset(np.random.default_rng(0))
-    worker = CellScheduler("heterogeneous@beta", cell)
+    planner = RulePlanner("heterogeneous@beta", cell)
     for _ in range(40):
-        worker.learn(cell.step(worker.plan()))
+        planner.learn(cell.step(planner.plan()))
         active, given = cell.users.active, cell.users.means[cell.users.task]
-        theirs = worker.scheduler.belief.estimate(given)
+        theirs = planner.scheduler.belief.estimate(given)
         np.testing.assert_allclose(cell.users.posterior.estimate(given)[active], theirs[active])
 
 
@@ -93,7 +92,7 @@ def test_scheduler_plays_the_environment_as_it_plays_the_cell(table: ChainTable)
         tokens, seconds = tokens + reward, seconds + info["seconds"]["total"]
     env.reset(seed=4)
     cell = Cell(table, MODES["synchronous"])
-    reached = run_scheduler("fixed", cell, np.random.default_rng(4), 12)
+    reached = play_cells("fixed", cell, np.random.default_rng(4), 12)
     assert reached.tokens[0] == tokens
     assert reached.seconds[0] == pytest.approx(seconds, rel=1e-4)
 
@@ -101,7 +100,7 @@ def test_scheduler_plays_the_environment_as_it_plays_the_cell(table: ChainTable)
 def test_users_in_turn_take_the_sum_of_their_turns(table: ChainTable) -> None:
     cell = Cell(table, MODES["synchronous"])
     cell.reset(np.random.default_rng(0))
-    plan = CellScheduler("p2p", cell).plan()
+    plan = RulePlanner("p2p", cell).plan()
     after = cell.step(plan)
     alone = cell.server.fixed + cell.server.each
     draft = (after.drafted * cell.users.token_seconds).sum()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from draftgym.agents.common.hyperparameters import RouterPPO
+from draftgym.agents.common.settings import RouterPPO
 from draftgym.agents.router.train import RouterArgs, train_router
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
 from draftgym.drafters.training.build import DFlashSettings

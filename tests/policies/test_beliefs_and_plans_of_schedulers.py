@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from draftgym.agents.common.hyperparameters import BeliefFit
+from draftgym.agents.common.settings import BeliefFit
 from draftgym.agents.scheduler.belief_fitting import Evidence, fit_beliefs, negative_log_likelihood
 from draftgym.agents.scheduler.bounded_reward import BoundedReward
-from draftgym.agents.scheduler.play import run_worker
-from draftgym.agents.scheduler.vec_env import SchedulerVecEnv
-from draftgym.agents.scheduler.workers import (
-    CellScheduler,
-    LearnedCellScheduler,
-    OracleCellScheduler,
+from draftgym.agents.scheduler.planners import (
+    LearnedPlanner,
+    OraclePlanner,
+    RulePlanner,
+    play_cells,
 )
+from draftgym.agents.scheduler.vec_env import SchedulerVecEnv
 from draftgym.envs.cell.cell import Cell
 from draftgym.envs.cell.settings import CellSettings
 from draftgym.envs.cell.texts import ChainTable
@@ -145,8 +145,8 @@ def test_a_trained_scheduler_plans_as_its_environment_does(table: ChainTable) ->
     observation, _ = env.reset(seed=0)
     actions, _ = policy.predict(observation)
     wanted = policy.lengths(observation, env.cell.problem())
-    worker = LearnedCellScheduler(policy, env.cell)
-    np.testing.assert_array_equal(worker.plan().lengths, wanted)
+    planner = LearnedPlanner(policy, env.cell)
+    np.testing.assert_array_equal(planner.plan().lengths, wanted)
     played = env.actions.plan(env.cell, actions[None])
     np.testing.assert_array_equal(played.lengths, wanted)
     assert belief_plan(env.cell.problem(), np.full((1, 3), -1.0), 6).lengths.max() == 0
@@ -176,7 +176,7 @@ def test_the_reference_takes_its_own_reward_off(table: ChainTable) -> None:
     cells = SchedulerVecEnv(table, MODES["synchronous"], 4, 2.0, kind=SchedulerBeliefEnv)
     env = BoundedReward(cells)
     env.reset()
-    cells.reference = LearnedCellScheduler(network_of()[0], cells.cell)
+    cells.reference = LearnedPlanner(network_of()[0], cells.cell)
     for _ in range(10):
         same, _ = network_of()[0].predict(observe_cell(cells.cell))
         _, rewards, _, _ = env.step(same)
@@ -188,11 +188,11 @@ def test_the_reference_takes_its_own_reward_off(table: ChainTable) -> None:
 def test_an_oracle_gets_more_than_who_must_guess(table: ChainTable) -> None:
     cell = Cell(table, CellSettings(users=6), 8)
     seeds = [np.random.default_rng(index) for index in range(8)]
-    oracle = run_worker(OracleCellScheduler, cell, seeds, 60)
+    oracle = play_cells(OraclePlanner, cell, seeds, 60)
     assert oracle.accepted.sum() == oracle.drafted.sum(), "it drafts nothing in vain"
     for spec in ("heterogeneous@given", "heterogeneous@beta", "homogeneous@given"):
         seeds = [np.random.default_rng(index) for index in range(8)]
-        other = run_worker(lambda one, spec=spec: CellScheduler(spec, one), cell, seeds, 60)
+        other = play_cells(lambda one, spec=spec: RulePlanner(spec, one), cell, seeds, 60)
         assert oracle.tokens.sum() / oracle.seconds.sum() > other.tokens.sum() / other.seconds.sum()
 
 
@@ -241,8 +241,8 @@ def test_an_early_exit_costs_the_token_that_told_it() -> None:
     base.logprobs[:] = -5.0  # never sure
     cell = Cell(base, replace(MODES["synchronous"], users=4), 3)
     cell.reset(np.random.default_rng(1))
-    worker = CellScheduler("gelato@mean", cell, 1)
-    plan = worker.plan()
+    planner = RulePlanner("gelato@mean", cell, 1)
+    plan = planner.plan()
     assert plan.unsent is not None and plan.unsent.max() == 1
     played = cell.preview(plan)
     sent_alone = cell.preview(Plan(plan.lengths, plan.shares))
@@ -250,6 +250,6 @@ def test_an_early_exit_costs_the_token_that_told_it() -> None:
     assert (played[1] > sent_alone[1])[slow].all() and slow.any()
     np.testing.assert_array_equal(played[0], sent_alone[0])
     base.logprobs[:] = 0.0  # always sure: the budget is drafted and sent
-    budget = CellScheduler("gelato@mean", cell, 1)
+    budget = RulePlanner("gelato@mean", cell, 1)
     assert isinstance(budget.scheduler.early_exit, EntropyExit)
     assert not np.any(budget.plan().unsent)

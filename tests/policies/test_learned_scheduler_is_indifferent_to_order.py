@@ -13,8 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from draftgym.agents.scheduler.play import run_worker
-from draftgym.agents.scheduler.workers import LearnedCellScheduler
+from draftgym.agents.scheduler.planners import LearnedPlanner, play_cells
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.observation import Observation
 from draftgym.envs.cell.cell import Cell
@@ -24,7 +23,6 @@ from draftgym.policies.folder import BODY
 from draftgym.policies.schedulers.learned import (
     BELIEFS,
     LENGTHS,
-    RELAXED,
     SHARES,
     LearnedScheduler,
     SchedulerHead,
@@ -33,7 +31,7 @@ from draftgym.policies.schedulers.learned import (
 )
 from tests.handmade_users import MODES, user_table, user_traces
 
-KINDS = (BELIEFS, LENGTHS, RELAXED, SHARES)
+KINDS = (BELIEFS, LENGTHS, SHARES)
 LONGEST = 6
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -98,7 +96,7 @@ def test_one_network_serves_any_number_of_users(kind: str, users: int, table: Ch
     cell = Cell(table, replace(MODES["synchronous"], users=users), 3)
     policy = policy_of(kind)
     rng = np.random.default_rng(0)
-    reached = run_worker(lambda one: LearnedCellScheduler(policy, one), cell, rng, 12)
+    reached = play_cells(lambda one: LearnedPlanner(policy, one), cell, rng, 12)
     assert (reached.tokens >= 12 * users).all()
     assert policy.lengths(observe_cell(cell), cell.problem()).shape == (3, users)
 
@@ -179,4 +177,4 @@ def test_cells_of_another_longest_draft_are_refused(table: ChainTable) -> None:
     cell = Cell(table, MODES["synchronous"])
     cell.reset(np.random.default_rng(0))
     with pytest.raises(DraftgymError, match="up to 4 tokens"):
-        LearnedCellScheduler(policy_of(LENGTHS, longest=4), cell)
+        LearnedPlanner(policy_of(LENGTHS, longest=4), cell)

@@ -11,8 +11,7 @@ import pytest
 from benchmarks.schedulers.cells_live import CellsLiveArgs, play_live
 from benchmarks.system.losslessness import larger_than_rounding
 from draftgym.agents.scheduler.cell_args import CellArgs
-from draftgym.agents.scheduler.play import run_worker
-from draftgym.agents.scheduler.workers import LearnedCellScheduler
+from draftgym.agents.scheduler.planners import LearnedPlanner, play_cells
 from draftgym.envs.cell.cell import Cell
 from draftgym.envs.cell.settings import CellSettings
 from draftgym.envs.cell.texts import ChainTable
@@ -31,7 +30,7 @@ def test_it_serves_any_number_of_users(users: int) -> None:
     rng = np.random.default_rng(0)
     arms = {arm: lambda signals, hidden: rng.geometric(0.4, len(signals)) for arm in body["arms"]}
     cell = Cell(ChainTable(handmade_traces(arms, length=40)), CellSettings(users=users), 2)
-    reached = run_worker(lambda one: LearnedCellScheduler(policy, one), cell, rng, 20)
+    reached = play_cells(lambda one: LearnedPlanner(policy, one), cell, rng, 20)
     assert (reached.tokens >= 20 * users).all() and reached.drafted.sum() > 0
 
 

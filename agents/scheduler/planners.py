@@ -1,43 +1,47 @@
-"""Who plans the steps of cells: Multi-SPIN's schedulers, trained ones, and an oracle.
+"""Who plans the rounds of cells: Multi-SPIN's rules, trained schedulers, and an oracle.
 
 A scheduler (`draftgym.policies.multispin`) plans with its own belief about acceptance.
-`CellScheduler` tells it what happens in a cell and asks it for plans, `LearnedCellScheduler` does
-so with a trained policy, and `OracleCellScheduler` knows what nobody can know.
+`RulePlanner` tells it what happens in a cell and asks it for plans, `LearnedPlanner` does so with a
+trained policy, and `OraclePlanner` knows what nobody can know. `play_cells` plays many cells by the
+letter, shares and turns included; `SchedulerPolicy` plays a Gymnasium environment through the same
+`predict` that learned policies have.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
+from draftgym.agents.scheduler.totals import CellTotals, count_rounds
 from draftgym.decoding.errors import DraftgymError
 from draftgym.envs.cell.cell import Cell, CellRound
 from draftgym.envs.cell.texts import ChainTable
-from draftgym.envs.scheduler.actions import (
-    Actions,
-    BeliefActions,
-    LengthActions,
-    RelaxedLengthActions,
-    ShareActions,
+from draftgym.envs.radio.channel import Generators
+from draftgym.envs.scheduler.env import (
+    SchedulerBeliefEnv,
+    SchedulerEnv,
+    SchedulerSharesEnv,
 )
 from draftgym.envs.scheduler.observation import CELL_FEATURES, USER_FEATURES, observe_cell
 from draftgym.policies.multispin.curves import curve_plan
 from draftgym.policies.multispin.problem import Lengths, Plan, RoundProblem
 from draftgym.policies.schedulers.entropy_exit import EntropyExit
-from draftgym.policies.schedulers.learned import BELIEFS, LENGTHS, RELAXED, SHARES, LearnedScheduler
+from draftgym.policies.schedulers.learned import BELIEFS, LENGTHS, SHARES, LearnedScheduler
 from draftgym.policies.schedulers.rules import make_scheduler
 
-ACTIONS: dict[str, type[Actions]] = {
-    BELIEFS: BeliefActions,
-    LENGTHS: LengthActions,
-    RELAXED: RelaxedLengthActions,
-    SHARES: ShareActions,
+ENVIRONMENTS: dict[str, type[SchedulerEnv]] = {
+    BELIEFS: SchedulerBeliefEnv,
+    LENGTHS: SchedulerEnv,
+    SHARES: SchedulerSharesEnv,
 }
-"""How the answers of trained schedulers become plans."""
+"""The environment whose actions a network answers with, by its head."""
 
 
-class CellWorker(Protocol):
+class CellPlanner(Protocol):
     """Who plans the steps of n cells."""
 
     def plan(self) -> Plan:
@@ -47,8 +51,12 @@ class CellWorker(Protocol):
         """Is told how a step of the cells went."""
 
 
-class CellScheduler:
-    """A scheduler at work in n cells.
+MakePlanner = Callable[[Cell], CellPlanner]
+"""Makes who plans, of cells that have been reset."""
+
+
+class RulePlanner:
+    """One of Multi-SPIN's schedulers, or a baseline, at work in n cells.
 
     Within a window a plan is for those who decide, as if they had their part of the band; the band
     is then divided by the optimal rule, since plans say nothing of uploads under way.
@@ -112,12 +120,12 @@ def traced(cell: Cell, why: str) -> ChainTable:
     if not isinstance(cell.table, ChainTable):
         raise DraftgymError(
             f"a scheduler that {why}, and texts that are being written",
-            "choose another one, or play traces: python evaluate.py --scheduler ...",
+            "choose another one, or play traces: draftgym evaluate --scheduler ...",
         )
     return cell.table
 
 
-class OracleCellScheduler:
+class OraclePlanner:
     """Knows how many tokens of this round's drafts the target will accept, which nobody can.
 
     It plans this round as well as can be with what is known of channels: no scheduler that plans
@@ -144,7 +152,7 @@ class OracleCellScheduler:
         """Nothing: it knows."""
 
 
-class LearnedCellScheduler:
+class LearnedPlanner:
     """A trained scheduler at work in n cells.
 
     Args:
@@ -169,7 +177,7 @@ class LearnedCellScheduler:
                 "train it again",
             )
         self.policy, self.cell = policy, cell
-        self._actions = ACTIONS[head.kind](cell.settings.users, cell.longest)
+        self._actions = ENVIRONMENTS[head.kind].actions_of(cell.settings.users, cell.longest)
 
     def plan(self) -> Plan:
         """The plan of the next step `[n, K]`."""
@@ -178,3 +186,76 @@ class LearnedCellScheduler:
 
     def learn(self, played: CellRound) -> None:
         """Nothing: all that it knows is in the observations."""
+
+
+def play_cells(planner: str | MakePlanner, cell: Cell, rng: Generators, rounds: int) -> CellTotals:
+    """Resets the cells, plays some rounds and counts what they did; see `play_rounds`."""
+    return count_rounds(play_rounds(planner, cell, rng, rounds))
+
+
+def play_rounds(
+    planner: str | MakePlanner, cell: Cell, rng: Generators, rounds: int
+) -> Iterator[CellRound]:
+    """Resets the cells and plays some rounds, one after the other.
+
+    Args:
+        planner: Who plans; a text is `RulePlanner`'s.
+        cell: The cells.
+        rng: See `Cell.reset`. The same seeds give every planner the same users and channels at the
+            start; later ones depend on how time passes.
+        rounds: Rounds of every cell.
+    """
+    cell.reset(rng)
+    make = partial(RulePlanner, planner) if isinstance(planner, str) else planner
+    planning = make(cell)
+    for _ in range(rounds):
+        played = cell.step(planning.plan())
+        planning.learn(played)
+        yield played
+
+
+class SchedulerPolicy:
+    """A scheduler that plays a Gymnasium environment; a new one for every episode.
+
+    `draftgym/Scheduler-v0` divides the band by its own rule, whatever the scheduler's shares;
+    `draftgym/SchedulerShares-v0` takes them. Users in turn cannot be said by any action: use
+    `play_cells`.
+
+    Args:
+        spec: See `RulePlanner`.
+        env: The environment, unwrapped and reset.
+        min_length: See `RulePlanner`.
+    """
+
+    def __init__(self, spec: str, env: SchedulerEnv, min_length: int = 0) -> None:
+        self._env, self._planner = env, RulePlanner(spec, env.cell, min_length)
+        self._planned = False
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = True,
+    ) -> tuple[NDArray[Any], None]:
+        """The action of the next step; what happened before is read from the environment.
+
+        Args:
+            observation: Not read: a scheduler states its problem itself.
+            state: Not read.
+            episode_start: Not read.
+            deterministic: Schedulers always are.
+
+        Raises:
+            DraftgymError: The plan serves users in turn.
+        """
+        if self._planned:
+            self._planner.learn(self._env.played)
+        plan = self._planner.plan()
+        if plan.in_turn:
+            raise DraftgymError(
+                "this scheduler serves users in turn, and no action says so",
+                "play it with draftgym.agents.scheduler.planners.play_cells",
+            )
+        self._planned = True
+        return self._env.actions.actions(plan)[0], None

@@ -15,13 +15,14 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Tally:
+class CellTotals:
     """What n cells did in some rounds.
 
     Attributes:
         tokens: Committed tokens `[n]`.
         seconds: Time of all rounds `[n]`, without times in which nobody was there.
-        round_goodput: Mean over rounds of tokens per second of each `[n]`: the papers' figure.
+        round_goodput: Mean over rounds of tokens per second of each `[n]`: the papers' figure,
+            which hardly notices the rounds that take long.
         drafted: Verified draft tokens `[n]`.
         accepted: Those of them that were accepted `[n]`.
         rates: Tokens per second of every user while it was there, one array per cell.
@@ -72,7 +73,7 @@ def jain(rates: Floats) -> float:
     return float(rates.sum()) ** 2 / (len(rates) * squares) if squares else 1.0
 
 
-def tally(rounds: Iterable[CellRound]) -> Tally:
+def count_rounds(rounds: Iterable[CellRound]) -> CellTotals:
     """Counts what rounds did; there is one at least, of the same cells.
 
     A user's time counts from when it came, and a user that comes into an emptied place is another.
@@ -120,10 +121,10 @@ class _Count:
         self._close(newcomers)
         self.waited[newcomers] = 0.0
 
-    def result(self) -> Tally:
-        """The tally."""
+    def result(self) -> CellTotals:
+        """The totals."""
         self._close(np.ones_like(self.stayed, dtype=bool))
-        return Tally(
+        return CellTotals(
             self.tokens,
             self.seconds,
             self.ratios / self.rounds,

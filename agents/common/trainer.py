@@ -1,0 +1,277 @@
+"""The skeleton of all trainers that learn by playing: traces -> train -> the best policy, exported.
+
+A run folder has
+
+* `config.json` - settings, command, revision, versions
+* `metrics.jsonl` and TensorBoard's events - what was logged
+* `model.zip` - Stable-Baselines3's, to go on training
+* `policy/` - the deployable policy: the best by validation, where there is one
+* `best.json` - how good that is
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from stable_baselines3 import DQN, PPO, SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+
+from draftgym.agents.common.callbacks import BesideLearning, make_logger
+from draftgym.agents.common.settings import TrainArgs
+from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.precision import usable_cores
+from draftgym.decoding.provenance import command_line, describe_host, git_revision, plain
+from draftgym.policies.folder import PolicyTarget, read_body
+from draftgym.rollouts.traces.file import read_traces
+from draftgym.rollouts.traces.shards import shards_in
+from draftgym.rollouts.traces.trace import TraceSet
+
+MODEL, POLICY, BEST = "model.zip", "policy", "best.json"
+KINDS: dict[str, type[BaseAlgorithm]] = {"ppo": PPO, "dqn": DQN, "sac": SAC}
+"""Algorithms by the name that users write."""
+
+Policy = TypeVar("Policy")
+
+
+class Counts(Protocol):
+    """What counts rounds while they are played."""
+
+    def forget_counts(self) -> None:
+        """Starts the counts anew."""
+
+
+class Trainer(ABC, Generic[Policy]):
+    """Trains an agent and keeps the best policy; subclasses say what differs.
+
+    A subclass sets the attributes and ends its `__init__` with `self.agent = self.make_agent()`.
+
+    Attributes:
+        args: Settings.
+        run: Run folder, resumed when it exists; None keeps everything in memory.
+        rounds: Rounds in all, earlier sessions included.
+        target: Whom the policy is for.
+        env: What the agent plays.
+        counts: What counts the rounds for `charts`.
+        figure: What `validate` measures; more is better.
+        usual_speed: Rounds per second on a quiet machine, to say beforehand how long it takes.
+        log_interval: See SB3's `learn`.
+        agent: What is trained.
+    """
+
+    args: TrainArgs
+    run: Path | None
+    rounds: int
+    target: PolicyTarget
+    env: VecEnv
+    counts: Counts
+    figure: str
+    usual_speed: float
+    log_interval: int
+    agent: Any
+    _best: float | None = None
+    _kept: Policy | None = None
+
+    @abstractmethod
+    def fresh_agent(self) -> Any:
+        """An agent of Stable-Baselines3 that has played nothing here."""
+
+    @abstractmethod
+    def identity(self) -> Mapping[str, Any]:
+        """Entries of `policy.json` that a run must share to be resumed."""
+
+    @abstractmethod
+    def policy(self) -> Policy:
+        """A copy of what acts, in deployable form."""
+
+    @abstractmethod
+    def validate(self) -> float | None:
+        """How good the policy is on the texts set aside; None where there are none."""
+
+    @abstractmethod
+    def charts(self, seconds: float) -> dict[str, float]:
+        """What to log of the rounds counted in these seconds; nothing while they are few."""
+
+    @abstractmethod
+    def write(self, policy: Policy, folder: Path, provenance: Mapping[str, Any]) -> None:
+        """Writes the deployable form."""
+
+    @abstractmethod
+    def card(self, validated: float | None) -> str:
+        """The card beside it: what it is, how it was made, how to use it."""
+
+    def train(self) -> None:
+        """Trains up to `rounds`; saves whatever happens.
+
+        Raises:
+            DraftgymError: The run folder cannot be written.
+        """
+        args, done = self.args, self.agent.num_timesteps
+        if self.run is not None:
+            self.run.mkdir(parents=True, exist_ok=True)
+            self.write_config(self.run)
+        self.agent.set_logger(make_logger(self.run))
+        print(f"{done} of {self.rounds} rounds done{self._estimate(self.rounds - done)}")
+        torch.set_num_threads(args.threads or usable_cores())  # SB3 leaves its own setting behind
+        try:
+            if done < self.rounds:
+                self.agent.learn(
+                    self.rounds - done,
+                    BesideLearning(self),
+                    log_interval=self.log_interval,
+                    reset_num_timesteps=False,
+                    progress_bar=True,
+                )
+        finally:
+            self.save()
+            self.agent.logger.close()
+        if self.run is not None:
+            print(f"{self.agent.num_timesteps} rounds; policy exported to {self.run / POLICY}")
+
+    def best_policy(self) -> Policy:
+        """The best by validation of this session; the latest where nothing was validated."""
+        return self.policy() if self._kept is None else self._kept
+
+    def judge(self, value: float) -> None:
+        """Keeps the policy if this is the best `figure` so far, in earlier sessions too."""
+        if self._best is None:
+            self._best = self._best_before()
+        if value <= self._best:
+            return
+        self._best, self._kept = value, self.policy()
+        if self.run is not None:
+            self.export(value)
+            (self.run / BEST).write_text(json.dumps({self.figure: value}) + "\n")
+
+    def save(self) -> None:
+        """Saves what training goes on from; the policy too, where nothing tells which is best."""
+        if self.run is None:
+            return
+        partial = self.run / "model.partial.zip"
+        self.agent.save(partial)
+        partial.replace(self.run / MODEL)
+        if not (self.run / BEST).is_file():
+            self.export(None)
+
+    def export(self, validated: float | None) -> None:
+        """Writes the deployable policy with its card into the run folder.
+
+        Args:
+            validated: Its `figure`; None if unknown.
+        """
+        assert self.run is not None
+        provenance = {
+            "settings": plain(asdict(self.args)),
+            "rounds": self.agent.num_timesteps,
+            f"validation_{self.figure}": validated,
+            "host": describe_host(),
+        }
+        self.write(self.policy(), self.run / POLICY, provenance)
+        (self.run / POLICY / "README.md").write_text(self.card(validated), encoding="utf-8")
+
+    def write_config(self, folder: Path) -> None:
+        """Writes `config.json`."""
+        target = {"target": self.target.name, "fingerprint": self.target.fingerprint}
+        body = {"settings": plain(asdict(self.args)), **target, **describe_host()}
+        (folder / "config.json").write_text(json.dumps(body, indent=2) + "\n")
+
+    def make_agent(self) -> Any:
+        """A fresh agent, or the run folder's with the hyperparameters it was started with.
+
+        Raises:
+            DraftgymError: The folder's run chooses among other things or has another target, or
+                its file is damaged or an older version's.
+        """
+        if self.run is None or not (self.run / MODEL).exists():
+            return self.fresh_agent()
+        agent = self.load_agent(self.run)
+        # A resumed run must not replay its first texts and choices.
+        agent.set_random_seed(self.args.seed + agent.num_timesteps)
+        return agent
+
+    def load_agent(self, run: Path, **changes: Any) -> Any:
+        """The saved agent of a run with the same `identity`; see `make_agent`.
+
+        Args:
+            run: Its folder.
+            changes: Hyperparameters that replace the saved ones.
+        """
+        self._check_identity(run)
+        try:
+            algorithm = KINDS[self.args.algorithm]
+            return algorithm.load(run / MODEL, env=self.env, device="cpu", **changes)
+        except Exception as error:  # SB3 raises many kinds for a damaged or foreign zip
+            reason = str(error).splitlines()[0] if str(error) else repr(error)
+            raise DraftgymError(
+                f"cannot resume from {run / MODEL}: {reason}",
+                "its arms, target or algorithm differ from these settings, an older version wrote "
+                "it, or it is damaged; name another --run",
+            ) from error
+
+    def _estimate(self, rounds: int) -> str:
+        if rounds <= 0:
+            return ""
+        minutes = rounds / self.usual_speed / 60
+        if self.args.minutes is not None:
+            minutes = min(minutes, self.args.minutes)
+        return f"; the others take about {max(minutes, 0.1):.1f} minutes, longer on a busy machine"
+
+    def _check_identity(self, run: Path) -> None:
+        """Networks may fit and still mean something else."""
+        if not (run / POLICY).is_dir():
+            return
+        body = read_body(run / POLICY)
+        for name, wanted in self.identity().items():
+            found = body.get(name)
+            if found != wanted:
+                raise DraftgymError(
+                    f"{run} was trained with {name} {_text(found)}, asked for: {_text(wanted)}",
+                    "give the same settings and traces, or name another --run",
+                )
+
+    def _best_before(self) -> float:
+        path = None if self.run is None else self.run / BEST
+        if path is None or not path.is_file():
+            return float("-inf")
+        return float(json.loads(path.read_text())[self.figure])
+
+
+def open_traces(folder: Path, remedy: str) -> TraceSet:
+    """Reads traces; nothing is collected unasked.
+
+    Args:
+        folder: Where they should be.
+        remedy: How to get them, and how long that takes.
+
+    Raises:
+        DraftgymError: There are none, or they are damaged.
+    """
+    if not folder.is_dir() or not shards_in(folder):
+        raise DraftgymError(f"no traces in {folder}", remedy)
+    return read_traces(folder)
+
+
+def write_card(title: str, what: str, rows: Mapping[str, str], usage: str) -> str:
+    """A policy's card: a title, a sentence, a table of facts, and how to use it."""
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return f"""# {title}
+
+{what}
+
+| | |
+|---|---|
+{table}
+| made by | `{command_line()}` at revision `{git_revision()}` |
+
+{usage}
+"""
+
+
+def _text(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
