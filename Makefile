@@ -53,7 +53,8 @@ bench: traces  ## Measurements, small: arms, routers, speed, switching, lossless
 	$(RUN) -m benchmarks.routers.arms --traces runs/heldout-small --json runs/arms.json
 	$(RUN) -m benchmarks.routers.routing --heldout runs/heldout-small --seeds 1 --rounds 200000 --json runs/routing.json
 	$(RUN) -m benchmarks.system.trace_speed --texts 10 --rounds 200000
-	$(RUN) -m benchmarks.system.switching --per-category 1 --max-new-tokens 48 --repeats 5 --json runs/switching.json
+	$(RUN) -m benchmarks.system.switch_cost --repeats 5 --json runs/switch_cost.json
+	$(RUN) -m benchmarks.system.catch_up --per-category 1 --max-new-tokens 48 --json runs/catch_up.json
 	$(RUN) -m benchmarks.system.against_transformers --per-category 1 --json runs/speed.json
 	$(RUN) -m benchmarks.system.router_overhead
 	$(RUN) -m benchmarks.system.losslessness --per-category 1 --max-new-tokens 48 --json runs/losslessness.json

@@ -3,15 +3,15 @@
 # All of it lies in a folder named after the weights, so changed drafters get new traces, routers
 # and figures, and the old ones stay. Interrupted, the same command goes on: results that are there
 # are not made again (delete one to have it made), and the long steps go on inside, too: collecting
-# after the last whole shard, benchmarks.routers.routing after the last trained router (PPO and DQN within
-# one), benchmarks.system.against_transformers after the last prompt. These begin again: benchmarks.routers.arms and
-# tune_entropy (a minute), switching, trace_speed and evaluate.py (several minutes each).
+# after the last whole shard, benchmarks.routers.routing after the last trained router (PPO and DQN
+# within one), benchmarks.system.against_transformers after the last prompt. All others begin again.
 RUN ?= .venv/bin/python
 DRAFTGYM ?= .venv/bin/draftgym
 # git is there wherever this project is; sha256sum is not.
 WEIGHTS := $(shell cat checkpoints/*/model.safetensors | git hash-object --stdin | cut -c 1-8)
 HERE := runs/figures-$(WEIGHTS)
 ROUTER := checkpoints/router-smollm2-135m
+RESULTS := routing.json arms.json switch_cost.json catch_up.json trace_speed.json clock.json speed.json
 TRACES := $(addprefix $(HERE)/,train.done heldout.done heldout-t1.done)
 COLLECT = $(DRAFTGYM) collect --dtype float32 --out $(basename $@)
 
@@ -19,9 +19,8 @@ COLLECT = $(DRAFTGYM) collect --dtype float32 --out $(basename $@)
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
-figures: $(addprefix $(HERE)/,arms.json routing.json switching.json trace_speed.json) ship \
-    $(addprefix $(HERE)/,clock.json speed.json)
-	$(RUN) -m benchmarks.system.figures_markdown --folder $(HERE) > $(HERE)/figures.md
+figures: $(addprefix $(HERE)/,$(RESULTS)) ship
+	$(RUN) -m benchmarks.report $(addprefix $(HERE)/,$(RESULTS)) > $(HERE)/figures.md
 
 $(HERE)/train.done:
 	$(COLLECT) --prompts train
@@ -43,8 +42,11 @@ $(HERE)/routing.json: $(TRACES)
 	    --seeds 5 --rounds 500000 --transfer --sampled $(HERE)/heldout-t1 --threads 1 \
 	    --run $(HERE)/routing --json $@
 
-$(HERE)/switching.json:
-	$(RUN) -m benchmarks.system.switching --dtype float32 --per-category 2 --max-new-tokens 96 --json $@
+$(HERE)/switch_cost.json:
+	$(RUN) -m benchmarks.system.switch_cost --dtype float32 --json $@
+
+$(HERE)/catch_up.json:
+	$(RUN) -m benchmarks.system.catch_up --dtype float32 --per-category 2 --max-new-tokens 96 --json $@
 
 $(HERE)/trace_speed.json: $(HERE)/train.done
 	$(RUN) -m benchmarks.system.trace_speed --dtype float32 --traces $(HERE)/train --json $@
@@ -59,8 +61,8 @@ ship: $(HERE)/routing.json $(HERE)/entropy_threshold.json
 
 # An assignment of its own, so that a router that is missing stops it.
 $(HERE)/clock.json: $(HERE)/routing.json
-	routers=$$($(RUN) -m benchmarks.routers.compared --routing $< --run $(HERE)/routing) && \
-	$(RUN) evaluate.py --dtype float32 --max-new-tokens 128 --limit-per-category 4 \
+	routers=$$($(RUN) -m benchmarks.routers.ship --routing $< --run $(HERE)/routing) && \
+	$(DRAFTGYM) evaluate --dtype float32 --max-new-tokens 128 --limit-per-category 4 \
 	    --policies plain eagle3:1 eagle3:2 dflash:2 ngram:8 ngram:16 \
 	    ucb-time@eagle3:2,dflash:2,ngram:16,plain $$routers --report $(HERE)/report --json $@
 

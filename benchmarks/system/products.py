@@ -8,41 +8,38 @@ Products alone: no attention, no norms. Both ways take turns; the median counts.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 
 import torch
 import tyro
-from torch import Tensor
 
+from benchmarks.report import Json, Table, number
+from benchmarks.results import Result, TargetOptions, environment, publish
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
 from draftgym.decoding.model.products import Products, packing_gain
 from draftgym.decoding.model.target import Target, load_target
 
-Product = Callable[[Tensor, Tensor], Tensor]
-
 
 @dataclass(frozen=True, kw_only=True)
-class ProductsArgs:
+class ProductsArgs(TargetOptions):
     """What to time.
 
     Attributes:
         rows: Rows of a pass.
         repeats: Timings of each, after one that packs.
-        target: Embedded target, Hugging Face folder, Hub id or .gguf file.
-        threads: CPU threads; default: every core this process may use.
+        json: Write the figures to this file.
     """
 
     rows: tuple[int, ...] = (1, 2, 3, 5, 9, 17, 33, 65, 256)
     repeats: int = 7
-    target: str = "smollm2-135m"
-    threads: int | None = None
+    json: Path | None = None
 
 
 @torch.inference_mode()
 def time_products(target: Target, rows: int, repeats: int) -> tuple[float, float]:
-    """Median seconds of torch's products and of packed ones, over all weights once."""
+    """Median milliseconds of torch's products and of packed ones, over all weights once."""
     layers = [[one.qkv, one.out, one.gate_up, one.down] for one in target.decoder.layers]
     weights = [weight for layer in layers for weight in layer] + [target.decoder.head]
     inputs = {width: torch.randn(rows, width) for width in {w.shape[1] for w in weights}}
@@ -54,12 +51,12 @@ def time_products(target: Target, rows: int, repeats: int) -> tuple[float, float
                 products(inputs[weight.shape[1]], weight)
             if repeat:
                 times.append(time.perf_counter() - start)
-    own, packed = (median(times) for times in seconds.values())
+    own, packed = (1e3 * median(times) for times in seconds.values())
     return own, packed
 
 
-def main(args: ProductsArgs) -> None:
-    """Prints one line per number of rows.
+def measure(args: ProductsArgs) -> Result:
+    """Times every number of rows, shows and writes the figures.
 
     Raises:
         DraftgymError: This machine does not pack.
@@ -70,12 +67,27 @@ def main(args: ProductsArgs) -> None:
             f"packed products are not used here (gain {packing_gain():.2f})",
             "there is nothing to compare: decoding uses torch's own products",
         )
-    print(f"{target.name}: {target.precision.dtype}, {target.precision.threads} threads")
-    for rows in args.rows:
-        own, packed = time_products(target, rows, args.repeats)
-        print(f"{rows:4} rows  torch {1e3 * own:6.1f} ms  packed {1e3 * packed:6.1f} ms")
+    rows = []
+    for count in args.rows:
+        own, packed = time_products(target, count, args.repeats)
+        rows.append({"rows": count, "torch_ms": own, "packed_ms": packed})
+    facts = environment(args, target)
+    result = {"benchmark": "benchmarks.system.products", "environment": facts, "rows": rows}
+    publish(result, tables(result), args.json)
+    return result
+
+
+def tables(result: Json) -> list[Table]:
+    """Milliseconds by rows of a pass."""
+    title = "all weights of {target} once, {dtype}, threads {threads}; {cpu}; ms"
+    columns = {
+        "rows": number("rows", ""),
+        "torch": number("torch_ms", ".1f"),
+        "packed": number("packed_ms", ".1f"),
+    }
+    return [Table.of(title.format(**result["environment"]), result["rows"], columns)]
 
 
 if __name__ == "__main__":
     with exit_on_user_error():
-        main(tyro.cli(ProductsArgs, description=__doc__))
+        measure(tyro.cli(ProductsArgs, description=__doc__))

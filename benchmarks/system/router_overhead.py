@@ -1,7 +1,7 @@
 """What routing costs: decision and environment bookkeeping, beside the round they belong to.
 
     $ python -m benchmarks.system.router_overhead
-    $ python -m benchmarks.system.router_overhead --prompts 10 --dtype float32
+    $ python -m benchmarks.system.router_overhead --prompts 10 --dtype float32 --json overhead.json
 
 Real decoding through `RouterEnv` with a learned policy. In each round the policy decides and its
 decision is timed, but the arms are played in turn, so that every arm (the cheapest ones have the
@@ -11,47 +11,42 @@ largest share) meets the same texts and the same drift of the machine.
     observe      building the observation
     predict      the policy's network
     bookkeeping  the rest of `RouterEnv.step`: reward, running means, info
-
-Prints a table, then one line of JSON.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import tyro
-from rich import box
-from rich.table import Table
+from numpy.typing import NDArray
 from tqdm import tqdm
 
+from benchmarks.report import Json, Table
+from benchmarks.results import Result, TargetOptions, at_least_one, environment, publish
 from draftgym.decoding.arms import PLAIN, Arm, default_arms
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
-from draftgym.decoding.model.target import Target, load_target
+from draftgym.decoding.model.target import Target
 from draftgym.decoding.observation import Observation, signal_names
-from draftgym.decoding.provenance import describe_host, describe_target
 from draftgym.decoding.round import RoundRecord
-from draftgym.drafters.loading import load_drafters
 from draftgym.envs.router.live import RouterEnv
 from draftgym.policies.registry import make_policy, shipped_router
 from draftgym.policies.routers.learned import LearnedPolicy
 from draftgym.policies.routers.network import RouterNetwork
+from draftgym.rollouts.decode.evaluation import check_writable
 from draftgym.rollouts.prompts.sets import interleave_categories, load_prompts
-from draftgym.rollouts.report.table import make_console
 
 LIMIT = 0.03
 """Share of a round that routing may take."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class OverheadArgs:
+class OverheadArgs(TargetOptions):
     """What to measure.
 
     Attributes:
@@ -60,22 +55,18 @@ class OverheadArgs:
         warm_up: Rounds at the start that do not count.
         policy: Folder of a trained router; default: the shipped one, else an untrained network of
             the same size.
-        target: Embedded target, Hugging Face folder, Hub id or .gguf file.
-        drafters: Drafter checkpoints beside or instead of the shipped ones.
         dtype: auto, float32 or bfloat16.
-        threads: CPU threads; default: every core this process may use.
         seed: Seed of the environment.
+        json: Write the figures to this file.
     """
 
     prompts: int = 10
     max_new_tokens: int = 64
     warm_up: int = 16
     policy: Path | None = None
-    target: str = "smollm2-135m"
-    drafters: tuple[Path, ...] = ()
     dtype: str = "auto"
-    threads: int | None = None
     seed: int = 0
+    json: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -119,16 +110,16 @@ class TimedRouterEnv(RouterEnv):
         return super()._round_seconds(record)
 
 
-def measure(args: OverheadArgs) -> dict[str, Any]:
-    """Decodes, prints the table and the JSON line, and returns what it holds.
+def measure(args: OverheadArgs) -> Result:
+    """Decodes, shows and writes the figures.
 
     Raises:
         DraftgymError: Bad settings.
     """
-    if args.prompts < 1:
-        raise DraftgymError(f"--prompts is {args.prompts}", "ask for at least one prompt")
-    target = load_target(args.target, args.dtype, args.threads)
-    drafters = load_drafters(target, args.drafters)
+    at_least_one(args, "prompts")
+    if args.json is not None:
+        check_writable(args.json)
+    target, drafters = args.load(args.dtype)
     policy, name = choose_policy(args.policy, target, drafters)
     env = TimedRouterEnv(
         target=target,
@@ -140,10 +131,10 @@ def measure(args: OverheadArgs) -> dict[str, Any]:
     samples = collect(env, policy, args.seed)[args.warm_up :]
     if not samples:
         raise DraftgymError("every round fell into the warm-up", "raise --prompts")
-    facts = {"policy": name, **describe_target(target), **describe_host()}
-    result = summarise(samples) | {"environment": facts}
-    print_result(result)
-    print(json.dumps(result))
+    facts = {"policy": name, **environment(args, target, drafters)}
+    benchmark = "benchmarks.system.router_overhead"
+    result = {"benchmark": benchmark, "environment": facts, **summarise(samples)}
+    publish(result, tables(result), args.json)
     return result
 
 
@@ -180,7 +171,7 @@ def collect(env: TimedRouterEnv, policy: LearnedPolicy, seed: int) -> list[Sampl
     return samples
 
 
-def summarise(samples: Sequence[Sample]) -> dict[str, Any]:
+def summarise(samples: Sequence[Sample]) -> Result:
     """Percentiles of the pieces in milliseconds, and their share of the round."""
     pieces = {name: _column(samples, name) for name in ("observe", "predict", "bookkeeping")}
     pieces["routing"], rounds = _column(samples, "routing"), _column(samples, "round")
@@ -206,37 +197,33 @@ def summarise(samples: Sequence[Sample]) -> dict[str, Any]:
     }
 
 
-def print_result(result: Mapping[str, Any]) -> None:
-    """The table, the arms and the machine."""
-    facts, console = result["environment"], make_console()
-    title = "{target}, {dtype}, threads {threads}; {policy}; {cpu}".format(**facts)
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
-    table.add_column("piece")
-    for name in ["median ms", "p10-p90 ms", "median share", "p10-p90 share", "share of all time"]:
-        table.add_column(name, justify="right", no_wrap=True)
+def tables(result: Json) -> list[Table]:
+    """The pieces, the arms and the verdict."""
+    title = "{target}, {dtype}, threads {threads}; {policy}; {cpu}".format(**result["environment"])
+    rows = []
     for name, ms in result["milliseconds"].items():
         cells = [f"{ms['p50']:.3f}", f"{ms['p10']:.3f}-{ms['p90']:.3f}"]
         if share := result["share_of_round"].get(name):
             cells += [f"{share['p50']:.2%}", f"{share['p10']:.2%}-{share['p90']:.2%}"]
             cells += [f"{share['total']:.2%}"]
-        table.add_row(name, *cells, style="bold" if name == "routing" else None)
-    console.print(table)
-    for arm, one in result["arms"].items():
-        console.print(
-            f"  {arm}: routing {one['share']:.2%} of its rounds "
-            f"({one['rounds']} rounds of {one['round_ms']:.1f} ms)",
-            highlight=False,
-            markup=False,
-        )
+        rows.append([name, *cells, *[""] * (5 - len(cells))])
+    head = ["piece", "median ms", "p10-p90 ms", "median share", "p10-p90 share", "of all time"]
+    bold = frozenset([list(result["milliseconds"]).index("routing")])
+    notes = [
+        f"{arm}: routing {one['share']:.2%} of its rounds "
+        f"({one['rounds']} rounds of {one['round_ms']:.1f} ms)"
+        for arm, one in result["arms"].items()
+    ]
     verdict = "below" if result["below_limit"] else "NOT below"
-    console.print(f"routing is {verdict} {LIMIT:.0%} of the rounds' time", highlight=False)
+    notes.append(f"routing is {verdict} {result['limit']:.0%} of the rounds' time")
+    return [Table(title, head, rows, bold, notes)]
 
 
-def _column(samples: Sequence[Sample], name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _column(samples: Sequence[Sample], name: str) -> NDArray[np.float64]:
     return np.array([getattr(sample, name) for sample in samples])
 
 
-def _percentiles(values: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, float]:
+def _percentiles(values: NDArray[np.float64]) -> dict[str, float]:
     p10, p50, p90 = np.percentile(values, [10, 50, 90]).tolist()
     return {"p10": p10, "p50": p50, "p90": p90}
 

@@ -1,26 +1,62 @@
-"""What a switch costs: catching up a backlog, beside a whole round of the same arm."""
+"""What a switch costs: catching up a backlog, beside a whole round of the same arm (WhiFlash).
+
+    $ python -m benchmarks.system.switch_cost --dtype float32 --json runs/switch_cost.json
+
+A drafter that was not used has a *backlog*: positions that it must encode before it can draft. Per
+arm, context and backlog this times catching up, as a share of a whole round of that arm (drafting,
+verifying, committing) at that context without any backlog. The backlog is part of the context.
+Every timing follows a target pass, as in decoding; all are interleaved. `kv` encodes keys and
+values alone, `full` runs the whole drafter on the backlog. dflash never takes context positions as
+rows, so that its `full` is the same work as its `kv`. What both save in decoding is measured by
+`benchmarks.system.catch_up`.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
+import tyro
 from tqdm import tqdm
 
-from draftgym.decoding.arms import Arm
+from benchmarks.report import Json, Table
+from benchmarks.results import Result, TargetOptions, at_least_one, environment, publish
+from draftgym.decoding.arms import Arm, check_arms, parse_arm
 from draftgym.decoding.costs.calibration import fitting_contexts, random_session
 from draftgym.decoding.drafting import Drafter
-from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.errors import DraftgymError, exit_on_user_error
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.round import play_round, verify_batch
 from draftgym.decoding.session import Session
 from draftgym.decoding.verify.proposal import Proposal
+from draftgym.rollouts.decode.evaluation import check_writable
 
 PREFILLS = {"kv": False, "full": True}
 """What `full` is in each variant."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwitchCostArgs(TargetOptions):
+    """What to measure.
+
+    Attributes:
+        arms: Arms whose switch cost is measured (neural drafters).
+        contexts: Context lengths; shortened where the target's limit is lower.
+        backlogs: Positions to catch up; those longer than a context are left out there.
+        repeats: Timings per cell.
+        dtype: auto, float32 or bfloat16.
+        json: Write the figures to this file.
+    """
+
+    arms: tuple[str, ...] = ("eagle3:2", "dflash:2", "small:2")
+    contexts: tuple[int, ...] = (128, 512, 2048)
+    backlogs: tuple[int, ...] = (1, 16, 64, 128, 512)
+    repeats: int = 15
+    dtype: str = "auto"
+    json: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +98,32 @@ class SwitchCost:
     share: Spread
 
 
+def measure(args: SwitchCostArgs) -> Result:
+    """Measures, shows and writes the figures.
+
+    Raises:
+        DraftgymError: Bad settings.
+    """
+    at_least_one(args, "repeats")
+    for name in ("contexts", "backlogs"):
+        if not (values := getattr(args, name)) or min(values) < 1:
+            raise DraftgymError(f"--{name} has no positive number", "write some, as in 16 128")
+    if args.json is not None:
+        check_writable(args.json)
+    target, drafters = args.load(args.dtype)
+    arms = [*dict.fromkeys(map(parse_arm, args.arms))]
+    check_arms(arms, drafters)
+    cells = measure_switches(target, drafters, arms, args.contexts, args.backlogs, args.repeats)
+    result = {
+        "benchmark": "benchmarks.system.switch_cost",
+        "environment": environment(args, target, drafters),
+        "switch_cost": list(map(asdict, cells)),
+        "largest_median_shares": worst_shares(cells),
+    }
+    publish(result, tables(result), args.json)
+    return result
+
+
 def measure_switches(
     target: Target,
     drafters: Mapping[str, Drafter],
@@ -71,14 +133,6 @@ def measure_switches(
     repeats: int,
 ) -> list[SwitchCost]:
     """Times every cell with `backlog <= context`; the first of all repeats is a warm-up.
-
-    Args:
-        target: The target.
-        drafters: Drafters by name.
-        arms: Arms whose drafter keeps keys and values.
-        contexts: Context lengths; those that do not fit the target are shortened.
-        backlogs: Positions to catch up.
-        repeats: Timings per cell.
 
     Raises:
         DraftgymError: An arm of a drafter without keys and values.
@@ -102,10 +156,10 @@ def measure_switches(
                     rounds[arm].append(seconds)
                     for (prefill, backlog), value in timed.items():
                         switches.setdefault((arm, prefill, backlog), []).append(value)
-        cells += [
-            _cell(arm, prefill, context, backlog, seconds, rounds[arm])
-            for (arm, prefill, backlog), seconds in switches.items()
-        ]
+        for (arm, prefill, backlog), times in switches.items():
+            share = Spread.of(times, 1 / float(np.median(rounds[arm])))
+            spreads = (Spread.of(times, 1e3), Spread.of(rounds[arm], 1e3), share)
+            cells.append(SwitchCost(str(arm), prefill, context, backlog, *spreads))
     return cells
 
 
@@ -144,23 +198,44 @@ def _switch_seconds(
             yield (prefill, backlog), seconds
 
 
-def _cell(
-    arm: Arm,
-    prefill: str,
-    context: int,
-    backlog: int,
-    switch: Sequence[float],
-    rounds: Sequence[float],
-) -> SwitchCost:
-    share = Spread.of(switch, 1 / float(np.median(rounds)))
-    switch_ms, round_ms = Spread.of(switch, 1e3), Spread.of(rounds, 1e3)
-    return SwitchCost(str(arm), prefill, context, backlog, switch_ms, round_ms, share)
-
-
-def worst_shares(cells: Sequence[SwitchCost]) -> dict[str, Any]:
+def worst_shares(cells: Sequence[SwitchCost]) -> dict[str, float]:
     """Per arm and prefill, the largest median share of the grid."""
     worst: dict[str, float] = {}
     for cell in cells:
         key = f"{cell.arm} {cell.prefill}"
         worst[key] = max(worst.get(key, 0.0), cell.share.p50)
     return worst
+
+
+def tables(result: Json) -> list[Table]:
+    """Shares of a round: a row per arm, prefill and context, a column per backlog."""
+    title = (
+        "switch cost by backlog: catching up, % of a round's time (p10-p90)\n"
+        "{target}, {dtype}, threads {threads}; {cpu}"
+    ).format(**result["environment"])
+    cells = result["switch_cost"]
+    backlogs = sorted({cell["backlog"] for cell in cells})
+    rows: dict[tuple[str, str, int], dict[int, Json]] = {}
+    for cell in cells:
+        key = (cell["arm"], cell["prefill"], cell["context"])
+        rows.setdefault(key, {})[cell["backlog"]] = cell
+    lines = []
+    for (arm, prefill, context), row in sorted(rows.items()):
+        shares = [_spread(row[one]["share"]) if one in row else "" for one in backlogs]
+        whole = next(iter(row.values()))["round_ms"]
+        spread = f"{whole['p50']:.1f} ({whole['p10']:.0f}-{whole['p90']:.0f})"
+        lines.append([arm, prefill, str(context), spread, *shares])
+    return [Table(title, ["arm", "prefill", "context", "round ms", *map(str, backlogs)], lines)]
+
+
+def _spread(share: Json) -> str:
+    median, low, high = (
+        f"{100 * share[key]:.1f}" if share[key] < 0.1 else f"{100 * share[key]:.0f}"
+        for key in ("p50", "p10", "p90")
+    )
+    return f"{median} ({low}-{high})"
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        measure(tyro.cli(SwitchCostArgs, description=__doc__))

@@ -13,19 +13,19 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import torch
 import tyro
 
+from benchmarks.report import Json, Table
+from benchmarks.results import Result, environment, publish
 from draftgym.agents.router.args import RouterArgs
 from draftgym.agents.router.train import train_router
 from draftgym.agents.router.vec_env import ReplayVecEnv
@@ -33,7 +33,6 @@ from draftgym.decoding.arms import PLAIN, Arm, parse_arm
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import exit_on_user_error
 from draftgym.decoding.model.target import Target
-from draftgym.decoding.provenance import describe_host, describe_target
 from draftgym.decoding.verify.rules import make_rule
 from draftgym.drafters.batched import BatchDrafter
 from draftgym.policies.routers.random import RandomPolicy
@@ -65,33 +64,39 @@ class TraceSpeedArgs(DecodingOptions):
     json: Path = Path("runs/trace_speed.json")
 
 
-def measure(args: TraceSpeedArgs) -> dict[str, Any]:
-    """Measures all three, prints and writes the figures."""
+def measure(args: TraceSpeedArgs) -> Result:
+    """Measures all three, shows and writes the figures."""
     traces = read_traces(args.traces)
     arms = [*map(parse_arm, traces.origin.arms), Arm(PLAIN, 0)]
     target, drafters = args.load()
     prompts = interleave_categories(load_prompts("train"))[: args.texts]
-    figures: dict[str, Any] = {
+    result: Result = {
+        "benchmark": "benchmarks.system.trace_speed",
+        "environment": environment(args, target, drafters) | {"arms": list(map(str, arms))},
         "collected_positions_per_second": collecting(args, target, drafters, arms, prompts),
         "replayed_rounds_per_second": replaying(traces, arms, args.count),
         "ppo": learning(args, arms),
-        "arms": [str(arm) for arm in arms],
-        **describe_target(target),
-        **describe_host(),
     }
-    for name, value in figures["collected_positions_per_second"].items():
-        print(f"collecting {name}: {value:.1f} positions/s")
-    print(f"replaying {args.count} episodes: {figures['replayed_rounds_per_second']:,.0f} rounds/s")
-    print(f"PPO: {figures['ppo']['rounds_per_second']:,.0f} rounds/s from end to end")
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    return figures
+    publish(result, tables(result), args.json)
+    return result
+
+
+def tables(result: Json) -> list[Table]:
+    """Rates of collecting, replaying and learning."""
+    facts = result["environment"]
+    collected = result["collected_positions_per_second"].items()
+    rows = [[f"collecting {name}", f"{rate:,.1f}", "positions/s"] for name, rate in collected]
+    rate = f"{result['replayed_rounds_per_second']:,.0f}"
+    rows.append([f"replaying {facts['settings']['count']} episodes", rate, "rounds/s"])
+    rows.append(["PPO from end to end", f"{result['ppo']['rounds_per_second']:,.0f}", "rounds/s"])
+    title = "{target}, {dtype}, threads {threads}; {cpu}".format(**facts)
+    return [Table(title, ["what", "rate", "unit"], rows)]
 
 
 def collecting(
     args: TraceSpeedArgs,
     target: Target,
-    drafters: dict[str, Drafter] | Any,
+    drafters: Mapping[str, Drafter],
     arms: list[Arm],
     prompts: list[Prompt],
 ) -> dict[str, float]:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import replace
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import losslessness, router_overhead
-from benchmarks.system.catch_up_ablation import VARIANTS, BurstPolicy
+from benchmarks.report import markdown
+from benchmarks.system import catch_up, losslessness, router_overhead, switch_cost
+from benchmarks.system.catch_up import VARIANTS, BurstPolicy, CatchUpArgs
 from benchmarks.system.losslessness import NEAR_TIE, LosslessnessArgs, larger_than_rounding, measure
 from benchmarks.system.router_overhead import Sample, TimedRouterEnv, collect, summarise
-from benchmarks.system.switching import SwitchingArgs
-from benchmarks.system.switching import measure as measure_switching
+from benchmarks.system.switch_cost import SwitchCostArgs
 from draftgym.decoding.arms import parse_arm
 from draftgym.decoding.costs.calibration import calibrate
 from draftgym.decoding.drafting import Drafter
@@ -59,7 +59,8 @@ def test_plain_decodings_texts_are_counted_per_mode_and_policy(args: Losslessnes
     policies = ("plain", "eagle3", "ngram")
     assert counts == {(m, p): (6, 6) for m in ("greedy", "coupled") for p in policies}
     assert json.loads(args.json.read_text()) == result
-    assert not args.partial.exists()
+    assert list(args.json.parent.iterdir()) == [args.json], "nothing unfinished is left"
+    assert "| greedy | ngram | 6 | 72 | 6 | 0 | 0 |" in markdown(args.json)
 
 
 def test_a_killed_run_goes_on_and_finds_the_same(
@@ -77,7 +78,7 @@ def test_a_killed_run_goes_on_and_finds_the_same(
     monkeypatch.setattr(losslessness, "write_together", dies)
     with pytest.raises(KeyboardInterrupt):
         measure(args)
-    with args.partial.open("a") as file:
+    with args.json.with_name("result.json.partial.jsonl").open("a") as file:
         file.write('{"mode": "cou')  # a kill in the middle of a line
     with pytest.raises(DraftgymError, match="started with other max_new_tokens"):
         measure(replace(args, max_new_tokens=13))
@@ -117,7 +118,9 @@ def test_only_near_ties_are_put_down_to_rounding() -> None:
     assert [one["margin"] for one in kept] == [2 * NEAR_TIE, None]
 
 
-def test_routings_pieces_add_up_to_the_step(target: Target, drafters: dict[str, Drafter]) -> None:
+def test_routings_pieces_add_up_to_the_step(
+    target: Target, drafters: dict[str, Drafter], monkeypatch: pytest.MonkeyPatch
+) -> None:
     numbered = numbered_target(target)
     policy, _ = router_overhead.choose_policy(None, numbered, drafters)
     arms = [str(arm) for arm in policy.arms]
@@ -129,12 +132,13 @@ def test_routings_pieces_add_up_to_the_step(target: Target, drafters: dict[str, 
         max_new_tokens=24,
         cost_model=calibrate(numbered, drafters, repeats=1, contexts=(16, 64)),
     )
-    start = time.perf_counter()
+    ticks = count()
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(ticks)))
     samples = collect(env, policy, seed=0)
-    whole = time.perf_counter() - start
     assert {sample.arm for sample in samples} == set(arms)
     assert all(min(s.round, s.observe, s.predict, s.bookkeeping) > 0 for s in samples)
-    assert 0.3 * whole < sum(s.round + s.routing for s in samples) < whole
+    pieces = sum(s.round + s.routing for s in samples)
+    assert len(samples) * 8 < pieces < next(ticks), "no tick is counted twice"
 
 
 def test_shares_compare_routing_with_the_round() -> None:
@@ -146,13 +150,24 @@ def test_shares_compare_routing_with_the_round() -> None:
 
 
 @pytest.fixture
-def switching(files: dict[str, Any], tmp_path: Path) -> SwitchingArgs:
-    return SwitchingArgs(
+def switching(files: dict[str, Any], tmp_path: Path) -> SwitchCostArgs:
+    return SwitchCostArgs(
         json=tmp_path / "switching.json",
         arms=("eagle3:2", "dflash:2"),
         contexts=(16, 100_000),
         backlogs=(1, 12, 40),
         repeats=2,
+        threads=1,
+        dtype="float32",
+        target=files["target"],
+        drafters=files["drafters"],
+    )
+
+
+@pytest.fixture
+def catching_up(files: dict[str, Any], tmp_path: Path) -> CatchUpArgs:
+    return CatchUpArgs(
+        json=tmp_path / "catch_up.json",
         burst=3,
         per_category=1,
         max_new_tokens=24,
@@ -162,8 +177,8 @@ def switching(files: dict[str, Any], tmp_path: Path) -> SwitchingArgs:
     )
 
 
-def test_switch_costs_cover_the_cells_that_are_possible(switching: SwitchingArgs) -> None:
-    result = measure_switching(replace(switching, per_category=0))
+def test_switch_costs_cover_the_cells_that_are_possible(switching: SwitchCostArgs) -> None:
+    result = switch_cost.measure(switching)
     cells = result["switch_cost"]
     short, long = sorted({cell["context"] for cell in cells})
     assert short == 16 and 40 < long < 512, "shortened to the target's limit"
@@ -177,12 +192,11 @@ def test_switch_costs_cover_the_cells_that_are_possible(switching: SwitchingArgs
         assert cell["share"]["p50"] == pytest.approx(share)
         assert 0 < cell["switch_ms"]["p10"] <= cell["switch_ms"]["p90"]
     assert switching.json is not None
-    assert json.loads(switching.json.read_text()) == result
+    assert json.loads(switching.json.read_text()) == json.loads(json.dumps(result))
 
 
-def test_all_variants_play_the_same_rounds(switching: SwitchingArgs) -> None:
-    few = replace(switching, contexts=(16,), backlogs=(1,), repeats=1)
-    for one in measure_switching(few)["decoding"].values():
+def test_all_variants_play_the_same_rounds(catching_up: CatchUpArgs) -> None:
+    for one in catch_up.measure(catching_up)["decoding"].values():
         rows = one["variants"]
         assert list(rows) == list(VARIANTS)
         assert len({(row["tokens"], row["rounds"]) for row in rows.values()}) == 1
@@ -192,22 +206,30 @@ def test_all_variants_play_the_same_rounds(switching: SwitchingArgs) -> None:
         assert one["mean_backlog_at_a_switch"] > 1
         ratio = one["ratios"]["lazy kv / eager kv"]
         assert ratio["low"] <= ratio["value"] <= ratio["high"]
+    assert catching_up.json is not None
+    assert "lazy kv / eager full" in markdown(catching_up.json)
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         ({"arms": ("ngram:4",)}, "no keys and values"),
-        ({"between": ("eagle3:2",)}, "fewer than two"),
         ({"backlogs": (0,)}, "no positive number"),
         ({"repeats": 0}, "--repeats is 0"),
     ],
 )
 def test_switching_answers_mistakes(
-    switching: SwitchingArgs, change: dict[str, Any], says: str
+    switching: SwitchCostArgs, change: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(DraftgymError, match=says):
-        measure_switching(replace(switching, **change))
+        switch_cost.measure(replace(switching, **change))
+
+
+def test_catching_up_answers_mistakes(catching_up: CatchUpArgs) -> None:
+    with pytest.raises(DraftgymError, match="fewer than two"):
+        catch_up.measure(replace(catching_up, between=("eagle3:2",)))
+    with pytest.raises(DraftgymError, match="--burst is 0"):
+        catch_up.measure(replace(catching_up, burst=0))
 
 
 def test_bursts_have_the_length_they_are_said_to_have() -> None:

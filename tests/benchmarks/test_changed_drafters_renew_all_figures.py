@@ -13,7 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ("train.done", "heldout.done", "heldout-t1.done", "arms.json", "routing.json")
 OTHERS = (
-    "switching.json",
+    "switch_cost.json",
+    "catch_up.json",
     "trace_speed.json",
     "entropy_threshold.json",
     "clock.json",
@@ -72,10 +73,12 @@ def test_all_of_it_lies_in_one_folder_named_after_the_weights(project: Path) -> 
 
 def test_every_result_is_made_once(project: Path) -> None:
     commands = planned(project)
-    for module in ("arms", "routing", "switching", "trace_speed", "against_transformers"):
-        assert len(re.findall(rf"-m benchmarks\.{module} ", commands)) == 1
-    assert commands.count("-m draftgym.rollouts.traces.collect") == 3
-    assert commands.count("evaluate.py") == 1
+    routers = ("routers.arms", "routers.routing")
+    system = ("switch_cost", "catch_up", "trace_speed", "against_transformers")
+    for module in (*routers, *(f"system.{name}" for name in system)):
+        assert commands.count(f"-m benchmarks.{module} ") == 1
+    assert commands.count("draftgym collect ") == 3
+    assert commands.count("draftgym evaluate ") == 1
     assert commands.index("benchmarks.routers.routing") < commands.index("benchmarks.routers.ship")
     assert commands.index("benchmarks.routers.ship") < commands.index("against_transformers")
 
@@ -83,10 +86,10 @@ def test_every_result_is_made_once(project: Path) -> None:
 def test_an_interrupted_run_goes_on_with_what_is_missing(project: Path) -> None:
     finish(project, *RESULTS)
     commands = planned(project)
-    assert "draftgym.rollouts.traces.collect" not in commands
+    assert "draftgym collect" not in commands
     assert "benchmarks.routers.routing " not in commands
-    assert "benchmarks.system.switching" in commands
-    assert "evaluate.py" in commands
+    assert "benchmarks.system.switch_cost" in commands
+    assert "draftgym evaluate" in commands
 
 
 def test_a_finished_run_ships_its_router_and_measures_nothing(project: Path) -> None:
@@ -95,7 +98,7 @@ def test_a_finished_run_ships_its_router_and_measures_nothing(project: Path) -> 
     assert len(commands) == 3
     assert "benchmarks.routers.ship" in commands[0]
     assert commands[1].startswith("cp ")
-    assert "benchmarks.system.figures_markdown" in commands[2]
+    assert "benchmarks.report" in commands[2]
 
 
 def test_other_weights_make_everything_anew(project: Path) -> None:

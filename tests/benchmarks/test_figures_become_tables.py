@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from benchmarks.system.figures_markdown import CATEGORIES, markdown
+
 from draftgym.decoding.errors import DraftgymError
 
 

@@ -1,21 +1,37 @@
-"""What Lazy Catch-up and KV-only Prefill save in decoding: policies that switch, four variants."""
+"""What Lazy Catch-up and KV-only Prefill save in decoding (WhiFlash): policies that switch.
+
+    $ python -m benchmarks.system.catch_up --dtype float32 --json runs/catch_up.json
+    $ python -m benchmarks.system.catch_up --per-category 1 --max-new-tokens 48
+
+Two policies switch between the same arms, one in bursts of rounds and one at random, in four
+variants: drafters catch up lazily (only the chosen one, before it drafts) or eagerly (all of them,
+after every round), and encode keys and values alone (`kv`) or run the whole drafter (`full`).
+Tokens per second of decoding; ratios of totals with a 95 % interval from a paired bootstrap over
+prompts. Texts must be identical. `benchmarks.system.switch_cost` measures a single switch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tyro
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from draftgym.decoding.arms import Arm
+from benchmarks.report import Json, Table, interval, number
+from benchmarks.results import PromptOptions, Result, at_least_one, environment, publish
+from draftgym.decoding.arms import Arm, check_arms, parse_arm
 from draftgym.decoding.decoder import Generation, RoutingPolicy, SpeculativeDecoder
 from draftgym.decoding.drafting import CatchUp, Drafter
+from draftgym.decoding.errors import DraftgymError, exit_on_user_error
 from draftgym.decoding.model.target import Target
 from draftgym.policies.base import Policy
 from draftgym.policies.routers.random import RandomPolicy
+from draftgym.rollouts.decode.evaluation import check_writable
 from draftgym.rollouts.decode.interleaved import (
     WARM_UP_TOKENS,
     DecodeSettings,
@@ -24,7 +40,7 @@ from draftgym.rollouts.decode.interleaved import (
     write,
 )
 from draftgym.rollouts.prompts.sets import Prompt
-from draftgym.rollouts.report.statistics import Interval, Work, speed_ratio
+from draftgym.rollouts.report.statistics import Work, speed_ratio
 
 VARIANTS = {
     "eager full": CatchUp(eager=True, full=True),
@@ -42,6 +58,54 @@ COMPARISONS = (
     ("lazy kv", "eager full"),
 )
 """Who is compared with whom."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CatchUpArgs(PromptOptions):
+    """What to decode.
+
+    Attributes:
+        between: Arms that the policies switch between; at least two.
+        burst: Mean rounds that a burst stays with an arm.
+        temperature: 0 for greedy; above 0 with coupled noise.
+        seed: Seed of policies and sampling noise.
+        dtype: auto, float32 (texts must then be identical) or bfloat16.
+        json: Write the figures to this file.
+    """
+
+    per_category: int = 3
+    max_new_tokens: int = 128
+    between: tuple[str, ...] = ("eagle3:2", "dflash:2")
+    burst: int = 16
+    temperature: float = 0.0
+    seed: int = 0
+    dtype: str = "auto"
+    json: Path | None = None
+
+
+def measure(args: CatchUpArgs) -> Result:
+    """Decodes, shows and writes the figures.
+
+    Raises:
+        DraftgymError: Bad settings.
+    """
+    at_least_one(args, "burst", "max_new_tokens", "per_category")
+    if len(set(args.between)) < 2:
+        raise DraftgymError("--between names fewer than two arms", "name two arms or more")
+    if args.json is not None:
+        check_writable(args.json)
+    target, drafters = args.load(args.dtype)
+    arms = [*dict.fromkeys(map(parse_arm, args.between))]
+    check_arms(arms, drafters)
+    settings = DecodeSettings(args.max_new_tokens, args.temperature, args.seed)
+    results = decode_variants(target, drafters, arms, args.burst, args.load_prompts(), settings)
+    result = {
+        "benchmark": "benchmarks.system.catch_up",
+        "environment": environment(args, target, drafters),
+        "decoding": summarise(results),
+    }
+    publish(result, tables(result), args.json)
+    return result
 
 
 class BurstPolicy(Policy):
@@ -92,7 +156,7 @@ class VariantTexts:
     def summary(self) -> dict[str, Any]:
         """Speed, and what catching up took."""
         records = [item.record for text in self.texts for item in text.rounds]
-        tokens, seconds = (sum(getattr(w, name) for w in self.works) for name in _WORK)
+        tokens, seconds = (sum(column) for column in zip(*map(astuple, self.works), strict=True))
         return {
             "tokens": tokens,
             "seconds": seconds,
@@ -102,8 +166,6 @@ class VariantTexts:
             "catch_up_share": sum(record.times.catch_up for record in records) / seconds,
         }
 
-
-_WORK = ("tokens", "seconds")
 
 Results = dict[str, dict[str, VariantTexts]]
 """By policy and variant."""
@@ -162,7 +224,7 @@ def mean_backlog(lazy: VariantTexts) -> float:
     return float(np.mean(switches)) if switches else 0.0
 
 
-def summarise(results: Results) -> dict[str, Any]:
+def summarise(results: Results) -> Result:
     """Speeds and ratios per policy."""
     return {kind: _summarise_policy(variants) for kind, variants in results.items()}
 
@@ -173,7 +235,7 @@ def _summarise_policy(variants: Mapping[str, VariantTexts]) -> dict[str, Any]:
     return {
         "variants": {name: one.summary() for name, one in variants.items()},
         "ratios": {
-            f"{mine} / {reference}": _interval(
+            f"{mine} / {reference}": asdict(
                 speed_ratio(variants[mine].works, variants[reference].works)
             )
             for mine, reference in COMPARISONS
@@ -184,5 +246,28 @@ def _summarise_policy(variants: Mapping[str, VariantTexts]) -> dict[str, Any]:
     }
 
 
-def _interval(ratio: Interval) -> dict[str, float]:
-    return {"value": ratio.value, "low": ratio.low, "high": ratio.high}
+def tables(result: Json) -> list[Table]:
+    """Speeds per policy and variant, then the ratios."""
+    columns = {
+        "catching up": number("name", ""),
+        "tokens/s": number("tokens_per_second", ".1f"),
+        "rounds": number("rounds", ""),
+        "encoded positions": number("encoded_positions", ""),
+        "catch-up, share of time": number("catch_up_share", ".1%"),
+    }
+    made = []
+    for policy, one in result["decoding"].items():
+        note = (
+            f"{one['mean_backlog_at_a_switch']:.1f} positions to catch up at a switch; "
+            f"identical texts {one['identical_texts']}/{one['prompts']}"
+        )
+        rows = [{"name": name, **row} for name, row in one["variants"].items()]
+        made.append(Table.of(f"decoding with switches: {policy}", rows, columns, notes=[note]))
+        ratios = [[name, interval(ratio)] for name, ratio in one["ratios"].items()]
+        made.append(Table(f"{policy}: ratios of speed", ["variants", "times"], ratios))
+    return made
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        measure(tyro.cli(CatchUpArgs, description=__doc__))
