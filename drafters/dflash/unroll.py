@@ -16,8 +16,7 @@ from draftgym.drafters.dflash.drafter import DFlashDrafter
 from draftgym.drafters.dflash.network import DFlashLayer, DFlashNetwork
 from draftgym.drafters.modules import Attend, KeysValues, block_attention, rotary_table
 from draftgym.drafters.training.data.features import FeatureBatch
-from draftgym.drafters.training.objectives.candidates import Candidates, CandidateSampler
-from draftgym.drafters.training.objectives.heads import DraftHead
+from draftgym.drafters.training.objectives.candidates import CandidateSampler
 from draftgym.drafters.training.objectives.unroll import Unroller
 
 
@@ -67,10 +66,6 @@ class DFlashUnroller(Unroller[DFlashNetwork]):
         x = network.run(x, blocks, [injected(layer) for layer in network.blocks])
         out: Tensor = network.norm(x[..., 1 : 1 + paths.shape[-1], :])
         return out
-
-    def head(self, candidates: Candidates | None) -> DraftHead:
-        """The target's LM head for both, unless the checkpoint brought another."""
-        return DraftHead(self.student_rows, self.teacher_rows, candidates)
 
     def drafter(self) -> DFlashDrafter:
         """See `Unroller.drafter`."""

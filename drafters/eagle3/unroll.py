@@ -16,8 +16,7 @@ from draftgym.drafters.eagle3.drafter import Eagle3Drafter
 from draftgym.drafters.eagle3.network import Eagle3Network
 from draftgym.drafters.modules import KeysValues, block_attention, rotary_table
 from draftgym.drafters.training.data.features import FeatureBatch
-from draftgym.drafters.training.objectives.candidates import Candidates, CandidateSampler
-from draftgym.drafters.training.objectives.heads import DraftHead
+from draftgym.drafters.training.objectives.candidates import CandidateSampler
 from draftgym.drafters.training.objectives.unroll import Unroller
 
 
@@ -40,6 +39,7 @@ class Eagle3Unroller(Unroller[Eagle3Network]):
     ) -> None:
         super().__init__(network, target, sampler)
         self.depth = steps
+        self.student_rows = network.lm_head.weight
         self.teacher_rows = target.decoder.head[self.draft_ids].clone()
         config = network.config
         self.rotary = rotary_table(
@@ -73,10 +73,6 @@ class Eagle3Unroller(Unroller[Eagle3Network]):
             outputs.append(network.norm(out))
             feature = network.carry(out)
         return torch.stack(outputs, 2)
-
-    def head(self, candidates: Candidates | None) -> DraftHead:
-        """Its own LM head, and the target's."""
-        return DraftHead(self.network.lm_head.weight, self.teacher_rows, candidates)
 
     def drafter(self) -> Eagle3Drafter:
         """See `Unroller.drafter`."""

@@ -18,7 +18,7 @@ from draftgym.drafters.training.data.corpus import load_corpus
 from draftgym.drafters.training.data.responses import read_metadata
 from draftgym.drafters.training.loop.schedule import TrainerConfig
 from draftgym.drafters.training.main import Eagle3Args, train
-from draftgym.rollouts import batched
+from draftgym.rollouts.decode import batched
 from draftgym.rollouts.decode.batched import Request, write_batched
 from draftgym.rollouts.prompts.sets import Prompt
 from draftgym.rollouts.responses.respond import RespondArgs, make_requests, respond

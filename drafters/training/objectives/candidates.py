@@ -11,12 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Rows of a head that take part in one batch.
+    """The m rows of a head that take part in one batch; by default all V of them.
 
     Attributes:
         rows: Ascending row numbers `[m]`.
@@ -24,9 +25,18 @@ class Candidates:
         column: For every row of the head its place in `rows`, -1 if it has none, `[V]`.
     """
 
-    rows: Tensor
-    bias: Tensor
-    column: Tensor
+    rows: Tensor | slice = slice(None)
+    bias: Tensor | None = None
+    column: Tensor | None = None
+
+    def scores(self, x: Tensor, head: Tensor) -> Tensor:
+        """Corrected scores `[n, m]`, float32, of vectors `[n, d]` under a head `[V, d]`."""
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, head[self.rows].to(x.dtype), bias).float()
+
+    def columns(self, labels: Tensor) -> Tensor:
+        """Where rows of the head stand among the scores; -1 stays -1."""
+        return labels if self.column is None else torch.where(labels < 0, -1, self.column[labels])
 
 
 class CandidateSampler:
@@ -51,12 +61,10 @@ class CandidateSampler:
         chosen = torch.zeros(self.vocab, dtype=torch.bool)
         chosen[self.frequent] = True
         chosen[present[present >= 0]] = True
-        rest = (~chosen).nonzero()[:, 0]
+        rest = drawn = (~chosen).nonzero()[:, 0]
         if self.others and len(rest) > self.others:
             generator = torch.Generator().manual_seed(seed)
             drawn = rest[torch.randperm(len(rest), generator=generator)[: self.others]]
-        else:
-            drawn = rest
         bias = torch.zeros(self.vocab)
         if len(drawn):
             bias[drawn] = torch.log(torch.tensor(len(rest) / len(drawn)))
@@ -67,6 +75,6 @@ class CandidateSampler:
         return Candidates(rows, bias[rows], column)
 
 
-def draw(sampler: CandidateSampler | None, present: Tensor, seed: int | None) -> Candidates | None:
-    """The candidates of a training batch; None (all rows) without a sampler or for validation."""
-    return None if sampler is None or seed is None else sampler.draw(present, seed)
+def draw(sampler: CandidateSampler | None, present: Tensor, seed: int | None) -> Candidates:
+    """The candidates of a training batch; all rows without a sampler or (no seed) in validation."""
+    return Candidates() if sampler is None or seed is None else sampler.draw(present, seed)

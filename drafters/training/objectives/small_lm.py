@@ -52,15 +52,15 @@ class SmallLMObjective(Objective[Any]):
         real &= positions < batch.lengths[:, None] - 1
         labels = batch.tokens.roll(-1, 1)[real]
         candidates = draw(self.sampler, labels, seed)
-        head = self.head if candidates is None else self.head[candidates.rows]
+        head = self.head[candidates.rows]
         student = F.linear(hidden[real].to(head.dtype), head).float()
         teacher = F.linear(batch.hidden[real], head).float()
         best = student.detach().argmax(-1)  # by a token's own score, before any correction
-        if candidates is not None:
+        if candidates.bias is not None:
             student, teacher = student + candidates.bias, teacher + candidates.bias
-            best = candidates.rows[best]
         loss = F.cross_entropy(student, teacher.softmax(-1))
-        return ObjectiveOutput(loss, [(best == labels).float().mean()])
+        hits = best == candidates.columns(labels)
+        return ObjectiveOutput(loss, [hits.float().mean()])
 
     def export(self, folder: Path, target: Target) -> None:
         """Writes an ordinary Hugging Face folder."""

@@ -22,8 +22,7 @@ from draftgym.drafters.checkpoint import save_checkpoint
 from draftgym.drafters.dflash.network import DFlashNetwork
 from draftgym.drafters.eagle3.network import Eagle3Network
 from draftgym.drafters.training.data.features import FeatureBatch
-from draftgym.drafters.training.objectives.candidates import Candidates, CandidateSampler, draw
-from draftgym.drafters.training.objectives.heads import DraftHead
+from draftgym.drafters.training.objectives.candidates import CandidateSampler, draw
 from draftgym.drafters.training.objectives.scored import Scored
 from draftgym.drafters.vocabulary import draft_labels, from_d2t
 
@@ -41,9 +40,13 @@ class Unroller(ABC, Generic[Network]):
     Attributes:
         depth: Draft positions behind an anchor, K.
         tap_layers: Target layers it reads.
+        student_rows: The drafter's LM head over its draft vocabulary `[Vd, d]`.
+        teacher_rows: The target's rows of the same tokens `[Vd, d]`.
     """
 
     depth: int
+    student_rows: Tensor
+    teacher_rows: Tensor
 
     def __init__(
         self, network: Network, target: Target, sampler: CandidateSampler | None = None
@@ -65,10 +68,6 @@ class Unroller(ABC, Generic[Network]):
             paths: Tokens that stand behind each anchor `[B, R, K]`. Position k may depend on those
                 before it.
         """
-
-    @abstractmethod
-    def head(self, candidates: Candidates | None) -> DraftHead:
-        """The LM heads of drafter and target."""
 
     @abstractmethod
     def drafter(self) -> Drafter:
@@ -122,12 +121,12 @@ class Unroller(ABC, Generic[Network]):
             seed: Of the candidates; None takes the whole draft vocabulary.
         """
         labels = self.labels[paths]
-        head = self.head(draw(self.sampler, self.labels[present], seed))
+        candidates = draw(self.sampler, self.labels[present], seed)
         kept = real & (labels >= 0)
         return Scored(
-            head.student(outputs[kept]),
-            head.teacher(hidden[kept]),
-            head.columns(labels[kept]),
+            candidates.scores(outputs[kept], self.student_rows),
+            candidates.scores(hidden[kept], self.teacher_rows),
+            candidates.columns(labels[kept]),
             kept.flatten(0, -2),
             real.flatten(0, -2),
         )

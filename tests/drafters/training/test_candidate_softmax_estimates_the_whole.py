@@ -12,11 +12,11 @@ from torch import Tensor
 from draftgym.decoding.model.target import Target
 from draftgym.drafters.dflash.unroll import DFlashUnroller
 from draftgym.drafters.eagle3.unroll import Eagle3Unroller
-from draftgym.drafters.training.objectives.candidates import CandidateSampler, draw
+from draftgym.drafters.training.objectives.candidates import Candidates, CandidateSampler, draw
 from draftgym.drafters.training.objectives.losses import dpace_weights
 from draftgym.drafters.training.objectives.unroll import Unroller
+from tests.drafters.training.test_training_matches_drafting import block_outputs, plain
 from tests.feature_context import random_batch
-from tests.test_training_matches_drafting import block_outputs, plain
 from tests.tiny import tiny_dflash, tiny_eagle3
 
 VOCAB = 400
@@ -75,7 +75,7 @@ def test_drawing_everything_is_the_whole_softmax(target: Target, others: int) ->
 
 
 def test_validation_sees_the_whole_vocabulary() -> None:
-    assert draw(CandidateSampler(VOCAB, FREQUENT, 20), torch.tensor([1]), seed=None) is None
+    assert draw(CandidateSampler(VOCAB, FREQUENT, 20), torch.tensor([1]), None) == Candidates()
 
 
 def test_soft_labels_are_the_targets_distributions(target: Target) -> None:

@@ -16,13 +16,17 @@ from draftgym.decoding.verify.proposal import Proposal
 from draftgym.decoding.verify.rejection import Coins, RejectionRule
 from draftgym.decoding.verify.verification import GreedyRule
 from draftgym.drafters.recorded import RecordedText
-from draftgym.drafters.training import vsd
+from draftgym.drafters.training.objectives import vsd_terms as vsd
 from draftgym.drafters.training.objectives.losses import plain_loss
 from draftgym.drafters.training.objectives.paths import draw_paths, root_to_leaf, verify_paths
 from draftgym.drafters.training.objectives.unroll import Unroller
 from draftgym.drafters.training.objectives.vsd import VSDObjective, VSDSettings
+from tests.drafters.training.test_training_matches_drafting import (
+    dflash_drafter,
+    eagle3_drafter,
+    unroller_of,
+)
 from tests.feature_context import random_batch
-from tests.test_training_matches_drafting import dflash_drafter, eagle3_drafter, unroller_of
 
 ANCHORS = [6, 9, 15]
 KINDS = ["eagle3", "dflash"]

@@ -21,10 +21,10 @@ from draftgym.decoding.model.target import Target
 from draftgym.drafters.dflash.unroll import DFlashUnroller
 from draftgym.drafters.eagle3.unroll import Eagle3Unroller
 from draftgym.drafters.loading import load_folder
-from draftgym.drafters.training import throughput
 from draftgym.drafters.training.build_small_lm import cut_layers
 from draftgym.drafters.training.data.corpus import Corpus, Text, load_corpus
 from draftgym.drafters.training.data.features import FeatureBatch
+from draftgym.drafters.training.loop import throughput
 from draftgym.drafters.training.loop.schedule import TrainerConfig, learning_rate
 from draftgym.drafters.training.loop.trainer import Trainer
 from draftgym.drafters.training.objectives.candidates import CandidateSampler

@@ -20,8 +20,8 @@ from torch import Tensor
 from draftgym.decoding.model.target import Target, load_target
 from draftgym.decoding.provenance import describe_host, plain
 from draftgym.drafters.loading import load_folder
-from draftgym.drafters.training import trainer as trainer_module
 from draftgym.drafters.training.data.corpus import load_corpus
+from draftgym.drafters.training.loop import trainer as trainer_module
 from draftgym.drafters.training.loop.card import card
 from draftgym.drafters.training.loop.schedule import TrainerConfig, learning_rate
 from draftgym.drafters.training.loop.trainer import Trainer
@@ -29,14 +29,14 @@ from draftgym.drafters.training.main import Eagle3Args, Eagle3Settings, train
 from draftgym.drafters.training.objectives.build import LossSettings, ObjectiveSettings
 from draftgym.drafters.training.objectives.recorded import RecordedObjective
 from draftgym.drafters.training.objectives.vsd import VSDSettings
-from tests.feature_context import random_texts
-from tests.test_trainer_resumes import (
+from tests.drafters.training.test_trainer_resumes import (
     KINDS,
     corpus_of,
     objective_of,
     stopping_after,
     weights_of,
 )
+from tests.feature_context import random_texts
 from tests.tiny_text import save_target
 
 CONFIG = TrainerConfig(updates=20, batch_size=2, save_minutes=99, measure_updates=2, patience=3)

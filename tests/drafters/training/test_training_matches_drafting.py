@@ -22,7 +22,7 @@ from draftgym.drafters.eagle3.drafter import Eagle3Drafter
 from draftgym.drafters.eagle3.network import Eagle3Network
 from draftgym.drafters.eagle3.unroll import Eagle3Unroller
 from draftgym.drafters.training.data.features import FeatureBatch
-from draftgym.drafters.training.objectives.heads import DraftHead
+from draftgym.drafters.training.objectives.candidates import Candidates
 from draftgym.drafters.training.objectives.losses import Labels, plain_loss
 from draftgym.drafters.training.objectives.recorded import RecordedObjective
 from draftgym.drafters.training.objectives.unroll import Unroller, pick_anchors
@@ -93,6 +93,11 @@ def block_outputs(unroller: Unroller[Any], batch: FeatureBatch, anchors: Tensor)
     return unroller.outputs(batch, anchors, anchors.new_zeros(*anchors.shape, unroller.depth))
 
 
+def student_scores(unroller: Unroller[Any], outputs: Tensor) -> Tensor:
+    """Logits of some outputs over the whole draft vocabulary."""
+    return Candidates().scores(outputs, unroller.student_rows)
+
+
 def step_logits(unroller: Unroller[Any], batch: FeatureBatch) -> list[Tensor]:
     """Logits of every step over its usable queries, text by text, as training makes them."""
     anchors, valid = pick_anchors(batch, None, 0)
@@ -100,7 +105,7 @@ def step_logits(unroller: Unroller[Any], batch: FeatureBatch) -> list[Tensor]:
     usable = valid[..., None] & (offsets < batch.lengths[:, None, None])
     rows = torch.arange(len(anchors))[:, None, None]
     paths = batch.tokens[rows, offsets.clamp(max=batch.tokens.shape[1] - 1)]
-    logits = unroller.head(None).student(unroller.outputs(batch, anchors, paths))
+    logits = student_scores(unroller, unroller.outputs(batch, anchors, paths))
     return [logits[:, :, step][usable[:, :, step]] for step in range(unroller.depth)]
 
 
@@ -167,7 +172,7 @@ def test_dflash_training_blocks_equal_drafting(target: Target) -> None:
     batch = random_batch(target, drafter.tap_layers, SIZES)
     unroller = unroller_of(drafter, target)
     anchors = torch.tensor([[5, 9, 12], [3, 8, 15], [11, 7, 8]])
-    logits = unroller.head(None).student(block_outputs(unroller, batch, anchors))
+    logits = student_scores(unroller, block_outputs(unroller, batch, anchors))
     for row in range(3):
         for block, anchor in enumerate(anchors[row].tolist()):
             drafted = drafted_logits(drafter, batch, row, anchor + 1, drafter.max_draft_length)
@@ -334,7 +339,7 @@ def test_eagle3_agreement_counts_by_hand(target: Target, monkeypatch: pytest.Mon
     batch = random_batch(target, drafter.tap_layers, [(3, 6)])
     tokens = torch.tensor([[1, 1, 1, 9, 8, 7, 50, 8, 7]])  # labels of step 0: 8, 7, 50, 8, 7
     guess = F.one_hot(torch.tensor(7), 40).float() * 5
-    monkeypatch.setattr(DraftHead, "student", lambda self, out: guess.expand(len(out), 40))
+    monkeypatch.setattr(Candidates, "scores", lambda self, x, head: guess.expand(len(x), 40))
     output = plain(unroller_of(drafter, target))(replace(batch, tokens=tokens))
     assert [float(x) for x in output.agreement] == pytest.approx([2 / 5, 2 / 4, 1 / 3, 1 / 2])
 
@@ -347,7 +352,7 @@ def test_dflash_agreement_and_loss_count_by_hand(
     batch = random_batch(target, drafter.tap_layers, [(3, 6)])
     tokens = torch.tensor([[1, 1, 1, 9, 8, 7, 50, 8, 42]])  # 50 can be drafted, 42 cannot
     guess = F.one_hot(torch.tensor(7), 43).float() * 32
-    monkeypatch.setattr(DraftHead, "student", lambda self, out: guess.expand(len(out), 43))
+    monkeypatch.setattr(Candidates, "scores", lambda self, x, head: guess.expand(len(x), 43))
     output = plain(unroller_of(drafter, target), 1.0, "hard")(replace(batch, tokens=tokens))
     # Labels by offset: 8 7 50 8 42 | 7 50 8 42 | 50 8 42 | 8 42
     assert [float(x) for x in output.agreement] == pytest.approx([1 / 5, 1 / 4, 0.0, 0.0])

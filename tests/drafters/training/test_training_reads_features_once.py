@@ -9,7 +9,7 @@ import torch
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
-from draftgym.drafters.training import features as features_module
+from draftgym.drafters.training.data import features as features_module
 from draftgym.drafters.training.data.corpus import Text
 from draftgym.drafters.training.data.features import FeatureCache, run_target, target_features
 from tests.feature_context import random_texts

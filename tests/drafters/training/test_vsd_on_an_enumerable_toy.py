@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from draftgym.drafters.training import vsd
+from draftgym.drafters.training.objectives import vsd_terms as vsd
 
 VOCAB, DEPTH = 3, 3
 PATHS = torch.tensor(list(itertools.product(range(VOCAB), repeat=DEPTH)))

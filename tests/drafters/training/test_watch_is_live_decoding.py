@@ -13,13 +13,13 @@ from draftgym.decoding.arms import parse_arm
 from draftgym.decoding.decoder import PlainPolicy, SpeculativeDecoder
 from draftgym.decoding.model.target import Target
 from draftgym.drafters.loading import load_folder
-from draftgym.drafters.training import watch as watch_module
 from draftgym.drafters.training.data.corpus import Corpus, Text
 from draftgym.drafters.training.data.features import FeatureCache
+from draftgym.drafters.training.loop import watch as watch_module
 from draftgym.drafters.training.loop.watch import Watch, make_watch, summarise_rounds
 from draftgym.policies.routers.fixed import FixedPolicy
+from tests.drafters.training.test_trainer_resumes import KINDS, objective_of
 from tests.feature_context import random_texts
-from tests.test_trainer_resumes import KINDS, objective_of
 
 
 def greedy_texts(target: Target, responses: int = 24) -> list[Text]:
