@@ -20,13 +20,9 @@ import tyro
 
 from benchmarks.drafters.objectives import ObjectivesArgs, compare_objectives
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
-from draftgym.drafters.training.loop.schedule import TrainerConfig
-from draftgym.drafters.training.main import DFlashArgs, Eagle3Args, train
-from draftgym.drafters.training.objectives.build import (
-    LossSettings,
-    ObjectiveName,
-    ObjectiveSettings,
-)
+from draftgym.drafters.training.loop.progress import TrainerConfig
+from draftgym.drafters.training.main import DFlashArgs, Eagle3Args, ObjectiveSettings, train
+from draftgym.drafters.training.objectives.losses import LossSettings, ObjectiveName
 from draftgym.drafters.training.objectives.vsd import VSDSettings
 
 VARIANTS: dict[str, tuple[ObjectiveName, VSDSettings]] = {

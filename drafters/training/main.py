@@ -28,20 +28,17 @@ from draftgym.drafters.training.build import (
     build_dflash,
     build_eagle3,
 )
-from draftgym.drafters.training.build_small_lm import SmallLMSettings, build_small_lm
 from draftgym.drafters.training.data.corpus import LONGEST_TEXT, Corpus, load_corpus
 from draftgym.drafters.training.data.features import FeatureCache
 from draftgym.drafters.training.loop.card import write_card
-from draftgym.drafters.training.loop.schedule import TrainerConfig, check_trainer
+from draftgym.drafters.training.loop.progress import TrainerConfig, check_trainer
 from draftgym.drafters.training.loop.trainer import Trainer
 from draftgym.drafters.training.loop.watch import make_watch
-from draftgym.drafters.training.objectives.build import (
-    ObjectiveName,
-    ObjectiveSettings,
-    build_objective,
-)
-from draftgym.drafters.training.objectives.objective import Objective
+from draftgym.drafters.training.objectives.losses import LossSettings, ObjectiveName, make_loss
+from draftgym.drafters.training.objectives.objective import Objective, RecordedObjective
+from draftgym.drafters.training.objectives.small_lm import SmallLMSettings, build_small_lm
 from draftgym.drafters.training.objectives.unroll import Unroller
+from draftgym.drafters.training.objectives.vsd import VSDObjective, VSDSettings
 
 LONGEST_DRAFT = 64
 """Positions that a draft may reach behind the end of a text."""
@@ -70,6 +67,16 @@ class DrafterArgs:
     """CPU threads; default: all cores."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     """The loop: budget, batches, measurements."""
+
+
+@dataclass(frozen=True)
+class ObjectiveSettings:
+    """Knobs of the objectives."""
+
+    loss: LossSettings = field(default_factory=LossSettings)
+    """The losses on recorded text."""
+    vsd: VSDSettings = field(default_factory=VSDSettings)
+    """Variational training."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +132,7 @@ def train(args: Eagle3Args | DFlashArgs | SmallLMArgs) -> Path:
     """
     _check_args(args)
     torch.manual_seed(args.trainer.seed)
+    print(f"loading {args.target} and {args.corpus}")
     target = load_target(args.target, args.dtype, args.threads)
     print(f"target {target.name}: {target.precision}")
     longest = min(LONGEST_TEXT, target.context_limit - LONGEST_DRAFT)
@@ -145,6 +153,7 @@ def train(args: Eagle3Args | DFlashArgs | SmallLMArgs) -> Path:
     }
     features = FeatureCache(args.features, target, {*layers, *objective.tap_layers})
     watch = make_watch(target, features, corpus)
+    print(f"{args.trainer.plan}; interrupt it when you like, the same command goes on")
     trainer = Trainer(objective, target, corpus, args.run, args.trainer, watch, features)
     trainer.run()
     write_card(args.run, trainer.checkpoint)
@@ -154,7 +163,7 @@ def train(args: Eagle3Args | DFlashArgs | SmallLMArgs) -> Path:
 
 def _objective(
     args: Eagle3Args | DFlashArgs | SmallLMArgs, target: Target, corpus: Corpus
-) -> Objective[Any]:
+) -> Objective:
     if isinstance(args, SmallLMArgs):
         return build_small_lm(args.drafter, target, corpus)
     unroller: Unroller[Any]
@@ -162,7 +171,10 @@ def _objective(
         unroller = build_eagle3(args.drafter, args.init, target, corpus)
     else:
         unroller = build_dflash(args.drafter, args.init, target, corpus)
-    return build_objective(args.objective, args.terms, unroller, target, args.drafter.anchors)
+    loss, anchors = make_loss(args.objective, args.terms.loss), args.drafter.anchors
+    if args.objective == "vsd":
+        return VSDObjective(unroller, target, loss, args.terms.vsd, anchors)
+    return RecordedObjective(unroller, loss, anchors)
 
 
 def _check_args(args: DrafterArgs) -> None:

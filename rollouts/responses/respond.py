@@ -2,7 +2,7 @@
 
     $ draftgym respond --prompts train --out responses
     $ draftgym respond --prompts questions.jsonl --out responses --shares 0.65 0.35
-    $ python train_drafter.py eagle3 --corpus responses
+    $ draftgym train-drafter eagle3 --corpus responses
 
 A drafter learns to guess what its target will say, so it should train on what its target does say.
 Many texts are written in shared passes. Interrupt the command whenever you like: the same command
@@ -16,7 +16,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -31,11 +31,14 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target, load_target
 from draftgym.decoding.provenance import describe_host, describe_target
 from draftgym.decoding.verify.rules import make_rule
+from draftgym.drafters.training.data.corpus import read_metadata, response_schema
 from draftgym.rollouts.decode.batched import Request, Response, write_batched
 from draftgym.rollouts.decode.interleaved import encode_prompt
 from draftgym.rollouts.prompts.sets import Prompt, load_prompts
-from draftgym.rollouts.responses.shards import check_same_prompts, read_done, response_table
-from draftgym.rollouts.traces.shards import ShardWriter, sole_writer
+from draftgym.rollouts.traces.shards import ShardWriter, shards_in, sole_writer
+
+Done = dict[tuple[str, float], list[int]]
+"""Prompts (token ids) of the texts that are there, by question id and temperature."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,14 +112,21 @@ def respond(args: RespondArgs, target: Target | None = None) -> Written:
     prompts = load_prompts(args.prompts, limit_per_category=args.limit_per_category)
     with sole_writer(args.out):
         target = target or load_target(args.target, args.dtype, args.threads)
-        settings = describe_settings(args, target)
-        done = read_done(args.out, settings)
+        settings = {  # what decides the texts, and so must not change when a run goes on
+            "fingerprint": target.fingerprint,
+            "dtype": target.precision.dtype,
+            "temperatures": list(args.temperatures),
+            "shares": None if args.shares is None else list(args.shares),
+            "max_new_tokens": args.max_new_tokens,
+            "seed": args.seed,
+        }
+        done = _read_done(args.out, settings)
         encoded = _fitting(args, target, prompts)
-        check_same_prompts(done, [(prompt.question_id, ids.tolist()) for prompt, ids in encoded])
+        _check_same_prompts(done, encoded)
         wanted = make_requests(encoded, args.temperatures, args.shares, args.seed)
         missing = [one for one in wanted if (one.question_id, one.temperature) not in done]
         metadata = {"settings": settings, **describe_target(target), **describe_host()}
-        to_table = partial(response_table, metadata=metadata)
+        to_table = partial(_response_table, metadata=metadata)
         with ShardWriter(args.out, to_table, args.shard_texts) as writer:
             tokens, seconds = _write(args, target, missing, len(wanted), writer)
     return Written(len(missing), tokens, seconds, len(wanted) - len(missing))
@@ -150,18 +160,6 @@ def make_requests(
     return sorted(requests, key=lambda one: len(one.prompt), reverse=True)
 
 
-def describe_settings(args: RespondArgs, target: Target) -> dict[str, Any]:
-    """What decides the texts, and so must not change when a run goes on."""
-    return {
-        "fingerprint": target.fingerprint,
-        "dtype": target.precision.dtype,
-        "temperatures": list(args.temperatures),
-        "shares": None if args.shares is None else list(args.shares),
-        "max_new_tokens": args.max_new_tokens,
-        "seed": args.seed,
-    }
-
-
 def _write(
     args: RespondArgs,
     target: Target,
@@ -184,8 +182,57 @@ def _write(
     return tokens, time.perf_counter() - start
 
 
+def _response_table(responses: Sequence[Response], metadata: dict[str, Any]) -> Any:
+    """A shard's table; `metadata` says where the responses come from."""
+    import pyarrow
+
+    rows = [
+        {
+            "id": one.request.question_id,
+            "category": one.request.category,
+            "temperature": one.request.temperature,
+            "seed": one.request.seed,
+            "prompt": one.request.prompt.tolist(),
+            "response": one.tokens,
+        }
+        for one in responses
+    ]
+    return pyarrow.Table.from_pylist(rows, response_schema(metadata))
+
+
+def _read_done(folder: Path, settings: Mapping[str, Any]) -> Done:
+    """Which texts are there already; shards that were written with other settings are refused."""
+    import pyarrow.parquet
+
+    done: Done = {}
+    for shard in shards_in(folder):
+        before = read_metadata(shard).get("settings", {})
+        changed = [key for key in settings if before.get(key) != settings[key]]
+        if changed:
+            raise DraftgymError(
+                f"{shard} was written with other settings "
+                f"({', '.join(f'{key}: {before.get(key)}' for key in changed)})",
+                "go on with the settings of the first run, or name another folder with --out",
+            )
+        columns = ["id", "temperature", "prompt"]
+        for row in pyarrow.parquet.read_table(shard, columns=columns).to_pylist():
+            done[row["id"], row["temperature"]] = row["prompt"]
+    return done
+
+
+def _check_same_prompts(done: Done, prompts: Sequence[tuple[Prompt, Tensor]]) -> None:
+    """Raises `DraftgymError` for a question that was answered when it still read differently."""
+    now = {prompt.question_id: ids.tolist() for prompt, ids in prompts}
+    for (question, _), tokens in done.items():
+        if question in now and now[question] != tokens:
+            raise DraftgymError(
+                f"question {question!r} was answered before with another text",
+                "give changed prompts new ids, or write to another folder with --out",
+            )
+
+
 def _fitting(
-    args: RespondArgs, target: Target, prompts: Iterable[Prompt]
+    args: RespondArgs, target: Target, prompts: Sequence[Prompt]
 ) -> list[tuple[Prompt, Tensor]]:
     """Prompts with their token ids; those that are too long are left out with a note."""
     room = target.context_limit - args.max_new_tokens - 1
@@ -225,19 +272,20 @@ def _check_args(args: RespondArgs) -> None:
         if getattr(args, option) < 1:
             name = "--" + option.replace("_", "-")
             raise DraftgymError(f"{name} is {getattr(args, option)}", "give at least one")
-    if len(set(args.temperatures)) != len(args.temperatures) or not args.temperatures:
+    temperatures, shares = args.temperatures, args.shares
+    if len(set(temperatures)) != len(temperatures) or not temperatures:
         raise DraftgymError(
-            f"--temperatures are {list(args.temperatures)}", "name one or several, each once"
+            f"--temperatures are {list(temperatures)}", "name one or several, each once"
         )
-    for temperature in args.temperatures:
+    for temperature in temperatures:
         make_rule(None, temperature, args.seed, vocab_size=1)
-    if args.shares is not None:
-        fine = len(args.shares) == len(args.temperatures) and min(args.shares, default=0) >= 0
-        if not fine or not sum(args.shares) > 0:
-            raise DraftgymError(
-                f"--shares are {list(args.shares)}",
-                "give one number of at least 0 per temperature, as in --shares 0.65 0.35",
-            )
+    if shares is not None and (
+        len(shares) != len(temperatures) or min(shares) < 0 or not sum(shares) > 0
+    ):
+        raise DraftgymError(
+            f"--shares are {list(shares)}",
+            "give one number of at least 0 per temperature, as in --shares 0.65 0.35",
+        )
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from draftgym.decoding.model.target import Target
 from draftgym.drafters.checkpoint import save_checkpoint
 from draftgym.drafters.loading import find_checkpoints, load_drafters
 from draftgym.drafters.small_lm.network import save_small_lm
-from draftgym.drafters.training.build_small_lm import cut_layers
+from draftgym.drafters.training.objectives.small_lm import cut_layers
 from tests.tiny import tiny_eagle3, tiny_model, tiny_target
 from tests.tiny_text import save_drafters
 

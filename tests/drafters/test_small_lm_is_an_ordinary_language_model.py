@@ -31,7 +31,7 @@ from draftgym.drafters.small_lm.network import (
     pack_small_lm,
     save_small_lm,
 )
-from draftgym.drafters.training.build_small_lm import cut_layers, kept_layers, load_model
+from draftgym.drafters.training.objectives.small_lm import cut_layers, kept_layers, load_model
 from tests.tiny import tiny_model, tiny_target
 from tests.tiny_text import save_target
 

@@ -14,7 +14,7 @@ from draftgym.agents.common.settings import RouterPPO
 from draftgym.agents.router.train import RouterArgs, train_router
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
 from draftgym.drafters.training.build import DFlashSettings
-from draftgym.drafters.training.loop.schedule import TrainerConfig
+from draftgym.drafters.training.loop.progress import TrainerConfig
 from draftgym.drafters.training.main import DFlashArgs, train
 
 

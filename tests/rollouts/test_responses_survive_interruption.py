@@ -14,9 +14,8 @@ from filelock import FileLock
 from draftgym.decoding.decoder import PlainPolicy, SpeculativeDecoder
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target, load_target
-from draftgym.drafters.training.data.corpus import load_corpus
-from draftgym.drafters.training.data.responses import read_metadata
-from draftgym.drafters.training.loop.schedule import TrainerConfig
+from draftgym.drafters.training.data.corpus import load_corpus, read_metadata
+from draftgym.drafters.training.loop.progress import TrainerConfig
 from draftgym.drafters.training.main import Eagle3Args, train
 from draftgym.rollouts.decode import batched
 from draftgym.rollouts.decode.batched import Request, write_batched

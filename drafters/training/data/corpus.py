@@ -1,25 +1,40 @@
-"""Texts to train drafters on: the target's own responses, as token ids in a Parquet file.
+"""Texts to train drafters on: a target's own responses, as token ids in Parquet files.
 
-Columns: `prompt` and `response`, lists of token ids (a response ends with the stop token where the
-target stopped by itself), and `temperature`, where there is one; others are ignored.
-`draftgym.drafters.training.data.responses` describes the files that `draftgym respond` writes.
+    column       type         what
+    id           string       question id
+    category     string       what kind of question
+    temperature  float64      0 for greedy
+    seed         int64        seed of the sampling noise
+    prompt       list<int32>  token ids
+    response     list<int32>  token ids, with the stop token where the target stopped by itself
+
+`draftgym respond` writes all of these; training needs `prompt` and `response` alone, reads
+`temperature` where it is there, and ignores others. The schema's metadata holds one JSON object
+under the key `draftgym`: schema version, target, fingerprint, dtype, settings, versions, revision.
+A file without it is legal (it may come from elsewhere); one of another target is refused.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
-from draftgym.drafters.training.data.responses import check_target, shards_of
+
+SCHEMA_VERSION = 1
+METADATA_KEY = b"draftgym"
 
 LONGEST_TEXT = 768
 """Tokens of a training text; the rest is cut, since attention costs its square."""
+
+SHAPE = "it must be Parquet with list columns `prompt` and `response` of token ids"
 
 
 @dataclass(frozen=True)
@@ -101,12 +116,12 @@ def load_corpus(
         DraftgymError: Missing file or columns, ids of another tokenizer, responses of another
             target, too few texts.
     """
-    shards = shards_of(path)
+    shards = _shards_of(path)
     if fingerprint is not None:
         for shard in shards:
-            check_target(shard, fingerprint)
-    read = (text for shard in shards for text in _read(shard, vocab, max_length, hottest))
-    texts = [text for text in read if _usable(text)]
+            _check_target(shard, fingerprint)
+    read = [text for shard in shards for text in _read(shard, vocab, max_length, hottest)]
+    texts = [text for text in read if 0 < text.prompt_length <= len(text.tokens) - 4]
     if len(texts) <= validation:
         raise DraftgymError(
             f"{path} has {len(texts)} usable texts, fewer than the {validation} to validate on",
@@ -117,8 +132,71 @@ def load_corpus(
     return Corpus([texts[i] for i in kept], [texts[i] for i in held])
 
 
-def _usable(text: Text) -> bool:
-    return text.prompt_length > 0 and text.tokens.shape[0] - text.prompt_length >= 4
+def response_schema(metadata: dict[str, Any]) -> Any:
+    """The pyarrow schema of a shard; `schema_version` is added to its metadata."""
+    import pyarrow
+
+    tokens = pyarrow.list_(pyarrow.int32())
+    columns = {
+        "id": pyarrow.string(),
+        "category": pyarrow.string(),
+        "temperature": pyarrow.float64(),
+        "seed": pyarrow.int64(),
+        "prompt": tokens,
+        "response": tokens,
+    }
+    body = json.dumps({"schema_version": SCHEMA_VERSION, **metadata})
+    return pyarrow.schema(columns.items(), metadata={METADATA_KEY: body.encode()})
+
+
+def read_metadata(shard: Path) -> dict[str, Any]:
+    """What a shard says about its origin; empty if it says nothing.
+
+    Raises:
+        DraftgymError: No Parquet file, or one of a newer version of this format.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        stored = (pyarrow.parquet.read_schema(shard).metadata or {}).get(METADATA_KEY)
+        body = json.loads(stored) if stored else {}
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise DraftgymError(
+            f"cannot read {shard}: {error}",
+            f"{SHAPE}; if it was cut off, delete it and make its texts again",
+        ) from error
+    if body and body.get("schema_version") != SCHEMA_VERSION:
+        raise DraftgymError(
+            f"{shard} has schema version {body.get('schema_version')}, this program reads "
+            f"{SCHEMA_VERSION}",
+            "use the version of draftgym that wrote it, or make the responses again",
+        )
+    return dict(body)
+
+
+def _shards_of(path: Path) -> list[Path]:
+    """The Parquet files of a corpus in order: the file itself, or those in a folder."""
+    if not path.exists():
+        raise DraftgymError(f"no corpus at {path}", "give a Parquet file with --corpus")
+    # Names that begin with a dot are shards that were being written when a run was killed.
+    found = sorted(file for file in path.glob("*.parquet") if not file.name.startswith("."))
+    if path.is_dir() and not found:
+        raise DraftgymError(f"folder {path} holds no Parquet file", "name a corpus with --corpus")
+    return found or [path]
+
+
+def _check_target(shard: Path, fingerprint: str) -> None:
+    """Refuses a shard that another target wrote; one that does not say is accepted."""
+    metadata = read_metadata(shard)
+    written_by = metadata.get("fingerprint")
+    if written_by not in (None, fingerprint):
+        raise DraftgymError(
+            f"corpus {shard} was written by another target ({metadata.get('target')!r}, "
+            f"fingerprint {written_by}; this one has {fingerprint})",
+            "name the target that wrote it with --target, or write responses of this target with "
+            "draftgym respond",
+        )
 
 
 def _read(path: Path, vocab: int, max_length: int, hottest: float | None) -> list[Text]:
@@ -128,8 +206,6 @@ def _read(path: Path, vocab: int, max_length: int, hottest: float | None) -> lis
         said = "temperature" in parquet.read_schema(path).names
         columns = ["prompt", "response"] + (["temperature"] if said or hottest is not None else [])
         rows = parquet.read_table(path, columns=columns).to_pylist()
-        if hottest is not None:
-            rows = [row for row in rows if row["temperature"] <= hottest]
         texts = [
             Text(
                 torch.tensor(row["prompt"] + row["response"], dtype=torch.long)[:max_length],
@@ -137,12 +213,12 @@ def _read(path: Path, vocab: int, max_length: int, hottest: float | None) -> lis
                 float(row.get("temperature") or 0.0),
             )
             for row in rows
+            if hottest is None or row["temperature"] <= hottest
         ]
     except Exception as error:  # pyarrow raises many kinds
         raise DraftgymError(
             f"cannot read corpus {path}: {error}",
-            "it must be Parquet with list columns `prompt` and `response` of token ids (and "
-            "`temperature`, where texts are to be chosen by it)",
+            f"{SHAPE} (and `temperature`, where texts are to be chosen by it)",
         ) from error
     for text in texts:
         strange = text.tokens[(text.tokens < 0) | (text.tokens >= vocab)]

@@ -19,7 +19,7 @@ import tyro
 from draftgym.decoding.errors import DraftgymError
 from draftgym.drafters.training.loop.progress import SELECTS
 from draftgym.drafters.training.loop.watch import DEPTH, NODES
-from draftgym.drafters.training.objectives.build import LOSSES
+from draftgym.drafters.training.objectives.losses import LOSSES
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,122 @@
-"""Where a training run stands: what is spent, what was measured, which weights are the best."""
+"""How long a drafter trains, where its run stands, and which of its weights are the best.
+
+The budget is wall-clock minutes, because that is what a laptop's owner has, or updates, because
+objectives that are compared must learn from the same texts as often.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
-from draftgym.drafters.training.loop.schedule import TrainerConfig
+from draftgym.decoding.errors import DraftgymError
 
 SELECTS = "acceptance_length"
 """The figure that decides which weights are the best; longer is better."""
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """Knobs of the loop.
+
+    Attributes:
+        minutes: Training budget in minutes of updates (measuring and saving are not counted), over
+            all resumed sessions.
+        updates: Budget in updates instead of minutes: equal for all objectives that are compared.
+        batch_size: Texts per update.
+        lr: Peak learning rate.
+        warmup: Share of the budget with a rising learning rate.
+        clip: Largest gradient norm.
+        save_minutes: Minutes between saves.
+        measure_minutes: Minutes between measurements on texts set aside, which are never trained
+            on: loss, top-1 agreement, and the acceptance length of decoding the greedy ones. The
+            weights with the longest acceptance are kept as `checkpoint`. It is also measured at the
+            start (so that training which only harms keeps what it started from) and at the end. 0:
+            only then.
+        measure_updates: Updates between measurements, instead of measure_minutes; 0 goes by
+            minutes.
+        patience: Stop after this many measurements in a row that are not better than the best; 0
+            never stops early.
+        seed: Seed of the batch order.
+    """
+
+    minutes: float = 45.0
+    updates: int | None = None
+    batch_size: int = 4
+    lr: float = 1e-3
+    warmup: float = 0.03
+    clip: float = 0.5
+    save_minutes: float = 4.0
+    measure_minutes: float = 10.0
+    measure_updates: int = 0
+    patience: int = 0
+    seed: int = 0
+
+    @property
+    def plan(self) -> str:
+        """What is about to happen, and how long it takes."""
+        budget = f"{self.minutes:g} minutes of updates"
+        if self.updates is not None:
+            budget = f"{self.updates} updates"
+        often = f", every {self.measure_minutes:g} minutes" if self.measure_minutes > 0 else ""
+        if self.measure_updates:
+            often = f", every {self.measure_updates} updates"
+        return f"training for {budget}; measuring (at the start{often}, at the end) comes on top"
+
+
+def check_trainer(config: TrainerConfig) -> None:
+    """Refuses knobs that cannot work.
+
+    Raises:
+        DraftgymError: No budget, empty batches, negative counts, or patience with nothing to wait
+            for.
+    """
+    by_minutes, updates = config.updates is None, config.updates
+    wrong = [
+        (by_minutes and not config.minutes > 0, "minutes", "give a positive number of minutes"),
+        (
+            updates is not None and updates < 1,
+            "updates",
+            "give a positive number of updates, or leave it out to train by minutes",
+        ),
+        (config.batch_size < 1, "batch_size", "train on at least one text"),
+        (
+            config.measure_updates < 0,
+            "measure_updates",
+            "give a number of updates, or 0 to measure by minutes",
+        ),
+        (
+            config.patience < 0,
+            "patience",
+            "give a number of measurements, or 0 to train to the end of the budget",
+        ),
+        (
+            config.patience > 0 and not (config.measure_updates or config.measure_minutes > 0),
+            "patience",
+            "it counts measurements on the way, and there are none: set --trainer.measure-minutes "
+            "or --trainer.measure-updates",
+        ),
+    ]
+    for is_wrong, knob, remedy in wrong:
+        if is_wrong:
+            option = "--trainer." + knob.replace("_", "-")
+            raise DraftgymError(f"{option} is {getattr(config, knob)}", remedy)
+
+
+def learning_rate(config: TrainerConfig, spent: float) -> float:
+    """Linear warm-up, then cosine to a twentieth of the peak.
+
+    It follows the share of the budget, which may be minutes, where `torch.optim.lr_scheduler`
+    counts steps.
+
+    Args:
+        config: Peak and warm-up share.
+        spent: Share of the budget that is used, 0 to 1.
+    """
+    if spent < config.warmup:
+        return config.lr * (0.05 + 0.95 * spent / config.warmup)
+    phase = min(1.0, (spent - config.warmup) / (1 - config.warmup))
+    return config.lr * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * phase)))
 
 
 @dataclass

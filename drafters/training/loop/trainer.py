@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -24,9 +25,12 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
 from draftgym.drafters.training.data.corpus import Corpus, Text
 from draftgym.drafters.training.data.features import FeatureCache
-from draftgym.drafters.training.loop.progress import SELECTS, Progress
-from draftgym.drafters.training.loop.schedule import TrainerConfig, learning_rate
-from draftgym.drafters.training.loop.throughput import count_flops, matmul_peak
+from draftgym.drafters.training.loop.progress import (
+    SELECTS,
+    Progress,
+    TrainerConfig,
+    learning_rate,
+)
 from draftgym.drafters.training.objectives.objective import Objective, ObjectiveOutput
 
 Measure = Callable[[Path], dict[str, float]]
@@ -48,7 +52,7 @@ class Trainer:
 
     def __init__(
         self,
-        objective: Objective[Any],
+        objective: Objective,
         target: Target,
         corpus: Corpus,
         folder: Path,
@@ -65,6 +69,7 @@ class Trainer:
             objective.network.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0
         )
         folder.mkdir(parents=True, exist_ok=True)
+        self._metrics = folder / "metrics.jsonl"
         self._resume()
         self.writer = SummaryWriter(str(folder), purge_step=self.progress.updates)
 
@@ -86,7 +91,9 @@ class Trainer:
         config, progress = self.config, self.progress
         batches = self.corpus.batches(config.batch_size, config.seed, skip=progress.updates)
         saved = progress.seconds
-        bar = self._bar()
+        total = config.updates or round(config.minutes * 60)
+        unit = "s" if config.updates is None else " updates"
+        bar = tqdm(total=total, initial=self._done(total), unit=unit, desc="training")
         try:
             while True:
                 if progress.due(config, watched=self.watch is not None):
@@ -94,7 +101,7 @@ class Trainer:
                 if progress.spent(config) >= 1 or progress.stopped(config):
                     break
                 metrics = self._update(next(batches))
-                bar.n = min(self._done(), bar.total)
+                bar.n = self._done(total)
                 bar.set_postfix(metrics)
                 if progress.seconds - saved >= config.save_minutes * 60:
                     saved = progress.seconds
@@ -110,15 +117,8 @@ class Trainer:
         self.writer.close()
         return progress
 
-    def _bar(self) -> Any:
-        updates, seconds = self.config.updates, round(self.config.minutes * 60)
-        total, unit = (seconds, "s") if updates is None else (updates, " updates")
-        return tqdm(total=total, initial=min(self._done(), total), unit=unit, desc="training")
-
-    def _done(self) -> int:
-        """What is spent, in the unit of the budget."""
-        by_updates = self.config.updates is not None
-        return self.progress.updates if by_updates else round(self.progress.seconds)
+    def _done(self, total: int) -> int:
+        return min(total, round(self.progress.spent(self.config) * total))
 
     def _update(self, texts: Sequence[Text]) -> dict[str, str]:
         """One optimiser step; returns what the progress bar shows."""
@@ -126,36 +126,40 @@ class Trainer:
         lr = learning_rate(self.config, progress.spent(self.config))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        with count_flops() as rate:
+        counter: Any = FlopCounterMode(display=False)  # costs some microseconds an operation
+        start = time.perf_counter()
+        with counter:
             output, tokens = self._loss(texts, seed=progress.updates + 1)
-            value = float(output.loss.detach())
-            self._require_finite("loss", value)
+            loss = float(output.loss.detach())
+            self._require_finite("loss", loss)
             self.optimizer.zero_grad(set_to_none=True)
             output.loss.backward()
             parameters = self.objective.network.parameters()
-            norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.clip)
-            self._require_finite("gradient", float(norm))  # before it can spoil the weights
+            norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.config.clip))
+            self._require_finite("gradient", norm)  # before it can spoil the weights
             self.optimizer.step()
+        seconds, tera_flops = time.perf_counter() - start, counter.get_total_flops() / 1e12
         progress.updates += 1
-        progress.seconds += rate.seconds
+        progress.seconds += seconds
         progress.response_tokens += tokens
-        progress.tera_flops += rate.flops / 1e12
+        progress.tera_flops += tera_flops
         if progress.updates % 10 == 0:
-            self._write_scalars(
+            gflops = 1000 * tera_flops / max(seconds, 1e-9)
+            self._write(
                 {
-                    "losses/train": value,
-                    "losses/gradient_norm": float(norm),
+                    "losses/train": loss,
+                    "losses/gradient_norm": norm,
                     "charts/learning_rate": lr,
-                    "charts/tokens_per_second": tokens / rate.seconds,
-                    "charts/gflops": rate.gflops,
-                    "charts/share_of_matmul_peak": rate.gflops / self.peak,
+                    "charts/tokens_per_second": tokens / seconds,
+                    "charts/gflops": gflops,
+                    "charts/share_of_matmul_peak": gflops / self.peak,
                 }
                 | {f"objective/{name}": value for name, value in output.metrics.items()}
+                | {f"agreement/train_{k}": float(x) for k, x in enumerate(output.agreement, 1)}
             )
-            self._write_positions("agreement/train", [float(x) for x in output.agreement])
-        return {"loss": f"{value:.3f}", "top1": f"{float(output.agreement[0]):.2f}"}
+        return {"loss": f"{loss:.3f}", "top1": f"{float(output.agreement[0]):.2f}"}
 
-    def _write_scalars(self, values: dict[str, float]) -> None:
+    def _write(self, values: dict[str, float]) -> None:
         for name, value in values.items():
             self.writer.add_scalar(name, value, self.progress.updates)
 
@@ -179,6 +183,7 @@ class Trainer:
         the best are exported before the state says so, so that what it says is always there.
         """
         self.save()
+        start = time.perf_counter()
         progress, known = self.progress, len(self.progress.history)
         validation = self._validate()
         watched = self.watch(self.latest) if self.watch is not None else {}
@@ -187,13 +192,17 @@ class Trainer:
         progress.note(validation, watched, self.peak)
         with self._metrics.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(entry) + "\n" for entry in progress.history[known:])
+        curve = [x for name, x in validation.items() if name.startswith("agreement")]
+        seconds = time.perf_counter() - start
+        told = f"measured in {seconds:.0f} s: validation loss {validation['loss']:.3f}"
+        told += f", top-1 {' '.join(f'{x:.3f}' for x in curve)}"
         if watched:
-            for name, value in (watched | {"best_updates": progress.best_updates}).items():
-                self.writer.add_scalar(f"watch/{name}", value, progress.updates)
-            tqdm.write(
-                f"update {progress.updates}: {_shown(watched)}; best {progress.best_value:.3f} "
-                f"at update {progress.best_updates}"
-            )
+            best = {"best_updates": progress.best_updates or 0}
+            self._write({f"watch/{name}": x for name, x in (watched | best).items()})
+            lengths = {name: x for name, x in watched.items() if name.endswith(SELECTS)}
+            told += "".join(f"; {n.replace('_', ' ')} {x:.3f}" for n, x in lengths.items())
+            told += f"; best {progress.best_value:.3f} at update {progress.best_updates}"
+        tqdm.write(f"update {progress.updates}, {told}")
         self._save_state()
 
     @torch.no_grad()
@@ -201,25 +210,19 @@ class Trainer:
         """Loss and teacher-forced agreement on the texts set aside."""
         size = self.config.batch_size
         held = sorted(self.corpus.validation, key=lambda text: len(text.tokens))
-        results = [self._loss(held[i : i + size]) for i in range(0, len(held), size)]
+        groups = [held[i : i + size] for i in range(0, len(held), size)]
+        results = [self._loss(group) for group in tqdm(groups, "validating", leave=False)]
         total = sum(tokens for _, tokens in results)
-        weights = [tokens / total for _, tokens in results]
-
-        def mean(values: Iterable[Tensor]) -> float:
-            return sum(w * float(x) for w, x in zip(weights, values, strict=True))
-
-        loss = mean(output.loss for output, _ in results)
-        columns = zip(*(output.agreement for output, _ in results), strict=True)
-        agreement = [mean(column) for column in columns]
-        self.writer.add_scalar("losses/validation", loss, self.progress.updates)
-        self._write_positions("agreement/validation", agreement)
-        shown = " ".join(f"{x:.3f}" for x in agreement)
-        tqdm.write(f"update {self.progress.updates}: validation loss {loss:.3f}, top-1 {shown}")
-        return {"loss": loss} | {f"agreement_{i + 1}": x for i, x in enumerate(agreement)}
-
-    def _write_positions(self, tag: str, values: Sequence[float]) -> None:
-        for position, value in enumerate(values, start=1):
-            self.writer.add_scalar(f"{tag}_{position}", value, self.progress.updates)
+        rows = [[float(x) for x in (output.loss, *output.agreement)] for output, _ in results]
+        shares = [tokens / total for _, tokens in results]
+        loss, *agreement = (
+            sum(share * x for share, x in zip(shares, column, strict=True))
+            for column in zip(*rows, strict=True)
+        )
+        curve = {f"agreement_{k}": x for k, x in enumerate(agreement, 1)}
+        self._write({"losses/validation": loss})
+        self._write({name.replace("_", "/validation_"): x for name, x in curve.items()})
+        return {"loss": loss} | curve
 
     def save(self) -> None:
         """Writes the full state and exports the weights; a kill leaves the older ones whole.
@@ -242,10 +245,6 @@ class Trainer:
         torch.save(state, partial)
         partial.replace(self.folder / "state.pt")
 
-    @property
-    def _metrics(self) -> Path:
-        return self.folder / "metrics.jsonl"
-
     def _resume(self) -> None:
         path = self.folder / "state.pt"
         if not path.exists():
@@ -266,7 +265,12 @@ class Trainer:
         print(f"resuming {self.folder} at update {self.progress.updates}")
 
 
-def _shown(watched: dict[str, float]) -> str:
-    """Acceptance lengths for the log."""
-    kept = {name: value for name, value in watched.items() if name.endswith(SELECTS)}
-    return ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in kept.items())
+def matmul_peak(size: int = 1536, repeats: int = 4) -> float:
+    """Best rate of a square float32 product here and now, in GFLOP/s."""
+    left, right = torch.randn(size, size), torch.randn(size, size)
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        left @ right
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best / 1e9

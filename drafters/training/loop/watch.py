@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from draftgym.decoding.drafting import Drafter, DraftShape
 from draftgym.decoding.model.target import Target
@@ -58,10 +59,11 @@ class Watch:
         light = bool(drafter.tap_layers)
         texts = self.texts[: TEXTS if light else TEXTS_OF_A_SMALL_LM]
         shapes = watched_shapes(drafter, with_tree=light)
-        rows = [
-            [rounds_of(row) for row in committed_at_each(drafter, text, list(shapes.values()))]
-            for text in (self._recorded(drafter, text) for text in texts)
-        ]
+        rows = []
+        for text in tqdm(texts, "decoding texts set aside", leave=False):
+            recorded = self._recorded(drafter, text)
+            committed = committed_at_each(drafter, recorded, list(shapes.values()))
+            rows.append([rounds_of(row) for row in committed])
         rounds = dict(
             zip(shapes, (np.concatenate(row) for row in zip(*rows, strict=True)), strict=True)
         )

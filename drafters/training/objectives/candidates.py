@@ -25,14 +25,18 @@ class Candidates:
         column: For every row of the head its place in `rows`, -1 if it has none, `[V]`.
     """
 
-    rows: Tensor | slice = slice(None)
+    rows: Tensor | None = None
     bias: Tensor | None = None
     column: Tensor | None = None
+
+    def of(self, head: Tensor) -> Tensor:
+        """Their rows `[m, d]` of a head `[V, d]`."""
+        return head if self.rows is None else head[self.rows]
 
     def scores(self, x: Tensor, head: Tensor) -> Tensor:
         """Corrected scores `[n, m]`, float32, of vectors `[n, d]` under a head `[V, d]`."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, head[self.rows].to(x.dtype), bias).float()
+        return F.linear(x, self.of(head).to(x.dtype), bias).float()
 
     def columns(self, labels: Tensor) -> Tensor:
         """Where rows of the head stand among the scores; -1 stays -1."""

@@ -1,22 +1,101 @@
-"""Losses over draft positions: plain, LK, D-PACE and expected length.
+"""Draft positions, with what drafter and target think of them, and the losses over them.
 
-Each maps `Scored` positions to one number, the mean over anchors of a sum over the K positions
-behind each. q(y_k) is the drafter's probability of the text's k-th token, alpha_k the overlap of
-drafter and target there, CE_k the cross-entropy between them.
+Notation: p = target's distribution, q = drafter's, both over the m draft-vocabulary tokens that
+take part; A = anchors (or paths), K = draft positions behind each, y = the token that stands there,
+alpha_k = overlap of p and q at position k, CE_k = cross-entropy between them. Every loss maps
+`Scored` positions to one number: the mean over anchors of a sum over the K positions behind each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from draftgym.drafters.training.objectives.scored import Scored
+Labels = Literal["soft", "hard"]
+ObjectiveName = Literal["plain", "lk", "lk-alpha", "dpace", "length", "vsd"]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """N draft positions, spread over anchors and depths. All matrices are 0 where nothing is.
+
+    Attributes:
+        logits: The drafter's scores `[N, m]`.
+        teacher: The target's scores `[N, m]`.
+        label: Column of y among them `[N]`.
+        kept: Where those positions are, bool `[A, K]`: real ones whose y can be drafted.
+        real: Positions inside the text or path, bool `[A, K]`.
+    """
+
+    logits: Tensor
+    teacher: Tensor
+    label: Tensor
+    kept: Tensor
+    real: Tensor
+
+    @property
+    def anchors(self) -> int:
+        """Anchors with something to draft behind them (at least 1, to divide by)."""
+        return max(1, int(self.real[:, 0].sum()))
+
+    @cached_property
+    def _log_q(self) -> Tensor:
+        return self.logits.log_softmax(-1)
+
+    @cached_property
+    def _p(self) -> Tensor:
+        return self.teacher.softmax(-1)
+
+    @cached_property
+    def log_q(self) -> Tensor:
+        """Log q(y) `[A, K]`."""
+        return self._spread(self._log_q.gather(-1, self.label[:, None])[:, 0])
+
+    @cached_property
+    def chance(self) -> Tensor:
+        """q(y) `[A, K]`; 0 where y cannot be drafted."""
+        return self.log_q.exp() * self.kept
+
+    @cached_property
+    def cross_entropy(self) -> Tensor:
+        """-sum_v p(v) log q(v) `[A, K]`."""
+        return self._spread(-(self._p * self._log_q).sum(-1))
+
+    @cached_property
+    def entropy(self) -> Tensor:
+        """Entropy of p `[A, K]`: what `cross_entropy` is at best."""
+        return self._spread(-(self._p * self.teacher.log_softmax(-1)).sum(-1))
+
+    @cached_property
+    def overlap(self) -> Tensor:
+        """sum_v min(p, q) = 1 - TV(p, q) `[A, K]`: the chance that a token drawn from q is kept."""
+        return self._spread(torch.minimum(self._p, self._log_q.exp()).sum(-1))
+
+    @cached_property
+    def confidence(self) -> Tensor:
+        """max_v q(v) `[A, K]`."""
+        return self._spread(self._log_q.max(-1).values.exp())
+
+    @cached_property
+    def hits(self) -> Tensor:
+        """1 where the drafter's best token is y `[A, K]`."""
+        return self._spread((self.logits.argmax(-1) == self.label).float())
+
+    def agreement(self) -> list[Tensor]:
+        """Share of hits at each depth, K scalars."""
+        return list(self.hits.sum(0) / self.real.sum(0).clamp(min=1))
+
+    def _spread(self, values: Tensor) -> Tensor:
+        """Values `[N]` at their places `[A, K]`."""
+        return values.new_zeros(self.kept.shape).masked_scatter(self.kept, values)
+
 
 Loss = Callable[[Scored], Tensor]
-Labels = Literal["soft", "hard"]
 
 
 def position_losses(scored: Scored, labels: Labels) -> Tensor:
@@ -105,3 +184,34 @@ def length_loss(scored: Scored, decay: float, ground: float = 0.1) -> Tensor:
     """
     length = expected_length(scored.chance).sum() / scored.anchors
     return ground * plain_loss(scored, decay) - length
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """The losses on recorded text."""
+
+    decay: float = 0.8
+    """Weight of draft position k is decay ** k (plain, lk, lk-alpha, and under vsd its anchor)."""
+    labels: Labels = "soft"
+    """Learn the target's distributions (soft) or the text's tokens (hard); plain and dpace."""
+    eta: float = 3.0
+    """lk: how fast it moves from divergence to acceptance."""
+    ground: float = 0.1
+    """length: how much of the plain loss is added."""
+
+
+LOSSES: dict[ObjectiveName, tuple[Callable[..., Tensor], tuple[str, ...]]] = {
+    "plain": (plain_loss, ("decay", "labels")),
+    "lk": (lk_loss, ("decay", "eta")),
+    "lk-alpha": (lk_alpha_loss, ("decay",)),
+    "dpace": (dpace_loss, ("labels",)),
+    "length": (length_loss, ("decay", "ground")),
+    "vsd": (plain_loss, ("decay", "labels")),
+}
+"""The loss on recorded text of each objective (of vsd: its anchor), and which settings it reads."""
+
+
+def make_loss(name: ObjectiveName, settings: LossSettings) -> Loss:
+    """The loss of that name; `vsd` is anchored to the plain one."""
+    loss, knobs = LOSSES[name]
+    return partial(loss, **{knob: getattr(settings, knob) for knob in knobs})

@@ -1,16 +1,19 @@
-"""What the training loop needs of an objective."""
+"""What the training loop minimises: an objective, and the one on recorded text."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from draftgym.decoding.model.target import Target
+from draftgym.drafters.checkpoint import save_checkpoint
 from draftgym.drafters.training.data.features import FeatureBatch
+from draftgym.drafters.training.objectives.losses import Loss
+from draftgym.drafters.training.objectives.unroll import Unroller, pick_anchors
 
 
 @dataclass(frozen=True)
@@ -29,18 +32,15 @@ class ObjectiveOutput:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-Network = TypeVar("Network", bound=nn.Module)
-
-
-class Objective(ABC, Generic[Network]):
+class Objective(ABC):
     """A loss over batches of target features.
 
     Attributes:
-        network: The module being trained.
+        network: The module (`torch.nn.Module`) being trained.
         tap_layers: Target layers it reads.
     """
 
-    network: Network
+    network: Any
     tap_layers: tuple[int, ...]
 
     @abstractmethod
@@ -61,3 +61,29 @@ class Objective(ABC, Generic[Network]):
             folder: Where to.
             target: What the network is trained for.
         """
+
+
+class RecordedObjective(Objective):
+    """A loss over the draft positions behind anchors of the recorded texts.
+
+    Only response positions are anchors; the prompt is context alone.
+
+    Args:
+        unroller: The drafter in training.
+        loss: What to minimise.
+        anchors: Random anchors per text and visit; None takes all.
+    """
+
+    def __init__(self, unroller: Unroller[Any], loss: Loss, anchors: int | None = None) -> None:
+        self.unroller, self.loss, self.anchors = unroller, loss, anchors
+        self.network, self.tap_layers = unroller.network, unroller.tap_layers
+
+    def __call__(self, batch: FeatureBatch, seed: int | None = None) -> ObjectiveOutput:
+        """Loss of one batch, and top-1 agreement with the text at each draft position."""
+        anchors, valid = pick_anchors(batch, self.anchors, seed or 0)
+        scored = self.unroller.score_text(batch, anchors, valid, seed)
+        return ObjectiveOutput(self.loss(scored), scored.agreement())
+
+    def export(self, folder: Path, target: Target) -> None:
+        """Writes a checkpoint folder."""
+        save_checkpoint(self.network, folder, target)

@@ -1,4 +1,4 @@
-"""The small LM's objective: the target's distribution at every response position.
+"""A small LM to train: the target with most layers taken out, distilled from the whole.
 
 Knowledge distillation as in DistillSpec (arXiv 2310.08461), forward KL on the target's own texts:
 the student is an ordinary language model, so the teacher is the target's head on its final hidden
@@ -11,20 +11,40 @@ Validation scores all tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers
 
-from draftgym.decoding.model.target import Target
+from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.target import Target, resolve_target
 from draftgym.drafters.small_lm.network import save_small_lm
+from draftgym.drafters.training.data.corpus import Corpus
 from draftgym.drafters.training.data.features import FeatureBatch
 from draftgym.drafters.training.objectives.candidates import CandidateSampler, draw
 from draftgym.drafters.training.objectives.objective import Objective, ObjectiveOutput
+from draftgym.drafters.vocabulary import most_frequent
 
 
-class SmallLMObjective(Objective[Any]):
+@dataclass(frozen=True)
+class SmallLMSettings:
+    """The small LM and its objective."""
+
+    layers: int = 6
+    """Layers of the target that are kept."""
+    last: int = 3
+    """How many of them are its last ones; the others are its first. -1: evenly spaced."""
+    frequent: int = 6144
+    """Most frequent tokens of the corpus, which take part in the softmax of every batch."""
+    others: int = 1024
+    """Other tokens drawn for each batch to stand for the rest; 0 takes all, always."""
+
+
+class SmallLMObjective(Objective):
     """Soft cross-entropy with the target on response positions.
 
     Args:
@@ -52,7 +72,7 @@ class SmallLMObjective(Objective[Any]):
         real &= positions < batch.lengths[:, None] - 1
         labels = batch.tokens.roll(-1, 1)[real]
         candidates = draw(self.sampler, labels, seed)
-        head = self.head[candidates.rows]
+        head = candidates.of(self.head)
         student = F.linear(hidden[real].to(head.dtype), head).float()
         teacher = F.linear(batch.hidden[real], head).float()
         best = student.detach().argmax(-1)  # by a token's own score, before any correction
@@ -65,3 +85,81 @@ class SmallLMObjective(Objective[Any]):
     def export(self, folder: Path, target: Target) -> None:
         """Writes an ordinary Hugging Face folder."""
         save_small_lm(self.network, folder, target)
+
+
+def build_small_lm(settings: SmallLMSettings, target: Target, corpus: Corpus) -> SmallLMObjective:
+    """The target with most layers taken out, to be distilled.
+
+    Which layers it starts from, measured on SmolLM2-135M's own greedy texts (six layers of thirty,
+    peak rate 6e-4, one seed, 486 validation positions; soft cross-entropy and top-1 agreement with
+    the text over the whole vocabulary, before training and after 25 updates of 2 texts, about 24
+    CPU seconds; the teacher's entropy is 1.33 nats):
+
+    | first + last | loss before | after | top-1 before | after |
+    |---|---|---|---|---|
+    | 6 + 0 | 19.8 | 8.66 | 0.047 | 0.152 |
+    | 4 + 2 | 16.8 | 7.86 | 0.000 | 0.113 |
+    | 3 + 3 | 12.0 | 7.12 | 0.014 | 0.117 |
+    | evenly spaced | 16.8 | 6.83 | 0.000 | 0.088 |
+
+    No choice wins everywhere: 3 + 3 starts best by loss, is second by both figures afterwards, and
+    hence is the default. All of these are early figures; hundreds of updates may rank otherwise.
+    Of choices measured before training only, on other texts (3 + 3: 11.1), 5 + 1 has 28.4; of eight
+    layers, 5 + 3 has 10.8, 6 + 2 15.8 and 8 + 0 16.5.
+    """
+    kept = kept_layers(target.decoder.shape.layers, settings.layers, settings.last)
+    network = cut_layers(load_model(target.name), kept)
+    counts = corpus.token_counts(target.vocab_size)
+    frequent = most_frequent(counts, settings.frequent)
+    return SmallLMObjective(
+        network, target, CandidateSampler(len(counts), frequent, settings.others)
+    )
+
+
+def kept_layers(total: int, layers: int, last: int) -> list[int]:
+    """0-based target layers that a small LM keeps, ascending.
+
+    Args:
+        total: Layers of the target.
+        layers: How many are kept.
+        last: How many of these are the last ones; -1 for evenly spaced ones.
+
+    Raises:
+        DraftgymError: Impossible numbers.
+    """
+    if not 1 <= layers <= total:
+        raise DraftgymError(
+            f"--drafter.layers is {layers}, the target has {total}", "keep some of its layers"
+        )
+    if last > layers:
+        raise DraftgymError(
+            f"--drafter.last is {last} of {layers} layers", "give at most --drafter.layers"
+        )
+    if last < 0:
+        return [round(i * (total - 1) / max(1, layers - 1)) for i in range(layers)]
+    return [*range(layers - last), *range(total - last, total)]
+
+
+def load_model(target: str) -> Any:
+    """The target as a transformers model in float32."""
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        resolve_target(target), dtype=torch.float32
+    )
+
+
+def cut_layers(model: Any, kept: Sequence[int]) -> Any:
+    """Takes all other layers out of a model and freezes its embedding and head.
+
+    Args:
+        model: A transformers causal LM; changed in place.
+        kept: 0-based layers, ascending.
+    """
+    model.model.layers = torch.nn.ModuleList(model.model.layers[i] for i in kept)
+    for index, layer in enumerate(model.model.layers):
+        layer.self_attn.layer_idx = index
+    model.config.num_hidden_layers = len(kept)
+    if kinds := getattr(model.config, "layer_types", None):
+        model.config.layer_types = [kinds[i] for i in kept]
+    model.get_input_embeddings().requires_grad_(False)
+    model.get_output_embeddings().requires_grad_(False)
+    return model.train()

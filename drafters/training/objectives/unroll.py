@@ -10,7 +10,6 @@ Notation: B = texts, S = longest text, R = anchors per text, K = draft positions
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import Generic, TypeVar
 
 import torch
@@ -18,12 +17,11 @@ from torch import Tensor
 
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.model.target import Target
-from draftgym.drafters.checkpoint import save_checkpoint
 from draftgym.drafters.dflash.network import DFlashNetwork
 from draftgym.drafters.eagle3.network import Eagle3Network
 from draftgym.drafters.training.data.features import FeatureBatch
 from draftgym.drafters.training.objectives.candidates import CandidateSampler, draw
-from draftgym.drafters.training.objectives.scored import Scored
+from draftgym.drafters.training.objectives.losses import Scored
 from draftgym.drafters.vocabulary import draft_labels, from_d2t
 
 Network = TypeVar("Network", Eagle3Network, DFlashNetwork)
@@ -72,10 +70,6 @@ class Unroller(ABC, Generic[Network]):
     @abstractmethod
     def drafter(self) -> Drafter:
         """The drafter as it would be deployed now (it shares the weights)."""
-
-    def export(self, folder: Path, target: Target) -> None:
-        """Writes a checkpoint folder."""
-        save_checkpoint(self.network, folder, target)
 
     def score_text(
         self,

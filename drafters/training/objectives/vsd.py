@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,10 +14,9 @@ from draftgym.decoding.verify.rejection import RejectionRule
 from draftgym.drafters.recorded import RecordedText
 from draftgym.drafters.training.data.features import FeatureBatch
 from draftgym.drafters.training.objectives import vsd_terms as vsd
-from draftgym.drafters.training.objectives.losses import Loss
-from draftgym.drafters.training.objectives.objective import Objective, ObjectiveOutput
+from draftgym.drafters.training.objectives.losses import Loss, Scored
+from draftgym.drafters.training.objectives.objective import ObjectiveOutput, RecordedObjective
 from draftgym.drafters.training.objectives.paths import VerifiedPaths, draw_paths, verify_paths
-from draftgym.drafters.training.objectives.scored import Scored
 from draftgym.drafters.training.objectives.unroll import Unroller, pick_anchors
 
 Weighting = Literal["adaptive", "posterior", "uniform"]
@@ -60,7 +58,7 @@ class VSDSettings:
     """Strength of the original objective on the recorded text; 0 for none."""
 
 
-class VSDObjective(Objective[Any]):
+class VSDObjective(RecordedObjective):
     """Weighted likelihood of verified draft paths, with a regulariser and an anchor.
 
     Args:
@@ -79,23 +77,20 @@ class VSDObjective(Objective[Any]):
         settings: VSDSettings,
         anchors: int | None = None,
     ) -> None:
-        self.unroller, self.target, self.settings = unroller, target, settings
-        self.anchor_loss, self.anchors = anchor_loss, anchors
-        self.network, self.tap_layers = unroller.network, unroller.tap_layers
-        self.drafter = unroller.drafter()
+        super().__init__(unroller, anchor_loss, anchors)
+        self.target, self.settings, self.drafter = target, settings, unroller.drafter()
 
     def __call__(self, batch: FeatureBatch, seed: int | None = None) -> ObjectiveOutput:
         """Loss of one batch; without a seed (validation) that of the recorded text alone."""
-        anchors, valid = pick_anchors(batch, self.anchors, seed or 0)
-        scored = self.unroller.score_text(batch, anchors, valid, seed)
-        loss, metrics = self.anchor_loss(scored), dict[str, float]()
-        if seed is not None:
-            loss = self.settings.anchor * loss
-            for row in range(min(self.settings.texts, len(batch.tokens))):
-                picked = (seed + row) % len(batch.tokens)
-                gain, metrics = self.path_loss(batch.only(picked), seed)
-                loss = loss + gain / self.settings.texts
-        return ObjectiveOutput(loss, scored.agreement(), metrics)
+        output = super().__call__(batch, seed)
+        if seed is None:
+            return output
+        loss, metrics = self.settings.anchor * output.loss, dict[str, float]()
+        for row in range(min(self.settings.texts, len(batch.tokens))):
+            picked = (seed + row) % len(batch.tokens)
+            gain, metrics = self.path_loss(batch.only(picked), seed)
+            loss = loss + gain / self.settings.texts
+        return ObjectiveOutput(loss, output.agreement, metrics)
 
     def path_loss(self, batch: FeatureBatch, seed: int) -> tuple[Tensor, dict[str, float]]:
         """E-step on one text, then the M-step's loss, the mean over its anchors; and `judge`."""
@@ -119,10 +114,6 @@ class VSDObjective(Objective[Any]):
         tree = DraftShape(depth, settings.tree_nodes) if settings.tree_nodes else None
         found = draw_paths(self.drafter, text, anchors, settings.paths, depth, tree)
         return verify_paths(self.target, tokens, anchors, found)
-
-    def export(self, folder: Path, target: Target) -> None:
-        """Writes a checkpoint folder."""
-        self.unroller.export(folder, target)
 
     def _score(
         self, batch: FeatureBatch, anchors: Tensor, paths: VerifiedPaths, seed: int

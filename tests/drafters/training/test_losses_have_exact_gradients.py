@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from draftgym.drafters.training.objectives.losses import (
+    Scored,
     dpace_loss,
     dpace_weights,
     expected_length,
@@ -19,7 +20,6 @@ from draftgym.drafters.training.objectives.losses import (
     plain_loss,
 )
 from draftgym.drafters.training.objectives.paths import VerifiedPaths
-from draftgym.drafters.training.objectives.scored import Scored
 from draftgym.drafters.training.objectives.vsd import VSDSettings, judge, maximisation_loss
 
 ANCHORS, PATHS, DEPTH, VOCAB = 3, 2, 3, 5

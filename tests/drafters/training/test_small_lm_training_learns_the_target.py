@@ -11,9 +11,8 @@ import torch
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.model.transformer import NewRows
 from draftgym.decoding.model.weights import extract_decoder
-from draftgym.drafters.training.build_small_lm import cut_layers
 from draftgym.drafters.training.objectives.candidates import CandidateSampler
-from draftgym.drafters.training.objectives.small_lm import SmallLMObjective
+from draftgym.drafters.training.objectives.small_lm import SmallLMObjective, cut_layers
 from tests.feature_context import random_batch, random_texts
 from tests.tiny import tiny_model
 

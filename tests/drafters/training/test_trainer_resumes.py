@@ -21,17 +21,15 @@ from draftgym.decoding.model.target import Target
 from draftgym.drafters.dflash.unroll import DFlashUnroller
 from draftgym.drafters.eagle3.unroll import Eagle3Unroller
 from draftgym.drafters.loading import load_folder
-from draftgym.drafters.training.build_small_lm import cut_layers
 from draftgym.drafters.training.data.corpus import Corpus, Text, load_corpus
 from draftgym.drafters.training.data.features import FeatureBatch
-from draftgym.drafters.training.loop import throughput
-from draftgym.drafters.training.loop.schedule import TrainerConfig, learning_rate
+from draftgym.drafters.training.loop import trainer
+from draftgym.drafters.training.loop.progress import TrainerConfig, learning_rate
 from draftgym.drafters.training.loop.trainer import Trainer
 from draftgym.drafters.training.objectives.candidates import CandidateSampler
 from draftgym.drafters.training.objectives.losses import plain_loss
-from draftgym.drafters.training.objectives.objective import ObjectiveOutput
-from draftgym.drafters.training.objectives.recorded import RecordedObjective
-from draftgym.drafters.training.objectives.small_lm import SmallLMObjective
+from draftgym.drafters.training.objectives.objective import ObjectiveOutput, RecordedObjective
+from draftgym.drafters.training.objectives.small_lm import SmallLMObjective, cut_layers
 from draftgym.drafters.training.objectives.vsd import VSDObjective, VSDSettings
 from tests.feature_context import random_texts
 from tests.tiny import tiny_dflash, tiny_eagle3, tiny_model
@@ -48,7 +46,7 @@ HARD = partial(plain_loss, decay=0.8, labels="hard")
 def one_second_updates(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that an update reads twice, one second apart; the learning rate follows it."""
     ticks = itertools.count()
-    monkeypatch.setattr(throughput.time, "perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr(trainer.time, "perf_counter", lambda: float(next(ticks)))
 
 
 def objective_of(kind: str, target: Target) -> Objective:

@@ -23,11 +23,11 @@ from draftgym.drafters.loading import load_folder
 from draftgym.drafters.training.data.corpus import load_corpus
 from draftgym.drafters.training.loop import trainer as trainer_module
 from draftgym.drafters.training.loop.card import card
-from draftgym.drafters.training.loop.schedule import TrainerConfig, learning_rate
+from draftgym.drafters.training.loop.progress import TrainerConfig, learning_rate
 from draftgym.drafters.training.loop.trainer import Trainer
-from draftgym.drafters.training.main import Eagle3Args, Eagle3Settings, train
-from draftgym.drafters.training.objectives.build import LossSettings, ObjectiveSettings
-from draftgym.drafters.training.objectives.recorded import RecordedObjective
+from draftgym.drafters.training.main import Eagle3Args, Eagle3Settings, ObjectiveSettings, train
+from draftgym.drafters.training.objectives.losses import LossSettings
+from draftgym.drafters.training.objectives.objective import RecordedObjective
 from draftgym.drafters.training.objectives.vsd import VSDSettings
 from tests.drafters.training.test_trainer_resumes import (
     KINDS,

@@ -24,7 +24,7 @@ from draftgym.drafters.eagle3.unroll import Eagle3Unroller
 from draftgym.drafters.training.data.features import FeatureBatch
 from draftgym.drafters.training.objectives.candidates import Candidates
 from draftgym.drafters.training.objectives.losses import Labels, plain_loss
-from draftgym.drafters.training.objectives.recorded import RecordedObjective
+from draftgym.drafters.training.objectives.objective import RecordedObjective
 from draftgym.drafters.training.objectives.unroll import Unroller, pick_anchors
 from draftgym.drafters.vocabulary import from_d2t
 from tests.feature_context import FeatureContext, HeardRule, random_batch
