@@ -140,22 +140,16 @@ def _start_as_last_layers(network: DFlashNetwork, target: Target) -> None:
     network.hidden_norm.weight.copy_(sources[0].input_norm)
     groups = shape.kv_heads * shape.head_dim
     for layer, source in zip(network.blocks, sources, strict=False):
-        attention, mlp = layer.self_attn, layer.mlp
         q, k, v = source.qkv.split([shape.heads * shape.head_dim, groups, groups])
         gate, up = source.gate_up.chunk(2)
-        pairs = [
-            (attention.q_proj.weight, q),
-            (attention.k_proj.weight, k),
-            (attention.v_proj.weight, v),
-            (attention.o_proj.weight, source.out),
-            (mlp.gate_proj.weight, gate),
-            (mlp.up_proj.weight, up),
-            (mlp.down_proj.weight, source.down),
-            (layer.input_layernorm.weight, source.input_norm),
-            (layer.post_attention_layernorm.weight, source.post_norm),
-        ]
-        for weight, start in pairs:
-            weight.copy_(start)
+        weights = {
+            **{"self_attn.q_proj": q, "self_attn.k_proj": k, "self_attn.v_proj": v},
+            **{"self_attn.o_proj": source.out, "mlp.down_proj": source.down},
+            **{"mlp.gate_proj": gate, "mlp.up_proj": up},
+            **{"input_layernorm": source.input_norm, "post_attention_layernorm": source.post_norm},
+        }
+        for name, start in weights.items():
+            layer.get_parameter(f"{name}.weight").copy_(start)
 
 
 def _initial(folder: Path, target: Target, kind: type[Any]) -> Any:

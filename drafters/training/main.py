@@ -30,7 +30,7 @@ from draftgym.drafters.training.build import (
 )
 from draftgym.drafters.training.data.corpus import LONGEST_TEXT, Corpus, load_corpus
 from draftgym.drafters.training.data.features import FeatureCache
-from draftgym.drafters.training.loop.card import write_card
+from draftgym.drafters.training.loop.card import card
 from draftgym.drafters.training.loop.progress import TrainerConfig, check_trainer
 from draftgym.drafters.training.loop.trainer import Trainer
 from draftgym.drafters.training.loop.watch import make_watch
@@ -156,7 +156,7 @@ def train(args: Eagle3Args | DFlashArgs | SmallLMArgs) -> Path:
     print(f"{args.trainer.plan}; interrupt it when you like, the same command goes on")
     trainer = Trainer(objective, target, corpus, args.run, args.trainer, watch, features)
     trainer.run()
-    write_card(args.run, trainer.checkpoint)
+    (trainer.checkpoint / "README.md").write_text(card(args.run), encoding="utf-8")
     print(f"checkpoint: {trainer.checkpoint}")
     return trainer.checkpoint
 

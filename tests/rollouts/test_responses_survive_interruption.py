@@ -172,7 +172,7 @@ def test_responses_train_a_drafter_of_their_target_and_of_no_other(
     )
     with pytest.raises(DraftgymError, match="written by another target") as caught:
         train(drafter)
-    assert "draftgym.rollouts.responses.respond" in caught.value.remedy
+    assert "draftgym respond" in caught.value.remedy
 
 
 def test_a_folder_is_not_mixed(args: RespondArgs) -> None:

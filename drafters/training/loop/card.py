@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +21,11 @@ from draftgym.drafters.training.loop.watch import DEPTH, NODES
 from draftgym.drafters.training.objectives.losses import LOSSES
 
 
-@dataclass(frozen=True)
-class CardArgs:
-    """Print the card of a training run."""
-
-    run: tyro.conf.Positional[Path]
-    """Run folder of train_drafter.py."""
-
-
-def write_card(run: Path, checkpoint: Path) -> None:
-    """Writes `README.md` beside the weights."""
-    (checkpoint / "README.md").write_text(card(run), encoding="utf-8")
-
-
-def card(run: Path) -> str:
+def card(run: tyro.conf.Positional[Path]) -> str:
     """The card as Markdown.
+
+    Args:
+        run: Run folder of draftgym train-drafter.
 
     Raises:
         DraftgymError: The folder holds no training run.
@@ -47,29 +36,30 @@ def card(run: Path) -> str:
         entries = [json.loads(line) for line in lines]
     except (OSError, ValueError) as error:
         raise DraftgymError(
-            f"{run} holds no drafter training: {error}", "name a run folder of train_drafter.py"
+            f"{run} holds no drafter training: {error}",
+            "name a run folder of draftgym train-drafter",
         ) from error
     sections = [
         f"# Drafter for {config['target']}",
-        f"Trained by `train_drafter.py` for the target `{config['target']}` (fingerprint "
+        f"Trained by `draftgym train-drafter` for the target `{config['target']}` (fingerprint "
         f"`{config['fingerprint']}`).",
         _facts(config, entries),
-        _section(
+        *_curve(
             "Teacher-forced top-1 agreement with the text at each draft position, on texts set "
             "aside, over the whole vocabulary:",
-            _curve(entries, "agreement_", ["loss"]),
+            *(entries, "agreement_", ["loss"]),
         ),
-        _section(
+        *_curve(
             "Decoding the greedy texts set aside (T = 0, recorded; what selects the weights): "
             f"acceptance length with the target's own token (mean of a chain of {DEPTH} and, where "
             f"there is one, a tree {DEPTH}x{NODES}), and share of the chain's rounds accepted up "
             "to each draft position:",
-            _curve(entries, "accepted_", [SELECTS, f"chain_{SELECTS}"], f"tree_{SELECTS}"),
+            *(entries, "accepted_", [SELECTS, f"chain_{SELECTS}"], f"tree_{SELECTS}"),
         ),
         "Command:",
-        f"    {_command(config['command'])}",
+        f"    {shlex.join(map(_portable, shlex.split(config['command'])))}",
     ]
-    return "\n\n".join(section for section in sections if section) + "\n"
+    return "\n\n".join(sections) + "\n"
 
 
 def _facts(config: dict[str, Any], entries: list[dict[str, float]]) -> str:
@@ -126,15 +116,13 @@ def _listed(settings: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in shown.items())
 
 
-def _section(heading: str, table: str) -> str:
-    """A table under what it shows; nothing where it is empty."""
-    return f"{heading}\n\n{table}" if table else ""
-
-
-def _curve(entries: list[dict[str, float]], prefix: str, needs: list[str], *may: str) -> str:
-    """One row per measurement; empty where there are none.
+def _curve(
+    heading: str, entries: list[dict[str, float]], prefix: str, needs: list[str], *may: str
+) -> list[str]:
+    """A heading and a table with a row per measurement; nothing where there are none.
 
     Args:
+        heading: What the table shows.
         entries: Lines of the metrics file.
         prefix: What the names of numbered figures begin with.
         needs: Other figures, which every such measurement has.
@@ -142,7 +130,7 @@ def _curve(entries: list[dict[str, float]], prefix: str, needs: list[str], *may:
     """
     rows = [entry for entry in entries if all(name in entry for name in needs)]
     if not rows:
-        return ""
+        return []
     known = {name for row in rows for name in row}
     names = sorted(name for name in known if name.startswith(prefix))
     columns = [*needs, *(name for name in may if name in known), *names]
@@ -152,16 +140,8 @@ def _curve(entries: list[dict[str, float]], prefix: str, needs: list[str], *may:
         + [f"{row[name]:.3f}" if name in row else "" for name in columns]
         for row in rows
     ]
-    return "\n".join(_row(cells) for cells in [head, ["---"] * len(head), *body])
-
-
-def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _command(command: str) -> str:
-    """The command without the folders of the machine it ran on."""
-    return shlex.join(map(_portable, shlex.split(command)))
+    lines = [f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *body]]
+    return [heading, "\n".join(lines)]
 
 
 def _portable(path: str) -> str:
@@ -171,4 +151,4 @@ def _portable(path: str) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     """`draftgym card`."""
-    print(card(tyro.cli(CardArgs, args=arguments, description=__doc__, prog="draftgym card").run))
+    print(tyro.cli(card, args=arguments, description=__doc__, prog="draftgym card"))

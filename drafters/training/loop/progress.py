@@ -71,36 +71,22 @@ def check_trainer(config: TrainerConfig) -> None:
         DraftgymError: No budget, empty batches, negative counts, or patience with nothing to wait
             for.
     """
-    by_minutes, updates = config.updates is None, config.updates
-    wrong = [
-        (by_minutes and not config.minutes > 0, "minutes", "give a positive number of minutes"),
-        (
-            updates is not None and updates < 1,
-            "updates",
-            "give a positive number of updates, or leave it out to train by minutes",
-        ),
-        (config.batch_size < 1, "batch_size", "train on at least one text"),
-        (
-            config.measure_updates < 0,
-            "measure_updates",
-            "give a number of updates, or 0 to measure by minutes",
-        ),
-        (
-            config.patience < 0,
-            "patience",
-            "give a number of measurements, or 0 to train to the end of the budget",
-        ),
-        (
-            config.patience > 0 and not (config.measure_updates or config.measure_minutes > 0),
-            "patience",
-            "it counts measurements on the way, and there are none: set --trainer.measure-minutes "
-            "or --trainer.measure-updates",
-        ),
-    ]
-    for is_wrong, knob, remedy in wrong:
-        if is_wrong:
+    least = {"batch_size": 1, "updates": 1, "measure_updates": 0, "patience": 0}
+    for knob, floor in least.items():
+        value = getattr(config, knob)
+        if value is not None and value < floor:
             option = "--trainer." + knob.replace("_", "-")
-            raise DraftgymError(f"{option} is {getattr(config, knob)}", remedy)
+            raise DraftgymError(f"{option} is {value}", f"give a number of at least {floor}")
+    if config.updates is None and not config.minutes > 0:
+        raise DraftgymError(
+            f"--trainer.minutes is {config.minutes}",
+            "give a positive number of minutes, or a budget in --trainer.updates",
+        )
+    if config.patience and not (config.measure_updates or config.measure_minutes > 0):
+        raise DraftgymError(
+            "--trainer.patience counts measurements, but none are made on the way",
+            "set --trainer.measure-minutes or --trainer.measure-updates",
+        )
 
 
 def learning_rate(config: TrainerConfig, spent: float) -> float:
@@ -127,7 +113,7 @@ class Progress:
         updates: Updates so far.
         seconds: Seconds spent in them.
         response_tokens: Response tokens visited.
-        tera_flops: Operations of all matrix products.
+        tera_flops: Operations of all matrix products, estimated from updates now and then.
         history: One entry per line of `metrics.jsonl`.
         measured_updates: `updates` at the last measurement; -1 before the first.
         measured_seconds: `seconds` at the last measurement.

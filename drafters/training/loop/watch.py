@@ -89,7 +89,7 @@ def make_watch(target: Target, features: FeatureCache, corpus: Corpus) -> Watch 
         print(
             "note: no greedy text is set aside, so acceptance is not watched: the last weights are "
             "kept, not the best, and --trainer.patience has no effect. Add greedy responses "
-            "(draftgym.rollouts.responses.respond --temperatures 0 1) to change that"
+            "(draftgym respond --temperatures 0 1) to change that"
         )
         return None
     return Watch(target, features, greedy)

@@ -15,7 +15,7 @@ from draftgym.drafters.eagle3.unroll import Eagle3Unroller
 from draftgym.drafters.training.objectives.candidates import Candidates, CandidateSampler, draw
 from draftgym.drafters.training.objectives.losses import dpace_weights
 from draftgym.drafters.training.objectives.unroll import Unroller
-from tests.drafters.training.test_training_matches_drafting import block_outputs, plain
+from tests.drafters.training.setups import block_outputs, plain
 from tests.feature_context import random_batch
 from tests.tiny import tiny_dflash, tiny_eagle3
 

@@ -18,7 +18,7 @@ from benchmarks.drafters.runs import (
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import load_target
 from draftgym.drafters.training.loop.progress import TrainerConfig
-from tests.drafters.training.test_training_keeps_the_best import write_texts
+from tests.drafters.training.setups import write_texts
 from tests.tiny_text import save_drafters, save_prompts, save_target
 
 NAMES = ("plain", "lk", "vsd")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -19,11 +18,8 @@ from draftgym.drafters.recorded import RecordedText
 from draftgym.drafters.training.objectives import vsd_terms as vsd
 from draftgym.drafters.training.objectives.losses import plain_loss
 from draftgym.drafters.training.objectives.paths import draw_paths, root_to_leaf, verify_paths
-from draftgym.drafters.training.objectives.unroll import Unroller
 from draftgym.drafters.training.objectives.vsd import VSDObjective, VSDSettings
 from tests.drafters.training.test_training_matches_drafting import (
-    dflash_drafter,
-    eagle3_drafter,
     unroller_of,
 )
 from tests.feature_context import random_batch
@@ -38,8 +34,7 @@ class EStep:
     """An E-step on one random text."""
 
     def __init__(self, kind: str, target: Target) -> None:
-        drafter = eagle3_drafter(target) if kind == "eagle3" else dflash_drafter(target)
-        self.unroller: Unroller[Any] = unroller_of(drafter, target)
+        self.unroller = unroller_of(kind, target)
         self.batch = random_batch(target, self.unroller.tap_layers, [(6, 11)])
         self.tokens = self.batch.tokens[0]
         self.rule = RejectionRule(1.0, 5, target.vocab_size)
@@ -163,30 +158,21 @@ def test_at_temperature_one_the_chances_are_those_of_rejection_verification(
             torch.testing.assert_close(chances[row, column, at], expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_objective_repeats_itself_by_its_seed(target: Target, kind: str) -> None:
-    drafter = eagle3_drafter(target) if kind == "eagle3" else dflash_drafter(target)
-    unroller = unroller_of(drafter, target)
-    batch = random_batch(target, unroller.tap_layers, [(5, 9), (4, 12)])
-    objective = VSDObjective(
-        unroller, target, lambda s: plain_loss(s, 0.8), VSDSettings(anchors=4), anchors=5
-    )
-    assert float(objective(batch, 3).loss) == float(objective(batch, 3).loss)
-    assert float(objective(batch, 3).loss) != float(objective(batch, 4).loss)
-
-
 def _chain(path: tuple[int, ...]) -> Proposal:
     return Proposal.chain(torch.tensor(path), torch.zeros(len(path)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_training_reports_obeys_the_bound(target: Target, kind: str) -> None:
-    drafter = eagle3_drafter(target) if kind == "eagle3" else dflash_drafter(target)
-    unroller = unroller_of(drafter, target)
+def test_the_objective_repeats_itself_by_its_seed_and_obeys_the_bound(
+    target: Target, kind: str
+) -> None:
+    unroller = unroller_of(kind, target)
     batch = random_batch(target, unroller.tap_layers, [(5, 9), (4, 12)])
     objective = VSDObjective(unroller, target, lambda s: plain_loss(s, 0.8), VSDSettings(anchors=4))
-    metrics = objective(batch, 3).metrics
+    output = objective(batch, 3)
+    assert float(output.loss) == float(objective(batch, 3).loss)
+    assert float(output.loss) != float(objective(batch, 4).loss)
+    metrics = output.metrics
     assert metrics["bound"] < metrics["log_marginal"] < 0.5
     assert 0 < metrics["expected_length"] < 4
     assert 1 < metrics["effective_paths"] <= metrics["paths"]
-    assert not objective(batch).metrics  # validation draws no paths

@@ -5,50 +5,38 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 import torch
-from torch import Tensor
 
 from draftgym.decoding.model.target import Target, load_target
 from draftgym.decoding.provenance import describe_host, plain
 from draftgym.drafters.loading import load_folder
-from draftgym.drafters.training.data.corpus import load_corpus
-from draftgym.drafters.training.loop import trainer as trainer_module
 from draftgym.drafters.training.loop.card import card
-from draftgym.drafters.training.loop.progress import TrainerConfig, learning_rate
+from draftgym.drafters.training.loop.progress import TrainerConfig
 from draftgym.drafters.training.loop.trainer import Trainer
 from draftgym.drafters.training.main import Eagle3Args, Eagle3Settings, ObjectiveSettings, train
 from draftgym.drafters.training.objectives.losses import LossSettings
-from draftgym.drafters.training.objectives.objective import RecordedObjective
+from draftgym.drafters.training.objectives.objective import Objective, RecordedObjective
 from draftgym.drafters.training.objectives.vsd import VSDSettings
-from tests.drafters.training.test_trainer_resumes import (
+from tests.drafters.training.setups import (
     KINDS,
     corpus_of,
     objective_of,
+    same_weights,
     stopping_after,
-    weights_of,
+    write_texts,
 )
-from tests.feature_context import random_texts
 from tests.tiny_text import save_target
 
 CONFIG = TrainerConfig(updates=20, batch_size=2, save_minutes=99, measure_updates=2, patience=3)
 SCRIPT = [1.0, 1.5, 1.2, 2.0, 1.9, 2.0, 1.1]
 """Acceptance at updates 0, 2, .. 12: best at 6, equalled at 10, not beaten three times at 12."""
 TIMED = {"minutes", "tokens_per_second", "gflops", "matmul_peak_gflops"}
-
-
-@pytest.fixture(autouse=True)
-def no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a matrix product reaches is not asked for here, and takes a while to measure."""
-    monkeypatch.setattr(trainer_module, "matmul_peak", lambda: 1.0)
 
 
 class Scripted:
@@ -75,6 +63,18 @@ def digest(folder: Path) -> str:
     return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
+def trainer_of(
+    target: Target,
+    folder: Path,
+    watch: Scripted | None,
+    config: TrainerConfig = CONFIG,
+    objective: Objective | None = None,
+) -> Trainer:
+    """A trainer with a fresh EAGLE-3 head, or another objective."""
+    objective = objective or objective_of("eagle3", target)
+    return Trainer(objective, target, corpus_of(target), folder, config, watch)
+
+
 def outcome(trainer: Trainer) -> dict[str, Any]:
     """All that must not depend on interruptions."""
     progress = trainer.progress
@@ -92,17 +92,11 @@ def outcome(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def assert_same_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    for name, value in one.items():
-        torch.testing.assert_close(value, other[name], rtol=0, atol=0)
-
-
 def test_the_best_is_kept_and_training_stops_when_it_is_not_beaten(
     target: Target, tmp_path: Path
 ) -> None:
     watch = Scripted(SCRIPT)
-    objective = objective_of("eagle3", target)
-    trainer = Trainer(objective, target, corpus_of(target), tmp_path, CONFIG, watch)
+    trainer = trainer_of(target, tmp_path, watch)
     progress = trainer.run()
     assert (progress.updates, progress.best_updates, progress.best_value) == (12, 6, 2.0)
     assert watch.value_of(trainer.checkpoint) == 2.0
@@ -118,10 +112,8 @@ def test_the_best_is_kept_and_training_stops_when_it_is_not_beaten(
 def test_training_that_only_harms_keeps_what_it_started_from(
     target: Target, tmp_path: Path
 ) -> None:
-    objective = objective_of("eagle3", target)
-    objective.export(tmp_path / "start", target)
-    watch = Scripted([2.0, 1.9, 1.8, 1.7])
-    trainer = Trainer(objective, target, corpus_of(target), tmp_path / "run", CONFIG, watch)
+    objective_of("eagle3", target).export(tmp_path / "start", target)
+    trainer = trainer_of(target, tmp_path / "run", Scripted([2.0, 1.9, 1.8, 1.7]))
     assert trainer.run().updates == 6
     assert digest(trainer.checkpoint) == digest(tmp_path / "start")
     assert digest(trainer.latest) != digest(tmp_path / "start")
@@ -131,10 +123,7 @@ def test_without_patience_the_whole_budget_is_trained_and_the_best_still_kept(
     target: Target, tmp_path: Path
 ) -> None:
     watch = Scripted([2.0, 3.0, *[1.0] * 9])
-    config = replace(CONFIG, patience=0)
-    trainer = Trainer(
-        objective_of("eagle3", target), target, corpus_of(target), tmp_path, config, watch
-    )
+    trainer = trainer_of(target, tmp_path, watch, replace(CONFIG, patience=0))
     assert trainer.run().updates == 20
     assert watch.value_of(trainer.checkpoint) == 3.0
 
@@ -142,43 +131,39 @@ def test_without_patience_the_whole_budget_is_trained_and_the_best_still_kept(
 def test_without_a_watch_the_latest_weights_are_the_checkpoint(
     target: Target, tmp_path: Path
 ) -> None:
-    objective = objective_of("eagle3", target)
-    trainer = Trainer(objective, target, corpus_of(target), tmp_path / "run", CONFIG)
-    progress = trainer.run()
-    assert progress.updates == 20
-    objective.export(tmp_path / "last", target)
+    trainer = trainer_of(target, tmp_path / "run", None)
+    assert trainer.run().updates == 20
+    trainer.objective.export(tmp_path / "last", target)
     assert digest(trainer.checkpoint) == digest(tmp_path / "last")
     assert not trainer.latest.exists()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("where", "calls"), [("update", 1), ("update", 9), ("watch", 3)])
 def test_an_interrupted_run_keeps_the_same_best_and_stops_at_the_same_update(
-    target: Target, tmp_path: Path, kind: str, where: str, calls: int
+    target: Target, tmp_path: Path, kind: str
 ) -> None:
-    watch, whole = Scripted(SCRIPT), objective_of(kind, target)
-    alone = Trainer(whole, target, corpus_of(target), tmp_path / "whole", CONFIG, watch)
+    watch = Scripted(SCRIPT)
+    alone = trainer_of(target, tmp_path / "alone", watch, objective=objective_of(kind, target))
     alone.run()
-    part = objective_of(kind, target)
-    if where == "update":
-        part = stopping_after(part, calls, KeyboardInterrupt())
-    else:
-        stop_at = watch.calls + calls
 
-        def interrupt() -> None:
-            if watch.calls == stop_at:
-                watch.hook = lambda: None
-                raise KeyboardInterrupt
+    def interrupt() -> None:
+        if watch.calls == stop_at:
+            watch.hook = lambda: None
+            raise KeyboardInterrupt
 
-        watch.hook = interrupt
-    with pytest.raises(KeyboardInterrupt):
-        Trainer(part, target, corpus_of(target), tmp_path / "parts", CONFIG, watch).run()
-    last = objective_of(kind, target)
-    resumed = Trainer(last, target, corpus_of(target), tmp_path / "parts", CONFIG, watch)
-    resumed.run()
-    assert outcome(resumed) == outcome(alone)
-    assert len(watch.known) == len(SCRIPT)  # no other weights were ever measured
-    assert_same_weights(weights_of(last), weights_of(whole))
+    for where, calls in [("update", 1), ("update", 9), ("watch", 3)]:
+        part, folder = objective_of(kind, target), tmp_path / f"{where}-{calls}"
+        if where == "update":
+            part = stopping_after(part, calls, KeyboardInterrupt())
+        else:
+            stop_at, watch.hook = watch.calls + calls, interrupt
+        with pytest.raises(KeyboardInterrupt):
+            trainer_of(target, folder, watch, objective=part).run()
+        resumed = trainer_of(target, folder, watch, objective=objective_of(kind, target))
+        resumed.run()
+        assert outcome(resumed) == outcome(alone)
+        assert len(watch.known) == len(SCRIPT)  # no other weights were ever measured
+        assert same_weights(resumed.objective, alone.objective)
 
 
 def test_a_kill_at_any_moment_loses_neither_the_best_nor_the_way(
@@ -206,20 +191,18 @@ def test_a_kill_at_any_moment_loses_neither_the_best_nor_the_way(
     with monkeypatch.context() as patch:
         patch.setattr(RecordedObjective, "export", watched_export)
         patch.setattr(torch, "save", watched_save)
-        whole = objective_of("eagle3", target)
-        alone = Trainer(whole, target, corpus_of(target), tmp_path / "run", config, watch)
+        alone = trainer_of(target, tmp_path / "run", watch, config)
         alone.run()
     watch.hook = lambda: None
     assert alone.progress.updates == 3 and len(moments) > 20
     for moment in moments:
-        objective = objective_of("eagle3", target)
-        resumed = Trainer(objective, target, corpus_of(target), moment, config, watch)
+        resumed = trainer_of(target, moment, watch, config)
         if resumed.progress.best_updates is not None:
             kept = watch.value_of(resumed.checkpoint)
             assert kept is not None and kept >= resumed.progress.best_value
         resumed.run()
         assert outcome(resumed) == outcome(alone)
-        assert_same_weights(weights_of(objective), weights_of(whole))
+        assert same_weights(resumed.objective, alone.objective)
 
 
 @pytest.mark.parametrize("script", [SCRIPT, [1.0 + i for i in range(11)]])
@@ -227,81 +210,41 @@ def test_a_run_that_stopped_or_finished_does_not_go_on(
     target: Target, tmp_path: Path, script: list[float]
 ) -> None:
     watch = Scripted(script)
-    corpus = corpus_of(target)
-    first = Trainer(objective_of("eagle3", target), target, corpus, tmp_path, CONFIG, watch)
+    first = trainer_of(target, tmp_path, watch)
     first.run()
     assert first.progress.updates == (12 if script is SCRIPT else 20)
     before, calls = outcome(first), watch.calls
     never = stopping_after(objective_of("eagle3", target), 0, AssertionError("went on"))
-    again = Trainer(never, target, corpus, tmp_path, CONFIG, watch)
+    again = trainer_of(target, tmp_path, watch, objective=never)
     again.run()
     assert outcome(again) == before
     assert watch.calls == calls
 
 
 def test_more_patience_or_budget_takes_a_run_further(target: Target, tmp_path: Path) -> None:
-    watch, corpus = Scripted([2.0, 1.0, 1.0, 3.0, 1.0, 4.0]), corpus_of(target)
+    watch = Scripted([2.0, 1.0, 1.0, 3.0, 1.0, 4.0])
     for changes, updates, best in [
         ({"patience": 2}, 4, 2.0),
         ({"patience": 3, "updates": 8}, 8, 3.0),
         ({"patience": 3, "updates": 10}, 10, 4.0),
     ]:
-        config = replace(CONFIG, **changes)
-        objective = objective_of("eagle3", target)
-        trainer = Trainer(objective, target, corpus, tmp_path, config, watch)
+        trainer = trainer_of(target, tmp_path, watch, replace(CONFIG, **changes))
         assert trainer.run().updates == updates
         assert watch.value_of(trainer.checkpoint) == best
 
 
 def test_a_run_from_before_there_was_a_watch_goes_on(target: Target, tmp_path: Path) -> None:
-    old = Trainer(objective_of("eagle3", target), target, corpus_of(target), tmp_path, CONFIG)
-    old.save()
+    trainer_of(target, tmp_path, None).save()
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     kept = ("updates", "seconds", "response_tokens", "tera_flops", "history")
     state["progress"] = {name: state["progress"][name] for name in kept}
     torch.save(state, tmp_path / "state.pt")
-    watch = Scripted(SCRIPT)
-    new = Trainer(
-        objective_of("eagle3", target), target, corpus_of(target), tmp_path, CONFIG, watch
-    )
-    assert new.run().best_updates == 6
+    assert trainer_of(target, tmp_path, Scripted(SCRIPT)).run().best_updates == 6
 
 
-def test_the_learning_rate_follows_the_share_of_the_updates(target: Target, tmp_path: Path) -> None:
-    config = replace(CONFIG, updates=6, warmup=0.3, minutes=1e-9)
-    objective = objective_of("eagle3", target)
-    trainer = Trainer(objective, target, corpus_of(target), tmp_path, config)
-    rates, step = [], trainer.optimizer.step
-
-    def watched_step(*arguments: Any) -> Any:
-        rates.append(trainer.optimizer.param_groups[0]["lr"])
-        return step(*arguments)
-
-    trainer.optimizer.step = watched_step  # type: ignore[method-assign]
-    trainer.run()
-    assert rates == [learning_rate(config, update / 6) for update in range(6)]
-
-
-def write_texts(path: Path, vocab: int, **columns: Any) -> Path:
-    texts = random_texts([(3, 8)] * 60, vocab)
-    rows = {
-        "prompt": [text.tokens[:3].tolist() for text in texts],
-        "response": [text.tokens[3:].tolist() for text in texts],
-    }
-    pyarrow.parquet.write_table(pyarrow.table({**rows, **columns}), path)
-    return path
-
-
-def test_a_corpus_knows_the_temperature_of_its_texts(tmp_path: Path) -> None:
-    silent = load_corpus(write_texts(tmp_path / "a.parquet", 61), 61)
-    assert {text.temperature for text in silent.train + silent.validation} == {0.0}
-    path = write_texts(tmp_path / "b.parquet", 61, temperature=[0.0, 0.5, 1.0] * 20)
-    for hottest, expected in [(None, {0.0: 20, 0.5: 20, 1.0: 20}), (0.5, {0.0: 20, 0.5: 20})]:
-        corpus = load_corpus(path, 61, validation=5, hottest=hottest)
-        assert Counter(t.temperature for t in corpus.train + corpus.validation) == expected
-
-
-def test_the_command_trains_in_updates_and_its_card_tells_the_best(tmp_path: Path) -> None:
+def test_the_command_trains_in_updates_and_its_card_tells_the_best(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     args = Eagle3Args(
         corpus=write_texts(tmp_path / "c.parquet", 257),
         run=tmp_path / "run",
@@ -312,6 +255,8 @@ def test_the_command_trains_in_updates_and_its_card_tells_the_best(tmp_path: Pat
         trainer=TrainerConfig(updates=4, measure_updates=2),
     )
     checkpoint = train(args)
+    announced = "training for 4 updates; measuring (at the start, every 2 updates, at the end)"
+    assert announced in capsys.readouterr().out
     lines = (args.run / "metrics.jsonl").read_text().splitlines()
     best = [entry for entry in map(json.loads, lines) if "best_updates" in entry]
     assert [entry["updates"] for entry in best] == [0, 2, 4]

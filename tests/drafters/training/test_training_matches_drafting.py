@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pytest
@@ -16,21 +15,21 @@ from torch import Tensor
 from draftgym.decoding.drafting import DraftShape
 from draftgym.decoding.model.target import Target
 from draftgym.drafters.dflash.drafter import DFlashDrafter
-from draftgym.drafters.dflash.network import DFlashNetwork
-from draftgym.drafters.dflash.unroll import DFlashUnroller
 from draftgym.drafters.eagle3.drafter import Eagle3Drafter
-from draftgym.drafters.eagle3.network import Eagle3Network
-from draftgym.drafters.eagle3.unroll import Eagle3Unroller
 from draftgym.drafters.training.data.features import FeatureBatch
 from draftgym.drafters.training.objectives.candidates import Candidates
-from draftgym.drafters.training.objectives.losses import Labels, plain_loss
-from draftgym.drafters.training.objectives.objective import RecordedObjective
 from draftgym.drafters.training.objectives.unroll import Unroller, pick_anchors
 from draftgym.drafters.vocabulary import from_d2t
+from tests.drafters.training.setups import (
+    block_outputs,
+    dflash_drafter,
+    eagle3_drafter,
+    plain,
+    unroller_of,
+)
 from tests.feature_context import FeatureContext, HeardRule, random_batch
-from tests.tiny import tiny_dflash, tiny_eagle3
 
-STEPS = 4
+STEPS = 4  # of `unroller_of`
 SIZES = [(5, 9), (3, 14), (7, 6)]
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
 
@@ -41,56 +40,6 @@ WIRINGS: list[dict[str, bool]] = [
     {"norm_before_fc": True, "norm_output": True},
     {"fc_norm": True},
 ]
-
-
-def eagle3_drafter(target: Target, **wiring: bool) -> Eagle3Drafter:
-    """An EAGLE-3 head, its norms not all ones, wired as published heads may be."""
-    drafter = tiny_eagle3(target, draft_vocab=40)
-    if not wiring:
-        return drafter
-    torch.manual_seed(4)
-    network = Eagle3Network(replace(drafter.network.config, **wiring))
-    network.load_state_dict(drafter.network.state_dict(), strict=False)
-    with torch.no_grad():
-        for name, weight in network.named_parameters():
-            if "norm" in name:
-                weight.add_(0.3 * torch.randn(weight.shape))
-    return Eagle3Drafter(network.requires_grad_(False), target.decoder.embedding)
-
-
-def dflash_drafter(target: Target) -> DFlashDrafter:
-    """A DFlash drafter that covers every token id up to 40 and a few above."""
-    config = tiny_dflash(target).network.config
-    ids = torch.cat([torch.arange(40), torch.tensor([44, 50, 60])])
-    torch.manual_seed(3)
-    network = DFlashNetwork(replace(config, draft_vocab_size=len(ids)), ids)
-    return DFlashDrafter(
-        network.requires_grad_(False), target.decoder.embedding, target.decoder.head
-    )
-
-
-def plain(
-    unroller: Unroller[Any],
-    decay: float = 0.8,
-    labels: Labels = "soft",
-    anchors: int | None = None,
-) -> RecordedObjective:
-    """The plain objective of a drafter."""
-    return RecordedObjective(unroller, partial(plain_loss, decay=decay, labels=labels), anchors)
-
-
-def unroller_of(
-    drafter: Eagle3Drafter | DFlashDrafter, target: Target, steps: int = STEPS
-) -> Unroller[Any]:
-    """A drafter as it is trained."""
-    if isinstance(drafter, Eagle3Drafter):
-        return Eagle3Unroller(drafter.network, target, steps)
-    return DFlashUnroller(drafter.network, target)
-
-
-def block_outputs(unroller: Unroller[Any], batch: FeatureBatch, anchors: Tensor) -> Tensor:
-    """Outputs behind some anchors, whatever stands there."""
-    return unroller.outputs(batch, anchors, anchors.new_zeros(*anchors.shape, unroller.depth))
 
 
 def student_scores(unroller: Unroller[Any], outputs: Tensor) -> Tensor:

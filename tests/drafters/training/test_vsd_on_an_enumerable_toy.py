@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -78,8 +79,8 @@ def test_under_speculative_sampling_the_marginal_is_one_minus_total_variation(to
 
 def sampled_weights(toy: Toy, count: int, seed: int) -> Tensor:
     """The E-step's weights over all paths, from `count` draws; 0 for what was not drawn."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.multinomial(toy.q, count, replacement=True, generator=generator).unique()
+    counts = np.random.default_rng(seed).multinomial(count, (toy.q / toy.q.sum()).numpy())
+    drawn = torch.tensor(counts).nonzero()[:, 0]
     weights = torch.zeros_like(toy.q)
     weights[drawn] = vsd.posterior_weights(toy.p[drawn].log(), toy.worth[drawn])
     return weights

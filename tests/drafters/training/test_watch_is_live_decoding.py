@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from draftgym.decoding.arms import parse_arm
-from draftgym.decoding.decoder import PlainPolicy, SpeculativeDecoder
+from draftgym.decoding.decoder import SpeculativeDecoder
 from draftgym.decoding.model.target import Target
 from draftgym.drafters.loading import load_folder
 from draftgym.drafters.training.data.corpus import Corpus, Text
@@ -18,17 +17,7 @@ from draftgym.drafters.training.data.features import FeatureCache
 from draftgym.drafters.training.loop import watch as watch_module
 from draftgym.drafters.training.loop.watch import Watch, make_watch, summarise_rounds
 from draftgym.policies.routers.fixed import FixedPolicy
-from tests.drafters.training.test_trainer_resumes import KINDS, objective_of
-from tests.feature_context import random_texts
-
-
-def greedy_texts(target: Target, responses: int = 24) -> list[Text]:
-    plain = SpeculativeDecoder(target, {}, PlainPolicy())
-    texts = []
-    for prompt in random_texts([(4, 0), (7, 0), (5, 0)], target.vocab_size, seed=5):
-        response = torch.tensor(plain.generate(prompt.tokens, responses).tokens)
-        texts.append(Text(torch.cat([prompt.tokens, response]), len(prompt.tokens)))
-    return texts
+from tests.drafters.training.setups import KINDS, greedy_texts, objective_of
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -36,7 +25,7 @@ def test_the_watch_sees_the_rounds_of_live_decoding(
     target: Target, tmp_path: Path, kind: str
 ) -> None:
     objective_of(kind, target).export(tmp_path, target)
-    texts = greedy_texts(target)
+    texts = greedy_texts(target, [4, 7, 5], 24)
     figures = Watch(target, FeatureCache(None, target, ()), texts)(tmp_path)
     drafter = load_folder(tmp_path, target)
     arms = {"chain": f"{kind}:4", "tree": f"{kind}:4x8"}
@@ -75,7 +64,7 @@ def test_the_figures_are_means_over_rounds() -> None:
 
 
 def test_only_greedy_texts_are_watched(target: Target, capsys: pytest.CaptureFixture[str]) -> None:
-    greedy, sampled, hot = greedy_texts(target)
+    greedy, sampled, hot = greedy_texts(target, [4, 7, 5], 24)
     sampled, hot = replace(sampled, temperature=1.0), replace(hot, temperature=0.3)
     features = FeatureCache(None, target, ())
     watch = make_watch(target, features, Corpus([greedy], [sampled, greedy, hot]))
@@ -91,7 +80,7 @@ def test_the_watch_is_limited_in_texts_and_tokens(
 ) -> None:
     objective_of(kind, target).export(tmp_path, target)
     features = FeatureCache(None, target, ())
-    texts = greedy_texts(target)
+    texts = greedy_texts(target, [4, 7, 5], 24)
     short = [Text(text.tokens[: text.prompt_length + 9], text.prompt_length) for text in texts]
     few = Watch(target, features, short[:2])(tmp_path)
     assert few != Watch(target, features, texts)(tmp_path)
