@@ -67,7 +67,7 @@ class Trainer:
         self.objective, self.target, self.corpus = objective, target, corpus
         self.folder, self.config, self.watch = folder, config, watch
         self.features = features or FeatureCache(None, target, ())
-        self.peak, self.flops_per_token = matmul_peak(), 0.0
+        self.peak = matmul_peak()
         self.progress = Progress()
         self.optimizer = torch.optim.AdamW(
             objective.network.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0
@@ -131,7 +131,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         counter: Any = FlopCounterMode(display=False)
-        counted = progress.updates % COUNT_EVERY == 0 or not self.flops_per_token
+        counted = progress.updates % COUNT_EVERY == 0  # whatever session: counting rounds otherwise
         start = time.perf_counter()
         with counter if counted else nullcontext():
             output, tokens = self._loss(texts, seed=progress.updates + 1)
@@ -144,14 +144,15 @@ class Trainer:
             self._require_finite("gradient", norm)  # before it can spoil the weights
             self.optimizer.step()
         seconds = time.perf_counter() - start
-        if counted:
-            self.flops_per_token = counter.get_total_flops() / tokens
+        tera_flops = counter.get_total_flops() / 1e12
+        if not counted:  # as many a token as so far
+            tera_flops = progress.tera_flops * tokens / progress.response_tokens
         progress.updates += 1
         progress.seconds += seconds
         progress.response_tokens += tokens
-        progress.tera_flops += self.flops_per_token * tokens / 1e12
+        progress.tera_flops += tera_flops
         if progress.updates % 10 == 0:
-            gflops = self.flops_per_token * tokens / max(seconds, 1e-9) / 1e9
+            gflops = 1000 * tera_flops / max(seconds, 1e-9)
             self._write(
                 {
                     "losses/train": loss,
