@@ -44,7 +44,7 @@ class Watch:
     """
 
     def __init__(self, target: Target, features: FeatureCache, texts: list[Text]) -> None:
-        self.target, self.features, self.texts = target, features, texts[:TEXTS]
+        self.target, self.features, self.texts = target, features, texts
 
     def __call__(self, folder: Path) -> dict[str, float]:
         """Acceptance of the drafter in a folder, over all rounds of all texts.

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from draftgym.decoding.decoder import PlainPolicy, SpeculativeDecoder
 from draftgym.decoding.model.target import Target
-from draftgym.drafters.dflash.drafter import DFlashDrafter, DFlashNetwork
+from draftgym.drafters.dflash.drafter import DFlashDrafter
+from draftgym.drafters.dflash.network import DFlashNetwork
 from draftgym.drafters.dflash.unroll import DFlashUnroller
-from draftgym.drafters.eagle3.drafter import Eagle3Drafter, Eagle3Network
+from draftgym.drafters.eagle3.drafter import Eagle3Drafter
+from draftgym.drafters.eagle3.network import Eagle3Network
 from draftgym.drafters.eagle3.unroll import Eagle3Unroller
 from draftgym.drafters.training.data.corpus import Corpus, Text
 from draftgym.drafters.training.data.features import FeatureBatch
