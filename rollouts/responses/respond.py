@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tyro
 from torch import Tensor
@@ -81,20 +81,11 @@ class RespondArgs:
     threads: int | None = None
 
 
-@dataclass(frozen=True)
-class Written:
-    """What one run of the command did.
-
-    Attributes:
-        texts: Texts written now.
-        tokens: Their response tokens.
-        seconds: Time it took, prompts included, loading not.
-        done_before: Texts that were there already.
-    """
+class Written(NamedTuple):
+    """What one run of the command did: texts and their response tokens; texts there before."""
 
     texts: int
     tokens: int
-    seconds: float
     done_before: int
 
 
@@ -128,8 +119,8 @@ def respond(args: RespondArgs, target: Target | None = None) -> Written:
         metadata = {"settings": settings, **describe_target(target), **describe_host()}
         to_table = partial(_response_table, metadata=metadata)
         with ShardWriter(args.out, to_table, args.shard_texts) as writer:
-            tokens, seconds = _write(args, target, missing, len(wanted), writer)
-    return Written(len(missing), tokens, seconds, len(wanted) - len(missing))
+            tokens = _write(args, target, missing, len(wanted), writer)
+    return Written(len(missing), tokens, len(wanted) - len(missing))
 
 
 def make_requests(
@@ -166,8 +157,8 @@ def _write(
     requests: Sequence[Request],
     total: int,
     writer: ShardWriter[Response],
-) -> tuple[int, float]:
-    """Writes all requests; returns response tokens and seconds."""
+) -> int:
+    """Writes all requests; returns response tokens."""
     tokens, start = 0, time.perf_counter()
     pause = 0.5 if sys.stderr.isatty() else 10.0  # seconds; a log file wants few lines
     with tqdm(
@@ -179,7 +170,7 @@ def _write(
             speed = tokens / (time.perf_counter() - start)
             bar.set_postfix_str(f"{speed:.0f} tokens/s", refresh=False)
             bar.update()
-    return tokens, time.perf_counter() - start
+    return tokens
 
 
 def _response_table(responses: Sequence[Response], metadata: dict[str, Any]) -> Any:
@@ -291,8 +282,5 @@ def _check_args(args: RespondArgs) -> None:
 def main(arguments: Sequence[str]) -> None:
     """`draftgym respond`."""
     parsed = tyro.cli(RespondArgs, args=arguments, description=__doc__, prog="draftgym respond")
-    result = respond(parsed)
-    print(
-        f"{parsed.out}: {result.texts} texts, {result.tokens} tokens written in "
-        f"{result.seconds:.0f} s ({result.done_before} texts were there already)"
-    )
+    texts, tokens, done_before = respond(parsed)
+    print(f"{parsed.out}: {texts} texts, {tokens} tokens written ({done_before} texts were there)")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from draftgym.drafters.training.loop import trainer
+from draftgym.drafters.training.loop import trainer, watch
 
 
 @pytest.fixture(autouse=True)
-def no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a matrix product reaches here is not asked for; measuring it takes a second."""
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few texts are watched, and what a matrix product reaches here (a second) is not asked for."""
     monkeypatch.setattr(trainer, "matmul_peak", lambda: 1.0)
+    monkeypatch.setattr(watch, "TEXTS", 4)
