@@ -35,7 +35,8 @@ from draftgym.drafters.training.loop.progress import (
 from draftgym.drafters.training.objectives.objective import Objective, ObjectiveOutput
 
 COUNT_EVERY = 10
-"""Updates between two whose operations are counted: the counter costs 0.1 ms an operation."""
+"""Updates between two whose operations are counted, which costs 0.1 ms an operation. Counting takes
+operations apart and so rounds otherwise: when it happens must not depend on interruptions."""
 
 Measure = Callable[[Path], dict[str, float]]
 """Figures of a checkpoint folder by name; `acceptance_length` is among them."""
@@ -131,7 +132,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         counter: Any = FlopCounterMode(display=False)
-        counted = progress.updates % COUNT_EVERY == 0  # whatever session: counting rounds otherwise
+        counted = progress.updates % COUNT_EVERY == 0
         start = time.perf_counter()
         with counter if counted else nullcontext():
             output, tokens = self._loss(texts, seed=progress.updates + 1)
