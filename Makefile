@@ -59,7 +59,7 @@ bench: traces  ## Measurements, small: arms, routers, speed, switching, lossless
 	$(RUN) -m benchmarks.system.router_overhead
 	$(RUN) -m benchmarks.system.losslessness --per-category 1 --max-new-tokens 48 --json runs/losslessness.json
 
-figures: setup  ## All figures of the README for the drafters that are there, and the router shipped with them
+figures: setup  ## All figures of docs/results for the drafters that are there, and the router shipped with them
 	$(MAKE) --no-print-directory -f benchmarks/figures.mk RUN=$(RUN) DRAFTGYM=$(DRAFTGYM)
 
 users: setup  ## Traces for schedulers: what devices of many users would draft
@@ -72,7 +72,7 @@ scheduler: users  ## Train a scheduler of many users and compare it with the clo
 	$(DRAFTGYM) evaluate --traces runs/users-heldout --known runs/users --report runs/scheduler-report \
 	    --scheduler fixed homogeneous@beta heterogeneous@beta oracle runs/scheduler/policy
 
-edge: users  ## All figures of the README about schedulers (hours)
+edge: users  ## All figures of docs/results/schedulers.md (hours)
 	$(MAKE) --no-print-directory -f benchmarks/edge.mk RUN=$(RUN) DRAFTGYM=$(DRAFTGYM)
 
 format: .venv/.ready  ## Put the code into shape
