@@ -12,8 +12,7 @@ TRAIN = $(RUN) train_scheduler.py --traces runs/users --run $(@D) --threads 1 \
 # Reports of channels are a round old and 3 dB off, users come and go, a draft is waited for 0.6 s.
 LATE := --cell.report-rounds-old 1 --cell.report-error-db 3 --cell.leaving 0.2 \
     --cell.deadline 0.6
-COMPARE = $(RUN) -m benchmarks.schedulers.schedulers $(USERS) --cells 16 --rounds 192 --seeds 5 \
-    --json $@ --markdown $(basename $@).md
+COMPARE = $(RUN) -m benchmarks.schedulers.comparison $(USERS) --cells 16 --rounds 192 --seeds 5 --json $@
 
 comma := ,
 empty :=
@@ -27,8 +26,11 @@ group = $(1)=$(subst $(space),$(comma),$(strip $(call policies,$(1))))
 .NOTPARALLEL:
 .SECONDARY:
 
-edge: $(addprefix $(HERE)/,exact.json late.json qwen.json tokens.json geometric.json speed.json \
+RESULTS := $(addprefix $(HERE)/,exact.json late.json qwen.json tokens.json geometric.json speed.json \
     paper.json live.json)
+
+edge: $(RESULTS)
+	$(RUN) -m benchmarks.report $(RESULTS) > $(HERE)/figures.md
 
 $(HERE)/exact-%/done:
 	$(TRAIN) --seed $*

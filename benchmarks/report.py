@@ -74,6 +74,21 @@ class Table:
         cells = [[tell(row) for tell in columns.values()] for row in rows]
         return cls(title, list(columns), cells, frozenset(bold), notes)
 
+    @classmethod
+    def named(
+        cls, title: str, head: str, rows: Mapping[str, Any], columns: Mapping[str, Cell]
+    ) -> Self:
+        """A table with one row per name, which the first column tells.
+
+        Args:
+            title: What it shows.
+            head: What the names are.
+            rows: Figures by name.
+            columns: How each other column tells them.
+        """
+        cells = [[name, *(tell(one) for tell in columns.values())] for name, one in rows.items()]
+        return cls(title, [head, *columns], cells)
+
     def print(self, console: Console) -> None:
         """Prints it."""
         table = RichTable(

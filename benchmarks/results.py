@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from draftgym.decoding.provenance import (
     plain,
 )
 from draftgym.drafters.loading import find_checkpoints, load_drafters
+from draftgym.rollouts.decode.evaluation import check_writable
 from draftgym.rollouts.prompts.sets import Prompt, interleave_categories, load_prompts
 
 Result = dict[str, Any]
@@ -86,26 +87,52 @@ def environment(
     return facts
 
 
-def publish(result: Mapping[str, Any], tables: Iterable[Table], path: Path | None) -> None:
-    """Shows the tables and writes the file, if one is wanted."""
-    show(tables)
-    if path is not None:
-        write_json(path, result)
+def finish(
+    tables: Callable[[Result], list[Table]],
+    settings: Any,
+    figures: Mapping[str, Any],
+    target: Target | None = None,
+    drafters: Mapping[str, Drafter] | None = None,
+    facts: Mapping[str, Any] | None = None,
+    last: bool = True,
+) -> Result:
+    """Names the benchmark and where its figures come from, shows and writes them.
+
+    Args:
+        tables: The benchmark's function of this name.
+        settings: Its options; `settings.json` is the file, if one is wanted.
+        figures: What was measured.
+        target: As `environment`.
+        drafters: As `environment`.
+        facts: What else is told of the environment.
+        last: Whether nothing follows, so that the tables are shown.
+    """
+    module = sys.modules[tables.__module__].__spec__
+    assert module is not None, "benchmarks are modules"
+    known = {**(facts or {}), **environment(settings, target, drafters)}
+    result: Result = plain({"benchmark": module.name, "environment": known, **figures})
+    if last:
+        show(tables(result))
+    if settings.json is not None:
+        write_json(settings.json, result)
+    return result
 
 
-def write_json(path: Path, body: Mapping[str, Any]) -> None:
+def write_json(path: Path, body: Mapping[str, Any], indent: int | None = 1) -> None:
     """Replaces the file in one step: a kill leaves the old one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.partial")
-    unfinished.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+    unfinished.write_text(json.dumps(body, indent=indent) + "\n", encoding="utf-8")
     unfinished.replace(path)
 
 
-def at_least_one(settings: Any, *names: str) -> None:
-    """Raises `DraftgymError` if one of these options is below 1."""
+def check(settings: Any, *names: str) -> None:
+    """Raises `DraftgymError` if one of these options is below 1 or the file cannot be written."""
     for name in names:
         if (value := getattr(settings, name)) < 1:
             raise DraftgymError(f"--{name.replace('_', '-')} is {value}", "give at least 1")
+    if settings.json is not None:
+        check_writable(settings.json)
 
 
 class Partial:

@@ -1,4 +1,4 @@
-"""From what was measured text by text to the figures of `benchmarks.drafters.objectives`.
+"""Figures and tables of `benchmarks.drafters.objectives`, from what was measured text by text.
 
 Acceptance length is total tokens over total rounds, the target's own token included. Two of them
 are compared by their ratio over the same prompts, with a paired bootstrap over prompts; of several
@@ -9,19 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from benchmarks.drafters.held_out_texts import HeldOutText
 from benchmarks.drafters.measure import Condition
+from benchmarks.report import Json, Table, each, percent
+from benchmarks.results import Result
 from draftgym.decoding.arms import parse_arm
 from draftgym.decoding.costs.latency import CostModel
 from draftgym.rollouts.replay.priced import check_costs
 from draftgym.rollouts.report.rows import ALL
 from draftgym.rollouts.report.statistics import Work, speed_ratio
-
-Figures = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ def summarise(
     conditions: Sequence[Condition],
     references: Sequence[str],
     model: CostModel | None = None,
-) -> dict[str, dict[str, Figures]]:
-    """Figures by objective and condition.
+) -> dict[str, dict[str, Result]]:
+    """Result by objective and condition.
 
     Args:
         texts: All texts, at all temperatures, in the order in which they were measured.
@@ -65,7 +66,7 @@ def summarise(
     """
     if model is not None:
         check_costs(model, sorted({run.drafter for seeds in runs.values() for run in seeds}))
-    figures: dict[str, dict[str, Figures]] = {name: {} for name in runs}
+    figures: dict[str, dict[str, Result]] = {name: {} for name in runs}
     for condition in conditions:
         mine = [one for one in texts if one.temperature == condition.temperature]
         works = {
@@ -128,8 +129,8 @@ def _figures(
     seeds: Sequence[Sequence[Work]],
     median: int,
     against: Mapping[str, Sequence[Work]],
-) -> Figures:
-    groups: dict[str, Figures] = {}
+) -> Result:
+    groups: dict[str, Result] = {}
     for group, rows in groups_of(texts).items():
         mine = [seeds[median][row] for row in rows]
         groups[group] = {
@@ -154,3 +155,59 @@ def _interval(mine: Sequence[Work], theirs: Sequence[Work]) -> list[float]:
 
 def _median(lengths: Sequence[float]) -> int:
     return int(np.argsort(lengths)[(len(lengths) - 1) // 2])
+
+
+def tables(result: Json) -> list[Table]:
+    """Acceptance lengths, gains over the references, categories, positions and predicted speed."""
+    objectives, shown = result["figures"], result["shown"]
+    conditions, references = shown["conditions"], shown["references"]
+    made = [
+        Table.named(
+            "acceptance length: tokens a round commits, the target's own included (lowest to "
+            "highest seed); under rejection, tokens over expected rounds",
+            "objective",
+            objectives,
+            each(conditions, lambda one, condition: _length(one[condition])),
+        )
+    ]
+    for reference in references:
+        made.append(
+            Table.named(
+                f"acceptance length over {reference}, in % (95 % over prompts, seed of median "
+                "length)",
+                "objective",
+                {name: one for name, one in objectives.items() if name != reference},
+                each(conditions, partial(_gain, reference)),
+            )
+        )
+    made += [_by_category(objectives, one, references[0]) for one in shown["by_category"]]
+    positions = each(conditions, lambda one, condition: f"{one[condition]['over_positions']:.3f}")
+    title = "tokens a round would commit, mean over all positions of the texts (not over rounds)"
+    made.append(Table.named(title, "objective", objectives, positions))
+    first = next(iter(objectives.values()))
+    priced = [one for one in conditions if "predicted_speedup" in first[one]]
+    speeds = each(priced, lambda one, condition: f"{one[condition]['predicted_speedup']:.3f}")
+    title = "speed over plain decoding by the cost model"
+    made += [Table.named(title, "objective", objectives, speeds)] if priced else []
+    return [table for table in made if table.rows]
+
+
+def _by_category(objectives: Json, condition: str, baseline: str) -> Table:
+    def tell(one: Json, group: str) -> str:
+        found = one[condition]["groups"][group]
+        return f"{found['acceptance_length']:.2f} ({percent(found['over'][baseline][0])})"
+
+    groups = next(iter(objectives.values()))[condition]["groups"]
+    title = f"{condition}, by category: acceptance length (over {baseline} in %)"
+    return Table.named(title, "objective", objectives, each(groups, tell))
+
+
+def _length(found: Json) -> str:
+    seeds = found["acceptance_by_seed"]
+    length = f"{found['groups'][ALL]['acceptance_length']:.3f}"
+    return length if len(seeds) == 1 else f"{length} ({min(seeds):.3f} to {max(seeds):.3f})"
+
+
+def _gain(reference: str, one: Json, condition: str) -> str:
+    value, low, high = map(percent, one[condition]["groups"][ALL]["over"][reference])
+    return f"{value} ({low} to {high})"  # spaces: narrow tables fold here

@@ -23,24 +23,24 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import tyro
 
-from benchmarks.drafters.figures import Figures, Run, summarise
+from benchmarks.drafters.figures import Run, summarise, tables
 from benchmarks.drafters.held_out_texts import HeldOutText, Recordings, write_texts
 from benchmarks.drafters.measure import conditions, measure_drafter
-from benchmarks.drafters.tables import print_sheets, sheets_of
+from benchmarks.report import Json, show
+from benchmarks.results import Result, environment, write_json
 from draftgym.decoding.arms import Arm, check_arms, parse_arm
 from draftgym.decoding.costs.latency import read_cost_model
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
 from draftgym.decoding.model.target import Target, load_target
-from draftgym.decoding.provenance import describe_host, describe_target
 from draftgym.drafters.loading import load_folder
 from draftgym.rollouts.decode.evaluation import check_writable
-from draftgym.rollouts.report.table import make_console
 from draftgym.rollouts.responses.respond import RespondArgs
+
+__all__ = ["ObjectivesArgs", "compare_objectives", "tables"]
 
 SCHEMA_VERSION = 1
 
@@ -67,7 +67,6 @@ class ObjectivesArgs:
         threads: CPU threads; default: every core this process may use.
         seed: Of the sampled texts.
         json: Result file.
-        markdown: Also write the tables to this file.
     """
 
     checkpoints: tuple[str, ...]
@@ -86,7 +85,6 @@ class ObjectivesArgs:
     threads: int | None = None
     seed: int = 0
     json: Path = Path("runs/objectives.json")
-    markdown: Path | None = None
 
     @property
     def references(self) -> list[str]:
@@ -129,34 +127,38 @@ class Known:
     tap_layers: tuple[int, ...]
 
 
-def compare_objectives(args: ObjectivesArgs) -> Figures:
-    """Measures what is missing, prints the tables and writes the figures.
+def compare_objectives(args: ObjectivesArgs) -> Result:
+    """Measures what is missing, shows and writes the figures.
 
     Raises:
         DraftgymError: Anything the user can mend; found before anything is measured.
     """
     folders = read_names(args)
-    for path in filter(None, (args.json, args.markdown)):
-        check_writable(path)
+    check_writable(args.json)
     model = None
     if args.cost_model is not None:
         model = read_cost_model(args.cost_model, "name a file that this program wrote")
     target = load_target(args.target, args.dtype, args.threads)
     known = {name: [_look(one, target, args) for one in of] for name, of in folders.items()}
     texts = write_texts(args.writing, target)
-    body = _start(args, target, texts, known)
-    _measure_missing(args, target, texts, known, body)
-    runs = {name: [_run(one, body) for one in of] for name, of in known.items()}
+    result = _start(args, target, texts, known)
+    _measure_missing(args, target, texts, known, result)
+    measured = result["measured"]
+    runs = {
+        name: [Run(one.drafter, one.lag, measured[one.fingerprint]) for one in of]
+        for name, of in known.items()
+    }
     wanted = conditions(args.temperatures, args.shapes)
-    body["figures"] = summarise(texts, runs, wanted, args.references, model)
-    _write(args.json, body)
     detail = args.detail or args.shapes[0]
-    sheets = sheets_of(body["figures"], wanted, args.references, detail)
-    print_sheets(sheets, make_console())
-    if args.markdown is not None:
-        text = "\n".join(sheet.markdown() for sheet in sheets)
-        args.markdown.write_text(text, encoding="utf-8")
-    return body
+    result["shown"] = {
+        "conditions": list(map(str, wanted)),
+        "references": args.references,
+        "by_category": [str(one) for one in wanted if one.shape == detail],
+    }
+    result["figures"] = summarise(texts, runs, wanted, args.references, model)
+    write_json(args.json, result, indent=None)
+    show(tables(result))
+    return result
 
 
 def read_names(args: ObjectivesArgs) -> dict[str, list[Path]]:
@@ -203,7 +205,7 @@ def _start(
     target: Target,
     texts: Sequence[HeldOutText],
     known: Mapping[str, Sequence[Known]],
-) -> dict[str, Any]:
+) -> Result:
     """What the result file says, with what an earlier run measured in it."""
     settings = {
         "schema_version": SCHEMA_VERSION,
@@ -216,7 +218,8 @@ def _start(
         "seed": args.seed,
     }
     return {
-        "host": {**describe_target(target), **describe_host()},
+        "benchmark": "benchmarks.drafters.objectives",
+        "environment": environment(args, target),
         "settings": settings,
         "texts": [
             {
@@ -245,7 +248,7 @@ def _hash(texts: Sequence[HeldOutText]) -> str:
     return made.hexdigest()[:16]
 
 
-def _measured_before(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _measured_before(path: Path, settings: Json) -> Result:
     """What the file has, by fingerprint; raises `DraftgymError` if it has other settings."""
     if not path.exists():
         return {}
@@ -268,11 +271,11 @@ def _measure_missing(
     target: Target,
     texts: Sequence[HeldOutText],
     known: Mapping[str, Sequence[Known]],
-    body: dict[str, Any],
+    result: Result,
 ) -> None:
     """Measures weights that were not measured yet, one checkpoint after the other."""
     every = [one for of in known.values() for one in of]
-    missing = {one.fingerprint: one for one in every if one.fingerprint not in body["measured"]}
+    missing = {one.fingerprint: one for one in every if one.fingerprint not in result["measured"]}
     if not missing:
         return
     layers = {layer for one in every for layer in one.tap_layers}
@@ -282,19 +285,8 @@ def _measure_missing(
         print(f"measuring {one.folder} ({number} of {len(missing)})", file=sys.stderr)
         drafter = load_folder(one.folder, target)
         arms = _arms(drafter, args.shapes)
-        body["measured"][fingerprint] = measure_drafter(drafter, recordings, arms, args.shapes)
-        _write(args.json, body)
-
-
-def _run(one: Known, body: Mapping[str, Any]) -> Run:
-    return Run(one.drafter, one.lag, body["measured"][one.fingerprint])
-
-
-def _write(path: Path, body: Mapping[str, Any]) -> None:
-    """Replaces the file in one step: a kill leaves the old one."""
-    unfinished = path.with_name(f".{path.name}.partial")
-    unfinished.write_text(json.dumps(body) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+        result["measured"][fingerprint] = measure_drafter(drafter, recordings, arms, args.shapes)
+        write_json(args.json, result, indent=None)
 
 
 if __name__ == "__main__":

@@ -147,7 +147,6 @@ def comparison(args: ObjectiveRunsArgs, runs: Sequence[Path]) -> ObjectivesArgs:
         dtype=args.dtype,
         threads=args.threads,
         json=args.out / f"{args.drafter}.json",
-        markdown=args.out / f"{args.drafter}.md",
         **vars(args.compare),
     )
 

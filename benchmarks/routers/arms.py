@@ -12,7 +12,6 @@ collected the traces, unless another is named. Wall-clock is measured by `evalua
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -21,25 +20,28 @@ from typing import Any
 
 import tyro
 
-from benchmarks.routers.arms_tables import print_figures
+from benchmarks.report import Json, Table, each, percent
+from benchmarks.results import Result, check, finish
 from draftgym.decoding.arms import Arm, parse_arm
-from draftgym.decoding.costs.latency import CostModel, read_cost_model
+from draftgym.decoding.costs.latency import read_cost_model
 from draftgym.decoding.errors import exit_on_user_error
-from draftgym.decoding.provenance import describe_host
 from draftgym.rollouts.replay.oracle import total, walk_single
 from draftgym.rollouts.replay.priced import PLAIN_ARM, PricedText, one_each, price_traces
 from draftgym.rollouts.replay.prizes import Prize, best_arm, duel, largest_pair, prize, walk_texts
-from draftgym.rollouts.report.table import make_console
+from draftgym.rollouts.report.rows import ALL
 from draftgym.rollouts.traces.file import read_traces
-from draftgym.rollouts.traces.trace import TraceSet
 
 POSITIONS = (range(0, 32), range(32, 64), range(64, 1 << 30))
 """Parts of a text that duels are counted in."""
 
-ALL = "all"
-"""The group of all texts, beside one for each category."""
-
 ALL_ARMS = "all arms and plain"
+CHOICES = {
+    "best_of_category": "best arm of each category",
+    "best_of_prompt": "best arm of each prompt",
+    "greedy_oracle": "greedy oracle, round by round",
+    "exact_oracle": "exact oracle",
+}
+"""Choices that know more and more, in figures and in words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +66,13 @@ Groups = Mapping[str, Sequence[PricedText]]
 """Texts by category, and all of them."""
 
 
-def compare_arms(args: ArmsArgs) -> dict[str, Any]:
-    """Reads the traces, prints the tables and writes the figures.
+def compare_arms(args: ArmsArgs) -> Result:
+    """Reads the traces, shows and writes the figures.
 
     Raises:
         DraftgymError: Anything the user can mend.
     """
+    check(args)
     traces = read_traces(args.traces)
     named = [parse_arm(text) for text in args.arms or traces.origin.arms]
     arms = [arm for arm in dict.fromkeys(named) if arm.drafts]
@@ -78,14 +81,11 @@ def compare_arms(args: ArmsArgs) -> dict[str, Any]:
         remedy = "name a file that this program wrote, or omit --cost-model"
         model = read_cost_model(args.cost_model, remedy)
     texts = price_traces(traces, [*arms, PLAIN_ARM], model)
-    figures = {"host": describe_host(), **_origin(traces, model), **summarise(texts, arms)}
-    print_figures(figures, make_console())
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    return figures
+    origin = {"traces": traces.origin.describe(), "cost_model": asdict(model)}
+    return finish(tables, args, origin | summarise(texts, arms))
 
 
-def summarise(texts: Sequence[PricedText], arms: Sequence[Arm]) -> dict[str, Any]:
+def summarise(texts: Sequence[PricedText], arms: Sequence[Arm]) -> Result:
     """Acceptance and speed per arm and category, duels, prizes and choices that know less.
 
     Args:
@@ -200,9 +200,39 @@ def _choices(groups: Groups) -> dict[str, dict[str, Any]]:
     return figures
 
 
-def _origin(traces: TraceSet, model: CostModel) -> dict[str, Any]:
-    """Where the traces come from, and the costs that were used."""
-    return {"traces": traces.origin.describe(), "cost_model": asdict(model)}
+def tables(result: Json) -> list[Table]:
+    """Acceptance and speed of every arm, duels, the prize of routing, and who knows how much."""
+    origin, groups = result["traces"], list(result["prizes"])
+    counts = ", ".join(f"{count} {name}" for name, count in result["texts"].items())
+    texts = (
+        f"{origin['target']}, {origin['dtype']}; texts: {counts}; up to "
+        f"{origin['max_new_tokens']} tokens, temperature {origin['temperature']:g}"
+    )
+    lengths = each(groups, lambda one, group: f"{one[group]['acceptance_length']:.2f}")
+    speeds = each(groups, lambda one, group: f"{one[group]['predicted_speedup']:.2f}")
+    title = f"{texts}\nacceptance length: committed tokens per round, bonus included"
+    made = [Table.named(title, "arm", result["arms"], lengths)]
+    title = "speed-up over plain decoding by the cost model"
+    made.append(Table.named(title, "arm", result["arms"], speeds))
+    if duels := result["duels"]:  # two drafters or more
+        title = "who commits more, % of positions (first / second; the rest are ties)"
+        won = each(
+            next(iter(duels.values())),
+            lambda one, part: f"{100 * one[part]['first']:.0f}/{100 * one[part]['second']:.0f}",
+        )
+        made.append(Table.named(title, "arms", duels, won))
+    prizes, choices = result["prizes"], result["choices"]
+    gains = {
+        **each(groups, lambda what, group: percent(prizes[group][what]["gain_in_time"])),
+        "all, in tokens": lambda what: percent(prizes[ALL][what]["gain_in_acceptance_length"]),
+    }
+    title = "the prize: exact oracle over the best single arm of each set there, % of speed"
+    made.append(Table.named(title, "arms", {what: what for what in prizes[ALL]}, gains))
+    single = choices[ALL]["single"]
+    title = f"who knows how much: gain over always {single}, % of speed; all arms and plain"
+    known = each(groups, lambda key, group: percent(choices[group][key]))
+    made.append(Table.named(title, "choice", {told: key for key, told in CHOICES.items()}, known))
+    return made
 
 
 if __name__ == "__main__":

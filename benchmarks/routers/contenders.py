@@ -1,17 +1,28 @@
-"""Who routes in the comparison: baselines that need no training, and routers that learn."""
+"""Who routes in the comparison: baselines that need no training, and routers that learn.
+
+Trained routers are kept in a run folder. It says what they learned from: a router of other
+drafters, costs, texts or arms has the same file name and the same shapes, and reused in silence it
+would be judged as one of these.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.results import Result, write_json
+from benchmarks.routers.cascade import Pair
 from draftgym.agents.router.advantage import AdvantageArgs, train_advantage
 from draftgym.agents.router.args import RouterArgs
 from draftgym.agents.router.neural import NeuralArgs, train_neural
 from draftgym.agents.router.train import train_router
 from draftgym.decoding.arms import Arm
 from draftgym.decoding.decoder import RoutingPolicy
+from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.provenance import check_run_folder
 from draftgym.policies.folder import BODY
 from draftgym.policies.routers.bandits import TimedBandit, TokenBandit
 from draftgym.policies.routers.entropy import EntropyPolicy
@@ -20,15 +31,16 @@ from draftgym.policies.routers.learned import load_learned_policy
 from draftgym.policies.routers.neural import load_neural_policy
 from draftgym.policies.routers.random import RandomPolicy
 from draftgym.rollouts.replay.tune_entropy import tune_pair
-from draftgym.rollouts.traces.trace import TraceSet
+from draftgym.rollouts.traces.trace import TraceOrigin, TraceSet
 
 Routers = dict[str, list[RoutingPolicy]]
 """Policies by name, one per seed; one where no seed matters."""
-Pair = tuple[Arm, Arm]
+RECORD = "trained_on.json"
+REMEDY = "name another folder with --run, or delete this one to train its routers anew"
 
 
 @dataclass(frozen=True)
-class School:
+class Training:
     """What routers are trained on.
 
     Attributes:
@@ -50,25 +62,25 @@ class School:
     threads: int | None
 
 
-def single_arms(school: School) -> Routers:
+def single_arms(training: Training) -> Routers:
     """Every arm alone."""
-    return {str(arm): [FixedPolicy(arm)] for arm in school.arms}
+    return {str(arm): [FixedPolicy(arm)] for arm in training.arms}
 
 
-def simple_routers(school: School, pairs: Sequence[Pair]) -> Routers:
+def simple_routers(training: Training, pairs: Sequence[Pair]) -> Routers:
     """Baselines: no knowledge, bandits, and WhiFlash's two for some pairs of arms."""
-    seeds, origin = range(school.seeds), school.traces.origin
+    seeds, origin = range(training.seeds), training.traces.origin
     made: Routers = {
-        "random": [RandomPolicy(school.arms, seed) for seed in seeds],
-        "ucb": [TokenBandit(school.arms)],
-        "ucb-time": [TimedBandit(school.arms, origin.cost_model)],
+        "random": [RandomPolicy(training.arms, seed) for seed in seeds],
+        "ucb": [TokenBandit(training.arms)],
+        "ucb-time": [TimedBandit(training.arms, origin.cost_model)],
     }
     for pair in dict.fromkeys(pairs):
         name = "/".join(map(str, pair))
-        tuning = tune_pair(school.traces, pair, count=100)
+        tuning = tune_pair(training.traces, pair, count=100)
         threshold = float(tuning.thresholds[tuning.best])
         made[f"entropy {name}"] = [EntropyPolicy(*pair, threshold=threshold)]
-        made[f"neural {name}"] = [_neural(school, pair, seed) for seed in seeds]
+        made[f"neural {name}"] = [_neural(training, pair, seed) for seed in seeds]
     return made
 
 
@@ -85,62 +97,63 @@ def router_folder(run: Path, name: str, seed: int, categories: Sequence[str] = (
     return run / "-".join([plain, str(seed), *categories])
 
 
-def _neural(school: School, pair: Pair, seed: int) -> RoutingPolicy:
+def _neural(training: Training, pair: Pair, seed: int) -> RoutingPolicy:
     first, second = map(str, pair)
-    out = router_folder(school.run, f"neural {first}/{second}", seed)
+    out = router_folder(training.run, f"neural {first}/{second}", seed)
     if not (out / BODY).is_file():
         train_neural(
-            NeuralArgs(traces=school.folder, first=first, second=second, out=out, seed=seed)
+            NeuralArgs(traces=training.folder, first=first, second=second, out=out, seed=seed)
         )
-    return load_neural_policy(out, school.traces.origin)
+    return load_neural_policy(out, training.traces.origin)
 
 
-def learned_routers(school: School) -> Routers:
+def learned_routers(training: Training) -> Routers:
     """Routers that learn to choose among all arms."""
     return {
-        name: [learned_router(school, name, seed) for seed in range(school.seeds)]
+        name: [learned_router(training, name, seed) for seed in range(training.seeds)]
         for name in LEARNERS
     }
 
 
 def learned_router(
-    school: School, name: str, seed: int, categories: tuple[str, ...] = ()
+    training: Training, name: str, seed: int, categories: tuple[str, ...] = ()
 ) -> RoutingPolicy:
     """One of them, trained unless it is there already.
 
     Args:
-        school: What it is trained on.
+        training: What it is trained on.
         name: One of `LEARNERS`.
         seed: Of everything random.
         categories: Train on these categories alone.
     """
-    run = router_folder(school.run, name, seed, categories)
-    return load_learned_policy(LEARNERS[name](school, run, seed, categories), school.traces.origin)
+    run = router_folder(training.run, name, seed, categories)
+    folder = LEARNERS[name](training, run, seed, categories)
+    return load_learned_policy(folder, training.traces.origin)
 
 
-def _by_reinforcement(algorithm: str) -> Callable[[School, Path, int, tuple[str, ...]], Path]:
-    def train(school: School, run: Path, seed: int, categories: tuple[str, ...]) -> Path:
+def _by_reinforcement(algorithm: str) -> Callable[[Training, Path, int, tuple[str, ...]], Path]:
+    def train(training: Training, run: Path, seed: int, categories: tuple[str, ...]) -> Path:
         settings = RouterArgs(
-            traces=school.folder,
+            traces=training.folder,
             algorithm=algorithm,
-            arms=tuple(map(str, school.arms)),
-            rounds=school.rounds,
+            arms=tuple(map(str, training.arms)),
+            rounds=training.rounds,
             categories=categories,
             run=run,
             seed=seed,
-            threads=school.threads,
+            threads=training.threads,
         )
         return train_router(settings)  # goes on where it stopped; a finished run does nothing
 
     return train
 
 
-def _by_regression(school: School, run: Path, seed: int, categories: tuple[str, ...]) -> Path:
+def _by_regression(training: Training, run: Path, seed: int, categories: tuple[str, ...]) -> Path:
     if not (run / BODY).is_file():
-        arms = tuple(map(str, school.arms))
+        arms = tuple(map(str, training.arms))
         train_advantage(
             AdvantageArgs(
-                traces=school.folder, arms=arms, out=run, seed=seed, categories=categories
+                traces=training.folder, arms=arms, out=run, seed=seed, categories=categories
             )
         )
     return run
@@ -152,3 +165,77 @@ LEARNERS = {
     "advantage": _by_regression,
 }
 """Routers that learn from all arms: reinforcement on the rounds, and regression on all outcomes."""
+
+
+def is_trained(name: str) -> bool:
+    """Whether a router of this name learned its choices; thresholds are tuned, which is less."""
+    return name.partition(",")[0] in LEARNERS or name.startswith("neural ")
+
+
+def claim_run(run: Path, traces: TraceSet, arms: Sequence[Arm]) -> None:
+    """Writes down what a run's routers learn from, before the first of them is trained.
+
+    Args:
+        run: Folder of routers.
+        traces: What they are, or would be, trained on.
+        arms: What they choose from.
+
+    Raises:
+        DraftgymError: Its routers were trained on something else, or nobody wrote down on what.
+    """
+    check_run_folder(run)
+    path = run / RECORD
+    body = {
+        "origin": traces.origin.to_json(),
+        "texts": _hash_texts(traces),
+        "arms": list(map(str, arms)),
+    }
+    if path.is_file():
+        if differences := _differences(_read(path), body, traces.origin):
+            raise DraftgymError(
+                f"the routers in {run} were trained on other traces ({'; '.join(differences)})",
+                REMEDY,
+            )
+    elif any(run.rglob(BODY)):
+        raise DraftgymError(f"nothing tells what the routers in {run} were trained on", REMEDY)
+    else:
+        write_json(path, body)
+
+
+def drafters_of(run: Path) -> dict[str, str] | None:
+    """Fingerprints of the drafters that a run's routers were trained with; None if not recorded.
+
+    Raises:
+        DraftgymError: The record is damaged.
+    """
+    path = run / RECORD
+    return dict(_read(path)["origin"]["drafters"]) if path.is_file() else None
+
+
+def _differences(before: Result, now: Result, origin: TraceOrigin) -> list[str]:
+    former = TraceOrigin.from_json(before["origin"])
+    found = former.differences(origin)
+    if former.cost_model != origin.cost_model:
+        found.append("cost model: measured anew")
+    if before["texts"] != now["texts"]:
+        found.append("texts: others, or more")
+    if before["arms"] != now["arms"]:
+        found.append(f"choice: {' '.join(before['arms'])} / {' '.join(now['arms'])}")
+    return found
+
+
+def _read(path: Path) -> Result:
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+        return {key: body[key] for key in ("origin", "texts", "arms")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DraftgymError(f"cannot read {path}: {error!r}", REMEDY) from error
+
+
+def _hash_texts(traces: TraceSet) -> str:
+    """What arms do at their positions follows from them and from the origin."""
+    digest = hashlib.sha256()
+    for text in traces.texts:
+        digest.update(f"{text.question_id} {text.category} {text.prompt_hash} ".encode())
+        digest.update(text.tokens.tobytes())
+    return digest.hexdigest()[:16]

@@ -4,9 +4,12 @@
     $ draftgym collect --prompts heldout --out runs/heldout
     $ python -m benchmarks.routers.routing --seeds 5 --json runs/routing.json
 
-Every arm alone, bandits, WhiFlash's entropy and neural routers, and routers that learn from all
-arms (PPO, DQN, regression), each trained on the training traces with several seeds; and choices
-that know the outcome: the best arm per category and per prompt, greedy, and the exact optimum.
+Every arm alone, the cascade that is best on the training traces (prompt lookup where it finds a
+match, else one other arm), bandits, WhiFlash's entropy and neural routers, and routers that learn
+from all arms (PPO, DQN, regression), each trained on the training traces with several seeds; and
+choices that know the outcome: the best arm per category and per prompt, greedy, and the exact
+optimum. The strongest baseline that is not trained comes first in tables.
+
 Speeds are tokens over seconds by the cost model, all prompts together, against the single arm that
 is best *on the held-out prompts*; intervals are paired bootstraps over prompts, for the seed of
 median speed.
@@ -17,46 +20,42 @@ routers on traces at another temperature.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tyro
 
+from benchmarks.report import Cell, Json, Table, each, ends, percent
+from benchmarks.results import Result, check, finish
+from benchmarks.routers.cascade import Pair, Played, best_cascade, play_cascade, speed
 from benchmarks.routers.contenders import (
     LEARNERS,
-    Pair,
     Routers,
-    School,
+    Training,
+    claim_run,
+    is_trained,
     learned_router,
     learned_routers,
     simple_routers,
     single_arms,
 )
-from benchmarks.routers.routing_tables import print_figures
-from benchmarks.routers.trained_on import claim_run
 from draftgym.decoding.arms import PLAIN, Arm, parse_arm
 from draftgym.decoding.costs.latency import CostModel
 from draftgym.decoding.decoder import RoutingPolicy
-from draftgym.decoding.errors import DraftgymError, exit_on_user_error
-from draftgym.decoding.provenance import describe_host
+from draftgym.decoding.errors import exit_on_user_error
 from draftgym.policies.routers.bandits import Bandit
 from draftgym.policies.routers.entropy import EntropyPolicy
 from draftgym.rollouts.prompts.sets import refuse_held_out
-from draftgym.rollouts.replay.evaluation import ReplayedText, play_policy
+from draftgym.rollouts.replay.evaluation import play_policy
 from draftgym.rollouts.replay.oracle import Walk
 from draftgym.rollouts.replay.priced import price_traces
 from draftgym.rollouts.replay.prizes import TextWalks, best_arm, largest_pair, walk_texts
+from draftgym.rollouts.report.rows import ALL
 from draftgym.rollouts.report.statistics import Interval, Work, speed_ratio
-from draftgym.rollouts.report.table import make_console
 from draftgym.rollouts.traces.file import read_traces
 from draftgym.rollouts.traces.trace import TraceSet
-
-Played = list[ReplayedText]
-Figures = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,46 +91,48 @@ class RoutingArgs:
     json: Path = Path("runs/routing.json")
 
 
-def compare_routers(args: RoutingArgs) -> Figures:
-    """Trains what is missing, plays everything, prints and writes the figures.
+def compare_routers(args: RoutingArgs) -> Result:
+    """Trains what is missing, plays everything, shows and writes the figures.
 
     Raises:
         DraftgymError: Anything the user can mend.
     """
-    if args.seeds < 1:
-        raise DraftgymError(f"--seeds is {args.seeds}", "train with at least one")
-    school, heldout = _school(args), read_traces(args.heldout)
-    refuse_held_out(text.question_id for text in school.traces.texts)
-    claim_run(school.run, school.traces, school.arms)
-    pairs = _pairs(args, school)
-    routers = single_arms(school) | simple_routers(school, pairs) | learned_routers(school)
-    figures: Figures = {
-        "host": describe_host(),
-        "settings": {key: str(value) for key, value in asdict(args).items()},
-        "texts": {"train": len(school.traces.texts), "heldout": len(heldout.texts)},
-        "traces": {"train": school.traces.origin.describe(), "heldout": heldout.origin.describe()},
-        "arms": list(map(str, school.arms)),
+    check(args, "seeds")
+    training, heldout = _training(args), read_traces(args.heldout)
+    refuse_held_out(text.question_id for text in training.traces.texts)
+    claim_run(training.run, training.traces, training.arms)
+    pairs = _pairs(args, training)
+    singles, learned = single_arms(training), learned_routers(training)
+    routers = singles | simple_routers(training, pairs) | learned
+    cascade = best_cascade(training.traces, training.arms)
+    result: Result = {
+        "texts": {"train": len(training.traces.texts), "heldout": len(heldout.texts)},
+        "traces": {
+            "train": training.traces.origin.describe(),
+            "heldout": heldout.origin.describe(),
+        },
+        "arms": list(map(str, training.arms)),
         "thresholds": _thresholds(routers),
-        "heldout": judge(routers, heldout, school.arms),
+        "heldout": judge(routers, heldout, training.arms, cascade=cascade),
     }
-    learned = {name: routers[name] for name in LEARNERS}
-    singles = single_arms(school)
     if args.sampled is not None:
         sampled = read_traces(args.sampled)
-        figures["traces"]["sampled"] = sampled.origin.describe()
+        result["traces"]["sampled"] = sampled.origin.describe()
         costs = heldout.origin.cost_model  # the same ones, so that only acceptance differs
-        figures["sampled"] = judge(singles | learned, sampled, school.arms, costs)
+        routers = singles | learned
+        result["sampled"] = judge(routers, sampled, training.arms, costs, cascade)
     if args.transfer:
-        figures["transfer"] = _transfer(school, heldout, learned)
-    print_figures(figures, make_console())
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    return figures
+        result["transfer"] = _transfer(training, heldout, learned)
+    return finish(tables, args, result)
 
 
 def judge(
-    routers: Routers, traces: TraceSet, arms: Sequence[Arm], model: CostModel | None = None
-) -> Figures:
+    routers: Routers,
+    traces: TraceSet,
+    arms: Sequence[Arm],
+    model: CostModel | None = None,
+    cascade: Pair | None = None,
+) -> Result:
     """Every router on some texts, beside choices that know the outcome.
 
     Args:
@@ -139,6 +140,7 @@ def judge(
         traces: The texts.
         arms: What there is to choose from.
         model: What rounds cost; None takes the traces' own.
+        cascade: Lookup and what drafts where it finds nothing, to be judged as well.
     """
     walks = walk_texts([text for text in price_traces(traces, arms, model) if len(text)])
     best = best_arm(walks)
@@ -146,7 +148,12 @@ def judge(
     optimum = [_work(walk.optimal) for walk in walks]
     categories = [walk.category for walk in walks]
     played = {name: [_play(traces, one, model) for one in seeds] for name, seeds in routers.items()}
-    rows = {name: _row(runs, reference, optimum, categories) for name, runs in played.items()}
+    if cascade is not None:
+        played["{} else {}".format(*cascade)] = [play_cascade(traces, cascade, model)]
+    rows = {
+        name: {"trained": is_trained(name), **_row(runs, reference, optimum, categories)}
+        for name, runs in played.items()
+    }
     knowing = {
         name: _against(works, reference, optimum, categories)
         for name, works in _knowing(walks).items()
@@ -154,18 +161,18 @@ def judge(
     return {"best_single": str(best), "routers": rows, "knowing": knowing}
 
 
-def _school(args: RoutingArgs) -> School:
+def _training(args: RoutingArgs) -> Training:
     traces = read_traces(args.traces)
     arms = tuple(map(parse_arm, args.arms or (*traces.origin.arms, PLAIN)))
     traces.check_arms(arms)
-    return School(args.traces, traces, arms, args.rounds, args.seeds, args.run, args.threads)
+    return Training(args.traces, traces, arms, args.rounds, args.seeds, args.run, args.threads)
 
 
-def _pairs(args: RoutingArgs, school: School) -> list[Pair]:
+def _pairs(args: RoutingArgs, training: Training) -> list[Pair]:
     """WhiFlash's pair, and the one with the largest prize on the training traces."""
     first, second = map(parse_arm, args.pair)
-    school.traces.check_arms([first, second])
-    texts = price_traces(school.traces, school.arms)
+    training.traces.check_arms([first, second])
+    texts = price_traces(training.traces, training.arms)
     return [(first, second), largest_pair([text for text in texts if len(text)])]
 
 
@@ -175,28 +182,29 @@ def _thresholds(routers: Routers) -> dict[str, float]:
     return {n: rule.threshold for n, rule in rules.items() if isinstance(rule, EntropyPolicy)}
 
 
-def _play(traces: TraceSet, policy: RoutingPolicy, model: CostModel | None) -> Played:
+def _play(traces: TraceSet, policy: RoutingPolicy, model: CostModel | None) -> list[Played]:
     # A bandit goes on learning, and so meets its texts one after the other, as in serving.
-    return play_policy(traces, policy, model, together=not isinstance(policy, Bandit))
+    texts = play_policy(traces, policy, model, together=not isinstance(policy, Bandit))
+    return [Played(text.work, text.chosen) for text in texts]
 
 
 def _row(
-    runs: Sequence[Played],
+    runs: Sequence[Sequence[Played]],
     reference: Sequence[Work],
     optimum: Sequence[Work],
     categories: Sequence[str],
-) -> Figures:
+) -> Result:
     """Figures of the seed of median speed, and the spread over seeds."""
-    speeds = [_speed([text.work for text in run]) for run in runs]
+    speeds = [speed([text.work for text in run]) for run in runs]
     median = int(np.argsort(speeds)[(len(speeds) - 1) // 2])
     middle = runs[median]
     chosen = np.sum([text.chosen for text in middle], axis=0)
-    base = _speed(reference)
+    base = speed(reference)
     return {
         **_against([text.work for text in middle], reference, optimum, categories),
         "median_seed": median,
         "gain_by_seed": [speed / base - 1 for speed in speeds],
-        "acceptance_length": sum(t.tokens for t in middle) / sum(t.rounds for t in middle),
+        "acceptance_length": sum(text.work.tokens for text in middle) / int(chosen.sum()),
         "arm_shares": (chosen / chosen.sum()).round(4).tolist(),
     }
 
@@ -206,17 +214,17 @@ def _against(
     reference: Sequence[Work],
     optimum: Sequence[Work],
     categories: Sequence[str],
-) -> Figures:
+) -> Result:
     """Speed against the best single arm, with intervals, and the share of the possible gain."""
     over = speed_ratio(works, reference)
-    possible = _speed(optimum) / _speed(reference) - 1
+    possible = speed(optimum) / speed(reference) - 1
     by_category = {}
     for name in dict.fromkeys(categories):
         rows = [index for index, category in enumerate(categories) if category == name]
         mine, theirs = [works[i] for i in rows], [reference[i] for i in rows]
         by_category[name] = _gain(speed_ratio(mine, theirs))
     return {
-        "tokens_per_second": _speed(works),
+        "tokens_per_second": speed(works),
         "gain": _gain(over),
         "by_category": by_category,
         "share_of_possible": (over.value - 1) / possible if possible else 0.0,
@@ -239,17 +247,17 @@ def _knowing(walks: Sequence[TextWalks]) -> dict[str, list[Work]]:
     }
 
 
-def _transfer(school: School, heldout: TraceSet, learned: Routers) -> Figures:
+def _transfer(training: Training, heldout: TraceSet, learned: Routers) -> Result:
     """Each category by routers that never saw it, beside routers that did (first seed)."""
     categories = sorted({text.category for text in heldout.texts})
-    figures = {}
+    figures: Result = {}
     for left_out in categories:
         others = tuple(name for name in categories if name != left_out)
-        routers = single_arms(school)
+        routers = single_arms(training)
         for name in LEARNERS:
-            routers[f"{name}, never saw it"] = [learned_router(school, name, 0, others)]
+            routers[f"{name}, never saw it"] = [learned_router(training, name, 0, others)]
             routers[f"{name}, all categories"] = [learned[name][0]]
-        figures[left_out] = judge(routers, heldout.only([left_out]), school.arms)
+        figures[left_out] = judge(routers, heldout.only([left_out]), training.arms)
     return figures
 
 
@@ -257,13 +265,58 @@ def _work(walk: Walk) -> Work:
     return Work(walk.tokens, walk.seconds)
 
 
-def _speed(works: Sequence[Work]) -> float:
-    return sum(work.tokens for work in works) / sum(work.seconds for work in works)
-
-
 def _gain(ratio: Interval) -> list[float]:
     """Value and interval of a ratio, less one."""
     return [ratio.value - 1, ratio.low - 1, ratio.high - 1]
+
+
+def tables(result: Json) -> list[Table]:
+    """Held-out texts; the same at another temperature; transfer."""
+    title = "Held-out traces ({heldout} texts; {train} to train)".format(**result["texts"])
+    made = [_judged(title, result["heldout"])]
+    if "sampled" in result:
+        made.append(_judged("Sampled texts", result["sampled"]))
+    if transfer := result.get("transfer"):
+        gains = each(transfer, lambda name, one: percent(transfer[one]["routers"][name]["gain"][0]))
+        names = next(iter(transfer.values()))["routers"]
+        title = "Trained without the category it is tested on: gain there, %"
+        made.append(Table.of(title, names, {"who": str, **gains}))
+    return made
+
+
+def _judged(title: str, judged: Json) -> Table:
+    """Everybody, slowest first, but for the strongest baseline that is not trained: it is first."""
+    rows = [{"name": name, **row} for name, row in judged["routers"].items()]
+    rows += [{"name": f"*{name}*", **row} for name, row in judged["knowing"].items()]
+    simple = [row for row in rows if row.get("trained") is False]
+    first = max(simple, key=_gained) if simple else None
+    rows.sort(key=lambda row: (row is not first, _gained(row)))
+    categories = list(rows[0]["by_category"])
+    columns: dict[str, Cell] = {
+        "who": lambda row: str(row["name"]),
+        **each(categories, lambda row, name: percent(row["by_category"][name][0])),
+        ALL: lambda row: percent(row["gain"][0]),
+        "95 %": lambda row: "{1} to {2}".format(*map(percent, ends(row["gain"]))),
+        "seeds": _seeds,
+        "share": lambda row: f"{100 * row['share_of_possible']:.0f} %",
+    }
+    title += f": speed over `{judged['best_single']}`, the best single arm there, %"
+    notes = [
+        "95 %: interval over prompts, of the seed of median speed. share: of the possible gain. "
+        "*slanted*: choices that know the outcome. The strongest untrained baseline comes first."
+    ]
+    return Table.of(
+        title, rows, columns, lambda row: _gained(row) if "trained" in row else -np.inf, notes
+    )
+
+
+def _gained(row: Json) -> float:
+    return float(row["gain"][0])
+
+
+def _seeds(row: Json) -> str:
+    seeds = row.get("gain_by_seed", [])
+    return f"{percent(min(seeds))} to {percent(max(seeds))}" if len(seeds) > 1 else ""
 
 
 if __name__ == "__main__":

@@ -16,19 +16,18 @@ command then ends with status 1.
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import tyro
-from rich import box
-from rich.table import Table
 from tqdm import tqdm
 
+from benchmarks.report import Json, Table, number
+from benchmarks.results import PromptOptions, Result, check, finish
 from benchmarks.system.losslessness import larger_than_rounding
 from draftgym.agents.scheduler.cell_args import CellArgs, known_means, means_of
 from draftgym.agents.scheduler.evaluation import chosen_schedulers
@@ -38,18 +37,14 @@ from draftgym.decoding.arms import check_arms, parse_arm
 from draftgym.decoding.decoder import Generation, PlainPolicy, SpeculativeDecoder
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
-from draftgym.decoding.model.target import Target, load_target
-from draftgym.decoding.provenance import describe_host, describe_target, plain
+from draftgym.decoding.model.target import Target
 from draftgym.decoding.verify.rules import make_rule
-from draftgym.drafters.loading import load_drafters
 from draftgym.envs.cell.cell import Cell
 from draftgym.envs.cell.live import LiveTable
 from draftgym.envs.cell.texts import ChainTable, check_chains
-from draftgym.rollouts.decode.evaluation import check_writable
 from draftgym.rollouts.decode.interleaved import DecodeSettings, check_longest, encode_prompt, write
 from draftgym.rollouts.prompts.sets import load_prompts
 from draftgym.rollouts.report.rows import first_difference
-from draftgym.rollouts.report.table import make_console
 from draftgym.rollouts.traces.counterfactual import TraceRequest
 from draftgym.rollouts.traces.file import read_traces
 
@@ -59,7 +54,7 @@ ORACLES = ("given", "too-high", "too-low")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CellsLiveArgs:
+class CellsLiveArgs(PromptOptions):
     """Play live cells.
 
     Attributes:
@@ -69,12 +64,6 @@ class CellsLiveArgs:
         rounds: Rounds of each.
         known: Folder of traces that told the mean acceptance of tasks beforehand: those of the
             training prompts. Without it half of the tokens are expected to be accepted.
-        prompts: heldout or train (shipped sets), or a JSON-lines file.
-        per_category: Prompts of each category.
-        max_new_tokens: Tokens per text at most.
-        target: Embedded target, Hugging Face folder, Hub id or .gguf file.
-        drafters: Drafter checkpoints beside or instead of the shipped ones.
-        threads: CPU threads; default: every core this process may use.
         seed: Seed of users, channels and sampling noise; with 0, all four draft with prompt lookup.
         json: Write the figures to this file.
     """
@@ -85,12 +74,8 @@ class CellsLiveArgs:
     )
     rounds: int = 40
     known: Path | None = None
-    prompts: str = "heldout"
     per_category: int = 4
     max_new_tokens: int = 48
-    target: str = "smollm2-135m"
-    drafters: tuple[Path, ...] = ()
-    threads: int | None = None
     seed: int = 1
     json: Path | None = None
 
@@ -114,36 +99,25 @@ class Stage:
     means: Mapping[str, float]
 
 
-def play_live(args: CellsLiveArgs) -> dict[str, Any]:
-    """Plays what the command line asks for, prints the table, writes and returns the figures.
+def play_live(args: CellsLiveArgs) -> Result:
+    """Plays what the command line asks for, shows and writes the figures.
 
     Raises:
         DraftgymError: Anything the user can mend; found before anything is played.
     """
-    if args.json is not None:
-        check_writable(args.json)
     stage = _set_up(args)
-    rows, differences = [], []
+    rows: list[Result] = []
+    differences: list[Result] = []
     for temperature in TEMPERATURES:
         settings = DecodeSettings(args.max_new_tokens, temperature, args.seed)
         references = References(stage.target, stage.requests, settings)
         for name in stage.planners:
             row, mine = play_one(args, stage, name, references)
-            rows.append({"temperature": temperature, "scheduler": name, **row})
-            differences += [{"temperature": temperature, "scheduler": name, **one} for one in mine]
-    body = {
-        "environment": {
-            **plain(asdict(args)),
-            **describe_target(stage.target),
-            **describe_host(),
-        },
-        "rows": rows,
-        "differences": differences,
-    }
-    print_live(body)
-    if args.json is not None:
-        args.json.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
-    return body
+            facts = {"temperature": temperature, "scheduler": name}
+            rows.append(facts | row)
+            differences += [facts | one for one in mine]
+    figures = {"rows": rows, "differences": differences}
+    return finish(tables, args, figures, stage.target, stage.drafters)
 
 
 class References:
@@ -167,7 +141,7 @@ class References:
 
 def play_one(
     args: CellsLiveArgs, stage: Stage, name: str, references: References
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+) -> tuple[Result, list[Result]]:
     """One scheduler's live cell: its figures, and every text that is not plain decoding's."""
     how, target = references.settings, stage.target
     rule = make_rule(how.verification, how.temperature, how.seed, target.vocab_size)
@@ -233,16 +207,14 @@ def _set_up(args: CellsLiveArgs) -> Stage:
     """Loads everything; raises `DraftgymError` for what cannot work."""
     prompts = load_prompts(args.prompts, limit_per_category=args.per_category)
     args.cell.settings()
-    if args.rounds < 1:
-        raise DraftgymError(f"{args.rounds} rounds", "play one at least")
+    check(args, "rounds")
     for spec in args.scheduler:
         if spec.rpartition("@")[2] in ORACLES:
             raise DraftgymError(
                 f"scheduler {spec!r} knows what a text accepts before it is written",
                 "choose a belief that learns, such as heterogeneous@beta",
             )
-    target = load_target(args.target, "float32", args.threads)
-    drafters = load_drafters(target, args.drafters)
+    target, drafters = args.load()
     arms = [parse_arm(arm) for arm in args.cell.arms]
     check_chains(arms)
     check_arms(arms, drafters)
@@ -254,45 +226,36 @@ def _set_up(args: CellsLiveArgs) -> Stage:
     return Stage(target, used, requests, chosen_schedulers(args.scheduler, target), means)
 
 
-def print_live(body: Mapping[str, Any]) -> None:
-    """The table and every difference."""
-    facts, console = body["environment"], make_console()
+def tables(result: Json) -> list[Table]:
+    """The table, and every difference below it."""
+    facts = result["environment"]
+    settings = facts["settings"]
     title = (
-        f"{facts['cell']['users']} users of {facts['cell']['setting']}, {facts['target']}, "
-        f"{facts['dtype']}, threads {facts['threads']}; up to {facts['max_new_tokens']} tokens"
+        f"{settings['cell']['users']} users of {settings['cell']['setting']}, {facts['target']}, "
+        f"{facts['dtype']}, threads {facts['threads']}; up to {settings['max_new_tokens']} tokens"
     )
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
-    columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
-        "T": lambda row: f"{row['temperature']:g}",
-        "scheduler": lambda row: row["scheduler"],
+    columns = {
+        "scheduler": lambda row: f"T = {row['temperature']:g} {row['scheduler']}",
         "same text": lambda row: f"{row['same_texts']}/{row['texts']}",
         "same so far": lambda row: f"{row['same_beginnings']}/{row['unfinished_texts']}",
-        "tokens": lambda row: str(row["tokens"]),
+        "tokens": number("tokens", ""),
         "accepted": lambda row: f"{row['accepted']}/{row['drafted']}",
-        "tokens/s": lambda row: f"{row['cell_goodput']:.1f}",
-        "rows/pass": lambda row: f"{row['rows_per_pass']:.1f}",
+        "tokens/s": number("cell_goodput", ".1f"),
+        "rows/pass": number("rows_per_pass", ".1f"),
         "pass here": lambda row: f"{1e3 * row['median_pass_seconds']:.0f} ms",
         "of the server": lambda row: f"{1e3 * row['served_pass_seconds'] / row['rounds']:.0f} ms",
     }
-    for name in columns:
-        table.add_column(name, justify="left" if name == "scheduler" else "right")
-    for row in body["rows"]:
-        table.add_row(*(tell(row) for tell in columns.values()))
-    console.print(table)
-    console.print(
+    notes = [
         "same text: finished texts that are plain decoding's; same so far: unfinished ones that "
         "are its beginning. tokens/s: of the cell, by its own clock. pass here: median of the "
         "ragged passes with their verdicts, as measured; of the server: their mean in the cell.",
-        style="dim",
-        highlight=False,
-    )
-    for one in body["differences"]:
-        console.print(
+        *(
             f"T = {one['temperature']:g} {one['scheduler']}: {one['question_id']} from token "
-            f"{one['index']}, margin {one['margin']}",
-            highlight=False,
-            markup=False,
-        )
+            f"{one['index']}, margin {one['margin']}"
+            for one in result["differences"]
+        ),
+    ]
+    return [Table.of(title, result["rows"], columns, notes=notes)]
 
 
 if __name__ == "__main__":

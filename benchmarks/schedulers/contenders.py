@@ -1,4 +1,4 @@
-"""Who plays in `benchmarks.schedulers.schedulers`: rules, and trained policies pooled by method."""
+"""Who plays in `benchmarks.schedulers.comparison`: rules, and trained policies pooled by method."""
 
 from __future__ import annotations
 

@@ -1,20 +1,24 @@
-"""What `benchmarks.schedulers.schedulers` makes of what schedulers reached: rows, intervals, aims.
+"""What `benchmarks.schedulers.comparison` makes of what schedulers reached: rows, intervals, aims.
 
 A contender is one tally per training seed (rules: one), all over the same cells. Intervals are
-bootstraps that draw cells, the same for both sides of a ratio, and training seeds.
+bootstraps that draw cells, the same for both sides of a ratio, and training seeds. Goodput is total
+tokens over total seconds of a cell; the papers' figure, the mean over rounds of tokens per second,
+is told beside it (`mean_of_ratios`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.report import Json
+from benchmarks.results import Result
 from benchmarks.schedulers.contenders import (
     CLOSED_FORM,
     EVERYBODY,
@@ -51,107 +55,6 @@ class Scenario:
         return f"{self.setting}, {self.payload}, {self.users} users"
 
 
-@dataclass(frozen=True)
-class Row:
-    """What a contender reached in a scenario.
-
-    Attributes:
-        name: Who.
-        trained: Whether it was trained.
-        goodput: Total tokens over total seconds of a cell.
-        goodput_by_seed: The same of each training seed.
-        mean_of_ratios: Mean over rounds of tokens per second: the papers' figure.
-        mean_of_ratios_over_fixed: The same over that of fixed lengths.
-        over_fixed: Goodput over that of fixed lengths.
-        over_closed_form: Goodput over that of `heterogeneous@beta`.
-        share: Share of the oracle's gain over `heterogeneous@beta`; None without an oracle's gain.
-        fairness: Jain's index of the users of a cell.
-        user_rates: Tokens per second of users: 10th percentile, median, 90th.
-        token_latency: Seconds per token by percentile of tokens.
-        wasted: Share of the drafted tokens that were not accepted.
-    """
-
-    name: str
-    trained: bool
-    goodput: Interval
-    goodput_by_seed: list[float]
-    mean_of_ratios: Interval
-    mean_of_ratios_over_fixed: Interval
-    over_fixed: Interval
-    over_closed_form: Interval
-    share: Interval | None
-    fairness: float
-    user_rates: tuple[float, float, float]
-    token_latency: dict[str, float]
-    wasted: float
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What is won over the best closed form with an estimate from rounds.
-
-    Attributes:
-        name: A trained contender, or the oracle.
-        trained: Whether it was trained.
-        closed_form: The best of `ONLINE` on these very cells.
-        over_fixed: Goodput over that of fixed lengths.
-        over_closed_form: Goodput over that of this closed form.
-        share: Share of the oracle's gain over it; None without an oracle's gain.
-    """
-
-    name: str
-    trained: bool
-    closed_form: str
-    over_fixed: Interval
-    over_closed_form: Interval
-    share: Interval | None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """All figures of a scenario.
-
-    Attributes:
-        scenario: The cells.
-        heterogeneity: What a length for each user wins over one for all, acceptance being known.
-        rows: One per contender.
-        verdicts: One per trained contender, and the oracle's.
-    """
-
-    scenario: Scenario
-    heterogeneity: float
-    rows: list[Row]
-    verdicts: list[Verdict]
-
-
-@dataclass(frozen=True)
-class Aim:
-    """What a trained contender should reach.
-
-    Attributes:
-        name: Who.
-        what: Over whom, and where.
-        aim: The ratio of goodputs.
-        lowest: The lowest that was reached.
-        where: The scenario of that.
-        met: In how many scenarios the aim was reached.
-        scenarios: In how many it should be.
-    """
-
-    name: str
-    what: str
-    aim: float
-    lowest: Interval
-    where: str
-    met: int
-    scenarios: int
-
-    @property
-    def reached(self) -> bool:
-        """Whether it was in all."""
-        return self.met == self.scenarios
-
-
 def join(parts: Sequence[CellTotals]) -> CellTotals:
     """The tally of all these cells together."""
     columns: dict[str, Any] = {}
@@ -164,24 +67,35 @@ def join(parts: Sequence[CellTotals]) -> CellTotals:
 
 def judge(
     scenario: Scenario, contenders: Sequence[Contender], played: Mapping[str, Runs]
-) -> Outcome:
-    """Figures of everybody.
+) -> Result:
+    """Figures of everybody, as JSON types.
 
     Args:
         scenario: The cells.
         contenders: Who played.
         played: What each reached, by name; `FIXED`, `ONLINE`, `EVERYBODY` and `ONE_BY_ONE` among
             them.
+
+    Returns:
+        `heterogeneity` is what a length for each user wins over one for all, acceptance being
+        known. `rows` has everybody, with gains over fixed lengths and over `heterogeneous@beta`.
+        `verdicts` has trained contenders and the oracle, with gains over the best of `ONLINE` on
+        these very cells. `share` is the share of the oracle's gain over the same reference.
     """
     trained = {one.name: one.trained for one in contenders}
     best = max(ONLINE, key=lambda name: join(played[name]).goodput)
-    judged = [name for name in played if trained[name] or name == ORACLE]
-    return Outcome(
-        scenario,
-        over(played[ONE_BY_ONE], played[EVERYBODY]).value,
-        [_row(name, trained[name], played) for name in played],
-        [_verdict(name, trained[name], best, played) for name in judged],
-    )
+    rows = [{"name": name, "trained": trained[name], **_row(name, played)} for name in played]
+    verdicts = [
+        {"name": name, "trained": trained[name], "closed_form": best, **_gains(name, best, played)}
+        for name in played
+        if trained[name] or name == ORACLE
+    ]
+    return {
+        "scenario": asdict(scenario),
+        "heterogeneity": over(played[ONE_BY_ONE], played[EVERYBODY]).value,
+        "rows": rows,
+        "verdicts": verdicts,
+    }
 
 
 def over(mine: Runs, reference: Runs) -> Interval:
@@ -226,59 +140,64 @@ def pooled(
     return bootstrap(columns.T.tolist(), speeds)
 
 
-def aims_met(outcomes: Sequence[Outcome]) -> list[Aim]:
+def aims_met(outcomes: Sequence[Json]) -> list[Result]:
     """Each trained contender's aims: over fixed where users differ most, over closed forms always.
 
     Users differ most where a length for each user wins most over one for all (`heterogeneity`),
-    which no trained scheduler has a part in.
+    which no trained scheduler has a part in. `lowest` is the lowest ratio of goodputs, reached in
+    `where`; the aim was met in `met` of `scenarios`.
     """
-    widest = max(outcomes, key=lambda one: one.heterogeneity)
+    widest = max(outcomes, key=lambda one: float(one["heterogeneity"]))
     found = []
-    for name in (verdict.name for verdict in widest.verdicts if verdict.trained):
-        mine = {str(one.scenario): _named(one.verdicts, name) for one in outcomes}
-        closed = {where: one.over_closed_form for where, one in mine.items()}
-        where = min(closed, key=lambda one: closed[one].value)
-        above = sum(one.value >= AIM_OVER_CLOSED_FORM for one in closed.values())
-        count, most = len(outcomes), str(widest.scenario)
-        fixed = mine[most].over_fixed
-        met = int(fixed.value >= AIM_OVER_FIXED)
+    for name in (one["name"] for one in widest["verdicts"] if one["trained"]):
+        mine = [
+            (str(Scenario(**one["scenario"])), verdict)
+            for one in outcomes
+            for verdict in one["verdicts"]
+            if verdict["name"] == name
+        ]
+        most = str(Scenario(**widest["scenario"]))
+        fixed = [(where, one["over_fixed"]) for where, one in mine if where == most]
+        closed = [(where, one["over_closed_form"]) for where, one in mine]
         what = "over fixed where users differ most", "over the best closed form everywhere"
-        found.append(Aim(name, what[0], AIM_OVER_FIXED, fixed, most, met, 1))
-        found.append(Aim(name, what[1], AIM_OVER_CLOSED_FORM, closed[where], where, above, count))
+        found.append({"name": name, "what": what[0], **_aim(AIM_OVER_FIXED, fixed)})
+        found.append({"name": name, "what": what[1], **_aim(AIM_OVER_CLOSED_FORM, closed)})
     return found
 
 
-def _row(name: str, trained: bool, played: Mapping[str, Runs]) -> Row:
-    mine, fixed, closed = played[name], played[FIXED], played[CLOSED_FORM]
+def _aim(aim: float, ratios: Sequence[tuple[str, Json]]) -> Result:
+    where, lowest = min(ratios, key=lambda one: float(one[1]["value"]))
+    met = sum(one["value"] >= aim for _, one in ratios)
+    facts = {"aim": aim, "lowest": lowest, "where": where, "met": met, "scenarios": len(ratios)}
+    return {**facts, "reached": met == len(ratios)}
+
+
+def _row(name: str, played: Mapping[str, Runs]) -> Result:
+    mine, fixed = played[name], played[FIXED]
     every = join(mine)
-    low, middle, high = (every.user_rate(percentile) for percentile in (10, 50, 90))
-    return Row(
-        name=name,
-        trained=trained,
-        goodput=pooled([mine], lambda speeds: speeds[0]),
-        goodput_by_seed=[run.goodput for run in mine],
-        mean_of_ratios=pooled([mine], lambda speeds: speeds[0], _ratios),
-        mean_of_ratios_over_fixed=pooled([mine, fixed], lambda v: v[0] / v[1], _ratios),
-        over_fixed=over(mine, fixed),
-        over_closed_form=over(mine, closed),
-        share=share_of_gain(mine, closed, played.get(ORACLE)),
-        fairness=every.fairness,
-        user_rates=(low, middle, high),
-        token_latency={f"p{p}": every.latency(p) for p in PERCENTILES},
-        wasted=every.wasted,
-    )
+    return {
+        "goodput": asdict(pooled([mine], lambda speeds: speeds[0])),
+        "goodput_by_seed": [run.goodput for run in mine],
+        "mean_of_ratios": asdict(pooled([mine], lambda speeds: speeds[0], _ratios)),
+        "mean_of_ratios_over_fixed": asdict(pooled([mine, fixed], lambda v: v[0] / v[1], _ratios)),
+        **_gains(name, CLOSED_FORM, played),
+        "fairness": every.fairness,
+        "user_rates": [every.user_rate(percentile) for percentile in (10, 50, 90)],
+        "token_latency": {f"p{p}": every.latency(p) for p in PERCENTILES},
+        "wasted": every.wasted,
+    }
 
 
-def _verdict(name: str, trained: bool, best: str, played: Mapping[str, Runs]) -> Verdict:
-    mine, closed = played[name], played[best]
+def _gains(name: str, closed_form: str, played: Mapping[str, Runs]) -> Result:
+    mine, closed = played[name], played[closed_form]
     share = share_of_gain(mine, closed, played.get(ORACLE))
-    return Verdict(name, trained, best, over(mine, played[FIXED]), over(mine, closed), share)
+    return {
+        "over_fixed": asdict(over(mine, played[FIXED])),
+        "over_closed_form": asdict(over(mine, closed)),
+        "share": None if share is None else asdict(share),
+    }
 
 
 def _ratios(one: CellTotals) -> tuple[Floats, Floats]:
     """Parts of a mean over cells."""
     return one.round_goodput, np.ones_like(one.round_goodput)
-
-
-def _named(verdicts: Sequence[Verdict], name: str) -> Verdict:
-    return next(verdict for verdict in verdicts if verdict.name == name)

@@ -14,24 +14,22 @@ error comes from other prompts. Intervals are bootstraps over texts.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from benchmarks.schedulers.tables import Sheet
+from benchmarks.report import Cell, Json, Table, each, ends
+from benchmarks.results import Result, check, finish
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
-from draftgym.decoding.provenance import describe_host, plain
 from draftgym.envs.cell.texts import ChainTable
 from draftgym.policies.multispin.problem import expected_tokens
-from draftgym.rollouts.decode.evaluation import check_writable
 from draftgym.rollouts.report.rows import ALL
 from draftgym.rollouts.report.statistics import Interval, ratio_of_sums
-from draftgym.rollouts.report.table import make_console
 from draftgym.rollouts.traces.file import read_traces
 
 Floats = NDArray[np.float64]
@@ -46,14 +44,12 @@ class GeometricErrorArgs:
         arms: Chains, one per drafter. Default: the longest traced one of every drafter.
         lengths: Draft lengths; those that were not traced are left out.
         json: Write the figures to this file.
-        markdown: Write the tables to this file.
     """
 
     traces: Path = Path("runs/users-heldout")
     arms: tuple[str, ...] = ()
     lengths: tuple[int, ...] = (1, 2, 4, 8, 16)
     json: Path | None = None
-    markdown: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -78,45 +74,17 @@ class ModelError:
     of_text: Interval
 
 
-@dataclass(frozen=True)
-class _Sums:
-    """Sums over the positions of single texts `[texts]`, for one drafter and length.
-
-    Attributes:
-        true: Committed tokens.
-        of_task, of_text: The same by the model.
-        positions: How many positions.
-    """
-
-    true: Floats
-    of_task: Floats
-    of_text: Floats
-    positions: Floats
-
-
-def measure(args: GeometricErrorArgs) -> list[ModelError]:
-    """Measures, prints the tables and writes the files.
+def measure(args: GeometricErrorArgs) -> Result:
+    """Measures, shows and writes the figures.
 
     Raises:
         DraftgymError: Anything the user can mend.
     """
-    for path, option in ((args.json, "--json"), (args.markdown, "--markdown")):
-        if path is not None:
-            check_writable(path, f"name another file with {option}")
+    check(args)
     traces = read_traces(args.traces)
-    table = ChainTable(traces, args.arms or None)
-    errors = model_errors(table, args.lengths)
-    shown = sheets(errors)
-    for one in shown:
-        one.print(make_console())
-    if args.json is not None:
-        facts = {"traces": traces.origin.describe(), "settings": plain(asdict(args))}
-        body = {"environment": facts | describe_host(), "errors": list(map(asdict, errors))}
-        args.json.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
-    if args.markdown is not None:
-        text = "\n\n".join(one.markdown() for one in shown) + "\n"
-        args.markdown.write_text(text, encoding="utf-8")
-    return errors
+    errors = model_errors(ChainTable(traces, args.arms or None), args.lengths)
+    figures = {"errors": list(map(asdict, errors))}
+    return finish(tables, args, figures, facts={"traces": traces.origin.describe()})
 
 
 def model_errors(table: ChainTable, lengths: Sequence[int]) -> list[ModelError]:
@@ -136,45 +104,44 @@ def model_errors(table: ChainTable, lengths: Sequence[int]) -> list[ModelError]:
         )
     found = []
     for length in lengths:
-        each = [_sums(table, arm, length) for arm in range(len(table.arms))]
-        whole = _Sums(*(np.concatenate(part) for part in zip(*map(_columns, each), strict=True)))
-        for arm, sums in zip(map(str, table.arms), each, strict=True):
+        sums = [_sums(table, arm, length) for arm in range(len(table.arms))]
+        for arm, mine in zip(map(str, table.arms), sums, strict=True):
             for index, category in enumerate(table.categories):
-                found.append(_error(arm, category, length, sums, table.members(index)))
-            found.append(_error(arm, ALL, length, sums))
-        found.append(_error(ALL, ALL, length, whole))
+                found.append(_error(arm, category, length, mine[:, table.members(index)]))
+            found.append(_error(arm, ALL, length, mine))
+        found.append(_error(ALL, ALL, length, np.concatenate(sums, axis=1)))
     order = [*map(str, table.arms), ALL]
     return sorted(found, key=lambda one: order.index(one.arm))
 
 
-def sheets(errors: Sequence[ModelError]) -> list[Sheet]:
+def tables(result: Json) -> list[Table]:
     """What drafts commit and how wrong the model is: a row per group, a column per length."""
-    lengths = list(dict.fromkeys(one.length for one in errors))
+    groups: dict[str, dict[str, Json]] = {}
+    for one in result["errors"]:
+        group = ALL if one["arm"] == ALL else f"{one['arm']}, {one['category']}"
+        groups.setdefault(group, {})[str(one["length"])] = one
+    lengths = list(groups[ALL])
     title = "Error of the model in the mean of committed tokens, 95 % interval: "
-    forms: dict[str, Callable[[ModelError], str]] = {
-        "Committed tokens per draft, by its length": lambda one: f"{one.committed:.2f}",
-        title + "by the task's mean acceptance": lambda one: _percent(one.of_task),
-        title + "by each text's own acceptance": lambda one: _percent(one.of_text),
+    forms: dict[str, Cell] = {
+        "Committed tokens per draft, by its length": lambda one: f"{one['committed']:.2f}",
+        title + "by the task's mean acceptance": lambda one: _percent(one["of_task"]),
+        title + "by each text's own acceptance": lambda one: _percent(one["of_text"]),
     }
-    return [_sheet(title, lengths, errors, form) for title, form in forms.items()]
+    return [
+        Table.named(what, "drafts", groups, each(lengths, partial(_at, tell)))
+        for what, tell in forms.items()
+    ]
 
 
-def _sheet(
-    title: str,
-    lengths: Sequence[int],
-    errors: Sequence[ModelError],
-    form: Callable[[ModelError], str],
-) -> Sheet:
-    rows: dict[str, list[str]] = {}
-    for one in errors:
-        group = ALL if one.arm == ALL else f"{one.arm}, {one.category}"
-        rows.setdefault(group, [group]).append(form(one))
-    bold = frozenset(index for index, group in enumerate(rows) if group.endswith(ALL))
-    return Sheet(title, ["drafts", *map(str, lengths)], list(rows.values()), bold)
+def _at(tell: Cell, group: Json, length: str) -> str:
+    return tell(group[length])
 
 
-def _sums(table: ChainTable, arm: int, length: int) -> _Sums:
-    """What the model and the traces say of one drafter's drafts of this length."""
+def _sums(table: ChainTable, arm: int, length: int) -> Floats:
+    """Sums over the positions of each text `[4, texts]`, for one drafter and draft length.
+
+    Committed tokens in truth, by the task's acceptance and by the text's own; and the positions.
+    """
     sizes = table.last - table.first  # a text's last row has no round
     rows = np.concatenate(
         [np.arange(a, b) for a, b in zip(table.first.tolist(), table.last.tolist(), strict=True)]
@@ -185,27 +152,17 @@ def _sums(table: ChainTable, arm: int, length: int) -> _Sums:
     for index in range(len(table.categories)):
         category[table.members(index)] = index
     task = table.task_acceptance()[table.task(np.full(len(sizes), arm), category)]
-    return _Sums(
-        true=np.add.reduceat(committed, np.append(0, sizes.cumsum()[:-1])).astype(float),
-        of_task=sizes * expected_tokens(task, length),
-        of_text=sizes * expected_tokens(table.text_acceptance()[arm], length),
-        positions=sizes.astype(float),
+    true = np.add.reduceat(committed, np.append(0, sizes.cumsum()[:-1]))
+    of_task, of_text = (
+        sizes * expected_tokens(one, length) for one in (task, table.text_acceptance()[arm])
     )
+    return np.stack([true, of_task, of_text, sizes]).astype(float)
 
 
-def _error(
-    arm: str, category: str, length: int, sums: _Sums, texts: NDArray[np.int64] | None = None
-) -> ModelError:
-    """The error in these texts; None takes all."""
-    true, of_task, of_text, positions = (
-        column if texts is None else column[texts] for column in _columns(sums)
-    )
+def _error(arm: str, category: str, length: int, sums: Floats) -> ModelError:
+    true, of_task, of_text, positions = sums
     errors = [_less_one(list(zip(one, true, strict=True))) for one in (of_task, of_text)]
     return ModelError(arm, category, length, float(true.sum() / positions.sum()), *errors)
-
-
-def _columns(sums: _Sums) -> tuple[Floats, Floats, Floats, Floats]:
-    return sums.true, sums.of_task, sums.of_text, sums.positions
 
 
 def _less_one(parts: Sequence[tuple[float, float]]) -> Interval:
@@ -213,8 +170,9 @@ def _less_one(parts: Sequence[tuple[float, float]]) -> Interval:
     return Interval(ratio.value - 1, ratio.low - 1, ratio.high - 1)
 
 
-def _percent(error: Interval) -> str:
-    return f"{error.value:+.1%}\n({error.low:+.0%} to {error.high:+.0%})"
+def _percent(error: Json) -> str:
+    value, low, high = ends(error)
+    return f"{value:+.1%}\n({low:+.0%} to {high:+.0%})"
 
 
 if __name__ == "__main__":

@@ -12,18 +12,18 @@ Everything on one thread unless --threads says otherwise; medians and ranges ove
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import tyro
 
+from benchmarks.report import Json, Table, number
+from benchmarks.results import Result, check, finish
 from benchmarks.schedulers.contenders import CLOSED_FORM
-from benchmarks.schedulers.tables import Sheet
 from draftgym.agents.common.settings import SchedulerPPO
 from draftgym.agents.scheduler.cell_args import CellArgs
 from draftgym.agents.scheduler.planners import (
@@ -34,13 +34,10 @@ from draftgym.agents.scheduler.planners import (
 )
 from draftgym.agents.scheduler.vec_env import SchedulerVecEnv
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
-from draftgym.decoding.provenance import describe_host, plain
 from draftgym.envs.cell.cell import Cell
 from draftgym.envs.cell.texts import ChainTable
 from draftgym.envs.scheduler.observation import CELL_FEATURES, USER_FEATURES
 from draftgym.policies.schedulers.learned import BELIEFS, LENGTHS, LearnedScheduler, SchedulerHead
-from draftgym.rollouts.decode.evaluation import check_writable
-from draftgym.rollouts.report.table import make_console
 from draftgym.rollouts.traces.file import read_traces
 
 KINDS = (LENGTHS, BELIEFS)
@@ -63,7 +60,6 @@ class SchedulerSpeedArgs:
         repeats: Repeats of everything.
         threads: CPU threads.
         json: Write the figures to this file.
-        markdown: Write the tables to this file.
     """
 
     traces: Path = Path("runs/users")
@@ -75,65 +71,52 @@ class SchedulerSpeedArgs:
     repeats: int = 7
     threads: int = 1
     json: Path | None = None
-    markdown: Path | None = None
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Repeats of a measurement.
-
-    Attributes:
-        what: Which.
-        users: Users of a cell, K.
-        median: The median.
-        low, high: The least and the most.
-    """
-
-    what: str
-    users: int
-    median: float
-    low: float
-    high: float
-
-
-def measure(args: SchedulerSpeedArgs) -> dict[str, list[Measured]]:
-    """Measures, prints the tables and writes the files.
+def measure(args: SchedulerSpeedArgs) -> Result:
+    """Measures, shows and writes the figures.
 
     Raises:
         DraftgymError: Anything the user can mend.
     """
-    least = min(args.count, args.steps, args.decisions, args.repeats, args.threads)
-    if least < 1 or not args.users:
-        raise DraftgymError("nothing to measure", "give one user, step, decision and repeat")
-    for path, option in ((args.json, "--json"), (args.markdown, "--markdown")):
-        if path is not None:
-            check_writable(path, f"name another file with {option}")
+    check(args, "count", "steps", "decisions", "repeats", "threads")
+    if not args.users:
+        raise DraftgymError("nothing to measure", "give a number of users")
     torch.set_num_threads(args.threads)
     traces = read_traces(args.traces)
     table = ChainTable(traces, args.cell.settings().arms)
-    found: dict[str, list[Measured]] = {"stepping": [], "deciding": []}
+    found: dict[str, list[Result]] = {"stepping": [], "deciding": []}
     for users in args.users:
         cell = replace(args.cell, users=users)
         found["stepping"] += [stepping(kind, cell, table, args) for kind in KINDS]
         found["deciding"] += deciding(cell, table, args)
-    shown = [
-        _sheet(f"User-rounds a second, {args.count} cells at once", found["stepping"], ",.0f"),
-        _sheet("Milliseconds from a cell's state to its plan", found["deciding"], ".2f"),
+    return finish(tables, args, found, facts={"traces": traces.origin.describe()})
+
+
+def tables(result: Json) -> list[Table]:
+    """Stepping, and deciding."""
+    count = result["environment"]["settings"]["count"]
+    titles = {
+        "stepping": (f"User-rounds a second, {count} cells at once", ",.0f"),
+        "deciding": ("Milliseconds from a cell's state to its plan", ".2f"),
+    }
+    return [
+        Table.of(
+            title,
+            result[what],
+            {
+                "what": number("what", ""),
+                "users": number("users", ""),
+                "median": number("median", form),
+                "lowest": number("low", form),
+                "highest": number("high", form),
+            },
+        )
+        for what, (title, form) in titles.items()
     ]
-    for one in shown:
-        one.print(make_console())
-    if args.json is not None:
-        facts = {"traces": traces.origin.describe(), "settings": plain(asdict(args))}
-        figures = {what: list(map(asdict, rows)) for what, rows in found.items()}
-        body = {"environment": facts | describe_host(), **figures}
-        args.json.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
-    if args.markdown is not None:
-        text = "\n\n".join(one.markdown() for one in shown) + "\n"
-        args.markdown.write_text(text, encoding="utf-8")
-    return found
 
 
-def stepping(kind: str, cell: CellArgs, table: ChainTable, args: SchedulerSpeedArgs) -> Measured:
+def stepping(kind: str, cell: CellArgs, table: ChainTable, args: SchedulerSpeedArgs) -> Result:
     """User-rounds a second of the vectorised environment under random actions of one kind."""
     env = SchedulerVecEnv(table, cell.settings(), args.count, kind=ENVIRONMENTS[kind])
     env.action_space.seed(0)
@@ -154,7 +137,7 @@ def stepping(kind: str, cell: CellArgs, table: ChainTable, args: SchedulerSpeedA
     return _measured(kind, cell.users, [play(args.steps) for _ in range(args.repeats)])
 
 
-def deciding(cell: CellArgs, table: ChainTable, args: SchedulerSpeedArgs) -> list[Measured]:
+def deciding(cell: CellArgs, table: ChainTable, args: SchedulerSpeedArgs) -> list[Result]:
     """Milliseconds of a decision in one cell, by everybody."""
     planners: dict[str, Callable[[Cell], CellPlanner]] = {
         CLOSED_FORM: lambda one: RulePlanner(CLOSED_FORM, one)
@@ -190,16 +173,9 @@ def _untrained(kind: str, longest: int) -> LearnedScheduler:
     return LearnedScheduler(head.network(SchedulerPPO.width), head)
 
 
-def _measured(what: str, users: int, repeats: Sequence[float]) -> Measured:
-    return Measured(what, users, float(np.median(repeats)), min(repeats), max(repeats))
-
-
-def _sheet(title: str, rows: Sequence[Measured], form: str) -> Sheet:
-    cells = [
-        [one.what, str(one.users), f"{one.median:{form}}", f"{one.low:{form}} to {one.high:{form}}"]
-        for one in rows
-    ]
-    return Sheet(title, ("what", "users", "median", "range"), cells)
+def _measured(what: str, users: int, repeats: Sequence[float]) -> Result:
+    spread = {"median": float(np.median(repeats)), "low": min(repeats), "high": max(repeats)}
+    return {"what": what, "users": users, **spread}
 
 
 if __name__ == "__main__":

@@ -36,9 +36,9 @@ from benchmarks.results import (
     PromptOptions,
     Record,
     Result,
-    at_least_one,
+    check,
     environment,
-    publish,
+    finish,
 )
 from benchmarks.system.contenders import (
     GENERATE,
@@ -53,7 +53,7 @@ from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import exit_on_user_error
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.provenance import git_revision
-from draftgym.rollouts.decode.evaluation import check_writable, chosen_policies
+from draftgym.rollouts.decode.evaluation import chosen_policies
 from draftgym.rollouts.decode.interleaved import (
     WARM_UP_TOKENS,
     DecodeSettings,
@@ -92,27 +92,23 @@ def measure(args: AgainstArgs) -> Result:
     Raises:
         DraftgymError: Bad settings, or a partial file of other settings.
     """
-    at_least_one(args, "prompt_lookup_tokens")
-    check_writable(args.json)
+    check(args, "prompt_lookup_tokens")
     prompts = args.load_prompts()
     target, drafters = args.load(args.dtype)
     contenders = make_contenders(args, target, drafters)
-    facts = environment(args, target, drafters) | {
+    told = {
         "contenders": list(contenders),
         "assistant_settings": assistant_settings(contenders),
     }
-    fixed = ("target", "fingerprint", "dtype", "threads", "drafters", "contenders")
+    facts = environment(args, target, drafters)
+    fixed = ("target", "fingerprint", "dtype", "threads", "drafters")
     options = ("prompts", "per_category", "max_new_tokens", "prompt_lookup_tokens", "assistant")
-    settings = {name: facts[name] for name in (*fixed, "assistant_settings")}
+    settings = told | {name: facts[name] for name in fixed}
     partial = Partial(args.json, settings | {name: facts["settings"][name] for name in options})
     write_missing(target, contenders, prompts, args.max_new_tokens, partial)
-    result = {
-        "benchmark": "benchmarks.system.against_transformers",
-        "environment": facts,
-        "rows": make_rows(partial.records, list(contenders)),
-        "records": partial.records,
-    }
-    publish(result, tables(result), args.json)
+    rows = make_rows(partial.records, list(contenders))
+    figures = {"rows": rows, "records": partial.records}
+    result = finish(tables, args, figures, target, drafters, told)
     partial.done()
     return result
 

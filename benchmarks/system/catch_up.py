@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from benchmarks.report import Json, Table, interval, number
-from benchmarks.results import PromptOptions, Result, at_least_one, environment, publish
+from benchmarks.results import PromptOptions, Result, check, finish
 from draftgym.decoding.arms import Arm, check_arms, parse_arm
 from draftgym.decoding.decoder import Generation, RoutingPolicy, SpeculativeDecoder
 from draftgym.decoding.drafting import CatchUp, Drafter
@@ -31,7 +31,6 @@ from draftgym.decoding.errors import DraftgymError, exit_on_user_error
 from draftgym.decoding.model.target import Target
 from draftgym.policies.base import Policy
 from draftgym.policies.routers.random import RandomPolicy
-from draftgym.rollouts.decode.evaluation import check_writable
 from draftgym.rollouts.decode.interleaved import (
     WARM_UP_TOKENS,
     DecodeSettings,
@@ -89,23 +88,15 @@ def measure(args: CatchUpArgs) -> Result:
     Raises:
         DraftgymError: Bad settings.
     """
-    at_least_one(args, "burst", "max_new_tokens", "per_category")
+    check(args, "burst", "max_new_tokens", "per_category")
     if len(set(args.between)) < 2:
         raise DraftgymError("--between names fewer than two arms", "name two arms or more")
-    if args.json is not None:
-        check_writable(args.json)
     target, drafters = args.load(args.dtype)
     arms = [*dict.fromkeys(map(parse_arm, args.between))]
     check_arms(arms, drafters)
     settings = DecodeSettings(args.max_new_tokens, args.temperature, args.seed)
     results = decode_variants(target, drafters, arms, args.burst, args.load_prompts(), settings)
-    result = {
-        "benchmark": "benchmarks.system.catch_up",
-        "environment": environment(args, target, drafters),
-        "decoding": summarise(results),
-    }
-    publish(result, tables(result), args.json)
-    return result
+    return finish(tables, args, {"decoding": summarise(results)}, target, drafters)
 
 
 class BurstPolicy(Policy):

@@ -25,14 +25,14 @@ import tyro
 from tqdm import tqdm
 
 from benchmarks.report import Json, Table, number
-from benchmarks.results import Partial, PromptOptions, Record, Result, environment, publish
+from benchmarks.results import Partial, PromptOptions, Record, Result, check, environment, finish
 from draftgym.decoding.arms import PLAIN
 from draftgym.decoding.decoder import Generation, PlainPolicy, RoutingPolicy, SpeculativeDecoder
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import exit_on_user_error
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.provenance import git_revision
-from draftgym.rollouts.decode.evaluation import check_writable, chosen_policies, plain_margins
+from draftgym.rollouts.decode.evaluation import chosen_policies, plain_margins
 from draftgym.rollouts.decode.interleaved import (
     DecodedText,
     DecodeSettings,
@@ -77,7 +77,7 @@ def measure(args: LosslessnessArgs) -> Result:
     Raises:
         DraftgymError: Bad settings, or a partial file of other settings.
     """
-    check_writable(args.json)
+    check(args)
     prompts = args.load_prompts()
     target, drafters = args.load()
     policies = chosen_policies(args.policies, drafters, target, args.seed)
@@ -95,13 +95,8 @@ def measure(args: LosslessnessArgs) -> Result:
             texts = decode(prompt, how, target, drafters, policies)
             partial.add({"mode": mode, **compare(texts, how, target)})
     revisions = list(dict.fromkeys(record["git_revision"] for record in partial.records))
-    facts["git_revision"] = revisions[0] if len(revisions) == 1 else revisions
-    result = {
-        "benchmark": "benchmarks.system.losslessness",
-        "environment": facts,
-        **summarise(partial.records, list(policies)),
-    }
-    publish(result, tables(result), args.json)
+    figures = summarise(partial.records, list(policies))
+    result = finish(tables, args, figures, target, drafters, {"git_revisions": revisions})
     partial.done()
     return result
 

@@ -16,7 +16,7 @@ import torch
 import tyro
 
 from benchmarks.report import Json, Table, number
-from benchmarks.results import Result, TargetOptions, environment, publish
+from benchmarks.results import Result, TargetOptions, check, finish
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
 from draftgym.decoding.model.products import Products, packing_gain
 from draftgym.decoding.model.target import Target, load_target
@@ -61,6 +61,7 @@ def measure(args: ProductsArgs) -> Result:
     Raises:
         DraftgymError: This machine does not pack.
     """
+    check(args)
     target = load_target(args.target, "float32", args.threads)
     if not target.precision.packed:
         raise DraftgymError(
@@ -71,10 +72,7 @@ def measure(args: ProductsArgs) -> Result:
     for count in args.rows:
         own, packed = time_products(target, count, args.repeats)
         rows.append({"rows": count, "torch_ms": own, "packed_ms": packed})
-    facts = environment(args, target)
-    result = {"benchmark": "benchmarks.system.products", "environment": facts, "rows": rows}
-    publish(result, tables(result), args.json)
-    return result
+    return finish(tables, args, {"rows": rows}, target)
 
 
 def tables(result: Json) -> list[Table]:

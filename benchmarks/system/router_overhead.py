@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from benchmarks.report import Json, Table
-from benchmarks.results import Result, TargetOptions, at_least_one, environment, publish
+from benchmarks.results import Result, TargetOptions, check, finish
 from draftgym.decoding.arms import PLAIN, Arm, default_arms
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
@@ -38,7 +38,6 @@ from draftgym.envs.router.live import RouterEnv
 from draftgym.policies.registry import make_policy, shipped_router
 from draftgym.policies.routers.learned import LearnedPolicy
 from draftgym.policies.routers.network import RouterNetwork
-from draftgym.rollouts.decode.evaluation import check_writable
 from draftgym.rollouts.prompts.sets import interleave_categories, load_prompts
 
 LIMIT = 0.03
@@ -116,9 +115,7 @@ def measure(args: OverheadArgs) -> Result:
     Raises:
         DraftgymError: Bad settings.
     """
-    at_least_one(args, "prompts")
-    if args.json is not None:
-        check_writable(args.json)
+    check(args, "prompts")
     target, drafters = args.load(args.dtype)
     policy, name = choose_policy(args.policy, target, drafters)
     env = TimedRouterEnv(
@@ -131,11 +128,7 @@ def measure(args: OverheadArgs) -> Result:
     samples = collect(env, policy, args.seed)[args.warm_up :]
     if not samples:
         raise DraftgymError("every round fell into the warm-up", "raise --prompts")
-    facts = {"policy": name, **environment(args, target, drafters)}
-    benchmark = "benchmarks.system.router_overhead"
-    result = {"benchmark": benchmark, "environment": facts, **summarise(samples)}
-    publish(result, tables(result), args.json)
-    return result
+    return finish(tables, args, summarise(samples), target, drafters, {"policy": name})
 
 
 def choose_policy(

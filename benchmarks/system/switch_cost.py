@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,16 +23,16 @@ import tyro
 from tqdm import tqdm
 
 from benchmarks.report import Json, Table
-from benchmarks.results import Result, TargetOptions, at_least_one, environment, publish
+from benchmarks.results import Result, TargetOptions, check, finish
 from draftgym.decoding.arms import Arm, check_arms, parse_arm
 from draftgym.decoding.costs.calibration import fitting_contexts, random_session
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
+from draftgym.decoding.model.cache import KVCache
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.round import play_round, verify_batch
 from draftgym.decoding.session import Session
 from draftgym.decoding.verify.proposal import Proposal
-from draftgym.rollouts.decode.evaluation import check_writable
 
 PREFILLS = {"kv": False, "full": True}
 """What `full` is in each variant."""
@@ -59,69 +59,23 @@ class SwitchCostArgs(TargetOptions):
     json: Path | None = None
 
 
-@dataclass(frozen=True)
-class Spread:
-    """Percentiles of repeated timings."""
-
-    p10: float
-    p50: float
-    p90: float
-
-    @classmethod
-    def of(cls, values: Sequence[float], scale: float = 1.0) -> Spread:
-        """Those of `values`, each multiplied by `scale`."""
-        p10, p50, p90 = (np.percentile(values, [10, 50, 90]) * scale).tolist()
-        return cls(p10, p50, p90)
-
-
-@dataclass(frozen=True)
-class SwitchCost:
-    """One cell of the grid.
-
-    Attributes:
-        arm: Whose drafter catches up.
-        prefill: `kv` or `full`.
-        context: Positions that the drafter knew in the first repetition, once it had caught up;
-            every repetition adds the tokens of one round.
-        backlog: How many of them it missed.
-        switch_ms: Catching up, milliseconds.
-        round_ms: A whole round of the arm at this context without any backlog, milliseconds.
-        share: `switch_ms` over the median of `round_ms`.
-    """
-
-    arm: str
-    prefill: str
-    context: int
-    backlog: int
-    switch_ms: Spread
-    round_ms: Spread
-    share: Spread
-
-
 def measure(args: SwitchCostArgs) -> Result:
     """Measures, shows and writes the figures.
 
     Raises:
         DraftgymError: Bad settings.
     """
-    at_least_one(args, "repeats")
+    check(args, "repeats")
     for name in ("contexts", "backlogs"):
         if not (values := getattr(args, name)) or min(values) < 1:
             raise DraftgymError(f"--{name} has no positive number", "write some, as in 16 128")
-    if args.json is not None:
-        check_writable(args.json)
     target, drafters = args.load(args.dtype)
     arms = [*dict.fromkeys(map(parse_arm, args.arms))]
     check_arms(arms, drafters)
     cells = measure_switches(target, drafters, arms, args.contexts, args.backlogs, args.repeats)
-    result = {
-        "benchmark": "benchmarks.system.switch_cost",
-        "environment": environment(args, target, drafters),
-        "switch_cost": list(map(asdict, cells)),
-        "largest_median_shares": worst_shares(cells),
-    }
-    publish(result, tables(result), args.json)
-    return result
+    shares = worst_shares(cells)
+    figures = {"switch_cost": cells, "largest_median_shares": shares}
+    return finish(tables, args, figures, target, drafters)
 
 
 def measure_switches(
@@ -131,8 +85,14 @@ def measure_switches(
     contexts: Sequence[int],
     backlogs: Sequence[int],
     repeats: int,
-) -> list[SwitchCost]:
+) -> list[Result]:
     """Times every cell with `backlog <= context`; the first of all repeats is a warm-up.
+
+    Returns:
+        Cells. `context` is how many positions the drafter knew in the first repetition, once it had
+        caught up (every repetition adds the tokens of one round), `backlog` how many of them it
+        missed. Percentiles of repeats: `switch_ms` catching up, `round_ms` a whole round of the arm
+        at this context without any backlog, `share` the first over the median of the second.
 
     Raises:
         DraftgymError: An arm of a drafter without keys and values.
@@ -141,7 +101,7 @@ def measure_switches(
     endless = replace(target, stop_tokens=frozenset())  # random texts shall not end by chance
     room = (repeats + 2) * (1 + max(arm.length for arm in arms))
     contexts = fitting_contexts(target, used, contexts, room + 1)
-    cells: list[SwitchCost] = []
+    cells: list[Result] = []
     for context in tqdm(contexts, desc="contexts", unit="context"):
         fitting = [backlog for backlog in backlogs if backlog <= context]
         # One more token than the context: every drafter then knows at least `context` positions.
@@ -157,10 +117,22 @@ def measure_switches(
                     for (prefill, backlog), value in timed.items():
                         switches.setdefault((arm, prefill, backlog), []).append(value)
         for (arm, prefill, backlog), times in switches.items():
-            share = Spread.of(times, 1 / float(np.median(rounds[arm])))
-            spreads = (Spread.of(times, 1e3), Spread.of(rounds[arm], 1e3), share)
-            cells.append(SwitchCost(str(arm), prefill, context, backlog, *spreads))
+            cell: Result = {
+                "arm": str(arm),
+                "prefill": prefill,
+                "context": context,
+                "backlog": backlog,
+            }
+            cell["switch_ms"] = _spread(times, 1e3)
+            cell["round_ms"] = _spread(rounds[arm], 1e3)
+            cell["share"] = _spread(times, 1 / float(np.median(rounds[arm])))
+            cells.append(cell)
     return cells
+
+
+def _spread(values: Sequence[float], scale: float) -> dict[str, float]:
+    p10, p50, p90 = (np.percentile(values, [10, 50, 90]) * scale).tolist()
+    return {"p10": p10, "p50": p50, "p90": p90}
 
 
 def _round_seconds(session: Session, arm: Arm) -> float:
@@ -177,9 +149,8 @@ def _switch_seconds(
     """Seconds of catching up, by prefill and backlog."""
     drafter = session.drafters[arm.drafter]
     session.catch_up(drafter)
-    state = session.state_of(drafter)
-    cache = getattr(state, "cache", None)
-    if cache is None:
+    cache = session.state_of(drafter)
+    if not isinstance(cache, KVCache):
         raise DraftgymError(
             f"the drafter of arm {str(arm)!r} keeps no keys and values",
             "name arms of neural drafters with --arms",
@@ -192,18 +163,18 @@ def _switch_seconds(
             # processor's caches; nothing is committed.
             verify_batch([session], [Proposal.empty()])
             start = time.perf_counter()
-            encoded = drafter.catch_up(state, session, full)
+            encoded = drafter.catch_up(cache, session, full)
             seconds = time.perf_counter() - start
             assert encoded == backlog
             yield (prefill, backlog), seconds
 
 
-def worst_shares(cells: Sequence[SwitchCost]) -> dict[str, float]:
+def worst_shares(cells: Sequence[Json]) -> dict[str, float]:
     """Per arm and prefill, the largest median share of the grid."""
     worst: dict[str, float] = {}
     for cell in cells:
-        key = f"{cell.arm} {cell.prefill}"
-        worst[key] = max(worst.get(key, 0.0), cell.share.p50)
+        key = f"{cell['arm']} {cell['prefill']}"
+        worst[key] = max(worst.get(key, 0.0), cell["share"]["p50"])
     return worst
 
 
@@ -221,14 +192,14 @@ def tables(result: Json) -> list[Table]:
         rows.setdefault(key, {})[cell["backlog"]] = cell
     lines = []
     for (arm, prefill, context), row in sorted(rows.items()):
-        shares = [_spread(row[one]["share"]) if one in row else "" for one in backlogs]
+        shares = [_told(row[one]["share"]) if one in row else "" for one in backlogs]
         whole = next(iter(row.values()))["round_ms"]
         spread = f"{whole['p50']:.1f} ({whole['p10']:.0f}-{whole['p90']:.0f})"
         lines.append([arm, prefill, str(context), spread, *shares])
     return [Table(title, ["arm", "prefill", "context", "round ms", *map(str, backlogs)], lines)]
 
 
-def _spread(share: Json) -> str:
+def _told(share: Json) -> str:
     median, low, high = (
         f"{100 * share[key]:.1f}" if share[key] < 0.1 else f"{100 * share[key]:.0f}"
         for key in ("p50", "p10", "p90")

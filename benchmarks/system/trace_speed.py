@@ -25,7 +25,7 @@ import torch
 import tyro
 
 from benchmarks.report import Json, Table
-from benchmarks.results import Result, environment, publish
+from benchmarks.results import Result, check, finish
 from draftgym.agents.router.args import RouterArgs
 from draftgym.agents.router.train import train_router
 from draftgym.agents.router.vec_env import ReplayVecEnv
@@ -66,19 +66,17 @@ class TraceSpeedArgs(DecodingOptions):
 
 def measure(args: TraceSpeedArgs) -> Result:
     """Measures all three, shows and writes the figures."""
+    check(args, "texts", "count", "rounds")
     traces = read_traces(args.traces)
     arms = [*map(parse_arm, traces.origin.arms), Arm(PLAIN, 0)]
     target, drafters = args.load()
     prompts = interleave_categories(load_prompts("train"))[: args.texts]
-    result: Result = {
-        "benchmark": "benchmarks.system.trace_speed",
-        "environment": environment(args, target, drafters) | {"arms": list(map(str, arms))},
+    figures = {
         "collected_positions_per_second": collecting(args, target, drafters, arms, prompts),
         "replayed_rounds_per_second": replaying(traces, arms, args.count),
         "ppo": learning(args, arms),
     }
-    publish(result, tables(result), args.json)
-    return result
+    return finish(tables, args, figures, target, drafters, {"arms": list(map(str, arms))})
 
 
 def tables(result: Json) -> list[Table]:

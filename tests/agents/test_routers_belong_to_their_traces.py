@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.routers.trained_on import RECORD, claim_run
+from benchmarks.routers.contenders import RECORD, claim_run
 from draftgym.decoding.arms import PLAIN, Arm, parse_arm
 from draftgym.decoding.costs.latency import Curve
 from draftgym.decoding.drafting import Drafter

@@ -90,7 +90,7 @@ def test_a_token_that_is_not_plain_decodings_is_found(
     [
         ({"scheduler": ("heterogeneous@given",)}, "before it is written"),
         ({"scheduler": ("heterogenous",)}, "unknown rule"),
-        ({"rounds": 0}, "0 rounds"),
+        ({"rounds": 0}, "--rounds is 0"),
         ({"cell": CellArgs(users=2)}, "devices draft chains"),
         ({"cell": CellArgs(users=2, arms=("ngram:4", "ngram:8"))}, "several chains"),
         ({"max_new_tokens": 1}, "no text of these prompts has a round"),

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
-from benchmarks.schedulers.paper import MultispinPaperArgs, evaluate
-from benchmarks.schedulers.paper_figures import (
-    decision_times,
+from benchmarks.report import markdown
+from benchmarks.schedulers.paper import (
+    MultispinPaperArgs,
+    evaluate,
     figure_6,
     play_rules,
     rank_correlation,
@@ -72,14 +74,6 @@ def test_homogeneous_compensates_and_heterogeneous_rewards(name: str) -> None:
 
 
 @both
-def test_a_decision_takes_milliseconds(name: str) -> None:
-    """The goal is 5 ms. The fastest of a dozen, of processor time, doubled for slow machines."""
-    times = decision_times(*drawn(name))
-    assert times["heterogeneous"]["cpu"]["fastest"] < 2 * 5
-    assert times["homogeneous"]["cpu"]["fastest"] < 5
-
-
-@both
 def test_token_ids_alone_are_never_worse_than_distributions(name: str) -> None:
     rounds, condition = drawn(name)
     small = replace(condition, payload=make_payload("tokens", rounds.setting.vocabulary))
@@ -127,10 +121,9 @@ def test_corrections_are_expected_over_every_set_of_rejected_users() -> None:
 
 
 def test_rank_correlation_equals_scipys() -> None:
-    stats = pytest.importorskip("scipy.stats")
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(5, 20)), rng.integers(0, 4, (5, 20))
-    expected = [stats.spearmanr(x, y).statistic for x, y in zip(a, b, strict=True)]
+    expected = [spearmanr(x, y).statistic for x, y in zip(a, b, strict=True)]
     assert rank_correlation(a, b) == pytest.approx(expected)
     assert rank_correlation(a, np.ones((5, 20))).tolist() == [0] * 5
 
@@ -147,7 +140,7 @@ def test_the_script_prints_and_writes_every_figure(
     assert list(figures["figure_8"])[-1] == "24"
     printed = capsys.readouterr().out
     for word in ("figure 6", "figure 7", "figure 8", "correlation", "decision", "payload", "145"):
-        assert word in printed
+        assert word in printed and word in markdown(file)
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import objectives
+from benchmarks.drafters import objectives
 from benchmarks.drafters.held_out_texts import write_texts
 from benchmarks.drafters.measure import conditions
 from benchmarks.drafters.objectives import ObjectivesArgs, compare_objectives
+from benchmarks.report import markdown
 from draftgym.decoding.arms import parse_arm
 from draftgym.decoding.costs.latency import Curve, write_cost_model
 from draftgym.decoding.decoder import Generation, SpeculativeDecoder
@@ -140,11 +141,10 @@ def test_seeds_stand_together_and_the_same_weights_are_no_better(
         checkpoints=(f"init={files.names['eagle3']}", f"same={files.names['eagle3']}", both),
         baseline="init",
         control="same",
-        markdown=tmp_path / "tables.md",
     )
     result = compare_objectives(args)
-    printed, written = capsys.readouterr().out, args.markdown
-    assert written is not None and "| `both` |" in written.read_text()
+    printed, written = capsys.readouterr().out, markdown(args.json)
+    assert "| both |" in written and "over same, in %" in written
     assert "over init" in printed and "over same" in printed
     assert len(result["measured"]) == 3, "the same weights are measured once"
     for condition in map(str, conditions(args.temperatures, SHAPES)):

@@ -7,15 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import benchmarks.routers.contenders
+from benchmarks.routers.cascade import best_cascade, play_cascade, speed
 from benchmarks.routers.routing import RoutingArgs, compare_routers
+from draftgym.decoding.arms import parse_arm
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
 from draftgym.rollouts.prompts.sets import Prompt, load_prompts
 from draftgym.rollouts.traces.file import read_traces
+from tests.handmade_texts import handmade_costs, handmade_set, handmade_text
 from tests.routing_runs import routing_args
 from tests.tiny import ARMS
 from tests.traces import save_traces, tiny_traces
@@ -63,7 +67,38 @@ def test_every_router_is_there_with_its_seeds(figures: dict[str, Any]) -> None:
         assert row["gain"][0] == row["gain_by_seed"][row["median_seed"]]
         assert sum(row["arm_shares"]) == pytest.approx(1.0, abs=1e-3)
     assert {"ucb", "ucb-time", "entropy eagle3:3/dflash:4x8"} <= set(routers)
+    trained = {name for name, row in routers.items() if row["trained"]}
+    assert {"ppo", "dqn", "advantage", "neural eagle3:3/dflash:4x8"} <= trained
+    assert not trained & {*ARMS, "random", "ucb", "entropy eagle3:3/dflash:4x8"}
     assert set(figures["transfer"]) == {"chat", "code"}
+
+
+def test_the_cascade_drafts_with_lookup_where_it_finds_a_match() -> None:
+    text = handmade_text({"a:2": [3, 1, 1, 1, 2, 1], "b:2": [1, 1, 2, 1, 1, 1]})
+    found = np.array([2, 0, 0, 0, 2, 0])
+    text = replace(text, arms=text.arms | {"a:2": replace(text.arms["a:2"], drafted=found)})
+    model = handmade_costs(1.0, 0.1, {"a": np.arange(20) * 0.01})
+    pair = (parse_arm("a:2"), parse_arm("b:2"))
+    (played,) = play_cascade(handmade_set([text], model), pair)
+    assert played.chosen.tolist() == [2, 1] and played.work.tokens == 6
+    asked = 0.01 * (4 + 3 + 1)  # in every round, also in vain
+    assert played.work.seconds == pytest.approx(3 * (1 + 2 * 0.1) + asked)
+
+
+def test_the_cascade_is_the_best_pair_of_the_training_traces(
+    args: RoutingArgs, figures: dict[str, Any]
+) -> None:
+    traces = read_traces(args.traces)
+    pair = best_cascade(traces, [parse_arm(arm) for arm in figures["arms"]])
+    assert pair is not None and pair[0].drafter == "ngram" != pair[1].drafter
+    for judged in (figures["heldout"], figures["sampled"]):
+        assert sum(judged["routers"]["{} else {}".format(*pair)]["arm_shares"]) == 1
+    speeds = {
+        other: speed([text.work for text in play_cascade(traces, (pair[0], parse_arm(other)))])
+        for other in ARMS
+        if parse_arm(other).drafter not in ("ngram", "plain")
+    }
+    assert max(speeds, key=lambda one: speeds[one]) == str(pair[1])
 
 
 def test_what_was_trained_is_not_trained_again(

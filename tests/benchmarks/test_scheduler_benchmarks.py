@@ -7,11 +7,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks.report import markdown
+from benchmarks.schedulers.comparison import SchedulersArgs, compare_schedulers
 from benchmarks.schedulers.contenders import (
     CLOSED_FORM,
     FIXED,
@@ -25,11 +29,7 @@ from benchmarks.schedulers.contenders import (
     trained_contenders,
 )
 from benchmarks.schedulers.figures import (
-    Interval,
-    Outcome,
-    Row,
     Scenario,
-    Verdict,
     aims_met,
     join,
     judge,
@@ -38,7 +38,6 @@ from benchmarks.schedulers.figures import (
 )
 from benchmarks.schedulers.geometric_error import GeometricErrorArgs, model_errors
 from benchmarks.schedulers.geometric_error import measure as measure_errors
-from benchmarks.schedulers.schedulers import SchedulersArgs, compare_schedulers
 from benchmarks.schedulers.speed import SchedulerSpeedArgs
 from benchmarks.schedulers.speed import measure as measure_speed
 from draftgym.agents.scheduler.cell_args import CellArgs
@@ -91,6 +90,11 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def fields_of(result: dict[str, Any]) -> Any:
+    """A result whose figures are read as fields."""
+    return json.loads(json.dumps(result), object_hook=lambda one: SimpleNamespace(**one))
+
+
 def args_of(ground: Path, *policies: str, **more: object) -> SchedulersArgs:
     small = SchedulersArgs(
         traces=ground / "heldout",
@@ -110,7 +114,7 @@ def args_of(ground: Path, *policies: str, **more: object) -> SchedulersArgs:
 def test_everybody_plays_the_same_cells_and_seeds_of_a_method_are_one_row(ground: Path) -> None:
     pooled = f"ppo={ground / 'run-0/policy'},{ground / 'run-1/policy'}"
     alone = ground / "run-0/policy"
-    (outcome,) = compare_schedulers(args_of(ground, pooled, str(alone)))
+    (outcome,) = fields_of(compare_schedulers(args_of(ground, pooled, str(alone)))).scenarios
     rows = {row.name: row for row in outcome.rows}
     assert {*RULES, FORCED, "ppo", "run-0"} <= set(rows)
     assert len(rows["ppo"].goodput_by_seed) == 2 and rows["ppo"].trained
@@ -126,7 +130,7 @@ def test_everybody_plays_the_same_cells_and_seeds_of_a_method_are_one_row(ground
     assert closed.over_fixed.value == pytest.approx(
         closed.goodput.value / rows[FIXED].goodput.value
     )
-    again = compare_schedulers(args_of(ground, str(alone)))[0].rows
+    again = fields_of(compare_schedulers(args_of(ground, str(alone)))).scenarios[0].rows
     assert closed in again, "whoever else plays"
     judged = {verdict.name: verdict for verdict in outcome.verdicts}
     best = judged["ppo"].closed_form
@@ -135,17 +139,17 @@ def test_everybody_plays_the_same_cells_and_seeds_of_a_method_are_one_row(ground
 
 
 def test_files_hold_figures_of_every_scenario_and_where_they_come_from(ground: Path) -> None:
-    files = {"json": ground / "out.json", "markdown": ground / "out.md"}
+    file = ground / "out.json"
     policy = f"sac={ground / 'run-2/policy'}"
     kinds = {"payloads": ("truncated", "tokens"), "cells": 1, "rounds": 4, "seeds": 1}
-    outcomes = compare_schedulers(args_of(ground, policy, **kinds, **files))
-    body, text = json.loads(files["json"].read_text()), files["markdown"].read_text()
+    body = compare_schedulers(args_of(ground, policy, **kinds, json=file))
+    assert json.loads(file.read_text()) == body
+    text = markdown(file)
     assert [one["scenario"]["payload"] for one in body["scenarios"]] == ["truncated", "tokens"]
-    first = outcomes[0].rows[0]
-    assert body["scenarios"][0]["rows"][0]["goodput"]["value"] == first.goodput.value
+    first = body["scenarios"][0]["rows"][0]
     assert {"cpu", "git_revision", "command", "traces", "known"} <= set(body["environment"])
     assert len(body["aims"]) == 2
-    for shown in (f"{first.goodput.value:.2f}", "| sac", "heterogeneous@too-low", "aim 1.88"):
+    for shown in (f"{first['goodput']['value']:.2f}", "| sac", "heterogeneous@too-low", "aim 1.88"):
         assert shown in text
 
 
@@ -175,7 +179,7 @@ def test_what_cannot_play_is_refused_before_anything_is_played(ground: Path) -> 
         (args_of(ground, f"fixed={known}"), "named twice"),
         (args_of(ground, "runs/nowhere"), "not a policy folder"),
         (args_of(ground, known=ground / "heldout"), "both folders"),
-        (args_of(ground, seeds=0), "0 seeds"),
+        (args_of(ground, seeds=0), "--seeds is 0"),
         (args_of(ground, users=()), "no cells"),
         (args_of(ground, settings=("multispin-lama",)), "unknown setting"),
     ]:
@@ -229,23 +233,24 @@ def test_the_best_closed_form_is_the_best_on_these_cells() -> None:
     played[ONE_BY_ONE] = [hand_tally([15, 15], [2, 2])]
     played["ppo"] = [hand_tally([18, 18], [2, 2])]
     contenders = [Contender(name, (), trained=name == "ppo") for name in names]
-    outcome = judge(Scenario("a", "tokens", 2), contenders, played)
+    outcome = fields_of(judge(Scenario("a", "tokens", 2), contenders, played))
     (verdict,) = outcome.verdicts
     assert verdict.closed_form == "heterogeneous@average" and verdict.share is None
     assert verdict.over_closed_form.value == 1.5 and verdict.over_fixed.value == 1.8
     assert outcome.heterogeneity == 1.5
 
 
-def outcome_of(users: int, heterogeneity: float, fixed: float, closed: float) -> Outcome:
-    over_fixed, over_closed = (Interval(one, one, one) for one in (fixed, closed))
-    verdict = Verdict("ppo", True, CLOSED_FORM, over_fixed, over_closed, None)
-    rows: list[Row] = []
-    return Outcome(Scenario("a", "tokens", users), heterogeneity, rows, [verdict])
+def outcome_of(users: int, heterogeneity: float, fixed: float, closed: float) -> dict[str, Any]:
+    ratios = {"over_fixed": {"value": fixed}, "over_closed_form": {"value": closed}}
+    verdict = {"name": "ppo", "trained": True, **ratios}
+    scenario = {"setting": "a", "payload": "tokens", "users": users}
+    return {"scenario": scenario, "heterogeneity": heterogeneity, "verdicts": [verdict]}
 
 
 @pytest.mark.parametrize(("closed", "met"), [(1.05, True), (1.04, False)])
 def test_aims_are_judged_where_users_differ_most_and_everywhere(closed: float, met: bool) -> None:
-    fixed, everywhere = aims_met([outcome_of(4, 1.1, 3.0, 1.2), outcome_of(8, 1.5, 1.9, closed)])
+    outcomes = [outcome_of(4, 1.1, 3.0, 1.2), outcome_of(8, 1.5, 1.9, closed)]
+    fixed, everywhere = map(fields_of, aims_met(outcomes))
     assert fixed.reached and fixed.lowest.value == 1.9 and "8 users" in fixed.where
     assert everywhere.reached is met and everywhere.lowest.value == closed
     assert (everywhere.met, everywhere.scenarios) == (1 + met, 2)
@@ -284,20 +289,20 @@ def test_a_texts_own_acceptance_explains_what_differs_between_texts() -> None:
 
 
 def test_errors_and_speeds_are_written(ground: Path) -> None:
-    files = {"json": ground / "one.json", "markdown": ground / "one.md"}
-    errors = measure_errors(GeometricErrorArgs(traces=ground / "heldout", **files))
-    body = json.loads(files["json"].read_text())
-    assert len(body["errors"]) == len(errors) == 3 * (2 * 3 + 1), "6 tokens were traced"
-    assert "ngram:8" in files["markdown"].read_text() and body["environment"]["cpu"]
+    file = ground / "one.json"
+    body = measure_errors(GeometricErrorArgs(traces=ground / "heldout", json=file))
+    assert json.loads(file.read_text()) == body
+    assert len(body["errors"]) == 3 * (2 * 3 + 1), "6 tokens were traced"
+    assert "ngram:8" in markdown(file) and body["environment"]["cpu"]
     with pytest.raises(DraftgymError, match="length"):
         model_errors(user_table(), [7])
     few = {"users": (2, 3), "count": 2, "steps": 3, "decisions": 2, "repeats": 2}
-    args = SchedulerSpeedArgs(traces=ground / "known", **few, **files)
+    args = SchedulerSpeedArgs(traces=ground / "known", **few, json=file)
     found = measure_speed(args)
-    assert [one.what for one in found["stepping"]] == ["lengths", "beliefs"] * 2
-    assert {one.users for one in found["deciding"]} == {2, 3}
+    assert [one["what"] for one in found["stepping"]] == ["lengths", "beliefs"] * 2
+    assert {one["users"] for one in found["deciding"]} == {2, 3}
     for one in (*found["stepping"], *found["deciding"]):
-        assert 0 < one.low <= one.median <= one.high
-    assert len(json.loads(files["json"].read_text())["deciding"]) == 6
-    with pytest.raises(DraftgymError, match="measure"):
+        assert 0 < one["low"] <= one["median"] <= one["high"]
+    assert json.loads(file.read_text()) == found
+    with pytest.raises(DraftgymError, match="--repeats is 0"):
         measure_speed(replace(args, repeats=0))

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.routers.compared import ComparedArgs, clock_policies
 from benchmarks.routers.routing import RoutingArgs, compare_routers
-from benchmarks.routers.ship import ShipArgs, ship_router
+from benchmarks.routers.ship import ShipArgs, clock_policies, ship_router
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
@@ -89,7 +88,7 @@ def test_the_card_says_what_the_figures_say(
     for name, fingerprint in figures["traces"]["train"]["drafters"].items():
         assert f"{name} `{fingerprint}`" in card
     assert "8 to train, 4 held out" in card
-    assert figures["host"]["command"] in card
+    assert figures["environment"]["command"] in card
     choices = next(line for line in card.splitlines() if line.startswith("| choices"))
     for arm, share in zip(figures["arms"], row["arm_shares"], strict=True):
         assert (f"`{arm}` {100 * share:.0f} %" in choices) == (share > 0.01)
@@ -106,13 +105,12 @@ def test_another_seed_gets_no_figures_of_the_median_one(
     assert "| choices" not in card
 
 
-def test_figures_without_origins_or_other_temperatures_still_make_a_card(
+def test_figures_of_one_temperature_still_make_a_card(
     args: ShipArgs, figures: dict[str, Any], tmp_path: Path
 ) -> None:
-    bare = {key: value for key, value in figures.items() if key not in ("traces", "sampled")}
-    path = rewrite(bare, tmp_path / "bare.json")
+    cold = {key: value for key, value in figures.items() if key != "sampled"}
+    path = rewrite(cold, tmp_path / "cold.json")
     card = (ship_router(replace(args, routing=path)) / "README.md").read_text()
-    assert "| drafters" not in card
     assert "| temperature" not in card
     assert "| held-out | by replay" in card
 
@@ -146,7 +144,7 @@ def test_a_policy_of_other_figures_is_refused(
 ) -> None:
     train = figures["traces"]["train"]
     drafters = {**train["drafters"], "eagle3": "other weights"}
-    others = {"train": {**train, "drafters": drafters}}
+    others = {**figures["traces"], "train": {**train, "drafters": drafters}}
     for changes, told in (
         ({"traces": others}, "drafters"),
         ({"arms": figures["arms"][::-1]}, "arms"),
@@ -181,14 +179,14 @@ def test_a_damaged_file_of_figures_is_refused(args: ShipArgs, tmp_path: Path) ->
     for text in ("", "[]", '{"heldout": {}}'):
         path = tmp_path / "damaged.json"
         path.write_text(text)
-        with pytest.raises(DraftgymError, match=r"benchmarks\.routing"):
+        with pytest.raises(DraftgymError, match=r"benchmarks\.routers\.routing"):
             ship_router(replace(args, routing=path))
 
 
 def test_policies_for_the_clock_are_the_compared_ones(
     made: RoutingArgs, figures: dict[str, Any], target: Target, drafters: dict[str, Drafter]
 ) -> None:
-    specs = clock_policies(ComparedArgs(routing=made.json, run=made.run))
+    specs = clock_policies(ShipArgs(routing=made.json, run=made.run))
     entropy, neural, *learned = (make_policy(spec, drafters, target) for spec in specs)
     pair = list(figures["thresholds"])[-1].removeprefix("entropy ")
     assert "/".join(map(str, entropy.arms)) == "/".join(map(str, neural.arms)) == pair

@@ -2,9 +2,9 @@
 
     $ draftgym collect --prompts train   --arms small:16 ngram:16 --out runs/users
     $ draftgym collect --prompts heldout --arms small:16 ngram:16 --out runs/users-heldout
-    $ python -m benchmarks.schedulers.schedulers --traces runs/users-heldout --known runs/users \
+    $ python -m benchmarks.schedulers.comparison --traces runs/users-heldout --known runs/users \
         --policies ppo=runs/ppo-0/policy,runs/ppo-1/policy sac=runs/sac-0/policy \
-        --json runs/schedulers.json --markdown runs/schedulers.md
+        --json runs/schedulers.json
 
 Every rule, with every belief about acceptance, an oracle, and trained policies, for every setting,
 payload and number of users. All of them play the same cells; each evaluation seed brings other
@@ -19,36 +19,50 @@ estimates come from rounds. Whether they do is printed last.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import tyro
 from tqdm import tqdm
 
+from benchmarks.report import Cell, Json, Table, interval
+from benchmarks.results import Result, check, finish
 from benchmarks.schedulers.contenders import (
     Contender,
     rehearse,
     rule_contenders,
     trained_contenders,
 )
-from benchmarks.schedulers.figures import Outcome, Scenario, aims_met, join, judge
-from benchmarks.schedulers.tables import markdown, print_outcomes
+from benchmarks.schedulers.figures import (
+    AIM_OVER_CLOSED_FORM,
+    AIM_OVER_FIXED,
+    Scenario,
+    aims_met,
+    join,
+    judge,
+)
 from draftgym.agents.scheduler.cell_args import CellArgs, known_means, means_of
 from draftgym.agents.scheduler.evaluation import EvaluateSchedulersArgs, compare
 from draftgym.agents.scheduler.planners import MakePlanner
 from draftgym.agents.scheduler.totals import CellTotals
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
-from draftgym.decoding.provenance import describe_host, plain
-from draftgym.envs.cell.cell import Cell
+from draftgym.envs.cell.cell import Cell as UserCell
 from draftgym.envs.cell.texts import ChainTable
-from draftgym.rollouts.decode.evaluation import check_writable
-from draftgym.rollouts.report.table import make_console
 from draftgym.rollouts.traces.file import read_traces
 from draftgym.rollouts.traces.trace import TraceSet
+
+LEGEND = (
+    "tokens/s: total tokens over total seconds of a cell, with its 95 % bootstrap interval over "
+    "cells and training seeds. over fixed, over het: the same over fixed lengths' and over "
+    "heterogeneous@beta's, paired. share: of the oracle's gain over heterogeneous@beta (in the "
+    "summary: over the closed form named there). mean of ratios: mean over rounds of tokens/s, the "
+    "papers' figure, and over that of fixed lengths. forced: drafts have one token or more. "
+    "Jain: fairness in a cell. user: tokens/s of single users. s/token: by percentile of tokens. "
+    "wasted: drafted tokens that were not accepted. a length for each wins: heterogeneous@given "
+    "over homogeneous@given. (most): where that is most."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +82,6 @@ class SchedulersArgs:
         rounds: Rounds of each.
         seeds: Evaluation seeds.
         json: Write the figures to this file; anew after every scenario.
-        markdown: Write the tables to this file.
     """
 
     traces: Path = Path("runs/users-heldout")
@@ -82,7 +95,6 @@ class SchedulersArgs:
     rounds: int = 256
     seeds: int = 5
     json: Path | None = None
-    markdown: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -110,8 +122,8 @@ class Ground:
         )
 
 
-def compare_schedulers(args: SchedulersArgs) -> list[Outcome]:
-    """Plays everything, prints and writes the figures.
+def compare_schedulers(args: SchedulersArgs) -> Result:
+    """Plays everything, shows and writes the figures.
 
     Raises:
         DraftgymError: Anything the user can mend; found before anything is played.
@@ -121,31 +133,27 @@ def compare_schedulers(args: SchedulersArgs) -> list[Outcome]:
     refuse_shared_prompts(known, traces)
     arms = args.cell.settings().arms
     ground = Ground(args, ChainTable(traces, arms), means_of(ChainTable(known, arms)))
-    contenders = [
-        *rule_contenders(traces.origin),
-        *trained_contenders(args.policies, traces.origin),
-    ]
+    trained = trained_contenders(args.policies, traces.origin)
+    contenders = [*rule_contenders(traces.origin), *trained]
     for scenario in scenarios:
         settings = ground.cell(scenario).settings(known_means(ground.means, ground.table))
-        rehearse(contenders, Cell(ground.table, settings))
+        rehearse(contenders, UserCell(ground.table, settings))
     facts = {
         "traces": traces.origin.describe(),
         "known": known.origin.describe(),
         "texts": len(ground.table.texts),
         "arms": list(map(str, ground.table.arms)),
-        "settings": plain(asdict(args)),
-        **describe_host(),
     }
-    outcomes: list[Outcome] = []
+    outcomes: list[Result] = []
     for scenario in scenarios:
         outcomes.append(play_scenario(scenario, contenders, ground))
-        _write(args, facts, outcomes)
-    console = make_console()
-    print_outcomes(outcomes, aims_met(outcomes), console)
-    return outcomes
+        figures = {"aims": aims_met(outcomes), "scenarios": outcomes}
+        last = scenario is scenarios[-1]
+        result = finish(tables, args, figures, facts=facts, last=last)
+    return result
 
 
-def play_scenario(scenario: Scenario, contenders: Sequence[Contender], ground: Ground) -> Outcome:
+def play_scenario(scenario: Scenario, contenders: Sequence[Contender], ground: Ground) -> Result:
     """Everybody in the same cells."""
     played = {}
     for contender in tqdm(contenders, desc=str(scenario), unit="scheduler"):
@@ -178,14 +186,7 @@ def _scenarios(args: SchedulersArgs) -> list[Scenario]:
     Raises:
         DraftgymError: Nothing, or something that cannot be; or a file cannot be written.
     """
-    if min(args.cells, args.rounds, args.seeds) < 1:
-        raise DraftgymError(
-            f"{args.seeds} seeds of {args.cells} cells of {args.rounds} rounds",
-            "play one at least",
-        )
-    for path, option in ((args.json, "--json"), (args.markdown, "--markdown")):
-        if path is not None:
-            check_writable(path, f"name another file with {option}")
+    check(args, "cells", "rounds", "seeds")
     every = product(args.settings, args.payloads, args.users)
     scenarios = [Scenario(*one) for one in dict.fromkeys(every)]
     if not scenarios:
@@ -193,14 +194,88 @@ def _scenarios(args: SchedulersArgs) -> list[Scenario]:
     return scenarios
 
 
-def _write(args: SchedulersArgs, facts: dict[str, Any], outcomes: Sequence[Outcome]) -> None:
-    aims = aims_met(outcomes)
-    if args.json is not None:
-        shown = [asdict(aim) | {"reached": aim.reached} for aim in aims]
-        body = {"environment": facts, "aims": shown, "scenarios": list(map(asdict, outcomes))}
-        args.json.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
-    if args.markdown is not None:
-        args.markdown.write_text(markdown(outcomes, aims), encoding="utf-8")
+def tables(result: Json) -> list[Table]:
+    """Who was trained, and the oracle, in every scenario; then everybody, scenario by scenario."""
+    outcomes = result["scenarios"]
+    aims = [
+        f"{one['name']} {one['what']}: aim {one['aim']} {'met' if one['reached'] else 'NOT met'} "
+        f"in {one['met']} of {one['scenarios']}; lowest {_line(one['lowest'])} ({one['where']})"
+        for one in result["aims"]
+    ]
+    return [_summary(outcomes, [*aims, LEGEND]), *(t for one in outcomes for t in _scenario(one))]
+
+
+def _scenario(outcome: Json) -> list[Table]:
+    """How fast everybody was, and how users fared."""
+    who: dict[str, Cell] = {"who": _who}
+    speed: dict[str, Cell] = {
+        "tokens/s": lambda row: interval(row["goodput"], ".2f"),
+        "over fixed": lambda row: interval(row["over_fixed"]),
+        "over het": lambda row: interval(row["over_closed_form"]),
+        "share": lambda row: interval(row["share"], ".0%"),
+        "mean of ratios": lambda row: (
+            f"{row['mean_of_ratios']['value']:.2f}\n"
+            f"(x {row['mean_of_ratios_over_fixed']['value']:.3f})"
+        ),
+    }
+    service: dict[str, Cell] = {
+        "Jain": lambda row: f"{row['fairness']:.3f}",
+        "user p10 p50 p90": lambda row: " ".join(f"{rate:.2f}" for rate in row["user_rates"]),
+        "s/token p50 p95 p99": lambda row: " ".join(
+            f"{seconds:.3f}" for seconds in row["token_latency"].values()
+        ),
+        "wasted": lambda row: f"{row['wasted']:.0%}",
+    }
+    name = str(Scenario(**outcome["scenario"]))
+    title = f"{name}; a length for each wins x {outcome['heterogeneity']:.3f} over one for all"
+    return [
+        Table.of(title, outcome["rows"], who | speed, _goodput),
+        Table.of(f"{name}: users", outcome["rows"], who | service, _goodput),
+    ]
+
+
+def _summary(outcomes: Sequence[Json], notes: Sequence[str]) -> Table:
+    widest = max(outcomes, key=lambda one: float(one["heterogeneity"]))
+    rows = [
+        {"where": str(Scenario(**one["scenario"])), "most": one is widest, **verdict}
+        for one in outcomes
+        for verdict in one["verdicts"]
+    ]
+    columns: dict[str, Cell] = {
+        "cells": lambda row: f"{row['where']}{' (most)' if row['most'] else ''}",
+        "who": lambda row: str(row["name"]),
+        "over fixed": lambda row: (
+            interval(row["over_fixed"])
+            + (f" {_met(row, 'over_fixed', AIM_OVER_FIXED)}" if row["most"] else "")
+        ),
+        "best closed form": lambda row: str(row["closed_form"]),
+        "over it": lambda row: interval(row["over_closed_form"]),
+        f">= {AIM_OVER_CLOSED_FORM}": lambda row: _met(
+            row, "over_closed_form", AIM_OVER_CLOSED_FORM
+        ),
+        "share": lambda row: interval(row["share"], ".0%"),
+    }
+    title = (
+        f"Over the best closed form with an estimate (over fixed: aim {AIM_OVER_FIXED} at (most))"
+    )
+    return Table.of(title, rows, columns, notes=notes)
+
+
+def _who(row: Json) -> str:
+    seeds = len(row["goodput_by_seed"])
+    return f"{row['name']} ({seeds} seeds)" if seeds > 1 else str(row["name"])
+
+
+def _goodput(row: Json) -> float:
+    return float(row["goodput"]["value"])
+
+
+def _met(row: Json, key: str, aim: float) -> str:
+    return ("yes" if row[key]["value"] >= aim else "no") if row["trained"] else ""
+
+
+def _line(value: Json) -> str:
+    return " ".join(interval(value).split())
 
 
 if __name__ == "__main__":
