@@ -12,16 +12,7 @@ from pathlib import Path
 
 import tyro
 
-from draftgym import (
-    CollectArgs,
-    RouterArgs,
-    SpeculativeDecoder,
-    collect,
-    load_drafters,
-    load_target,
-    make_policy,
-    train_router,
-)
+import draftgym as dg
 
 
 def main(
@@ -48,12 +39,12 @@ def main(
     """
     common = {"target": target, "drafters": drafters, "max_new_tokens": max_new_tokens}
     wanted = {"arms": arms, "prompts": prompts, "limit_per_category": limit_per_category}
-    collect(CollectArgs(out=out / "traces", dtype="float32", **common, **wanted))
-    args = RouterArgs(traces=out / "traces", run=out / "router", rounds=rounds)
-    folder = train_router(args)  # safetensors and JSON: what is deployed
-    model = load_target(target, dtype="float32")
-    loaded = load_drafters(model, drafters)
-    decoder = SpeculativeDecoder(model, loaded, make_policy(str(folder), loaded, model))
+    dg.collect(dg.CollectArgs(out=out / "traces", dtype="float32", **common, **wanted))
+    args = dg.RouterArgs(traces=out / "traces", run=out / "router", rounds=rounds)
+    folder = dg.train_router(args)  # safetensors and JSON: what is deployed
+    model = dg.load_target(target, dtype="float32")
+    loaded = dg.load_drafters(model, drafters)
+    decoder = dg.SpeculativeDecoder(model, loaded, dg.make_policy(str(folder), loaded, model))
     result = decoder.generate("Why is the sky blue?", max_new_tokens)
     print(model.decode(result.tokens))
     print(f"{len(result.tokens)} tokens, {result.acceptance_length:.2f} a round")

@@ -94,3 +94,8 @@ def test_a_baseline_is_compared_with_every_arm(
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [line[0] for line in lines] == [*ARMS, "plain", "copy"]
     assert float(lines[3][1]) == 1.0  # plain decoding takes a step for every token
+
+
+def test_examples_are_short() -> None:
+    for path in EXAMPLES.glob("*.py"):
+        assert len(path.read_text(encoding="utf-8").splitlines()) < 60, path.name
