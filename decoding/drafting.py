@@ -19,8 +19,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from draftgym.decoding.verify.base import VerificationRule
 from draftgym.decoding.verify.proposal import Proposal
-from draftgym.decoding.verify.verification import VerificationRule
 
 MAX_TREE_NODES = 64
 """Largest node budget of any drafter; sessions and the cost model reserve and measure up to it."""

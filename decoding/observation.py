@@ -6,15 +6,50 @@ so a policy meets in deployment exactly what it met in training.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from draftgym.decoding.arms import Arm
-from draftgym.decoding.repeats import Repeats
 from draftgym.decoding.round import RoundRecord
 from draftgym.decoding.session import Session
+
+LONGEST_REPEAT = 16
+"""Longest repeat that is told apart."""
+
+
+class Repeats:
+    """Follows a text and measures its repeats.
+
+    The repeat at a token is the length of the longest run of tokens that ends there and also
+    occurred earlier. Inside a copied passage it grows by one with every token.
+    """
+
+    def __init__(self) -> None:
+        self._tokens = np.empty(0, dtype=np.int64)
+        # Entry j: tokens that agree when the text so far is laid over the text up to j.
+        self._runs = np.empty(0, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def extend(self, tokens: Iterable[int]) -> NDArray[np.int64]:
+        """Takes in more of the text.
+
+        Returns:
+            The repeat at each new token, at most `LONGEST_REPEAT`.
+        """
+        lengths = []
+        for token in tokens:
+            longer = np.append(1, self._runs[:-1] + 1)[: len(self._tokens)]
+            agree = np.where(self._tokens == token, longer, 0)
+            lengths.append(min(LONGEST_REPEAT, int(agree.max(initial=0))))
+            # A text laid over itself agrees all the way; that entry never counts.
+            self._runs = np.append(agree, 0)
+            self._tokens = np.append(self._tokens, token)
+        return np.array(lengths, dtype=np.int64)
+
 
 Observation = dict[str, NDArray[np.float32]]
 
@@ -46,7 +81,7 @@ def text_signals(
     Args:
         confidence: Entropy, margin and top-1 of the distributions they were chosen from `[n, 3]`
             (`draftgym.decoding.session.confidence`).
-        repeats: Their repeats `[n]` (`draftgym.decoding.repeats`).
+        repeats: Their repeats `[n]` (`draftgym.decoding.observation`).
 
     Returns:
         float32 `[n, 4]`; a repeat of 16 tokens becomes 4.

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from draftgym.decoding.arms import Arm
 from draftgym.decoding.model.transformer import PassOutput
 from draftgym.decoding.session import Session
+from draftgym.decoding.verify.base import Verdict
 from draftgym.decoding.verify.proposal import Proposal
-from draftgym.decoding.verify.verification import Verdict
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from draftgym.decoding.drafting import LAZY_KV_ONLY, CatchUp, Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.model.transformer import NewRows, PassOutput
+from draftgym.decoding.verify.base import Verdict, VerificationRule
 from draftgym.decoding.verify.proposal import Proposal
-from draftgym.decoding.verify.verification import Verdict, VerificationRule
 
 
 class Session:

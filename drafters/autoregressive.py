@@ -11,8 +11,8 @@ from torch import Tensor
 
 from draftgym.decoding.drafting import DraftContext, DraftShape
 from draftgym.decoding.model.cache import KVCache
+from draftgym.decoding.verify.base import Candidates, VerificationRule
 from draftgym.decoding.verify.proposal import Proposal
-from draftgym.decoding.verify.verification import Candidates, VerificationRule
 from draftgym.drafters.batched import BatchDrafter, Shapes
 from draftgym.drafters.tree import Frontier, children_per_node, grow_trees
 

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from draftgym.decoding.drafting import Drafter, DraftShape
+from draftgym.decoding.verify.base import Drafted, Verdict, VerificationRule
 from draftgym.decoding.verify.proposal import Proposal
-from draftgym.decoding.verify.verification import Drafted, Verdict, VerificationRule
 from draftgym.drafters.recorded import RecordedText
 
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from draftgym.decoding.drafting import Drafter, DraftShape, Place
+from draftgym.decoding.verify.base import VerificationRule, children_by_edge
 from draftgym.decoding.verify.proposal import Proposal
-from draftgym.decoding.verify.verification import VerificationRule, children_by_edge
 
 
 @dataclass

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from draftgym.decoding.drafting import MAX_TREE_NODES, DraftShape
+from draftgym.decoding.verify.base import Candidates
 from draftgym.decoding.verify.proposal import Proposal
-from draftgym.decoding.verify.verification import Candidates
 
 
 def frontier_width(nodes: int) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from draftgym.decoding.arms import parse_arm
-from draftgym.decoding.costs.latency import CostModel, Curve
+from draftgym.decoding.costs.cost_model import CostModel, Curve
 from draftgym.rollouts.traces.trace import ArmTrace, TextTrace, TraceOrigin, TraceSet
 
 LAGS = {"a": 1, "b": 2, "c": 1}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from draftgym.decoding.costs.latency import CostModel, Curve
+from draftgym.decoding.costs.cost_model import CostModel, Curve
 from draftgym.rollouts.traces.trace import ArmTrace, TextTrace, TraceOrigin, TraceSet
 
 PROMPT_TOKENS = 3

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from draftgym.agents.common.array_vec_env import ArrayVecEnv
 from draftgym.decoding.arms import Arm
-from draftgym.decoding.costs.latency import CostModel
+from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.observation import Observation
 from draftgym.envs.router.reward import Reward, RoundReward
 from draftgym.envs.router.spaces import router_spaces

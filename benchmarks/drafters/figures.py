@@ -19,8 +19,8 @@ from benchmarks.drafters.measure import Condition
 from benchmarks.report import Json, Table, each, percent
 from benchmarks.results import Result
 from draftgym.decoding.arms import parse_arm
-from draftgym.decoding.costs.latency import CostModel
-from draftgym.rollouts.replay.priced import check_costs
+from draftgym.decoding.costs.cost_model import CostModel
+from draftgym.rollouts.replay.pricing import check_costs
 from draftgym.rollouts.report.rows import ALL
 from draftgym.rollouts.report.statistics import Work, speed_ratio
 

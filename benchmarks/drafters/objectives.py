@@ -32,7 +32,7 @@ from benchmarks.drafters.measure import conditions, measure_drafter
 from benchmarks.report import Json, show
 from benchmarks.results import Result, environment, write_json
 from draftgym.decoding.arms import Arm, check_arms, parse_arm
-from draftgym.decoding.costs.latency import read_cost_model
+from draftgym.decoding.costs.cost_model import read_cost_model
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
 from draftgym.decoding.model.target import Target, load_target

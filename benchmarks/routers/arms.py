@@ -26,7 +26,7 @@ from draftgym.decoding.arms import Arm, parse_arm
 from draftgym.decoding.costs.latency import read_cost_model
 from draftgym.decoding.errors import exit_on_user_error
 from draftgym.rollouts.replay.oracle import total, walk_single
-from draftgym.rollouts.replay.priced import PLAIN_ARM, PricedText, one_each, price_traces
+from draftgym.rollouts.replay.pricing import PLAIN_ARM, PricedText, one_each, price_traces
 from draftgym.rollouts.replay.prizes import Prize, best_arm, duel, largest_pair, prize, walk_texts
 from draftgym.rollouts.report.rows import ALL
 from draftgym.rollouts.traces.file import read_traces

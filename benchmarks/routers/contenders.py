@@ -25,11 +25,9 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.provenance import check_run_folder
 from draftgym.policies.folder import BODY
 from draftgym.policies.routers.bandits import TimedBandit, TokenBandit
-from draftgym.policies.routers.entropy import EntropyPolicy
-from draftgym.policies.routers.fixed import FixedPolicy
 from draftgym.policies.routers.learned import load_learned_policy
 from draftgym.policies.routers.neural import load_neural_policy
-from draftgym.policies.routers.random import RandomPolicy
+from draftgym.policies.routers.rules import EntropyPolicy, FixedPolicy, RandomPolicy
 from draftgym.rollouts.replay.tune_entropy import tune_pair
 from draftgym.rollouts.traces.trace import TraceOrigin, TraceSet
 

@@ -42,15 +42,16 @@ from benchmarks.routers.contenders import (
     single_arms,
 )
 from draftgym.decoding.arms import PLAIN, Arm, parse_arm
-from draftgym.decoding.costs.latency import CostModel
+from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.decoder import RoutingPolicy
 from draftgym.decoding.errors import exit_on_user_error
 from draftgym.policies.routers.bandits import Bandit
-from draftgym.policies.routers.entropy import EntropyPolicy
+from draftgym.policies.routers.rules import EntropyPolicy
 from draftgym.rollouts.prompts.sets import refuse_held_out
 from draftgym.rollouts.replay.evaluation import play_policy
 from draftgym.rollouts.replay.oracle import Walk
-from draftgym.rollouts.replay.priced import price_traces
+from draftgym.rollouts.replay.play import ReplayedText, play_policy
+from draftgym.rollouts.replay.pricing import price_traces
 from draftgym.rollouts.replay.prizes import TextWalks, best_arm, largest_pair, walk_texts
 from draftgym.rollouts.report.rows import ALL
 from draftgym.rollouts.report.statistics import Interval, Work, speed_ratio

@@ -35,7 +35,7 @@ from draftgym.decoding.errors import exit_on_user_error
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.verify.rules import make_rule
 from draftgym.drafters.batched import BatchDrafter
-from draftgym.policies.routers.random import RandomPolicy
+from draftgym.policies.routers.rules import RandomPolicy
 from draftgym.rollouts.decode.interleaved import decode_prompts, encode_prompt
 from draftgym.rollouts.decode.options import DecodingOptions
 from draftgym.rollouts.prompts.sets import Prompt, interleave_categories, load_prompts

@@ -1,6 +1,6 @@
 """What verifying several drafts in one ragged pass costs on this host.
 
-The cost model (`draftgym.decoding.costs.latency`) times the passes of one session. A server
+The cost model (`draftgym.decoding.costs.cost_model`) times the passes of one session. A server
 verifies many users at once; `measure_batches` times that, with the project's own verification
 (pass, verdict, commit), for equal drafts. The rows of all users are packed for the linear layers
 and nothing is padded, so a batch of unequal drafts is taken to cost what equal drafts with as many

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from draftgym.decoding.costs.latency import CostModel, Curve, read_cost_model
+from draftgym.decoding.costs.cost_model import CostModel, Curve, read_cost_model
 from draftgym.decoding.costs.timed_rounds import (
     Round,
     catching_up,
@@ -23,7 +23,7 @@ from draftgym.decoding.drafting import MAX_TREE_NODES, Drafter, DraftShape
 from draftgym.decoding.model.embedded import cache_folder
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.session import Session
-from draftgym.decoding.verify.verification import GreedyRule
+from draftgym.decoding.verify.greedy import GreedyRule
 
 FORMAT = 4
 """Part of what names a host's file, so that what older versions measured is measured again."""

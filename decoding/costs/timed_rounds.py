@@ -20,8 +20,9 @@ from torch import Tensor
 from draftgym.decoding.drafting import Drafter, DraftShape, PrefixView
 from draftgym.decoding.round import verify_batch
 from draftgym.decoding.session import Session
+from draftgym.decoding.verify.base import Candidates
+from draftgym.decoding.verify.greedy import GreedyRule
 from draftgym.decoding.verify.proposal import Proposal
-from draftgym.decoding.verify.verification import Candidates, GreedyRule
 
 Piece = Callable[[], object]
 """A piece of a round."""

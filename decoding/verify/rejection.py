@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.verify.proposal import Proposal
-from draftgym.decoding.verify.verification import (
+from draftgym.decoding.verify.base import (
     Drafted,
     Verdict,
     VerificationRule,
@@ -25,6 +24,7 @@ from draftgym.decoding.verify.verification import (
     children_by_edge,
     chosen_tokens,
 )
+from draftgym.decoding.verify.proposal import Proposal
 
 
 class Coins:

@@ -6,8 +6,10 @@ import difflib
 import math
 
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.verify.base import VerificationRule
+from draftgym.decoding.verify.coupled import CoupledRule
+from draftgym.decoding.verify.greedy import GreedyRule
 from draftgym.decoding.verify.rejection import RejectionRule
-from draftgym.decoding.verify.verification import CoupledRule, GreedyRule, VerificationRule
 
 RULE_NAMES = ("greedy", "coupled", "rejection")
 

@@ -15,8 +15,8 @@ from draftgym.decoding.drafting import MAX_TREE_NODES, DraftContext, DraftShape
 from draftgym.decoding.model.cache import KVCache
 from draftgym.decoding.model.products import Products
 from draftgym.decoding.model.weights import hash_tensors
+from draftgym.decoding.verify.base import Candidates
 from draftgym.decoding.verify.proposal import Proposal
-from draftgym.decoding.verify.verification import Candidates
 from draftgym.drafters.batched import BatchDrafter, Shapes
 from draftgym.drafters.dflash.network import DFlashNetwork
 from draftgym.drafters.modules import in_cache, rotary_table

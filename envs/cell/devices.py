@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from draftgym.decoding.costs.batch_cost import BatchCost
-from draftgym.decoding.costs.latency import CostModel
+from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.errors import DraftgymError
 from draftgym.policies.multispin.problem import VerificationCost
 

@@ -33,7 +33,7 @@ from draftgym.decoding.costs.batch_cost import (
     measure_batches,
 )
 from draftgym.decoding.costs.calibration import load_cost_model
-from draftgym.decoding.costs.latency import CostModel
+from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import load_target
 from draftgym.decoding.provenance import describe_host, describe_target

@@ -25,11 +25,10 @@ from draftgym.decoding.arms import Arm
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
-from draftgym.decoding.observation import text_signals
-from draftgym.decoding.repeats import Repeats
+from draftgym.decoding.observation import Repeats, text_signals
 from draftgym.decoding.round import Draft, draft, verify_drafts
 from draftgym.decoding.session import Session
-from draftgym.decoding.verify.verification import VerificationRule
+from draftgym.decoding.verify.base import VerificationRule
 from draftgym.envs.cell.texts import Ints, Mask, TextTable
 from draftgym.rollouts.traces.counterfactual import TraceRequest
 

@@ -7,7 +7,7 @@ from typing import Any, SupportsInt
 
 from draftgym.decoding.arms import check_arms, default_arms, parse_arm
 from draftgym.decoding.costs.calibration import load_cost_model
-from draftgym.decoding.costs.latency import CostModel
+from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target, load_target

@@ -9,7 +9,7 @@ from typing import Any, SupportsInt
 import numpy as np
 
 from draftgym.decoding.arms import PLAIN, parse_arm
-from draftgym.decoding.costs.latency import CostModel
+from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.observation import Observation
 from draftgym.envs.router.base import RoundsEnv
 from draftgym.rollouts.replay.replay import Replay

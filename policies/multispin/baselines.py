@@ -6,8 +6,15 @@
 | `uniform_bandwidth_plan` | one for each user (Uni-BW) | equal shares |
 | `alone_plan` | each user's best (P2P) | all of it, in turn |
 | `selfish_plan` | each user's best as if it were alone with its share | equal shares |
-| `homogeneous.homogeneous_plan` | one for all (Homo) | Lemma 1 |
+| `homogeneous_plan` | one for all (Homo) | Lemma 1 |
+| `common_acceptance_plan` | one for all, as if all accepted alike (Theorem 1) | Lemma 1 |
 | `heterogeneous.heterogeneous_plan` | one for each user (Hete) | Lemma 3 |
+
+With one length L, the slowest user ends at `L max_k (T_k + Q_k / (B_k r_k))`, so the shares that
+are best do not depend on L (Lemma 1): they let every user take the same theta seconds a token. A
+weak device or channel gets more of the band, whatever its acceptance. The paper searches Homo's L
+exhaustively; where all accept alike, goodput has one maximum over L, in closed form (Theorem 1,
+equation 24). The search finds the same length, for lengths are whole and few.
 
 The paper's P2P is one device and a target of its own; with K users on one target we let them take
 turns, each with the whole band and a pass of its own. Its Uni-BW rounds a relaxation; ours is the
@@ -31,6 +38,28 @@ PRICE_STEPS = 8
 def fixed_plan(problem: RoundProblem, length: int = FIXED_LENGTH) -> Plan:
     """The same length and the same share for everybody, whoever they are."""
     return Plan(np.clip(length, problem.shortest, problem.longest), problem.equal_shares())
+
+
+def homogeneous_plan(problem: RoundProblem) -> Plan:
+    """The paper's Homo baseline: Lemma 1's shares, and the one length that is best for all.
+
+    Every user counts with its own acceptance.
+    """
+    shares, token_seconds = problem.fastest_shares(problem.taking_part.astype(np.int64))
+    every = np.arange(problem.min_length, problem.max_length + 1)
+    candidates = problem.with_candidates()
+    lengths = np.where(candidates.taking_part, every[:, None], 0)
+    access = token_seconds[..., None] * every
+    goodput = candidates.tokens(lengths) / (access + candidates.verification_seconds(lengths))
+    length = every[goodput.argmax(axis=-1)]
+    return Plan(np.where(problem.taking_part, length[..., None], 0), shares)
+
+
+def common_acceptance_plan(problem: RoundProblem) -> Plan:
+    """`homogeneous_plan` as if every user accepted like the mean user: Theorem 1's length."""
+    users = np.maximum(problem.users, 1)
+    mean = (problem.taking_part * problem.acceptance).sum(axis=-1) / users
+    return homogeneous_plan(problem.with_acceptance(np.clip(mean, 0.0, 1.0)[..., None]))
 
 
 def uniform_bandwidth_plan(problem: RoundProblem) -> Plan:

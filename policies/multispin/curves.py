@@ -48,7 +48,7 @@ def curve_plan(problem: RoundProblem, chances: Floats) -> Plan:
     tokens = np.where(flat.taking_part[..., None], tokens, 0.0)
     candidates, best = flat.with_candidates(), flat.shortest
     goodput = _goodput(candidates, tokens, best[:, None])[:, 0]
-    low, high = _range_of_phi(flat)
+    low, high = flat.upload_range()
     for _ in range(PASSES):
         phi = np.geomspace(low, high, GRID, axis=1)
         found = _fill_band(flat, curves, goodput, phi)
@@ -126,12 +126,3 @@ def _goodput(candidates: RoundProblem, tokens: Floats, lengths: Lengths) -> Floa
     committed = np.take_along_axis(tokens[:, None], lengths[..., None], axis=-1)[..., 0].sum(-1)
     _, access = candidates.fastest_shares(lengths)
     return np.asarray(committed / (access + candidates.verification_seconds(lengths)))
-
-
-def _range_of_phi(problem: RoundProblem) -> tuple[Floats, Floats]:
-    """From a single token of the quickest user to the longest drafts of all `[n]`."""
-    low, high = (problem.fastest_shares(x)[1] for x in (problem.shortest, problem.longest))
-    token = problem.draft_seconds + problem.sending_seconds
-    quickest = np.where(problem.taking_part, token, np.inf).min(axis=-1)
-    low = np.maximum(np.maximum(low, np.where(np.isfinite(quickest), quickest, 0.0)), 1e-12)
-    return low, np.maximum(high, low)

@@ -166,6 +166,19 @@ class RoundProblem:
         drafted = np.asarray(lengths)
         return fastest_shares(drafted * self.draft_seconds, drafted * self.sending_seconds)
 
+    def upload_range(self, part: float = 1.0) -> tuple[Floats, Floats]:
+        """The least and the greatest time at which the last upload may end `[...]`, in seconds.
+
+        Args:
+            part: How much of the quickest user's token, alone on the band, is the least of all.
+        """
+        low, high = (self.fastest_shares(x)[1] for x in (self.shortest, self.longest))
+        token = np.where(self.taking_part, self.draft_seconds + self.sending_seconds, np.inf)
+        quickest = token.min(axis=-1)
+        quickest = np.where(np.isfinite(quickest), part * quickest, 0.0)
+        low = np.maximum(np.maximum(low, quickest), 1e-12)
+        return low, np.maximum(high, low)
+
     def tokens(self, lengths: ArrayLike) -> Floats:
         """Expected tokens that a round commits for all users together `[...]` (equation 25)."""
         each = expected_tokens(self.acceptance, np.asarray(lengths))

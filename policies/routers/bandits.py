@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from draftgym.decoding.arms import Arm
-from draftgym.decoding.costs.latency import CostModel
+from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.observation import PROGRESS_SIGNALS, TEXT_SIGNALS
 from draftgym.policies.base import Policy

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.policies.multispin.baselines import (
     alone_plan,
+    common_acceptance_plan,
     fixed_plan,
+    homogeneous_plan,
     selfish_plan,
     uniform_bandwidth_plan,
 )
@@ -29,9 +32,67 @@ from draftgym.policies.multispin.beliefs import (
     moving_average,
 )
 from draftgym.policies.multispin.heterogeneous import heterogeneous_plan
-from draftgym.policies.multispin.homogeneous import common_acceptance_plan, homogeneous_plan
-from draftgym.policies.multispin.problem import Plan, RoundProblem
-from draftgym.policies.schedulers.entropy_exit import EntropyExit
+from draftgym.policies.multispin.problem import Lengths, Plan, RoundProblem
+from draftgym.policies.multispin.uplink import Floats
+
+
+@dataclass(frozen=True)
+class EntropyExit:
+    """The rule and its two constants.
+
+    Attributes:
+        decay: How acceptance falls with entropy, per nat; above 0.
+        patience: Backlog that ends a draft, in multiples of the usual entropy; 0 or more.
+
+    Raises:
+        ValueError: A constant is not possible.
+    """
+
+    decay: float = 0.35
+    patience: float = 1.2
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.decay) and self.decay > 0 and self.patience >= 0):
+            raise ValueError(f"decay {self.decay} or patience {self.patience} is not possible")
+
+    def usual_entropy(self, acceptance: ArrayLike) -> Floats:
+        """`H_0` in nats: the entropy at which tokens have this acceptance; infinite at 0."""
+        with np.errstate(divide="ignore"):
+            return np.asarray(-np.log(np.asarray(acceptance, dtype=np.float64)) / self.decay)
+
+    def lengths(
+        self, budget: Lengths, entropies: Floats, acceptance: Floats
+    ) -> tuple[Lengths, Lengths]:
+        """How far users draft, and how much of it they send.
+
+        Args:
+            budget: Tokens that each user may draft `[..., k]`.
+            entropies: Entropy in nats of the drafter at each drafted token `[..., k, l]`, l at
+                least the largest budget; what lies behind a user's budget is ignored.
+            acceptance: Average acceptance of each user `[..., k]`.
+
+        Returns:
+            Drafted and sent tokens, int64 `[..., k]`; they differ by at most 1.
+
+        Raises:
+            ValueError: A budget goes beyond the entropies.
+        """
+        most = entropies.shape[-1]
+        if budget.size and budget.max() > most:
+            raise ValueError(f"a budget of {budget.max()} tokens, {most} entropies")
+        usual = self.usual_entropy(acceptance)
+        backlog = np.zeros(budget.shape)
+        going = np.ones(budget.shape, dtype=bool)
+        drafted = np.zeros(budget.shape, dtype=np.int64)
+        sent = np.zeros(budget.shape, dtype=np.int64)
+        for token in range(most):
+            going &= token < budget
+            drafted += going
+            backlog = np.maximum(0.0, backlog + entropies[..., token] - usual)
+            going &= backlog <= self.patience * usual
+            sent += going
+        return drafted, sent
+
 
 Rule = Callable[[RoundProblem], Plan]
 

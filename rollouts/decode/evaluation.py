@@ -11,7 +11,7 @@ from typing import Any
 
 from draftgym.decoding.arms import PLAIN
 from draftgym.decoding.costs.calibration import load_cost_model
-from draftgym.decoding.costs.latency import CostModel
+from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.decoder import PlainPolicy, RoutingPolicy, SpeculativeDecoder
 from draftgym.decoding.drafting import LAZY_KV_ONLY, Drafter
 from draftgym.decoding.errors import DraftgymError
@@ -29,7 +29,6 @@ from draftgym.rollouts.decode.interleaved import (
 )
 from draftgym.rollouts.decode.options import CatchUpOptions
 from draftgym.rollouts.prompts.sets import Prompt, interleave_categories, load_prompts
-from draftgym.rollouts.report.intervals import report_json
 from draftgym.rollouts.report.page import write_report
 from draftgym.rollouts.report.plots import require_matplotlib
 from draftgym.rollouts.report.rows import (
@@ -39,6 +38,7 @@ from draftgym.rollouts.report.rows import (
     make_arm_costs,
     make_rows,
 )
+from draftgym.rollouts.report.statistics import report_json
 from draftgym.rollouts.report.table import print_report
 
 

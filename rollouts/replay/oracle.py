@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from draftgym.decoding.arms import Arm
-from draftgym.rollouts.replay.priced import CatchUps, PricedText
+from draftgym.rollouts.replay.pricing import CatchUps, PricedText
 
 
 @dataclass(frozen=True)

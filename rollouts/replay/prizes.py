@@ -22,7 +22,7 @@ from draftgym.rollouts.replay.oracle import (
     walk_optimal,
     walk_single,
 )
-from draftgym.rollouts.replay.priced import PricedText
+from draftgym.rollouts.replay.pricing import PricedText
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from draftgym.decoding.arms import Arm
-from draftgym.decoding.costs.latency import CostModel
+from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.observation import Observation, RouterMemory, drafter_names
-from draftgym.rollouts.replay.costs import backlogs, catch_up_table, round_seconds, step_seconds
+from draftgym.rollouts.replay.pricing import backlogs, catch_up_table, round_seconds, step_seconds
 from draftgym.rollouts.traces.trace import TextTrace, TraceSet
 
 

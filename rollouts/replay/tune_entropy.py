@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from draftgym.decoding.arms import Arm, parse_arm
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.provenance import describe_host
-from draftgym.policies.routers.entropy import ENTROPY, THRESHOLD_FILE
+from draftgym.policies.routers.rules import ENTROPY, THRESHOLD_FILE
 from draftgym.rollouts.prompts.sets import refuse_held_out
-from draftgym.rollouts.replay.walks import Course
+from draftgym.rollouts.replay.play import Course
 from draftgym.rollouts.traces.file import read_traces
 from draftgym.rollouts.traces.trace import TraceSet
 

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from draftgym.rollouts.report.intervals import Sureness
 from draftgym.rollouts.report.rows import ALL, ArmCost, Evaluation, Row
-from draftgym.rollouts.report.statistics import Interval
+from draftgym.rollouts.report.statistics import Interval, Sureness
 
 FIGURES = (
     ("policy", ""),

@@ -16,18 +16,17 @@ from draftgym.rollouts.report.html_tables import (
     facts_list,
     figures_tables,
 )
-from draftgym.rollouts.report.intervals import (
+from draftgym.rollouts.report.palette import colours_of
+from draftgym.rollouts.report.plots import INK, grouped_bars, stacked_shares, to_svg
+from draftgym.rollouts.report.rows import ALL, Evaluation
+from draftgym.rollouts.report.statistics import (
+    Interval,
     Sureness,
     best_single_arm,
     make_intervals,
     report_json,
 )
-from draftgym.rollouts.report.palette import colours_of
-from draftgym.rollouts.report.plots import INK, grouped_bars, stacked_shares, to_svg
-from draftgym.rollouts.report.rows import ALL, Evaluation
-from draftgym.rollouts.report.statistics import Interval
-from draftgym.rollouts.report.text_section import text_section
-from draftgym.rollouts.report.text_view import drafter_classes
+from draftgym.rollouts.report.texts import drafter_classes, text_section
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

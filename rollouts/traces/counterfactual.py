@@ -19,11 +19,10 @@ from torch import Tensor
 from draftgym.decoding.arms import PLAIN, Arm
 from draftgym.decoding.drafting import Drafter, DraftShape, Place
 from draftgym.decoding.model.target import Target
-from draftgym.decoding.observation import text_signals
-from draftgym.decoding.repeats import Repeats
+from draftgym.decoding.observation import Repeats, text_signals
 from draftgym.decoding.round import play_rounds
 from draftgym.decoding.session import Session
-from draftgym.decoding.verify.verification import VerificationRule
+from draftgym.decoding.verify.base import VerificationRule
 from draftgym.drafters.recorded import matched
 from draftgym.rollouts.traces.trace import ArmTrace, TextTrace
 

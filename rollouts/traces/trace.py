@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from draftgym.decoding.arms import Arm
-from draftgym.decoding.costs.latency import CostModel
+from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.errors import DraftgymError
 
 

@@ -24,9 +24,9 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
 from draftgym.policies.folder import BODY
 from draftgym.policies.registry import make_policy
-from draftgym.policies.routers.fixed import FixedPolicy
 from draftgym.policies.routers.learned import LearnedPolicy
-from draftgym.policies.routers.random import RandomPolicy
+from draftgym.policies.routers.rules import FixedPolicy, RandomPolicy
+from draftgym.rollouts.replay.play import walk_single_arms
 from draftgym.rollouts.replay.replay import Replay
 from draftgym.rollouts.replay.walks import walk_single_arms
 from draftgym.rollouts.traces.trace import TraceSet

@@ -32,7 +32,7 @@ from draftgym.agents.router.train import (
 from draftgym.agents.router.train import train as train_in_memory
 from draftgym.decoding.arms import parse_arm
 from draftgym.decoding.costs.calibration import calibrate
-from draftgym.decoding.costs.latency import CostModel
+from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target

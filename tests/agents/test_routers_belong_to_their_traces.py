@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.routers.contenders import RECORD, claim_run
 from draftgym.decoding.arms import PLAIN, Arm, parse_arm
-from draftgym.decoding.costs.latency import Curve
+from draftgym.decoding.costs.cost_model import Curve
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target

@@ -17,13 +17,13 @@ from benchmarks.drafters.measure import conditions
 from benchmarks.drafters.objectives import ObjectivesArgs, compare_objectives
 from benchmarks.report import markdown
 from draftgym.decoding.arms import parse_arm
-from draftgym.decoding.costs.latency import Curve, write_cost_model
+from draftgym.decoding.costs.cost_model import Curve, write_cost_model
 from draftgym.decoding.decoder import Generation, SpeculativeDecoder
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target, load_target
 from draftgym.drafters.checkpoint import save_checkpoint
 from draftgym.drafters.loading import load_folder
-from draftgym.policies.routers.fixed import FixedPolicy
+from draftgym.policies.routers.rules import FixedPolicy
 from tests.handmade_traces import COST
 from tests.tiny import tiny_eagle3
 from tests.tiny_text import save_drafters, save_prompts, save_target

@@ -9,7 +9,7 @@ import pytest
 import draftgym.decoding.costs.calibration
 from draftgym.decoding.arms import Arm
 from draftgym.decoding.costs.calibration import ROWS, calibrate, load_cost_model
-from draftgym.decoding.costs.latency import CostModel, Curve
+from draftgym.decoding.costs.cost_model import CostModel, Curve
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.products import FEWEST

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from draftgym.decoding.verify.noise import NoiseCache, gumbel_noise
+from draftgym.decoding.verify.coupled import NoiseCache, gumbel_noise
 
 VOCAB = 20_000
 
@@ -85,7 +85,7 @@ def test_cache_is_bounded_and_keeps_what_was_used_last(monkeypatch: pytest.Monke
         made.append(position)
         return gumbel_noise(seed, position, vocab_size)
 
-    monkeypatch.setattr("draftgym.decoding.verify.noise.gumbel_noise", counted)
+    monkeypatch.setattr("draftgym.decoding.verify.coupled.gumbel_noise", counted)
     cache = NoiseCache(seed=0, vocab_size=8, capacity=4)
     cache.rows([0, 1, 2, 3])
     cache.rows([0, 4])

@@ -16,8 +16,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from draftgym.decoding import conversion, embedded
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model import conversion, embedded
 
 NAME = "smollm2-135m"
 WIDTH, HEADS, MLP, LAYERS = 32, 2, 64, 1

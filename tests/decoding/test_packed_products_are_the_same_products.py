@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from draftgym.decoding import products as products_module
 from draftgym.decoding.arms import parse_arm
 from draftgym.decoding.decoder import PlainPolicy, SpeculativeDecoder
+from draftgym.decoding.model import products as products_module
 from draftgym.decoding.model.precision import Precision, choose_precision
 from draftgym.decoding.model.products import (
     FEWEST,
@@ -19,7 +19,7 @@ from draftgym.decoding.model.products import (
     packing_gain,
 )
 from draftgym.decoding.model.target import wrap_model
-from draftgym.policies.routers.fixed import FixedPolicy
+from draftgym.policies.routers.rules import FixedPolicy
 from tests.tiny import tiny_eagle3, tiny_model
 
 WEIGHT = torch.randn(400, 192, generator=torch.Generator().manual_seed(0))

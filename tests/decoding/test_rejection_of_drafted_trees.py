@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from draftgym.decoding.drafting import DraftShape
+from draftgym.decoding.verify.base import Candidates, VerificationRule
 from draftgym.decoding.verify.proposal import Proposal
 from draftgym.decoding.verify.rejection import Coins, RejectionRule
-from draftgym.decoding.verify.verification import Candidates, VerificationRule
 from draftgym.drafters.tree import Frontier, best_first_tree, grow_trees
 from tests.decoding.test_verification_is_lossless import (
     TEMPERATURE,

@@ -14,9 +14,9 @@ from draftgym.decoding.drafting import DraftContext, Drafter, DraftShape
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.round import play_round
 from draftgym.decoding.session import Session
+from draftgym.decoding.verify.greedy import GreedyRule
 from draftgym.decoding.verify.proposal import Proposal
-from draftgym.decoding.verify.verification import GreedyRule
-from draftgym.policies.routers.fixed import FixedPolicy
+from draftgym.policies.routers.rules import FixedPolicy
 
 PROMPT = torch.tensor([5, 9, 5, 9, 5, 9, 7])
 

@@ -16,8 +16,9 @@ from draftgym.decoding.model.target import Target
 from draftgym.decoding.model.transformer import NewRows
 from draftgym.decoding.round import verify_batch
 from draftgym.decoding.session import Session
+from draftgym.decoding.verify.base import Verdict
+from draftgym.decoding.verify.greedy import GreedyRule
 from draftgym.decoding.verify.proposal import Proposal
-from draftgym.decoding.verify.verification import GreedyRule, Verdict
 
 PROMPT = torch.tensor([11, 4, 27, 33, 8, 15])
 # Two roots; the path 1, 3, 5 is accepted in these tests, so its rows are not contiguous.

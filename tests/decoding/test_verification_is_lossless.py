@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.verify.base import Verdict, VerificationRule
+from draftgym.decoding.verify.coupled import CoupledRule
+from draftgym.decoding.verify.greedy import GreedyRule
 from draftgym.decoding.verify.proposal import Proposal
 from draftgym.decoding.verify.rejection import Coins, RejectionRule
 from draftgym.decoding.verify.rules import make_rule
-from draftgym.decoding.verify.verification import CoupledRule, GreedyRule, Verdict, VerificationRule
 
 VOCAB = 4
 TEMPERATURE = 0.7

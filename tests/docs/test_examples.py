@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from draftgym.decoding.costs.latency import Curve
+from draftgym.decoding.costs.cost_model import Curve
 from draftgym.decoding.decoder import PlainPolicy, SpeculativeDecoder
 from draftgym.decoding.model.target import Target, load_target
 from draftgym.rollouts.traces.collect import CollectArgs, collect

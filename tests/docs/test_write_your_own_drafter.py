@@ -18,7 +18,7 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
 from draftgym.drafters.loading import load_drafters
 from draftgym.policies.registry import make_policy
-from draftgym.policies.routers.random import RandomPolicy
+from draftgym.policies.routers.rules import RandomPolicy
 from draftgym.rollouts.prompts.sets import load_prompts
 from draftgym.rollouts.traces.collect import CollectArgs, collect
 from tests.tiny import PROMPTS, numbered_target

@@ -21,7 +21,7 @@ from draftgym.decoding.verify.proposal import Proposal
 from draftgym.decoding.verify.rules import make_rule
 from draftgym.drafters.eagle3.drafter import Eagle3Drafter
 from draftgym.drafters.small_lm.drafter import SmallLMDrafter
-from draftgym.policies.routers.random import RandomPolicy
+from draftgym.policies.routers.rules import RandomPolicy
 from draftgym.rollouts.decode.evaluation import EvaluateArgs
 from draftgym.rollouts.decode.generation import GenerateArgs, generate
 from draftgym.rollouts.decode.interleaved import DecodeSettings, write, write_together

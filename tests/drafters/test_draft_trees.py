@@ -14,9 +14,10 @@ from torch import Tensor
 import draftgym.drafters.autoregressive
 from draftgym.decoding.drafting import Drafter, DraftShape
 from draftgym.decoding.model.target import Target
+from draftgym.decoding.verify.base import Candidates
+from draftgym.decoding.verify.greedy import GreedyRule
 from draftgym.decoding.verify.proposal import Proposal
 from draftgym.decoding.verify.rules import make_rule
-from draftgym.decoding.verify.verification import Candidates, GreedyRule
 from draftgym.drafters.tree import (
     Frontier,
     best_first_tree,

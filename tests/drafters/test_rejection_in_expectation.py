@@ -15,14 +15,14 @@ from draftgym.decoding.decoder import SpeculativeDecoder
 from draftgym.decoding.drafting import Drafter, DraftShape, PrefixView
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.session import Session
+from draftgym.decoding.verify.base import VerificationRule
 from draftgym.decoding.verify.rejection import Coins, RejectionRule
 from draftgym.decoding.verify.rules import make_rule
-from draftgym.decoding.verify.verification import VerificationRule
 from draftgym.drafters.forced import ForcedRule, chances_at_each, expected_rounds
 from draftgym.drafters.recorded import RecordedText, rounds_at_each
 from draftgym.drafters.training.data.corpus import Text
 from draftgym.drafters.training.data.features import run_target
-from draftgym.policies.routers.fixed import FixedPolicy
+from draftgym.policies.routers.rules import FixedPolicy
 from tests.decoding.test_verification_is_lossless import (
     TEMPERATURE,
     Table,

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.verify.base import VerificationRule
+from draftgym.decoding.verify.coupled import CoupledRule
+from draftgym.decoding.verify.greedy import GreedyRule
 from draftgym.decoding.verify.rejection import RejectionRule
 from draftgym.decoding.verify.rules import make_rule
-from draftgym.decoding.verify.verification import CoupledRule, GreedyRule, VerificationRule
 
 VOCAB = 40
 MAPPED = torch.arange(3, 33)  # target ids of a smaller draft vocabulary

@@ -10,7 +10,7 @@ import pytest
 from draftgym.agents.scheduler.cell_args import CellArgs
 from draftgym.agents.scheduler.planners import play_cells
 from draftgym.decoding.costs.batch_cost import BatchCost
-from draftgym.decoding.costs.latency import CostModel, Curve
+from draftgym.decoding.costs.cost_model import CostModel, Curve
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from draftgym.decoding.costs.batch_cost import BatchCost
-from draftgym.decoding.costs.latency import CostModel, Curve
+from draftgym.decoding.costs.cost_model import CostModel, Curve
 from draftgym.decoding.errors import DraftgymError
 from draftgym.envs.cell.devices import (
     A100_LLAMA2_7B,

@@ -12,7 +12,7 @@ from gymnasium.utils.env_checker import check_env as gymnasium_check
 from stable_baselines3.common.env_checker import check_env as sb3_check
 
 from draftgym.decoding.costs.calibration import calibrate
-from draftgym.decoding.costs.latency import CostModel
+from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.decoder import PlainPolicy, SpeculativeDecoder
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError

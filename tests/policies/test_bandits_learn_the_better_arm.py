@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from draftgym.decoding.arms import Arm
-from draftgym.decoding.costs.latency import CostModel, Curve
+from draftgym.decoding.costs.cost_model import CostModel, Curve
 from draftgym.decoding.decoder import SpeculativeDecoder
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError

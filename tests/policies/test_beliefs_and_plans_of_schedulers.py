@@ -27,8 +27,8 @@ from draftgym.envs.scheduler.observation import CELL_FEATURES, USER_FEATURES, ob
 from draftgym.policies.multispin.curves import belief_plan, curve_plan, geometric_chances
 from draftgym.policies.multispin.heterogeneous import heterogeneous_plan
 from draftgym.policies.multispin.problem import Plan, RoundProblem, VerificationCost
-from draftgym.policies.schedulers.entropy_exit import EntropyExit
 from draftgym.policies.schedulers.learned import BELIEFS, LearnedScheduler, SchedulerHead
+from draftgym.policies.schedulers.rules import EntropyExit
 from tests.handmade_traces import handmade_traces
 from tests.handmade_users import MODES, user_table
 

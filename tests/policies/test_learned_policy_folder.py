@@ -21,10 +21,10 @@ from draftgym.policies.folder import BODY, WEIGHTS
 from draftgym.policies.registry import make_policy
 from draftgym.policies.routers.learned import (
     LearnedPolicy,
+    RouterNetwork,
     load_learned_policy,
     save_learned_policy,
 )
-from draftgym.policies.routers.network import RouterNetwork
 from tests.tiny import ARMS, tiny_target
 
 CHOICE = tuple(map(parse_arm, ARMS))

@@ -11,16 +11,15 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.policies.multispin.baselines import (
     alone_plan,
     fixed_plan,
+    homogeneous_plan,
     selfish_plan,
     uniform_bandwidth_plan,
 )
 from draftgym.policies.multispin.beliefs import TaskMean
 from draftgym.policies.multispin.heterogeneous import heterogeneous_plan
-from draftgym.policies.multispin.homogeneous import homogeneous_plan
 from draftgym.policies.multispin.problem import Plan, RoundProblem, VerificationCost
-from draftgym.policies.schedulers.entropy_exit import EntropyExit
-from draftgym.policies.schedulers.rules import BELIEFS, RULES, make_scheduler
-from tests.test_multispin_closed_forms_are_optimal import LLAMA, random_problem
+from draftgym.policies.schedulers.rules import BELIEFS, RULES, EntropyExit, make_scheduler
+from tests.policies.test_multispin_closed_forms_are_optimal import LLAMA, random_problem
 
 MEANS = [0.7, 0.9]
 

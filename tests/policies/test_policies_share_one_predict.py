@@ -15,7 +15,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from draftgym.decoding.arms import Arm, default_arms, parse_arm
-from draftgym.decoding.costs.latency import CostModel, Curve
+from draftgym.decoding.costs.cost_model import CostModel, Curve
 from draftgym.decoding.decoder import SpeculativeDecoder
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
@@ -23,8 +23,7 @@ from draftgym.decoding.model.target import Target
 from draftgym.decoding.observation import TEXT_SIGNALS, signal_names
 from draftgym.policies.base import Policy
 from draftgym.policies.registry import all_policies, default_policy, make_policy
-from draftgym.policies.routers.entropy import EntropyPolicy, tuned_threshold
-from draftgym.policies.routers.random import RandomPolicy
+from draftgym.policies.routers.rules import EntropyPolicy, RandomPolicy, tuned_threshold
 
 SPECS = [
     *("plain", "eagle3", "eagle3:2", "dflash:3", "ngram", "random", "entropy", "entropy:1.5"),

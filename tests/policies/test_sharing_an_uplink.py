@@ -1,16 +1,14 @@
-"""The inner rule, the model of a round and Lambert's W: against scipy, and far from 1."""
+"""The inner rule and the model of a round: against scipy, and far from 1."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 from scipy.optimize import minimize
-from scipy.special import lambertw
 
-from draftgym.policies.multispin.lambert import lower_branch_log, principal_branch_gap
 from draftgym.policies.multispin.problem import RoundProblem, VerificationCost, expected_tokens
 from draftgym.policies.multispin.uplink import access_seconds, fastest_shares
-from tests.test_multispin_closed_forms_are_optimal import LLAMA, random_problem
+from tests.policies.test_multispin_closed_forms_are_optimal import LLAMA, random_problem
 
 
 def test_inner_rule_equals_a_general_optimiser() -> None:
@@ -74,25 +72,6 @@ def test_expected_tokens_are_a_sum_of_powers() -> None:
         for length in (0, 1, 7, 25):
             exact = sum(accept**power for power in range(length + 1))
             assert expected_tokens(accept, length) == pytest.approx(exact, rel=1e-13)
-
-
-def test_branches_of_lambert_equal_scipy_and_hold_beyond_it() -> None:
-    excess = np.geomspace(1e-3, 600, 500)
-    scipy_log = np.log(-lambertw(-np.exp(-1 - excess), -1).real)
-    assert lower_branch_log(excess) == pytest.approx(scipy_log, rel=1e-12)
-    tiny = np.geomspace(1e-30, 1e-10, 50)
-    assert lower_branch_log(tiny) == pytest.approx(np.sqrt(2 * tiny) - tiny / 3, rel=1e-9)
-    assert lower_branch_log([0.0, -1.0, np.inf]).tolist() == [0.0, 0.0, np.inf]
-
-    scale, level = np.broadcast_arrays(
-        np.geomspace(1e-2, 300, 60)[:, None], np.linspace(0.1, 9, 60)
-    )
-    reference = 1 - lambertw(scale * np.exp(scale - level)).real / scale
-    assert principal_branch_gap(scale, level) == pytest.approx(reference, rel=1e-10)
-    wide, deep = np.broadcast_arrays(np.geomspace(1e-12, 1e12, 60)[:, None], np.geomspace(1e-9, 20))
-    gap = principal_branch_gap(wide, deep)
-    assert wide * gap - np.log1p(-gap) == pytest.approx(deep, rel=1e-6)
-    assert principal_branch_gap(3.0, -1.0) == 0
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from draftgym.decoding.session import Session
 from draftgym.decoding.verify.proposal import Proposal
 from draftgym.decoding.verify.rules import make_rule
 from draftgym.drafters.recorded import matched
-from draftgym.policies.routers.fixed import FixedPolicy
+from draftgym.policies.routers.rules import FixedPolicy
 from draftgym.rollouts.replay.oracle import walk, walk_optimal, walk_single
-from draftgym.rollouts.replay.priced import PLAIN_ARM, price_traces
+from draftgym.rollouts.replay.pricing import PLAIN_ARM, price_traces
 from draftgym.rollouts.traces.counterfactual import TraceRequest, trace_texts
 from draftgym.rollouts.traces.trace import TraceSet
 from tests.traces import NOISE_SEED, tiny_traces

@@ -12,10 +12,10 @@ import pytest
 
 from draftgym.decoding.arms import Arm
 from draftgym.decoding.errors import DraftgymError
-from draftgym.policies.routers.entropy import ENTROPY, EntropyPolicy
+from draftgym.policies.routers.rules import ENTROPY, EntropyPolicy
 from draftgym.rollouts.prompts.sets import load_prompts
+from draftgym.rollouts.replay.play import walk_single_arms
 from draftgym.rollouts.replay.tune_entropy import TuneEntropyArgs, tune, tune_pair
-from draftgym.rollouts.replay.walks import walk_single_arms
 from draftgym.rollouts.traces.file import trace_table
 from draftgym.rollouts.traces.trace import TextTrace, TraceSet
 from tests.handmade_traces import COST, PROMPT_TOKENS, handmade_traces

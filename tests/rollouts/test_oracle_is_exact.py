@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from draftgym.decoding.arms import Arm, parse_arm
-from draftgym.decoding.costs.latency import CostModel
+from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.errors import DraftgymError
 from draftgym.rollouts.replay.oracle import (
     greedy_price,
@@ -18,7 +18,7 @@ from draftgym.rollouts.replay.oracle import (
     walk_optimal,
     walk_single,
 )
-from draftgym.rollouts.replay.priced import PLAIN_ARM, PricedText, one_each, price_traces
+from draftgym.rollouts.replay.pricing import PLAIN_ARM, PricedText, one_each, price_traces
 from draftgym.rollouts.replay.replay import Replay
 from draftgym.rollouts.traces.trace import TraceSet
 from tests.handmade_texts import (

@@ -14,7 +14,7 @@ from benchmarks.routers.arms import ArmsArgs, compare_arms
 from draftgym.decoding.arms import Arm, parse_arm
 from draftgym.decoding.errors import DraftgymError
 from draftgym.rollouts.replay.oracle import total, walk_optimal, walk_single
-from draftgym.rollouts.replay.priced import PLAIN_ARM, PricedText, one_each, price_traces
+from draftgym.rollouts.replay.pricing import PLAIN_ARM, PricedText, one_each, price_traces
 from draftgym.rollouts.replay.prizes import duel, largest_pair, prize, walk_texts
 from draftgym.rollouts.traces.file import trace_table
 from draftgym.rollouts.traces.trace import TraceSet

@@ -17,8 +17,8 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
 from draftgym.envs.router.live import RouterEnv
 from draftgym.envs.router.replay import RouterReplayEnv
+from draftgym.rollouts.replay.play import Course
 from draftgym.rollouts.replay.replay import Replay
-from draftgym.rollouts.replay.walks import Course
 from draftgym.rollouts.traces.trace import TraceSet
 from tests.tiny import ARMS, PROMPTS, numbered_target
 from tests.traces import NOISE_SEED, tiny_traces

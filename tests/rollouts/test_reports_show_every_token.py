@@ -19,14 +19,17 @@ from draftgym.decoding.round import RoundRecord, RoundTimes
 from draftgym.rollouts.decode.evaluation import EvaluateArgs, chosen_policies, compare, evaluate
 from draftgym.rollouts.decode.interleaved import DecodeSettings
 from draftgym.rollouts.prompts.sets import Prompt
-from draftgym.rollouts.report.intervals import best_single_arm, make_intervals
 from draftgym.rollouts.report.page import write_report
 from draftgym.rollouts.report.palette import colours_of
-from draftgym.rollouts.report.pieces import Pieces
 from draftgym.rollouts.report.plots import grouped_bars, stacked_shares, to_svg
 from draftgym.rollouts.report.rows import ALL, Evaluation
-from draftgym.rollouts.report.statistics import Interval, ratio_of_sums
-from draftgym.rollouts.report.text_view import render_text, visible
+from draftgym.rollouts.report.statistics import (
+    Interval,
+    best_single_arm,
+    make_intervals,
+    ratio_of_sums,
+)
+from draftgym.rollouts.report.texts import Pieces, render_text, visible
 from tests.tiny import tiny_drafters
 from tests.tiny_text import byte_tokenizer, save_drafters, save_prompts, save_target, text_target
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from draftgym.decoding.drafting import Drafter, DraftShape
 from draftgym.decoding.model.target import Target
-from draftgym.decoding.verify.verification import GreedyRule
+from draftgym.decoding.verify.greedy import GreedyRule
 from draftgym.drafters.loading import load_folder
 from draftgym.drafters.recorded import RecordedText, committed_at_each, rounds_of
 from draftgym.drafters.training.data.corpus import Corpus, Text

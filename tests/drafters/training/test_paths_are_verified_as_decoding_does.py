@@ -11,9 +11,9 @@ from torch import Tensor
 from draftgym.decoding.drafting import DraftShape, PrefixView
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.model.transformer import NewRows
+from draftgym.decoding.verify.greedy import GreedyRule
 from draftgym.decoding.verify.proposal import Proposal
 from draftgym.decoding.verify.rejection import Coins, RejectionRule
-from draftgym.decoding.verify.verification import GreedyRule
 from draftgym.drafters.recorded import RecordedText
 from draftgym.drafters.training.objectives import vsd_terms as vsd
 from draftgym.drafters.training.objectives.losses import plain_loss

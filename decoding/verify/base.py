@@ -1,9 +1,8 @@
 """Verification: which drafted tokens the target keeps, and which token it adds.
 
-Here are the contract of a rule and the two rules that walk the proposal along the target's own
+The contract of a rule, and what rules share. Two of them walk the proposal along the target's own
 choices: under `greedy` and `coupled` the committed text *is* plain decoding's text, token for
-token, whatever was proposed. `draftgym.decoding.verify.rejection` holds the third, which promises
-only its law.
+token, whatever was proposed. The third, `rejection`, promises only its law.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import torch
 from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.verify.noise import NoiseCache
 from draftgym.decoding.verify.proposal import Proposal
 
 Drafted = tuple[Tensor, Tensor, Tensor | None]
@@ -145,94 +143,7 @@ class VerificationRule(ABC):
         """
 
 
-class GreedyRule(VerificationRule):
-    """Temperature 0: every token is the argmax."""
-
-    name = "greedy"
-    temperature = 0.0
-
-    def draft(
-        self, logits: Tensor, positions: Sequence[int], vocab: Tensor | None = None
-    ) -> Drafted:
-        """Argmax of each row; see `VerificationRule.draft`."""
-        return *chosen_tokens(logits, logits.argmax(-1), vocab), None
-
-    def verify(
-        self, proposal: Proposal, logits: Tensor, position: int, with_margins: bool = False
-    ) -> Verdict:
-        """Walks the tree along the target's argmaxes; see `VerificationRule.verify`."""
-        check_rows(proposal, logits)
-        # One reduction over all rows: a single wait for the accelerator instead of one per token.
-        tops, choices = (values.tolist() for values in logits.max(dim=-1))
-
-        def choose(row: int, depth: int) -> tuple[int, float]:
-            check_finite(tops[row])
-            return choices[row], _margin(logits[row]) if with_margins else math.nan
-
-        return _walk(proposal, choose, with_margins)
-
-
-class CoupledRule(VerificationRule):
-    """Sampling by argmax of logits / T + Gumbel noise shared between drafter and target.
-
-    The noise depends on (seed, position, token id) only, so the target's own choice after a prefix
-    is a function of that prefix: verification is the same walk as greedy's.
-
-    Args:
-        temperature: Above 0.
-        seed: Seed of the text.
-        vocab_size: Size of the target's vocabulary (width of its logits).
-    """
-
-    name = "coupled"
-
-    def __init__(self, temperature: float, seed: int, vocab_size: int) -> None:
-        self.temperature = temperature
-        self.noise = NoiseCache(seed, vocab_size)
-
-    def draft(
-        self, logits: Tensor, positions: Sequence[int], vocab: Tensor | None = None
-    ) -> Drafted:
-        """Argmax with the target's noise; see `VerificationRule.draft`."""
-        choices = self.ranking(logits, positions, vocab).argmax(-1)
-        return *chosen_tokens(logits, choices, vocab), None
-
-    def ranking(
-        self, logits: Tensor, positions: Sequence[int], vocab: Tensor | None = None
-    ) -> Tensor:
-        """Logits / T plus the target's noise; see `VerificationRule.ranking`.
-
-        The target's choice is the argmax of *its* logits / T plus the same noise, so what is left
-        to guess is only how far the logits differ.
-        """
-        check_draft(logits, vocab, self.noise.vocab_size)
-        shared = positions[:1] if len(set(positions)) == 1 else positions  # one level of a tree
-        noise = self.noise.rows(shared, logits.device)
-        # Draft rows without a map are the first target ids (some models pad their vocabulary).
-        noise = noise[:, : logits.shape[1]] if vocab is None else noise[:, vocab.to(noise.device)]
-        return self._scores(logits, noise)
-
-    def verify(
-        self, proposal: Proposal, logits: Tensor, position: int, with_margins: bool = False
-    ) -> Verdict:
-        """Walks the tree along the target's own samples; see `VerificationRule.verify`."""
-        check_rows(proposal, logits, self.noise.vocab_size)
-
-        def choose(row: int, depth: int) -> tuple[int, float]:
-            # Row by row: noise for rows off the path would be made for nothing.
-            noise = self.noise.row(position + depth + 1, logits.device)
-            scores = self._scores(logits[row], noise)
-            top, choice = scores.max(dim=-1)
-            check_finite(float(top))
-            return int(choice), _margin(scores) if with_margins else math.nan
-
-        return _walk(proposal, choose, with_margins)
-
-    def _scores(self, logits: Tensor, noise: Tensor) -> Tensor:
-        return logits.float() / self.temperature + noise
-
-
-def _walk(
+def walk(
     proposal: Proposal, choose: Callable[[int, int], tuple[int, float]], with_margins: bool
 ) -> Verdict:
     """Follows the target's choices down the tree until one is not among the children.
@@ -271,7 +182,7 @@ def chosen_tokens(logits: Tensor, rows: Tensor, vocab: Tensor | None) -> tuple[T
     return (rows if vocab is None else vocab.to(rows.device)[rows]), logprobs
 
 
-def _margin(scores: Tensor) -> float:
+def margin_of(scores: Tensor) -> float:
     """Top-1 minus top-2 of `scores`, shape `[vocab]`."""
     top = scores.float().topk(2).values.tolist()
     return float(top[0] - top[1])

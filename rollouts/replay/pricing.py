@@ -1,7 +1,6 @@
-"""Priced texts: what a round with each arm commits and costs, at every position of a trace.
+"""What the rounds of traces cost by a cost model, priced once for everything that walks over them.
 
-Rounds are priced once and shared by everything that walks over them. Only catching up depends on
-earlier choices, so it is kept apart, as a table over backlogs.
+Only catching up depends on earlier choices, so it is kept apart, as a table over backlogs.
 
 Notation: n = positions of a text, A = arms, D = drafters (`plain` counts as one that never has to
 catch up), L = longest backlog.
@@ -17,10 +16,53 @@ import numpy as np
 from numpy.typing import NDArray
 
 from draftgym.decoding.arms import PLAIN, Arm
-from draftgym.decoding.costs.latency import CostModel
+from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.errors import DraftgymError
-from draftgym.rollouts.replay.costs import backlogs, catch_up_table, contexts, round_seconds
-from draftgym.rollouts.traces.trace import TraceSet
+from draftgym.rollouts.traces.trace import TextTrace, TraceSet
+
+
+def contexts(text: TextTrace) -> NDArray[np.int64]:
+    """Positions in the target's cache when a round begins at each position `[n]`."""
+    return text.prompt_tokens + np.arange(len(text))
+
+
+def step_seconds(model: CostModel, text: TextTrace) -> NDArray[np.float64]:
+    """One target step at each position `[n]`."""
+    return np.array([model.step_seconds(int(context)) for context in contexts(text)])
+
+
+def round_seconds(model: CostModel, text: TextTrace, arm: Arm) -> NDArray[np.float64]:
+    """A round with this arm at each position `[n]`, without catching up."""
+    if not arm.drafts:
+        return step_seconds(model, text)
+    made = text.arms[str(arm)]
+    facts = np.column_stack([contexts(text), made.drafted, made.depth])
+    # Catching up is asked for nothing here: what a backlog costs depends on earlier choices.
+    seconds = [
+        model.round_seconds(arm, int(drafted), int(context), 0, int(depth))
+        for context, drafted, depth in facts
+    ]
+    return np.array(seconds) - (model.catch_up[arm.drafter](0) if len(seconds) else 0.0)
+
+
+def catch_up_table(model: CostModel, drafter: str, longest: int) -> NDArray[np.float64]:
+    """Seconds of catching up by backlog, for 0 to `longest` positions."""
+    curve = model.catch_up[drafter]
+    return np.interp(np.arange(longest + 1), curve.at, curve.seconds)
+
+
+def backlogs(
+    context: NDArray[np.int64], last_used: NDArray[np.int64], remaining: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Positions that a drafter must encode before it drafts.
+
+    Args:
+        context: Positions in the target's cache.
+        last_used: The context at which it drafted last; `lag - 1` if it never did.
+        remaining: Tokens that may still be written. With one left nothing is drafted.
+    """
+    return np.where(remaining > 1, context - last_used, 0)
+
 
 PLAIN_ARM = Arm(PLAIN, 0)
 """The arm that every set may add: leave the round to the target."""

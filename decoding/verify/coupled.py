@@ -1,18 +1,32 @@
-"""Sampling noise that is a pure function of (seed, position, token id).
+"""Coupled verification: sampling noise that drafter and target share, so that both draw alike.
 
-The same triple gives the same number whoever asks and whenever: the drafter and the target draw
-the same noise without talking to each other, and a text sampled with it does not depend on how its
-tokens were grouped into rounds.
+The noise is a pure function of (seed, position, token id). The same triple gives the same number
+whoever asks and whenever: the drafter and the target draw the same noise without talking to each
+other, and a text sampled with it does not depend on how its tokens were grouped into rounds.
 """
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from draftgym.decoding.verify.base import (
+    Drafted,
+    Verdict,
+    VerificationRule,
+    check_draft,
+    check_finite,
+    check_rows,
+    chosen_tokens,
+    margin_of,
+    walk,
+)
+from draftgym.decoding.verify.proposal import Proposal
 
 _KEY_MASK = (1 << 128) - 1
 _LARGEST_BELOW_ONE = np.float32(1 - 2**-24)
@@ -95,3 +109,63 @@ class NoiseCache:
         if len(self._rows) > self.capacity:
             self._rows.popitem(last=False)
         return row
+
+
+class CoupledRule(VerificationRule):
+    """Sampling by argmax of logits / T + Gumbel noise shared between drafter and target.
+
+    The noise depends on (seed, position, token id) only, so the target's own choice after a prefix
+    is a function of that prefix: verification is the same walk as greedy's.
+
+    Args:
+        temperature: Above 0.
+        seed: Seed of the text.
+        vocab_size: Size of the target's vocabulary (width of its logits).
+    """
+
+    name = "coupled"
+
+    def __init__(self, temperature: float, seed: int, vocab_size: int) -> None:
+        self.temperature = temperature
+        self.noise = NoiseCache(seed, vocab_size)
+
+    def draft(
+        self, logits: Tensor, positions: Sequence[int], vocab: Tensor | None = None
+    ) -> Drafted:
+        """Argmax with the target's noise; see `VerificationRule.draft`."""
+        choices = self.ranking(logits, positions, vocab).argmax(-1)
+        return *chosen_tokens(logits, choices, vocab), None
+
+    def ranking(
+        self, logits: Tensor, positions: Sequence[int], vocab: Tensor | None = None
+    ) -> Tensor:
+        """Logits / T plus the target's noise; see `VerificationRule.ranking`.
+
+        The target's choice is the argmax of *its* logits / T plus the same noise, so what is left
+        to guess is only how far the logits differ.
+        """
+        check_draft(logits, vocab, self.noise.vocab_size)
+        shared = positions[:1] if len(set(positions)) == 1 else positions  # one level of a tree
+        noise = self.noise.rows(shared, logits.device)
+        # Draft rows without a map are the first target ids (some models pad their vocabulary).
+        noise = noise[:, : logits.shape[1]] if vocab is None else noise[:, vocab.to(noise.device)]
+        return self._scores(logits, noise)
+
+    def verify(
+        self, proposal: Proposal, logits: Tensor, position: int, with_margins: bool = False
+    ) -> Verdict:
+        """Walks the tree along the target's own samples; see `VerificationRule.verify`."""
+        check_rows(proposal, logits, self.noise.vocab_size)
+
+        def choose(row: int, depth: int) -> tuple[int, float]:
+            # Row by row: noise for rows off the path would be made for nothing.
+            noise = self.noise.row(position + depth + 1, logits.device)
+            scores = self._scores(logits[row], noise)
+            top, choice = scores.max(dim=-1)
+            check_finite(float(top))
+            return int(choice), margin_of(scores) if with_margins else math.nan
+
+        return walk(proposal, choose, with_margins)
+
+    def _scores(self, logits: Tensor, noise: Tensor) -> Tensor:
+        return logits.float() / self.temperature + noise

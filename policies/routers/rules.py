@@ -1,17 +1,10 @@
-"""WhiFlash-Entropy: routing by one threshold (arXiv 2606.07710, section 3.3.1).
-
-Where the target was sure of its newest token the next ones are likely to be easy too, and a block
-drafter proposes them in one pass. Where it was not, a drafter that works token by token keeps more
-of its proposal.
-
-    H > threshold -> autoregressive arm,  else diffusion arm;   H = -sum p log p in nats
-"""
+"""Routers without weights: one arm for ever, a seeded die, a threshold of entropy."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +14,58 @@ from draftgym.decoding.arms import Arm
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.observation import TEXT_SIGNALS
 from draftgym.policies.base import Policy
+
+
+class FixedPolicy(Policy):
+    """One arm for every round; `FixedPolicy(Arm("plain", 0))` is plain decoding.
+
+    Args:
+        arm: The arm.
+        name: How tables call it; by default the arm as it is written on the command line.
+    """
+
+    observes = False
+
+    def __init__(self, arm: Arm, name: str | None = None) -> None:
+        self.name = name or str(arm)
+        self.arms = (arm,)
+
+    def choose(
+        self, observation: Mapping[str, NDArray[np.float32]], count: int, deterministic: bool
+    ) -> NDArray[np.int64]:
+        """The only action, `count` times."""
+        return np.zeros(count, dtype=np.int64)
+
+
+class RandomPolicy(Policy):
+    """Every arm with the same probability, whatever `deterministic` says: it has no best action.
+
+    Two policies built alike make the same choices in the same order.
+
+    Args:
+        arms: What to choose from.
+        seed: Seed of the die.
+        name: How tables call it.
+
+    Raises:
+        DraftgymError: There is no arm.
+    """
+
+    observes = False
+
+    def __init__(self, arms: Sequence[Arm], seed: int = 0, name: str = "random") -> None:
+        if not arms:
+            raise DraftgymError("policy 'random' has no arms", "load at least one drafter")
+        self.name = name
+        self.arms = tuple(arms)
+        self._generator = np.random.default_rng(seed)
+
+    def choose(
+        self, observation: Mapping[str, NDArray[np.float32]], count: int, deterministic: bool
+    ) -> NDArray[np.int64]:
+        """Independent throws of the die."""
+        return self._generator.integers(len(self.arms), size=count)
+
 
 ENTROPY = TEXT_SIGNALS.index("entropy")
 THRESHOLD_FILE = Path(__file__).with_name("entropy_threshold.json")
