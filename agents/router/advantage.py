@@ -43,11 +43,10 @@ from draftgym.decoding.arms import PLAIN, Arm, parse_arm
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.observation import signal_names
 from draftgym.policies.base import Policy
-from draftgym.policies.routers.learned import LearnedPolicy, save_learned_policy
-from draftgym.policies.routers.network import RouterNetwork
-from draftgym.policies.routers.random import RandomPolicy
+from draftgym.policies.routers.learned import LearnedPolicy, RouterNetwork, save_learned_policy
+from draftgym.policies.routers.rules import RandomPolicy
+from draftgym.rollouts.replay.play import walk_single_arms
 from draftgym.rollouts.replay.replay import Replay
-from draftgym.rollouts.replay.walks import walk_single_arms
 from draftgym.rollouts.traces.trace import TraceSet
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from draftgym.agents.common import settings
-from draftgym.policies.routers.network import RouterEncoder, RouterNetwork
+from draftgym.policies.routers.learned import RouterEncoder, RouterNetwork
 
 
 class RouterExtractor(BaseFeaturesExtractor):

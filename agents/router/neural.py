@@ -41,7 +41,7 @@ from draftgym.agents.router.regression import (
 from draftgym.decoding.arms import Arm, parse_arm
 from draftgym.decoding.errors import DraftgymError
 from draftgym.policies.routers.neural import DifferenceNetwork, NeuralPolicy, save_neural_policy
-from draftgym.rollouts.replay.walks import Course, Totals, walk_single_arms
+from draftgym.rollouts.replay.play import Course, Totals, walk_single_arms
 from draftgym.rollouts.traces.trace import TraceSet
 
 GRID = 100

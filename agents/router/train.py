@@ -28,13 +28,13 @@ from draftgym.agents.router.args import RouterArgs, check_args
 from draftgym.agents.router.network import agent_arguments, deployable_network
 from draftgym.agents.router.vec_env import ReplayVecEnv
 from draftgym.decoding.arms import PLAIN, Arm, parse_arm
-from draftgym.decoding.costs.latency import CostModel, write_cost_model
+from draftgym.decoding.costs.cost_model import CostModel, write_cost_model
 from draftgym.decoding.provenance import check_run_folder
 from draftgym.envs.router.reward import Reward
 from draftgym.policies.base import Policy
 from draftgym.policies.folder import PolicyTarget
 from draftgym.policies.routers.learned import LearnedPolicy, save_learned_policy
-from draftgym.rollouts.replay.evaluation import play_policy
+from draftgym.rollouts.replay.play import play_policy
 from draftgym.rollouts.replay.replay import Replay
 from draftgym.rollouts.traces.trace import TraceSet
 

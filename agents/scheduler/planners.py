@@ -29,9 +29,8 @@ from draftgym.envs.scheduler.env import (
 from draftgym.envs.scheduler.observation import CELL_FEATURES, USER_FEATURES, observe_cell
 from draftgym.policies.multispin.curves import curve_plan
 from draftgym.policies.multispin.problem import Lengths, Plan, RoundProblem
-from draftgym.policies.schedulers.entropy_exit import EntropyExit
 from draftgym.policies.schedulers.learned import BELIEFS, LENGTHS, SHARES, LearnedScheduler
-from draftgym.policies.schedulers.rules import make_scheduler
+from draftgym.policies.schedulers.rules import EntropyExit, make_scheduler
 
 ENVIRONMENTS: dict[str, type[SchedulerEnv]] = {
     BELIEFS: SchedulerBeliefEnv,

@@ -28,7 +28,6 @@ from draftgym.policies.routers.learned import LearnedPolicy
 from draftgym.policies.routers.rules import FixedPolicy, RandomPolicy
 from draftgym.rollouts.replay.play import walk_single_arms
 from draftgym.rollouts.replay.replay import Replay
-from draftgym.rollouts.replay.walks import walk_single_arms
 from draftgym.rollouts.traces.trace import TraceSet
 from tests.handmade_traces import handmade_traces
 from tests.traces import save_traces

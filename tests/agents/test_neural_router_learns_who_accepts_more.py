@@ -29,7 +29,7 @@ from draftgym.policies.folder import BODY, WEIGHTS
 from draftgym.policies.registry import make_policy
 from draftgym.policies.routers.neural import DifferenceNetwork, NeuralPolicy, load_neural_policy
 from draftgym.rollouts.prompts.sets import load_prompts
-from draftgym.rollouts.replay.walks import Course, walk_single_arms
+from draftgym.rollouts.replay.play import Course, walk_single_arms
 from draftgym.rollouts.traces.trace import TraceSet
 from tests.handmade_traces import handmade_traces
 from tests.traces import save_traces

@@ -46,7 +46,7 @@ from draftgym.policies.routers.learned import (
     save_learned_policy,
 )
 from draftgym.rollouts.prompts.sets import load_prompts
-from draftgym.rollouts.replay.evaluation import play_policy
+from draftgym.rollouts.replay.play import play_policy
 from draftgym.rollouts.traces.file import read_traces
 from draftgym.rollouts.traces.trace import TraceSet
 from tests.tiny import ARMS, PROMPTS, numbered_target

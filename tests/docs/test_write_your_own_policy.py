@@ -11,7 +11,7 @@ import torch
 from draftgym.decoding.decoder import PlainPolicy, SpeculativeDecoder
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.model.target import Target
-from draftgym.rollouts.replay.evaluation import play_policy
+from draftgym.rollouts.replay.play import play_policy
 from tests.docs.test_documentation import ROOT, blocks
 from tests.tiny import numbered_target
 from tests.traces import save_traces, tiny_traces

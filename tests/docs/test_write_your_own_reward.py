@@ -12,7 +12,7 @@ import pytest
 from draftgym.agents.common.settings import RouterPPO
 from draftgym.agents.router import train as training
 from draftgym.agents.router.args import RouterArgs
-from draftgym.rollouts.replay.evaluation import play_policy
+from draftgym.rollouts.replay.play import play_policy
 from tests.docs.test_documentation import ROOT, blocks
 from tests.handmade_traces import handmade_traces
 from tests.traces import save_traces

@@ -16,7 +16,7 @@ from draftgym.drafters.training.data.corpus import Corpus, Text
 from draftgym.drafters.training.data.features import FeatureCache
 from draftgym.drafters.training.loop import watch as watch_module
 from draftgym.drafters.training.loop.watch import Watch, make_watch, summarise_rounds
-from draftgym.policies.routers.fixed import FixedPolicy
+from draftgym.policies.routers.rules import FixedPolicy
 from tests.drafters.training.setups import KINDS, greedy_texts, objective_of
 
 
