@@ -23,7 +23,7 @@ import tyro
 from benchmarks.report import Json, Table, each, percent
 from benchmarks.results import Result, check, finish
 from draftgym.decoding.arms import Arm, parse_arm
-from draftgym.decoding.costs.latency import read_cost_model
+from draftgym.decoding.costs.cost_model import read_cost_model
 from draftgym.decoding.errors import exit_on_user_error
 from draftgym.rollouts.replay.oracle import total, walk_single
 from draftgym.rollouts.replay.pricing import PLAIN_ARM, PricedText, one_each, price_traces

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from draftgym.decoding.arms import Arm
-from draftgym.decoding.costs.latency import CostModel
-from draftgym.rollouts.replay.priced import PLAIN_ARM, PricedText, price_traces
+from draftgym.decoding.costs.cost_model import CostModel
+from draftgym.rollouts.replay.pricing import PLAIN_ARM, PricedText, price_traces
 from draftgym.rollouts.report.statistics import Work
 from draftgym.rollouts.traces.trace import TraceSet
 

@@ -48,9 +48,8 @@ from draftgym.decoding.errors import exit_on_user_error
 from draftgym.policies.routers.bandits import Bandit
 from draftgym.policies.routers.rules import EntropyPolicy
 from draftgym.rollouts.prompts.sets import refuse_held_out
-from draftgym.rollouts.replay.evaluation import play_policy
 from draftgym.rollouts.replay.oracle import Walk
-from draftgym.rollouts.replay.play import ReplayedText, play_policy
+from draftgym.rollouts.replay.play import play_policy
 from draftgym.rollouts.replay.pricing import price_traces
 from draftgym.rollouts.replay.prizes import TextWalks, best_arm, largest_pair, walk_texts
 from draftgym.rollouts.report.rows import ALL

@@ -30,7 +30,7 @@ from draftgym.decoding.drafting import CatchUp, Drafter
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
 from draftgym.decoding.model.target import Target
 from draftgym.policies.base import Policy
-from draftgym.policies.routers.random import RandomPolicy
+from draftgym.policies.routers.rules import RandomPolicy
 from draftgym.rollouts.decode.interleaved import (
     WARM_UP_TOKENS,
     DecodeSettings,

@@ -36,8 +36,7 @@ from draftgym.decoding.observation import Observation, signal_names
 from draftgym.decoding.round import RoundRecord
 from draftgym.envs.router.live import RouterEnv
 from draftgym.policies.registry import make_policy, shipped_router
-from draftgym.policies.routers.learned import LearnedPolicy
-from draftgym.policies.routers.network import RouterNetwork
+from draftgym.policies.routers.learned import LearnedPolicy, RouterNetwork
 from draftgym.rollouts.prompts.sets import interleave_categories, load_prompts
 
 LIMIT = 0.03
