@@ -21,14 +21,19 @@ from draftgym.decoding.model.target import Target
 from draftgym.drafters.dflash.drafter import DFlashDrafter
 from draftgym.drafters.dflash.network import DFlashNetwork
 from draftgym.drafters.eagle3.drafter import Eagle3Drafter
-from draftgym.drafters.eagle3.network import Eagle3Config, Eagle3Network
-from draftgym.drafters.fitting import Network, check_fits, note_differences, widen, without_copies
+from draftgym.drafters.eagle3.network import Eagle3Network
+from draftgym.drafters.fitting import check_fits, note_differences, widen, without_copies
 from draftgym.drafters.formats import FORMATS, find_format, recognise
-from draftgym.drafters.formats.contents import EMBEDDING, HEAD, Contents, DrafterConfig, Origin
+from draftgym.drafters.formats.contents import Contents, Origin
 from draftgym.drafters.formats.files import read_json, read_tensors, write_contents
-from draftgym.drafters.modules import rotary_table
+from draftgym.drafters.modules import DraftConfig, DraftNetwork, rotary_table
 from draftgym.drafters.vocabulary import from_d2t, to_maps
 
+NEURAL: dict[str, tuple[type[Any], type[Any]]] = {
+    "eagle3": (Eagle3Network, Eagle3Drafter),
+    "dflash": (DFlashNetwork, DFlashDrafter),
+}
+"""Network and drafter of each kind that `draftgym.drafters.formats` reads."""
 MISMATCH = "the config and the weights are not of one drafter; copy the checkpoint again"
 
 
@@ -41,7 +46,7 @@ class Checkpoint:
         origin: The target it was trained for, as far as it says so.
     """
 
-    network: Network
+    network: DraftNetwork
     origin: Origin
 
     @property
@@ -50,7 +55,7 @@ class Checkpoint:
         return self.origin.fingerprint
 
 
-def save_checkpoint(network: Network, folder: Path, target: Target | None = None) -> None:
+def save_checkpoint(network: DraftNetwork, folder: Path, target: Target | None = None) -> None:
     """Writes a network as a bfloat16 checkpoint folder in its native format."""
     config = network.config
     tensors = {
@@ -58,9 +63,8 @@ def save_checkpoint(network: Network, folder: Path, target: Target | None = None
         for name, value in network.state_dict().items()
         if name not in ("d2t", "t2d") or config.draft_vocab_size < config.vocab_size
     }
-    kind = "eagle3" if isinstance(network, Eagle3Network) else "dflash"
     origin = Origin() if target is None else Origin.of(target)
-    write_contents(Contents(config, tensors, origin), folder, find_format(kind, kind))
+    write_contents(Contents(config, tensors, origin), folder, find_format(config.kind, config.kind))
 
 
 def load_drafter(folder: Path, target: Target) -> Drafter:
@@ -76,13 +80,10 @@ def load_drafter(folder: Path, target: Target) -> Drafter:
     note_differences(folder, network, target)
     network.to(target.decoder.dtype).requires_grad_(False)
     widen(network, target)
-    products = Products(target.precision.packed)
-    if products.packed:
-        pack_linears(network, products)
-    embedding, head = target.decoder.embedding, target.decoder.head
-    if isinstance(network, Eagle3Network):
-        return Eagle3Drafter(network, embedding, checkpoint.fingerprint)
-    return DFlashDrafter(network, embedding, head, checkpoint.fingerprint, products=products)
+    if target.precision.packed:
+        pack_linears(network, Products(target.precision.packed))
+    drafter: Drafter = NEURAL[network.config.kind][1].of(network, target, checkpoint.fingerprint)
+    return drafter
 
 
 def read_checkpoint(folder: Path, target: Target | None = None) -> Checkpoint:
@@ -138,7 +139,7 @@ def read_contents(folder: Path, target_layers: int | None = None) -> Contents:
     return Contents(config, floats | maps, origin, carried)
 
 
-def build_network(contents: Contents, folder: Path) -> Network:
+def build_network(contents: Contents, folder: Path) -> DraftNetwork:
     """The network of some contents, its weights loaded in float32.
 
     Raises:
@@ -146,12 +147,7 @@ def build_network(contents: Contents, folder: Path) -> Network:
     """
     config, tensors = contents.config, contents.tensors
     ids = from_d2t(tensors["d2t"]) if "d2t" in tensors else None
-    own = EMBEDDING in tensors
-    network: Network
-    if isinstance(config, Eagle3Config):
-        network = Eagle3Network(config, ids, own)
-    else:
-        network = DFlashNetwork(config, ids, own, HEAD in tensors)
+    network: DraftNetwork = NEURAL[config.kind][0](config, ids, tensors.keys())
     wanted = network.state_dict()
     given = {name: wanted[name] for name in ("d2t", "t2d")} | tensors
     missing, extra = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
@@ -166,7 +162,7 @@ def build_network(contents: Contents, folder: Path) -> Network:
     return network
 
 
-def _maps(folder: Path, config: DrafterConfig, stored: dict[str, Tensor]) -> dict[str, Tensor]:
+def _maps(folder: Path, config: DraftConfig, stored: dict[str, Tensor]) -> dict[str, Tensor]:
     """`d2t` and `t2d`, checked; empty when the whole vocabulary is drafted."""
     size, vocab = config.draft_vocab_size, config.vocab_size
     if "d2t" not in stored:

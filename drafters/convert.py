@@ -21,12 +21,12 @@ from torch import Tensor
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target, load_target
 from draftgym.drafters.checkpoint import build_network, read_contents
-from draftgym.drafters.dflash.network import DFlashConfig
-from draftgym.drafters.eagle3.network import Eagle3Config, default_taps
+from draftgym.drafters.eagle3.network import default_taps
 from draftgym.drafters.fitting import check_fits, note_differences, without_copies
 from draftgym.drafters.formats import find_format
-from draftgym.drafters.formats.contents import EMBEDDING, HEAD, CheckpointFormat, Contents, Origin
+from draftgym.drafters.formats.contents import CheckpointFormat, Contents, Origin
 from draftgym.drafters.formats.files import check_new_folder, write_contents
+from draftgym.drafters.modules import EMBEDDING, HEAD
 from draftgym.drafters.vocabulary import from_d2t
 
 
@@ -123,12 +123,7 @@ def _with_positions(contents: Contents, wanted: int | None, target: Target | Non
     if wanted is not None:
         if wanted < 1:
             raise DraftgymError(f"--max-positions is {wanted}", "give a positive number")
-        changed: Eagle3Config | DFlashConfig
-        if isinstance(config, Eagle3Config):
-            changed = replace(config, max_position_embeddings=wanted)
-        else:
-            changed = replace(config, max_position_embeddings=wanted)
-        return replace(contents, config=changed)
+        return replace(contents, config=replace(config, max_position_embeddings=wanted))
     if target is not None and config.max_position_embeddings < target.context_limit:
         print(
             f"note: the drafter says {config.max_position_embeddings} positions, its target "

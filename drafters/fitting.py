@@ -12,12 +12,10 @@ from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
-from draftgym.drafters.dflash.network import DFlashConfig, DFlashNetwork
-from draftgym.drafters.eagle3.network import Eagle3Network
-from draftgym.drafters.formats.contents import EMBEDDING, HEAD, Contents, Origin
+from draftgym.drafters.dflash.network import DFlashConfig
+from draftgym.drafters.formats.contents import Contents, Origin
+from draftgym.drafters.modules import EMBEDDING, HEAD, DraftNetwork
 from draftgym.drafters.vocabulary import from_d2t
-
-Network = Eagle3Network | DFlashNetwork
 
 
 def without_copies(contents: Contents, target: Target) -> Contents:
@@ -37,7 +35,7 @@ def without_copies(contents: Contents, target: Target) -> Contents:
     return replace(contents, tensors=kept)
 
 
-def check_fits(folder: Path, network: Network, origin: Origin, target: Target) -> None:
+def check_fits(folder: Path, network: DraftNetwork, origin: Origin, target: Target) -> None:
     """Refuses a drafter of another target, by fingerprint first, by shape where it has none."""
     remedy = f"name the target it was trained for, or train one with --target {target.name}"
     if origin.fingerprint not in (None, target.fingerprint):
@@ -46,42 +44,42 @@ def check_fits(folder: Path, network: Network, origin: Origin, target: Target) -
             f"{origin.fingerprint}, {target.name!r} has {target.fingerprint})",
             remedy,
         )
-    config, shape = network.config, target.decoder.shape
-    width = getattr(config, "target_hidden_size", config.hidden_size)
+    config, shape, layers = (
+        network.config,
+        target.decoder.shape,
+        f"{target.decoder.shape.layers} layers",
+    )
+    width, mask = (getattr(config, key, 0) for key in ("target_hidden_size", "mask_token_id"))
+    width = width or config.hidden_size
+    own = network.embed_tokens is not None
     facts = [
-        ("hidden size", width, shape.hidden),
-        ("vocabulary", config.vocab_size, shape.vocab),
+        (width == shape.hidden, f"expects hidden size {width}", shape.hidden),
+        (config.vocab_size == shape.vocab, f"expects vocabulary {config.vocab_size}", shape.vocab),
+        (
+            own or config.hidden_size == shape.hidden,
+            f"expects embedding width {config.hidden_size}",
+            shape.hidden,
+        ),
+        (
+            min(config.tap_layers) >= 0 and max(config.tap_layers) < shape.layers,
+            f"taps layers {list(config.tap_layers)}",
+            layers,
+        ),
+        (
+            origin.layers in (None, shape.layers),
+            f"was trained for a target of {origin.layers} layers",
+            layers,
+        ),
+        (0 <= mask < shape.vocab, f"has mask token {mask}", shape.vocab),
     ]
-    if network.embed_tokens is None:
-        facts.append(("embedding width", config.hidden_size, shape.hidden))
-    for label, drafter_has, target_has in facts:
-        if drafter_has != target_has:
+    for fits, drafter_says, target_has in facts:
+        if not fits:
             raise DraftgymError(
-                f"drafter {folder} expects {label} {drafter_has}, "
-                f"target {target.name!r} has {target_has}",
-                remedy,
+                f"drafter {folder} {drafter_says}, target {target.name!r} has {target_has}", remedy
             )
-    if min(config.tap_layers) < 0 or max(config.tap_layers) >= shape.layers:
-        raise DraftgymError(
-            f"drafter {folder} taps layers {list(config.tap_layers)}, "
-            f"target {target.name!r} has {shape.layers} layers",
-            remedy,
-        )
-    if origin.layers not in (None, shape.layers):
-        raise DraftgymError(
-            f"drafter {folder} was trained for a target of {origin.layers} layers, "
-            f"target {target.name!r} has {shape.layers} layers",
-            remedy,
-        )
-    mask = getattr(config, "mask_token_id", 0)
-    if not 0 <= mask < shape.vocab:
-        raise DraftgymError(
-            f"drafter {folder} has mask token {mask}, target {target.name!r} has {shape.vocab}",
-            remedy,
-        )
 
 
-def note_differences(folder: Path, network: Network, target: Target) -> None:
+def note_differences(folder: Path, network: DraftNetwork, target: Target) -> None:
     """Says on stderr what is legal but often a mistake; the text is exact in any case."""
     its, theirs = _plain(network.config.rope_parameters), _plain(target.rope_parameters)
     if its != theirs:
@@ -99,16 +97,13 @@ def note_differences(folder: Path, network: Network, target: Target) -> None:
         )
 
 
-def widen(network: Network, target: Target) -> None:
+def widen(network: DraftNetwork, target: Target) -> None:
     """Lets a drafter work as far as its target does.
 
     Published drafters name the length of their training texts; rotary angles go on beyond it.
     """
     longest = max(network.config.max_position_embeddings, target.context_limit)
-    if isinstance(network, Eagle3Network):
-        network.config = replace(network.config, max_position_embeddings=longest)
-    else:
-        network.config = replace(network.config, max_position_embeddings=longest)
+    network.config = replace(network.config, max_position_embeddings=longest)
 
 
 def _plain(rope: dict[str, Any]) -> dict[str, Any]:

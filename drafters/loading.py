@@ -18,13 +18,13 @@ from typing import Any
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
-from draftgym.drafters.checkpoint import load_drafter
+from draftgym.drafters.checkpoint import NEURAL, load_drafter
 from draftgym.drafters.formats import recognise
 from draftgym.drafters.ngram.drafter import NgramDrafter
 from draftgym.drafters.small_lm.network import load_small_lm, small_lm_architectures
 
 SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints"
-KINDS = ("eagle3", "dflash", "small")
+KINDS = (*NEURAL, "small")
 
 
 def load_drafters(

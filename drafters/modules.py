@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,28 +15,15 @@ from draftgym.decoding.model.layers import (
     RotaryTable,
     additive_mask,
     attend,
-    rms_norm,
     rotate,
 )
 from draftgym.drafters.vocabulary import to_maps
 
+EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
 KeysValues = tuple[Tensor, Tensor]
 """Rotated keys and values of some rows, each `[..., G, D]`."""
 Attend = Callable[[Tensor, KeysValues], Tensor]
 """Attention `[..., H * D]` of rows, from their queries `[..., H, D]` and their own keys, values."""
-
-
-class RMSNorm(nn.Module):
-    """Root-mean-square normalisation with a learned scale."""
-
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalises the last axis."""
-        return rms_norm(x, self.weight.to(x.dtype), self.eps)
 
 
 class GatedMLP(nn.Module):
@@ -105,8 +92,8 @@ class Projections(nn.Module):
         self.v_proj = nn.Linear(inputs, self.kv_heads * self.dim, bias=False)
         self.o_proj = nn.Linear(self.heads * self.dim, config.hidden_size, bias=False)
         if has_norms:
-            self.q_norm = RMSNorm(self.dim, config.rms_norm_eps)
-            self.k_norm = RMSNorm(self.dim, config.rms_norm_eps)
+            self.q_norm = nn.RMSNorm(self.dim, config.rms_norm_eps)
+            self.k_norm = nn.RMSNorm(self.dim, config.rms_norm_eps)
 
     def queries(self, x: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
         """Rotated queries `[..., H, D]`."""
@@ -132,9 +119,9 @@ class DraftLayer(nn.Module):
     def __init__(self, config: DraftConfig, inputs: int, has_norms: bool) -> None:
         super().__init__()
         size, eps = config.hidden_size, config.rms_norm_eps
-        self.input_layernorm = RMSNorm(size, eps)
+        self.input_layernorm = nn.RMSNorm(size, eps)
         self.self_attn = Projections(config, inputs, has_norms)
-        self.post_attention_layernorm = RMSNorm(size, eps)
+        self.post_attention_layernorm = nn.RMSNorm(size, eps)
         self.mlp = GatedMLP(size, config.intermediate_size)
 
     def run(
@@ -164,22 +151,24 @@ class DraftNetwork(nn.Module):
     Args:
         config: Sizes.
         draft_ids: Target ids of the draft vocabulary, ascending `[Vd]`; None for the first Vd.
-        own_embedding: Whether the checkpoint brings an input embedding that is not the target's.
+        own: Tables that the checkpoint brings instead of the target's (`EMBEDDING`, `HEAD`).
     """
 
+    config: DraftConfig
     d2t: Tensor
     t2d: Tensor
 
     def __init__(
-        self, config: DraftConfig, draft_ids: Tensor | None = None, own_embedding: bool = False
+        self, config: DraftConfig, draft_ids: Tensor | None = None, own: Collection[str] = ()
     ) -> None:
         super().__init__()
+        self.config = config
         ids = torch.arange(config.draft_vocab_size) if draft_ids is None else draft_ids
         d2t, t2d = to_maps(ids, config.vocab_size)
         self.register_buffer("d2t", d2t)
         self.register_buffer("t2d", t2d)
         size = config.hidden_size
-        self.embed_tokens = frozen_rows(config.vocab_size, size) if own_embedding else None
+        self.embed_tokens = frozen_rows(config.vocab_size, size) if EMBEDDING in own else None
 
     def embedding(self, of_target: Tensor) -> Tensor:
         """The input embedding `[V, d]`: its own, or else the target's."""

@@ -108,22 +108,6 @@ def rounds_at_each(
     return [Rounds(*table[:, column].T) for column in range(len(shapes))]
 
 
-def committed_at_each(
-    drafter: Drafter, text: RecordedText, shapes: Sequence[DraftShape]
-) -> NDArray[np.int64]:
-    """Tokens that a round would commit at each response position of a text.
-
-    Args:
-        drafter: As `rounds_at_each`.
-        text: As `rounds_at_each`, m response tokens.
-        shapes: What to draft.
-
-    Returns:
-        `[len(shapes), m - 1]`; column i is a round whose anchor is response token i.
-    """
-    return np.stack([rounds.committed for rounds in rounds_at_each(drafter, text, shapes)])
-
-
 def _facts(proposal: Proposal, text: Sequence[int]) -> tuple[int, int, int]:
     """Committed and drafted tokens of a round, and how deep it drafted."""
     depth = proposal.depth if len(proposal) else 0
@@ -138,8 +122,3 @@ def matched(proposal: Proposal, text: Sequence[int]) -> int:
         node = children[node, text[accepted]]
         accepted += 1
     return min(accepted + 1, len(text))
-
-
-def rounds_of(committed: NDArray[np.int64]) -> NDArray[np.int64]:
-    """What the rounds of decoding commit, given what a round at each position would `[m - 1]`."""
-    return Rounds(committed, committed, committed).walked().committed

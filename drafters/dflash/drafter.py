@@ -14,6 +14,7 @@ from torch import Tensor
 from draftgym.decoding.drafting import MAX_TREE_NODES, DraftContext, DraftShape
 from draftgym.decoding.model.cache import KVCache
 from draftgym.decoding.model.products import Products
+from draftgym.decoding.model.target import Target
 from draftgym.decoding.model.weights import hash_tensors
 from draftgym.decoding.verify.base import Candidates
 from draftgym.decoding.verify.proposal import Proposal
@@ -61,6 +62,12 @@ class DFlashDrafter(BatchDrafter):
         self.products = products or Products()
         limit = config.max_position_embeddings
         self.rotary = rotary_table(config.rope_parameters, config.head_dim, limit).to(self.dtype)
+
+    @classmethod
+    def of(cls, network: DFlashNetwork, target: Target, needs_target: str | None) -> DFlashDrafter:
+        """Makes a loaded network the drafter of a target."""
+        decoder, products = target.decoder, Products(target.precision.packed)
+        return cls(network, decoder.embedding, decoder.head, needs_target, products=products)
 
     @property
     def fingerprint(self) -> str:

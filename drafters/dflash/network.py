@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from draftgym.drafters.modules import (
+    HEAD,
     Attend,
     DraftConfig,
     DraftLayer,
     DraftNetwork,
-    RMSNorm,
     frozen_rows,
 )
 from draftgym.drafters.vocabulary import from_d2t
@@ -58,25 +58,21 @@ class DFlashNetwork(DraftNetwork):
     Args:
         config: Sizes and wiring.
         draft_ids: Target ids of the draft vocabulary, ascending `[Vd]`; None for the first Vd.
-        own_embedding: Whether the checkpoint brings an input embedding that is not the target's.
-        own_head: The same of the LM head.
+        own: Tables that the checkpoint brings instead of the target's.
     """
 
+    config: DFlashConfig
+
     def __init__(
-        self,
-        config: DFlashConfig,
-        draft_ids: Tensor | None = None,
-        own_embedding: bool = False,
-        own_head: bool = False,
+        self, config: DFlashConfig, draft_ids: Tensor | None = None, own: Collection[str] = ()
     ) -> None:
-        super().__init__(config, draft_ids, own_embedding)
-        self.config = config
+        super().__init__(config, draft_ids, own)
         size, eps = config.hidden_size, config.rms_norm_eps
         self.fc = nn.Linear(len(config.tap_layers) * size, size, bias=False)
-        self.hidden_norm = RMSNorm(size, eps)
+        self.hidden_norm = nn.RMSNorm(size, eps)
         self.layers = nn.ModuleList(DFlashLayer(config) for _ in range(config.num_hidden_layers))
-        self.norm = RMSNorm(size, eps)
-        self.lm_head = frozen_rows(config.draft_vocab_size, size) if own_head else None
+        self.norm = nn.RMSNorm(size, eps)
+        self.lm_head = frozen_rows(config.draft_vocab_size, size) if HEAD in own else None
 
     @property
     def blocks(self) -> list[DFlashLayer]:

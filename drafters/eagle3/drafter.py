@@ -14,6 +14,7 @@ from torch import Tensor
 
 from draftgym.decoding.drafting import MAX_TREE_NODES, DraftContext
 from draftgym.decoding.model.cache import KVCache
+from draftgym.decoding.model.target import Target
 from draftgym.decoding.model.weights import hash_tensors
 from draftgym.drafters.autoregressive import AutoregressiveDrafter
 from draftgym.drafters.eagle3.network import Eagle3Network
@@ -57,6 +58,11 @@ class Eagle3Drafter(AutoregressiveDrafter):
         self.draft_ids = from_d2t(network.d2t)
         limit = config.max_position_embeddings
         self.rotary = rotary_table(config.rope_parameters, config.head_dim, limit).to(self.dtype)
+
+    @classmethod
+    def of(cls, network: Eagle3Network, target: Target, needs_target: str | None) -> Eagle3Drafter:
+        """Makes a loaded network the drafter of a target."""
+        return cls(network, target.decoder.embedding, needs_target)
 
     @property
     def fingerprint(self) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from draftgym.drafters.modules import DraftConfig, DraftLayer, DraftNetwork, RMSNorm
+from draftgym.drafters.modules import DraftConfig, DraftLayer, DraftNetwork
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class Eagle3Layer(DraftLayer):
 
     def __init__(self, config: Eagle3Config) -> None:
         super().__init__(config, inputs=2 * config.hidden_size, has_norms=False)
-        self.hidden_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.hidden_norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.norm_before_residual = config.norm_before_residual
 
     def pair(self, embedding: Tensor, feature: Tensor) -> Tensor:
@@ -61,23 +62,24 @@ class Eagle3Network(DraftNetwork):
     Args:
         config: Sizes and wiring.
         draft_ids: Target ids of the draft vocabulary, ascending `[Vd]`; None for the first Vd.
-        own_embedding: Whether the checkpoint brings an input embedding that is not the target's.
+        own: Tables that the checkpoint brings instead of the target's (the LM head always is).
     """
 
+    config: Eagle3Config
+
     def __init__(
-        self, config: Eagle3Config, draft_ids: Tensor | None = None, own_embedding: bool = False
+        self, config: Eagle3Config, draft_ids: Tensor | None = None, own: Collection[str] = ()
     ) -> None:
-        super().__init__(config, draft_ids, own_embedding)
-        self.config = config
+        super().__init__(config, draft_ids, own)
         width, eps = config.target_hidden_size, config.rms_norm_eps
         taps = len(config.tap_layers)
         self.fc = nn.Linear(taps * width, config.hidden_size, bias=False)
         if config.norm_before_fc:
-            self.input_norm = RMSNorm(taps * width, eps)
+            self.input_norm = nn.RMSNorm(taps * width, eps)
         if config.fc_norm:
-            self.fc_norm = nn.ModuleList(RMSNorm(width, eps) for _ in range(taps))
+            self.fc_norm = nn.ModuleList(nn.RMSNorm(width, eps) for _ in range(taps))
         self.midlayer = Eagle3Layer(config)
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
 
     def fuse(self, taps: Tensor) -> Tensor:

@@ -7,8 +7,8 @@
 | `dflash` | DFlash | z-lab, SpecForge, SGLang, vLLM |
 | `speculators` | DFlash | speculators, vLLM |
 
-A format is a module with one class; `contents.py` says what they all read into. Which format a
-folder has is seen from keys of its `config.json`.
+A drafter's formats are a module; `contents.py` says what they all read into. Which format a folder
+has is seen from keys of its `config.json`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,8 @@ from typing import Any
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.drafters.formats.contents import CheckpointFormat
-from draftgym.drafters.formats.dflash_native import NativeDFlash
-from draftgym.drafters.formats.dflash_speculators import SpeculatorsDFlash
-from draftgym.drafters.formats.eagle3_native import NativeEagle3
-from draftgym.drafters.formats.eagle3_speculators import SpeculatorsEagle3
+from draftgym.drafters.formats.dflash import NativeDFlash, SpeculatorsDFlash
+from draftgym.drafters.formats.eagle3 import NativeEagle3, SpeculatorsEagle3
 
 FORMATS: tuple[CheckpointFormat, ...] = (
     NativeEagle3(),

@@ -13,13 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from draftgym.decoding.model.target import Target
-from draftgym.drafters.dflash.network import DFlashConfig
-from draftgym.drafters.eagle3.network import Eagle3Config
-
-DrafterConfig = Eagle3Config | DFlashConfig
-
-EMBEDDING = "embed_tokens.weight"
-HEAD = "lm_head.weight"
+from draftgym.drafters.modules import DraftConfig
 
 
 @dataclass(frozen=True)
@@ -60,7 +54,7 @@ class Contents:
         carried: Harmless config keys that are passed on as they are (special token ids and such).
     """
 
-    config: DrafterConfig
+    config: DraftConfig
     tensors: dict[str, Tensor]
     origin: Origin = field(default_factory=Origin)
     carried: dict[str, Any] = field(default_factory=dict)
@@ -68,7 +62,7 @@ class Contents:
     @property
     def kind(self) -> str:
         """`eagle3` or `dflash`."""
-        return "eagle3" if isinstance(self.config, Eagle3Config) else "dflash"
+        return self.config.kind
 
     @property
     def dtype(self) -> str:
@@ -96,7 +90,7 @@ class CheckpointFormat(ABC):
         """Whether a `config.json` is of this format."""
 
     @abstractmethod
-    def read(self, body: dict[str, Any], target_layers: int | None) -> DrafterConfig:
+    def read(self, body: dict[str, Any], target_layers: int | None) -> DraftConfig:
         """The network's config.
 
         Args:
@@ -162,6 +156,6 @@ def own_json(contents: Contents) -> dict[str, Any]:
         "target_architecture": origin.architecture,
         "copied_from_target": list(origin.copied) or None,
     }
-    if isinstance(config, Eagle3Config) and config.norm_output:
+    if getattr(config, "norm_output", False):
         said["norm_output"] = True
     return {key: value for key, value in said.items() if value is not None}

@@ -18,7 +18,7 @@ SIZES = (
 )
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
-UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+HARMLESS: dict[str, tuple[Any, ...]] = {
     "attention_bias": (False, None),
     "mlp_bias": (False, None),
     "hidden_act": ("silu", None),
@@ -37,14 +37,21 @@ def refuse(key: str, value: Any, remedy: str = "") -> DraftgymError:
     )
 
 
-def size(body: dict[str, Any], key: str) -> int:
+def check_harmless(body: dict[str, Any], harmless: dict[str, tuple[Any, ...]]) -> None:
+    """Raises `DraftgymError` for a key that has another value than the harmless ones."""
+    for key, values in harmless.items():
+        if key in body and body[key] not in values:
+            raise refuse(key, body[key])
+
+
+def size(body: dict[str, Any], key: str, default: int | None = None) -> int:
     """A positive integer.
 
     Raises:
         DraftgymError: It is something else.
-        KeyError: It is missing.
+        KeyError: It is missing, and there is no default.
     """
-    value = body[key]
+    value = body[key] if default is None or body.get(key) is not None else default
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise DraftgymError(
             f"{key} is {value!r}, not a positive number", "copy the config.json again"
@@ -79,9 +86,8 @@ def rope(body: dict[str, Any]) -> dict[str, Any]:
         raise refuse("rope_type", scaling["rope_type"], f"supported: {', '.join(ROPE_TYPES)}")
     if scaling.get("partial_rotary_factor", 1.0) != 1.0:
         raise refuse("partial_rotary_factor", scaling["partial_rotary_factor"])
-    if new:
-        return {"rope_theta": body.get("rope_theta", 10000.0)} | scaling
-    scaling.pop("rope_theta", None)
+    if not new:
+        scaling.pop("rope_theta", None)
     return {"rope_theta": body.get("rope_theta", 10000.0)} | scaling
 
 
@@ -103,9 +109,7 @@ def read_decoder(body: dict[str, Any]) -> dict[str, Any]:
         DraftgymError: A value is no size, or changes the network in a way that we do not build.
         KeyError: A key is missing.
     """
-    for key, harmless in UNSUPPORTED.items():
-        if key in body and body[key] not in harmless:
-            raise refuse(key, body[key])
+    check_harmless(body, HARMLESS)
     heads = size(body, "num_attention_heads")
     body = {"num_key_value_heads": heads} | {k: v for k, v in body.items() if v is not None}
     body.setdefault("head_dim", size(body, "hidden_size") // heads)

@@ -7,13 +7,13 @@ from typing import Any
 from draftgym.decoding.errors import DraftgymError
 from draftgym.drafters.formats.contents import (
     CARRIED,
-    EMBEDDING,
     CheckpointFormat,
     Contents,
     Origin,
     own_key,
 )
 from draftgym.drafters.formats.decoder_keys import write_decoder
+from draftgym.drafters.modules import EMBEDDING
 
 LAYER = "transformer_layer_config"
 MODEL_TYPE = "speculators_model_type"

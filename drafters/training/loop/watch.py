@@ -19,7 +19,7 @@ from draftgym.decoding.drafting import Drafter, DraftShape
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.verify.greedy import GreedyRule
 from draftgym.drafters.loading import load_folder
-from draftgym.drafters.recorded import RecordedText, committed_at_each, rounds_of
+from draftgym.drafters.recorded import RecordedText, rounds_at_each
 from draftgym.drafters.training.data.corpus import Corpus, Text
 from draftgym.drafters.training.data.features import FeatureCache
 from draftgym.drafters.training.loop.progress import SELECTS
@@ -61,9 +61,8 @@ class Watch:
         shapes = watched_shapes(drafter, with_tree=light)
         rows = []
         for text in tqdm(texts, "decoding texts set aside", leave=False):
-            recorded = self._recorded(drafter, text)
-            committed = committed_at_each(drafter, recorded, list(shapes.values()))
-            rows.append([rounds_of(row) for row in committed])
+            made = rounds_at_each(drafter, self._recorded(drafter, text), [*shapes.values()])
+            rows.append([rounds.walked().committed for rounds in made])
         rounds = dict(
             zip(shapes, (np.concatenate(row) for row in zip(*rows, strict=True)), strict=True)
         )

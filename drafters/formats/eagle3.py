@@ -1,7 +1,8 @@
-"""EAGLE-3 as SafeAILab, SpecForge and SGLang write it: `midlayer.*`, flat config.
+"""EAGLE-3 as SafeAILab, SpecForge and SGLang write it (flat), and as speculators and vLLM do.
 
 The first published heads call themselves `LlamaForCausalLM`; a draft vocabulary tells them from a
-language model.
+language model. The published key of the tap layers means different things to different loaders, and
+so do some flags: what is not certain is refused.
 """
 
 from __future__ import annotations
@@ -13,18 +14,20 @@ from draftgym.drafters.eagle3.network import Eagle3Config, default_taps
 from draftgym.drafters.formats.contents import CheckpointFormat, Contents, own_key
 from draftgym.drafters.formats.decoder_keys import (
     layer_ids,
+    layer_ids_from_hidden_states,
     read_decoder,
     refuse,
     size,
     write_decoder,
 )
+from draftgym.drafters.formats.speculators import SpeculatorsFormat
 
 ARCHITECTURES = ("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM")
 LAYER_IDS = "eagle_aux_hidden_state_layer_ids"
 
 
 class NativeEagle3(CheckpointFormat):
-    """Format A of the field."""
+    """`midlayer.*` and a flat config; wiring flags also stand under `eagle_config`."""
 
     name = "eagle3"
     kind = "eagle3"
@@ -36,9 +39,11 @@ class NativeEagle3(CheckpointFormat):
         return named in ARCHITECTURES or (first and body.get("num_hidden_layers") == 1)
 
     def read(self, body: dict[str, Any], target_layers: int | None) -> Eagle3Config:
-        """Reads a flat config; wiring flags also stand under `eagle_config`."""
-        body = body | {k: v for k, v in _nested(body).items() if v is not None}
-        return read_eagle3(
+        """See `CheckpointFormat.read`."""
+        nested = body.get("eagle_config")
+        nested = nested if isinstance(nested, dict) else {}
+        body = body | {key: value for key, value in nested.items() if value is not None}
+        return _read(
             body,
             body,
             norm_before_residual=bool(body.get("norm_before_residual", False)),
@@ -47,11 +52,7 @@ class NativeEagle3(CheckpointFormat):
         )
 
     def write(self, contents: Contents) -> dict[str, Any]:
-        """Writes a flat config, without the tap layers.
-
-        Their published key means different things to different loaders, so native checkpoints
-        leave it out and rely on the default taps.
-        """
+        """Leaves out the tap layers, whose key is ambiguous: loaders take the default taps."""
         config = contents.config
         assert isinstance(config, Eagle3Config)
         flags = ("norm_before_fc", "fc_norm", "norm_output")
@@ -69,36 +70,78 @@ class NativeEagle3(CheckpointFormat):
         }
 
 
-def read_eagle3(layer: dict[str, Any], top: dict[str, Any], **wiring: Any) -> Eagle3Config:
-    """The config of a head from its layer's keys, its own keys, and wiring already decided."""
-    if layer.get("num_hidden_layers", 1) != 1:
-        raise refuse(
-            "num_hidden_layers", layer["num_hidden_layers"], "use a one-layer EAGLE-3 head"
+class SpeculatorsEagle3(SpeculatorsFormat):
+    """`Eagle3Speculator`: a nested config, layer ids as indices into `hidden_states`."""
+
+    kind = "eagle3"
+
+    def read(self, body: dict[str, Any], target_layers: int | None) -> Eagle3Config:
+        """See `CheckpointFormat.read`."""
+        if body.get("norm_before_residual") is None:
+            raise DraftgymError(
+                "norm_before_residual is not said, and loaders disagree on its default",
+                "write it into config.json as the head was trained (speculators' trainer: true; "
+                "converted from SafeAILab or SpecForge: false)",
+            )
+        if body.get(LAYER_IDS) is None:
+            taps = _default_or_refuse(target_layers)
+        else:
+            taps = layer_ids_from_hidden_states(layer_ids(body, LAYER_IDS), LAYER_IDS)
+        return _read(
+            self.layer(body),
+            body,
+            norm_before_residual=bool(body["norm_before_residual"]),
+            norm_output=bool(body.get("norm_output")),
+            tap_layers=taps,
         )
+
+    def write(self, contents: Contents) -> dict[str, Any]:
+        """Writes every flag, since loaders differ in what they take for granted."""
+        config = contents.config
+        assert isinstance(config, Eagle3Config)
+        flags = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
+        width = config.target_hidden_size
+        return {
+            "architectures": ["Eagle3Speculator"],
+            **self.frame(contents, {"model_type": "llama", "num_hidden_layers": 1}, tokens=3),
+            **{flag: getattr(config, flag) for flag in flags},
+            "embed_requires_grad": False,
+            "target_hidden_size": None if width == config.hidden_size else width,
+            LAYER_IDS: [index + 1 for index in config.tap_layers],
+        }
+
+    def inner(self, name: str) -> str:
+        """`layers.0.` is our `midlayer.`."""
+        return name.replace("layers.0.", "midlayer.", 1) if name.startswith("layers.0.") else name
+
+    def outer(self, name: str) -> str:
+        """Our `midlayer.` is `layers.0.`."""
+        return name.replace("midlayer.", "layers.0.", 1) if name.startswith("midlayer.") else name
+
+
+def _read(layer: dict[str, Any], top: dict[str, Any], **wiring: Any) -> Eagle3Config:
+    """The config of a head from its layer's keys, its own keys, and wiring already decided."""
+    layers = layer.get("num_hidden_layers", 1)
+    if layers != 1:
+        raise refuse("num_hidden_layers", layers, "use a one-layer EAGLE-3 head")
     if "sliding_attention" in (layer.get("layer_types") or ()):
         raise refuse("layer_types", layer["layer_types"])
     shared = read_decoder(layer)
-    given = {key: value for key, value in top.items() if value is not None}
-    before, each = bool(given.get("norm_before_fc")), bool(given.get("fc_norm"))
+    before, each = bool(top.get("norm_before_fc")), bool(top.get("fc_norm"))
     if before and each:
-        raise refuse(
-            "norm_before_fc and fc_norm", True, "set the one that the head was trained with"
-        )
+        both = "norm_before_fc and fc_norm"
+        raise refuse(both, True, "set the one that the head was trained with")
     return Eagle3Config(
         **shared,
-        target_hidden_size=size(
-            {"target_hidden_size": shared["hidden_size"]} | given, "target_hidden_size"
-        ),
-        draft_vocab_size=size(
-            {"draft_vocab_size": shared["vocab_size"]} | given, "draft_vocab_size"
-        ),
+        target_hidden_size=size(top, "target_hidden_size", shared["hidden_size"]),
+        draft_vocab_size=size(top, "draft_vocab_size", shared["vocab_size"]),
         norm_before_fc=before,
         fc_norm=each,
         **wiring,
     )
 
 
-def default_or_refuse(target_layers: int | None) -> tuple[int, ...]:
+def _default_or_refuse(target_layers: int | None) -> tuple[int, ...]:
     """The published taps of a target with so many layers."""
     if target_layers is None:
         raise DraftgymError(
@@ -108,18 +151,13 @@ def default_or_refuse(target_layers: int | None) -> tuple[int, ...]:
     return default_taps(target_layers)
 
 
-def _nested(body: dict[str, Any]) -> dict[str, Any]:
-    nested = body.get("eagle_config")
-    return nested if isinstance(nested, dict) else {}
-
-
 def _taps(body: dict[str, Any], target_layers: int | None) -> tuple[int, ...]:
     """0-based output ids; the published key is used only where its convention is certain."""
     ours = own_key(body)
     if "tap_layers" in ours:
         return layer_ids(ours, "tap_layers")
     if body.get(LAYER_IDS) is None:
-        return default_or_refuse(target_layers)
+        return _default_or_refuse(target_layers)
     ids = layer_ids(body, LAYER_IDS)
     outputs_plus_one = tuple(index - 1 for index in ids)
     if target_layers is not None and outputs_plus_one == default_taps(target_layers):

@@ -1,4 +1,4 @@
-"""DFlash as z-lab writes it: `dflash_config`, no embedding and no LM head of its own."""
+"""DFlash as z-lab writes it (`dflash_config`, no tables of its own), and as speculators does."""
 
 from __future__ import annotations
 
@@ -7,20 +7,34 @@ from typing import Any
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.drafters.dflash.network import DFlashConfig
-from draftgym.drafters.formats.contents import EMBEDDING, HEAD, CheckpointFormat, Contents, Origin
+from draftgym.drafters.formats.contents import CheckpointFormat, Contents, Origin
 from draftgym.drafters.formats.decoder_keys import (
+    check_harmless,
     layer_ids,
+    layer_ids_from_hidden_states,
     read_decoder,
     refuse,
     size,
     write_decoder,
 )
+from draftgym.drafters.formats.speculators import SpeculatorsFormat
+from draftgym.drafters.modules import EMBEDDING, HEAD
 
 ARCHITECTURES = ("DFlashDraftModel",)
+LAYER_IDS = "aux_hidden_state_layer_ids"
+
+HARMLESS: dict[str, tuple[Any, ...]] = {
+    "causal": (False, None),
+    "is_causal": (False, None),
+    "sample_from_anchor": (False, None),
+    "shift_label": (False, None),
+    "projector_type": ("dflash", None),
+}
+"""Keys of DFlash's relatives that change what a block means, with the values that do not."""
 
 
 class NativeDFlash(CheckpointFormat):
-    """Format C of the field."""
+    """A flat config; what is DFlash's own stands under `dflash_config`, or beside it."""
 
     name = "dflash"
     kind = "dflash"
@@ -31,17 +45,16 @@ class NativeDFlash(CheckpointFormat):
         return (body.get("architectures") or [None])[0] in ARCHITECTURES
 
     def read(self, body: dict[str, Any], target_layers: int | None) -> DFlashConfig:
-        """Reads a flat config; what is DFlash's own stands under `dflash_config`, or beside it."""
+        """See `CheckpointFormat.read`; layer ids are 0-based outputs, as ours."""
         nested = body.get("dflash_config")
         body = body | (nested if isinstance(nested, dict) else {})
-        return read_dflash(body, body, layer_ids(body, "target_layer_ids"))
+        return _read(body, body, layer_ids(body, "target_layer_ids"))
 
     def write(self, contents: Contents) -> dict[str, Any]:
-        """Writes a flat config; layer ids are 0-based outputs, as ours."""
-        config = contents.config
+        """See `CheckpointFormat.write`."""
+        config, layers = contents.config, contents.origin.layers
         assert isinstance(config, DFlashConfig)
         reduced = config.draft_vocab_size < config.vocab_size
-        layers = contents.origin.layers
         return {
             "architectures": list(ARCHITECTURES),
             "model_type": "qwen3",
@@ -50,7 +63,7 @@ class NativeDFlash(CheckpointFormat):
                 "mask_token_id": config.mask_token_id,
                 "target_layer_ids": list(config.tap_layers),
             },
-            **stack_json(config),
+            **_stack(config),
             **write_decoder(contents),
             **({"draft_vocab_size": config.draft_vocab_size} if reduced else {}),
             **({"num_target_layers": layers} if layers is not None else {}),
@@ -64,24 +77,38 @@ class NativeDFlash(CheckpointFormat):
         return replace(said, layers=said.layers or body.get("num_target_layers"))
 
 
-REFUSED: dict[str, tuple[Any, ...]] = {
-    "causal": (False, None),
-    "is_causal": (False, None),
-    "sample_from_anchor": (False, None),
-    "shift_label": (False, None),
-    "projector_type": ("dflash", None),
-}
-"""Keys of DFlash's relatives that change what a block means, with the values that do not."""
+class SpeculatorsDFlash(SpeculatorsFormat):
+    """`DFlashSpeculator`: a nested config, layer ids as indices into `hidden_states`."""
+
+    kind = "dflash"
+    demands: tuple[str, ...] = (EMBEDDING, HEAD)
+
+    def read(self, body: dict[str, Any], target_layers: int | None) -> DFlashConfig:
+        """See `CheckpointFormat.read`."""
+        taps = layer_ids_from_hidden_states(layer_ids(body, LAYER_IDS), LAYER_IDS)
+        return _read(self.layer(body), body, taps)
+
+    def write(self, contents: Contents) -> dict[str, Any]:
+        """See `CheckpointFormat.write`; an index into `hidden_states` is z-lab's id + 1."""
+        config = contents.config
+        assert isinstance(config, DFlashConfig)
+        layer = {"model_type": "qwen3"} | _stack(config)
+        return {
+            "architectures": ["DFlashSpeculator"],
+            **self.frame(contents, layer, tokens=config.block_size - 1),
+            "block_size": config.block_size,
+            "mask_token_id": config.mask_token_id,
+            "target_hidden_size": None,
+            "sliding_window_non_causal": False,
+            "sample_from_anchor": False,
+            LAYER_IDS: [index + 1 for index in config.tap_layers],
+        }
 
 
-def read_dflash(
-    layer: dict[str, Any], top: dict[str, Any], tap_layers: tuple[int, ...]
-) -> DFlashConfig:
+def _read(layer: dict[str, Any], top: dict[str, Any], tap_layers: tuple[int, ...]) -> DFlashConfig:
     """The config of a drafter from its layers' keys and its own."""
-    for key, harmless in REFUSED.items():
-        for body in (layer, top):
-            if key in body and body[key] not in harmless:
-                raise refuse(key, body[key])
+    for body in (layer, top):
+        check_harmless(body, HARMLESS)
     types = layer.get("layer_types") or ()
     if any(kind != "full_attention" for kind in types):
         raise refuse("layer_types", types, "use a drafter whose layers are all full_attention")
@@ -97,16 +124,14 @@ def read_dflash(
     return DFlashConfig(
         **shared,
         num_hidden_layers=size(layer, "num_hidden_layers"),
-        draft_vocab_size=size(
-            {"draft_vocab_size": shared["vocab_size"]} | given, "draft_vocab_size"
-        ),
+        draft_vocab_size=size(given, "draft_vocab_size", shared["vocab_size"]),
         tap_layers=tap_layers,
         block_size=given["block_size"],
         mask_token_id=mask,
     )
 
 
-def stack_json(config: DFlashConfig) -> dict[str, Any]:
+def _stack(config: DFlashConfig) -> dict[str, Any]:
     """The keys of its stack of layers, all of them without a window."""
     return {
         "num_hidden_layers": config.num_hidden_layers,
