@@ -7,7 +7,6 @@ the target and makes a `Drafter`.
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import re
 import sys
@@ -20,6 +19,7 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
 from draftgym.drafters.checkpoint import NEURAL, load_drafter
 from draftgym.drafters.formats import recognise
+from draftgym.drafters.formats.files import read_json
 from draftgym.drafters.ngram.drafter import NgramDrafter
 from draftgym.drafters.small_lm.network import load_small_lm, small_lm_architectures
 
@@ -141,11 +141,4 @@ def _kind(folder: Path) -> str | None:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, ValueError) as error:
-        raise DraftgymError(f"cannot read {path}: {error}", "copy the checkpoint again") from error
-    return body if isinstance(body, dict) else {}
+    return read_json(folder) if (folder / "config.json").is_file() else {}

@@ -4,7 +4,7 @@
 |---|---|---|
 | greedy | at temperature 0 | those of decoding |
 | coupled | at a temperature above 0 | those of decoding with the text's seed |
-| rejection | the same | expected, given the text (`draftgym.drafters.forced`) |
+| rejection | the same | expected, given the text (`draftgym.drafters.recorded`) |
 """
 
 from __future__ import annotations
@@ -18,8 +18,13 @@ import numpy as np
 from benchmarks.drafters.held_out_texts import HeldOutText, Recordings
 from draftgym.decoding.arms import Arm
 from draftgym.decoding.drafting import Drafter
-from draftgym.drafters.forced import ForcedRule, chances_at_each, expected_rounds
-from draftgym.drafters.recorded import Rounds, rounds_at_each
+from draftgym.drafters.recorded import (
+    ForcedRule,
+    Rounds,
+    chances_at_each,
+    expected_rounds,
+    rounds_at_each,
+)
 
 Walk = list[list[int]]
 """Three rows: committed tokens, drafted tokens and draft depth of a text's rounds."""

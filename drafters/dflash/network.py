@@ -42,13 +42,6 @@ def default_taps(target_layers: int, taps: int = 5) -> tuple[int, ...]:
     return tuple(max(0, round(1 + i * span / (taps - 1))) for i in range(taps))
 
 
-class DFlashLayer(DraftLayer):
-    """A Qwen3-style layer; context keys and values come from outside."""
-
-    def __init__(self, config: DFlashConfig) -> None:
-        super().__init__(config, inputs=config.hidden_size, has_norms=True)
-
-
 class DFlashNetwork(DraftNetwork):
     """The drafter's weights under their published names.
 
@@ -70,14 +63,16 @@ class DFlashNetwork(DraftNetwork):
         size, eps = config.hidden_size, config.rms_norm_eps
         self.fc = nn.Linear(len(config.tap_layers) * size, size, bias=False)
         self.hidden_norm = nn.RMSNorm(size, eps)
-        self.layers = nn.ModuleList(DFlashLayer(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            DraftLayer(config, inputs=size, has_norms=True) for _ in range(config.num_hidden_layers)
+        )
         self.norm = nn.RMSNorm(size, eps)
         self.lm_head = frozen_rows(config.draft_vocab_size, size) if HEAD in own else None
 
     @property
-    def blocks(self) -> list[DFlashLayer]:
-        """The layers, typed."""
-        return [layer for layer in self.layers if isinstance(layer, DFlashLayer)]
+    def blocks(self) -> list[DraftLayer]:
+        """The layers (Qwen3-style), typed."""
+        return [layer for layer in self.layers if isinstance(layer, DraftLayer)]
 
     def head(self, of_target: Tensor) -> Tensor:
         """The LM head over the draft vocabulary `[Vd, d]`: its own, or the target's rows."""

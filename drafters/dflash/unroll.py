@@ -13,8 +13,8 @@ from torch import Tensor
 
 from draftgym.decoding.model.target import Target
 from draftgym.drafters.dflash.drafter import DFlashDrafter
-from draftgym.drafters.dflash.network import DFlashLayer, DFlashNetwork
-from draftgym.drafters.modules import Attend, KeysValues, block_attention, rotary_table
+from draftgym.drafters.dflash.network import DFlashNetwork
+from draftgym.drafters.modules import Attend, DraftLayer, KeysValues, block_attention, rotary_table
 from draftgym.drafters.training.data.features import FeatureBatch
 from draftgym.drafters.training.objectives.candidates import CandidateSampler
 from draftgym.drafters.training.objectives.unroll import Unroller
@@ -54,7 +54,7 @@ class DFlashUnroller(Unroller[DFlashNetwork]):
         tokens = anchors.new_full((*anchors.shape, width), network.config.mask_token_id)
         tokens[..., 0] = batch.tokens.gather(1, anchors)
 
-        def injected(layer: DFlashLayer) -> Attend:
+        def injected(layer: DraftLayer) -> Attend:
             context = layer.self_attn.keys_values(fused, everywhere)
 
             def attend(queries: Tensor, own: KeysValues) -> Tensor:

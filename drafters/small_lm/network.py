@@ -23,8 +23,7 @@ from typing import Any
 import torch
 import transformers
 import tyro
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
@@ -36,9 +35,9 @@ from draftgym.decoding.model.weights import (
     check_supported,
     extract_decoder,
 )
+from draftgym.drafters.formats.files import WEIGHTS, read_tensors
 from draftgym.drafters.small_lm.drafter import SmallLMDrafter
 
-WEIGHTS = "model.safetensors"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -123,7 +122,7 @@ def pack_small_lm(folder: Path, part: Path, target: Target) -> None:
         DraftgymError: Its embedding or head is not the target's, bit for bit.
     """
     config = transformers.AutoConfig.from_pretrained(folder)
-    tensors = load_file(folder / WEIGHTS)
+    tensors = read_tensors(folder)
     for name, value in _shared(target, config).items():
         if name not in tensors or not torch.equal(tensors.pop(name), value):
             raise DraftgymError(
@@ -162,18 +161,11 @@ def _complete(folder: Path, config: Any, target: Target) -> Any:
             f"load target {config.draftgym.get('target')!r}, or assemble a whole folder with it: "
             f"draftgym unpack-small-lm {folder} FOLDER --target NAME",
         )
-    try:
-        tensors = load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise DraftgymError(
-            f"cannot read {folder / WEIGHTS}: {error}",
-            "the file is damaged or missing; copy it again",
-        ) from error
     kind = transformers.AutoModelForCausalLM._model_mapping[type(config)]
     model, report = kind.from_pretrained(
         None,
         config=config,
-        state_dict=tensors | _shared(target, config),
+        state_dict=read_tensors(folder) | _shared(target, config),
         dtype=target.decoder.dtype,
         output_loading_info=True,
     )

@@ -18,8 +18,13 @@ from draftgym.decoding.session import Session
 from draftgym.decoding.verify.base import VerificationRule
 from draftgym.decoding.verify.rejection import Coins, RejectionRule
 from draftgym.decoding.verify.rules import make_rule
-from draftgym.drafters.forced import ForcedRule, chances_at_each, expected_rounds
-from draftgym.drafters.recorded import RecordedText, rounds_at_each
+from draftgym.drafters.recorded import (
+    ForcedRule,
+    RecordedText,
+    chances_at_each,
+    expected_rounds,
+    rounds_at_each,
+)
 from draftgym.drafters.training.data.corpus import Text
 from draftgym.drafters.training.data.features import run_target
 from draftgym.policies.routers.rules import FixedPolicy
