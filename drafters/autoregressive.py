@@ -125,29 +125,21 @@ class _Steps:
 
     def trees(self, shapes: Sequence[DraftShape]) -> list[Proposal]:
         """The dynamic tree of every place; a level of all of them is one step."""
-        count, behind, carried = (
-            children_per_node(shapes[0].budget),
-            self.cache.length,
-            self.carried,
-        )
+        ids, behind, carried = self.drafter.draft_ids, self.cache.length, self.carried
+        count = children_per_node(shapes[0].budget)
 
         def expand(front: Frontier) -> Candidates:
             nonlocal carried
             visible, lengths = front.visible, self.lengths[front.places]
             if self.visible is not None:
                 visible = torch.cat([self.visible[front.places], visible], dim=1)
-            logits, carried = self.drafter.next_step(
-                self.cache,
-                front.tokens,
-                carried[front.parents],
-                lengths - self.drafter.lag + front.depth,
-                visible,
-            )
+            positions, parents = lengths - self.drafter.lag + front.depth, carried[front.parents]
+            step = self.drafter.next_step(self.cache, front.tokens, parents, positions, visible)
+            logits, carried = step
             self.cache.keep(len(front.tokens))
-            positions = (lengths + front.depth).tolist()
-            return self.rule.candidates(logits, positions, count, self.drafter.draft_ids)
+            return self.rule.candidates(logits, (lengths + front.depth).tolist(), count, ids)
 
-        ids, lengths = self.drafter.draft_ids, self.lengths.tolist()
-        drawn = grow_trees(shapes, self.rule.candidates(self.logits, lengths, count, ids), expand)
+        start = self.rule.candidates(self.logits, self.lengths.tolist(), count, ids)
+        drawn = grow_trees(shapes, start, expand)
         self.cache.roll_back(behind)
         return drawn

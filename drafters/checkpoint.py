@@ -7,9 +7,8 @@ formats.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,22 +36,11 @@ NEURAL: dict[str, tuple[type[Any], type[Any]]] = {
 MISMATCH = "the config and the weights are not of one drafter; copy the checkpoint again"
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint read from disk.
-
-    Attributes:
-        network: The weights, float32.
-        origin: The target it was trained for, as far as it says so.
-    """
+class Checkpoint(NamedTuple):
+    """A network (float32) and the target it was trained for, as far as its folder says so."""
 
     network: DraftNetwork
     origin: Origin
-
-    @property
-    def fingerprint(self) -> str | None:
-        """The target it was trained for, where it says so."""
-        return self.origin.fingerprint
 
 
 def save_checkpoint(network: DraftNetwork, folder: Path, target: Target | None = None) -> None:
@@ -74,15 +62,14 @@ def load_drafter(folder: Path, target: Target) -> Drafter:
         DraftgymError: Missing or damaged files, NaN weights, settings that we do not support, or a
             drafter of another target.
     """
-    checkpoint = read_checkpoint(folder, target)
-    network = checkpoint.network
-    check_fits(folder, network, checkpoint.origin, target)
+    network, origin = read_checkpoint(folder, target)
+    check_fits(folder, network, origin, target)
     note_differences(folder, network, target)
     network.to(target.decoder.dtype).requires_grad_(False)
     widen(network, target)
     if target.precision.packed:
         pack_linears(network, Products(target.precision.packed))
-    drafter: Drafter = NEURAL[network.config.kind][1].of(network, target, checkpoint.fingerprint)
+    drafter: Drafter = NEURAL[network.config.kind][1].of(network, target, origin.fingerprint)
     return drafter
 
 

@@ -78,12 +78,14 @@ class CheckpointFormat(ABC):
         kind: `eagle3` or `dflash`.
         demands: Tensors of the target that it wants copied.
         forbids: Tensors that it has no place for.
+        prefixes: What some stored names begin with, and what ours do instead.
     """
 
     name: str
     kind: str
     demands: tuple[str, ...] = ()
     forbids: tuple[str, ...] = ()
+    prefixes: tuple[str, str] = ("", "")
 
     @abstractmethod
     def recognises(self, body: dict[str, Any]) -> bool:
@@ -123,11 +125,13 @@ class CheckpointFormat(ABC):
 
     def inner(self, name: str) -> str:
         """Our name of a stored tensor."""
-        return name
+        stored, ours = self.prefixes
+        return ours + name.removeprefix(stored) if name.startswith(stored) else name
 
     def outer(self, name: str) -> str:
         """The stored name of one of our tensors."""
-        return name
+        stored, ours = self.prefixes
+        return stored + name.removeprefix(ours) if name.startswith(ours) else name
 
 
 CARRIED = (

@@ -74,6 +74,7 @@ class SpeculatorsEagle3(SpeculatorsFormat):
     """`Eagle3Speculator`: a nested config, layer ids as indices into `hidden_states`."""
 
     kind = "eagle3"
+    prefixes = ("layers.0.", "midlayer.")
 
     def read(self, body: dict[str, Any], target_layers: int | None) -> Eagle3Config:
         """See `CheckpointFormat.read`."""
@@ -109,14 +110,6 @@ class SpeculatorsEagle3(SpeculatorsFormat):
             "target_hidden_size": None if width == config.hidden_size else width,
             LAYER_IDS: [index + 1 for index in config.tap_layers],
         }
-
-    def inner(self, name: str) -> str:
-        """`layers.0.` is our `midlayer.`."""
-        return name.replace("layers.0.", "midlayer.", 1) if name.startswith("layers.0.") else name
-
-    def outer(self, name: str) -> str:
-        """Our `midlayer.` is `layers.0.`."""
-        return name.replace("midlayer.", "layers.0.", 1) if name.startswith("midlayer.") else name
 
 
 def _read(layer: dict[str, Any], top: dict[str, Any], **wiring: Any) -> Eagle3Config:

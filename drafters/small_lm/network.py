@@ -94,10 +94,15 @@ def read_small_lm(folder: Path, target: Target) -> Any:
     try:
         config = transformers.AutoConfig.from_pretrained(folder)
         check_supported(config, str(folder))
-        if is_part(config):
-            return _complete(folder, config, target)
-        model, report = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=target.decoder.dtype, output_loading_info=True
+        source: Path | None = folder
+        given: dict[str, Any] = {}
+        if getattr(config, "draftgym", {}).get("shares_embedding"):
+            _check_origin(folder, config.draftgym, target)
+            tensors = read_tensors(folder) | _shared(target, config)
+            source, given = None, {"config": config, "state_dict": tensors}
+        kind = transformers.AutoModelForCausalLM._model_mapping[type(config)]
+        model, report = kind.from_pretrained(
+            source, dtype=target.decoder.dtype, output_loading_info=True, **given
         )
     except DraftgymError:
         raise
@@ -106,13 +111,12 @@ def read_small_lm(folder: Path, target: Target) -> Any:
             f"cannot load small LM {folder}: {(str(error) or repr(error)).splitlines()[0]}",
             "the folder is damaged or incomplete; copy it again",
         ) from error
-    _check_complete(folder, report["missing_keys"])
+    if missing := sorted(report["missing_keys"]):  # transformers fills them with random numbers
+        raise DraftgymError(
+            f"{folder} lacks {missing[0]} ({len(missing)} tensors missing)",
+            "its files are incomplete; copy the folder again",
+        )
     return model
-
-
-def is_part(config: Any) -> bool:
-    """Whether a config belongs to a part."""
-    return bool(getattr(config, "draftgym", {}).get("shares_embedding"))
 
 
 def pack_small_lm(folder: Path, part: Path, target: Target) -> None:
@@ -152,32 +156,15 @@ def _shared(target: Target, config: Any) -> dict[str, Tensor]:
     return {name: value.to(torch.bfloat16) for name, value in names.items()}
 
 
-def _complete(folder: Path, config: Any, target: Target) -> Any:
-    wanted = config.draftgym.get("target_fingerprint")
+def _check_origin(folder: Path, made_for: dict[str, Any], target: Target) -> None:
+    """Raises `DraftgymError` for a part of another target's small LM."""
+    wanted = made_for.get("target_fingerprint")
     if wanted != target.fingerprint:
         raise DraftgymError(
             f"small LM {folder} shares the embedding of another target (fingerprint {wanted}, "
             f"{target.name!r} has {target.fingerprint})",
-            f"load target {config.draftgym.get('target')!r}, or assemble a whole folder with it: "
+            f"load target {made_for.get('target')!r}, or assemble a whole folder with it: "
             f"draftgym unpack-small-lm {folder} FOLDER --target NAME",
-        )
-    kind = transformers.AutoModelForCausalLM._model_mapping[type(config)]
-    model, report = kind.from_pretrained(
-        None,
-        config=config,
-        state_dict=read_tensors(folder) | _shared(target, config),
-        dtype=target.decoder.dtype,
-        output_loading_info=True,
-    )
-    _check_complete(folder, report["missing_keys"])
-    return model
-
-
-def _check_complete(folder: Path, missing: Any) -> None:
-    if missing := sorted(missing):  # transformers fills them with random numbers
-        raise DraftgymError(
-            f"{folder} lacks {missing[0]} ({len(missing)} tensors missing)",
-            "its files are incomplete; copy the folder again",
         )
 
 

@@ -106,7 +106,7 @@ def test_a_round_trip_keeps_every_bfloat16_bit(target: Target, tmp_path: Path, k
     save_checkpoint(network, tmp_path, target)
     read = read_checkpoint(tmp_path, target)
     assert read.network.config == network.config
-    assert read.fingerprint == target.fingerprint
+    assert read.origin.fingerprint == target.fingerprint
     after = read.network.state_dict()
     for name, before in network.state_dict().items():
         stored = before.to(torch.bfloat16) if before.is_floating_point() else before

@@ -249,6 +249,6 @@ def test_other_rotary_settings_than_the_target_has_are_noted(
 @pytest.mark.parametrize("name", ["eagle3-smollm2-135m", "dflash-smollm2-135m"])
 def test_the_shipped_checkpoints_load(name: str) -> None:
     checkpoint = read_checkpoint(ROOT / "checkpoints" / name)
-    assert checkpoint.fingerprint
+    assert checkpoint.origin.fingerprint
     assert checkpoint.network.config.vocab_size == 49152
     assert checkpoint.origin.name == "smollm2-135m"
