@@ -1,7 +1,21 @@
-"""What every policy is: something that chooses an arm, asked the way Stable-Baselines3 asks.
+"""What every policy is: something that chooses, asked the way Stable-Baselines3 asks.
 
-The decoder, the environment's evaluators and SB3's own `evaluate_policy` all call `predict`, so a
-fixed arm, a threshold and a trained network are interchangeable.
+    action, state = policy.predict(observation, state, episode_start, deterministic)
+
+The decoder, the environments, replay and SB3's own `evaluate_policy` all call `predict`, so a fixed
+arm, a threshold and a trained network are interchangeable. What goes in and comes out:
+
+| | observation (float32) | action |
+|---|---|---|
+| router | `signals [s]`, `hidden [d]` (`decoding.observation`) | index into `arms` |
+| scheduler | `users [K, F]`, `cell [C]` (`envs.scheduler.observation`) | see below |
+
+A batch has one more axis in front of every array, and answers with one more. A scheduler's action
+is that of its environment: draft lengths int64 `[K]`, or float32 in [-1, 1]: beliefs `[K]`, or
+lengths and shares `[2 K]` (`policies.schedulers.learned`). Schedulers by rule read the numbers of
+the round itself and what was accepted, and answer with a plan (`policies.schedulers.rules`).
+
+To write a router, derive from `Policy`: set `name`, `arms` and `observes`, and write `choose`.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ GRID = 16
 """Values of phi in a pass over them."""
 ALMOST = 1e-12
 """Distance of acceptance from 0 and 1 that lengths can no longer feel."""
-LARGEST_SEARCH = 100
+MAX_MOVES = 100
 """Exchanges; the search ends long before, and it cannot run in a circle since every move gains."""
 GAIN = 1e-12
 """Relative gain below which a move is rounding noise."""
@@ -214,7 +214,7 @@ def improve_lengths(problem: RoundProblem, lengths: Lengths) -> Lengths:
     goodput = problem.goodput_of_lengths(lengths)
     steps, exchanges = _moves(lengths.shape[-1])
     moves = steps
-    for _ in range(LARGEST_SEARCH):
+    for _ in range(MAX_MOVES):
         near = np.clip(lengths[:, None] + moves, candidates.shortest, candidates.longest)
         values = candidates.goodput_of_lengths(near)
         top = values.argmax(axis=1)[:, None]

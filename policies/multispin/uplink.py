@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-MOST_STEPS = 100
+MAX_STEPS = 100
 """Newton needs 3 to 10; more only where the numbers differ by many orders of magnitude."""
 CLOSE = 1e-14
 
@@ -48,7 +48,7 @@ def fastest_shares(work: Floats, sending: Floats) -> tuple[Floats, Floats]:
     lead = last - work
     sends = sending > 0
     rest = np.maximum((sending - lead).max(axis=-1, keepdims=True), 0.0)
-    for _ in range(MOST_STEPS):
+    for _ in range(MAX_STEPS):
         window = np.where(sends, rest + lead, 1.0)
         shares = sending / window
         total = shares.sum(axis=-1, keepdims=True)

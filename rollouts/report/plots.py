@@ -37,7 +37,7 @@ STYLE: dict[Any, Any] = {
 WIDTH = {False: 10.5, True: 5.0}
 """Inches, of a wide figure and of a narrow one."""
 
-WIDE_BARS, MOST_VALUES = 24, 60
+WIDE_BARS, MAX_VALUES = 24, 60
 """Up to so many bars have room for their value across, and lengthwise."""
 
 
@@ -84,7 +84,7 @@ def grouped_bars(
     for index, (name, values) in enumerate(series.items()):
         places = [at + (index - (len(series) - 1) / 2) * thickness for at in range(len(groups))]
         _bars(axes, places, values, thickness * 0.92, colours[name], name, narrow)
-        if narrow or bars <= MOST_VALUES:
+        if narrow or bars <= MAX_VALUES:
             turned = not narrow and bars > WIDE_BARS
             _write_values(axes, places, values, ink_on(colours[name]), narrow, turned)
     if narrow:

@@ -16,7 +16,7 @@ from draftgym.decoding.decoder import Generation
 from draftgym.decoding.model.target import Target
 from draftgym.rollouts.report.rows import Difference, Row
 
-MOST_DIFFERENCES = 12
+MAX_DIFFERENCES = 12
 """Differences that are printed; the JSON file holds all."""
 
 
@@ -202,9 +202,9 @@ def _print_differences(
         else "margin: how far plain decoding's token was ahead of the next one"
     )
     console.print(f"\n{len(differences)} texts differ from plain decoding's ({why}):")
-    for item in differences[:MOST_DIFFERENCES]:
+    for item in differences[:MAX_DIFFERENCES]:
         margin = "" if item.margin is None else f", margin {item.margin:.2g}"
         line = f"  {item.policy}: {item.question_id} from token {item.index}{margin}"
         console.print(line, highlight=False, markup=False)
-    if len(differences) > MOST_DIFFERENCES:
-        console.print(f"  ... and {len(differences) - MOST_DIFFERENCES} more (all in --json)")
+    if len(differences) > MAX_DIFFERENCES:
+        console.print(f"  ... and {len(differences) - MAX_DIFFERENCES} more (all in --json)")
