@@ -6,19 +6,12 @@ import pytest
 
 from draftgym.decoding.decoder import PlainPolicy, SpeculativeDecoder
 from draftgym.decoding.drafting import Drafter
-from draftgym.decoding.model.target import Target, load_target
-from draftgym.drafters.loading import load_drafters
+from draftgym.decoding.model.target import Target
 from draftgym.policies.registry import make_policy, shipped_router
 from draftgym.rollouts.decode.interleaved import DecodeSettings, write, write_together
 
 PROMPT = "List three fruits as a JSON array, then say which one is the sweetest."
 NEEDED = ("eagle3", "dflash", "small", "ngram")
-
-
-@pytest.fixture(scope="module")
-def real() -> tuple[Target, dict[str, Drafter]]:
-    target = load_target("smollm2-135m", "float32")
-    return target, load_drafters(target)
 
 
 @pytest.mark.real_model
