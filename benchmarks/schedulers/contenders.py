@@ -119,7 +119,7 @@ def trained_with_confidence(folder: Path) -> bool:
 
 
 def rehearse(contenders: Sequence[Contender], cell: Cell) -> None:
-    """Lets everybody be hired once, so that what cannot play is found before an hour has passed.
+    """Makes every planner once, so that what cannot play is found before an hour has passed.
 
     Raises:
         DraftgymError: A policy drafts more than these cells allow, or reads other observations.

@@ -1,6 +1,6 @@
 """What `benchmarks.schedulers.comparison` makes of what schedulers reached: rows, intervals, aims.
 
-A contender is one tally per training seed (rules: one), all over the same cells. Intervals are
+A contender is one `CellTotals` per training seed (rules: one), over the same cells. Intervals are
 bootstraps that draw cells, the same for both sides of a ratio, and training seeds. Goodput is total
 tokens over total seconds of a cell; the papers' figure, the mean over rounds of tokens per second,
 is told beside it (`mean_of_ratios`).
@@ -33,7 +33,7 @@ from draftgym.rollouts.report.statistics import Interval, bootstrap
 
 Floats = NDArray[np.float64]
 Runs = Sequence[CellTotals]
-"""Tallies of a contender over all cells, one per training seed."""
+"""Totals of a contender over all cells, one per training seed."""
 AIM_OVER_FIXED, AIM_OVER_CLOSED_FORM = 1.88, 1.05
 
 
@@ -56,7 +56,7 @@ class Scenario:
 
 
 def join(parts: Sequence[CellTotals]) -> CellTotals:
-    """The tally of all these cells together."""
+    """The totals of all these cells together."""
     columns: dict[str, Any] = {}
     for one in fields(CellTotals):
         values = [getattr(part, one.name) for part in parts]

@@ -43,15 +43,12 @@ from benchmarks.results import (
 from benchmarks.system.contenders import (
     GENERATE,
     Contender,
-    OurContender,
-    assistant_settings,
+    our_contender,
     transformers_contenders,
 )
 from draftgym.decoding.arms import PLAIN
 from draftgym.decoding.decoder import SpeculativeDecoder
-from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import exit_on_user_error
-from draftgym.decoding.model.target import Target
 from draftgym.decoding.provenance import git_revision
 from draftgym.rollouts.decode.evaluation import chosen_policies
 from draftgym.rollouts.decode.interleaved import (
@@ -95,17 +92,28 @@ def measure(args: AgainstArgs) -> Result:
     check(args, "prompt_lookup_tokens")
     prompts = args.load_prompts()
     target, drafters = args.load(args.dtype)
-    contenders = make_contenders(args, target, drafters)
-    told = {
-        "contenders": list(contenders),
-        "assistant_settings": assistant_settings(contenders),
-    }
+    policies = chosen_policies(args.policies, drafters, target)
+    policies = {**chosen_policies([PLAIN], drafters, target), **policies}
+    decoders = {name: SpeculativeDecoder(target, drafters, one) for name, one in policies.items()}
+    ids = {prompt.question_id: encode_prompt(target, prompt) for prompt in prompts}
+    used = {name: drafter for one in decoders.values() for name, drafter in one.drafters.items()}
+    check_longest(target, used, prompts, ids, DecodeSettings(args.max_new_tokens))
+    if args.assistant is None:
+        print(
+            "note: assisted generation is left out; give a small LM with --assistant",
+            file=sys.stderr,
+        )
+    contenders, assisting = transformers_contenders(
+        target, args.assistant, args.prompt_lookup_tokens
+    )
+    contenders |= {name: our_contender(decoder) for name, decoder in decoders.items()}
+    told = {"contenders": list(contenders), "assistant_settings": assisting}
     facts = environment(args, target, drafters)
     fixed = ("target", "fingerprint", "dtype", "threads", "drafters")
     options = ("prompts", "per_category", "max_new_tokens", "prompt_lookup_tokens", "assistant")
     settings = told | {name: facts[name] for name in fixed}
     partial = Partial(args.json, settings | {name: facts["settings"][name] for name in options})
-    write_missing(target, contenders, prompts, args.max_new_tokens, partial)
+    write_missing(contenders, prompts, ids, args.max_new_tokens, partial)
     rows = make_rows(partial.records, list(contenders))
     figures = {"rows": rows, "records": partial.records}
     result = finish(tables, args, figures, target, drafters, told)
@@ -113,40 +121,19 @@ def measure(args: AgainstArgs) -> Result:
     return result
 
 
-def make_contenders(
-    args: AgainstArgs, target: Target, drafters: Mapping[str, Drafter]
-) -> dict[str, Contender]:
-    """Everybody by name, `generate()` first."""
-    policies = chosen_policies(args.policies, drafters, target)
-    policies = {**chosen_policies([PLAIN], drafters, target), **policies}
-    if args.assistant is None:
-        print(
-            "note: assisted generation is left out; give a small LM with --assistant",
-            file=sys.stderr,
-        )
-    contenders = transformers_contenders(target, args.assistant, args.prompt_lookup_tokens)
-    for name, policy in policies.items():
-        contenders[name] = OurContender(SpeculativeDecoder(target, drafters, policy))
-    return contenders
-
-
 def write_missing(
-    target: Target,
     contenders: Mapping[str, Contender],
     prompts: Sequence[Prompt],
+    ids: Mapping[str, Tensor],
     max_new_tokens: int,
     partial: Partial,
 ) -> None:
     """Writes the prompts that have no record yet."""
-    ids = {prompt.question_id: encode_prompt(target, prompt) for prompt in prompts}
-    ours = [one for one in contenders.values() if isinstance(one, OurContender)]
-    drafters = {name: drafter for one in ours for name, drafter in one.decoder.drafters.items()}
-    check_longest(target, drafters, prompts, ids, DecodeSettings(max_new_tokens))
     done = {record["question_id"] for record in partial.records}
     missing = [(turn, one) for turn, one in enumerate(prompts) if one.question_id not in done]
     if missing:  # first calls pay for memory and kernels; that is nobody's fault
-        for contender in contenders.values():
-            contender.write(ids[prompts[0].question_id], min(WARM_UP_TOKENS, max_new_tokens))
+        for write in contenders.values():
+            write(ids[prompts[0].question_id], min(WARM_UP_TOKENS, max_new_tokens))
     for turn, prompt in tqdm(missing, desc="prompts", unit="prompt", mininterval=1.0):
         texts = write_turn(contenders, ids[prompt.question_id], turn, max_new_tokens)
         facts = {"question_id": prompt.question_id, "category": prompt.category}
@@ -158,8 +145,7 @@ def write_turn(
 ) -> dict[str, Any]:
     """One prompt by everybody: tokens, seconds and whether the text is that of `generate()`."""
     texts = {
-        name: contenders[name].write(ids, max_new_tokens)
-        for name in turn_order(list(contenders), turn)
+        name: contenders[name](ids, max_new_tokens) for name in turn_order(list(contenders), turn)
     }
     reference = texts[GENERATE].tokens
     return {

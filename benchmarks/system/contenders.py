@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,69 +35,38 @@ class Timed:
     decode_seconds: float | None = None
 
 
-class Contender(ABC):
-    """Writes greedy texts."""
-
-    @abstractmethod
-    def write(self, ids: Tensor, max_new_tokens: int) -> Timed:
-        """Writes one text after the prompt `ids` `[m]`."""
+Contender = Callable[[Tensor, int], Timed]
+"""Writes a greedy text after a prompt `[m]`, given the most tokens that it may have."""
 
 
-class TransformersContender(Contender):
-    """`model.generate(...)` as a user would write it, with the model's own static settings.
+def our_contender(decoder: SpeculativeDecoder) -> Contender:
+    """Our decoder with its policy."""
 
-    Args:
-        model: A causal LM in evaluation mode.
-        options: What turns speculation on (`assistant_model`, `prompt_lookup_num_tokens`).
-    """
-
-    def __init__(self, model: Any, **options: Any) -> None:
-        self.model, self.options = model, options
-
-    @torch.inference_mode()
-    def write(self, ids: Tensor, max_new_tokens: int) -> Timed:
-        """See `Contender.write`."""
-        batch = ids[None]
-        mask = torch.ones_like(batch)
+    def write(ids: Tensor, max_new_tokens: int) -> Timed:
         start = time.perf_counter()
-        output = self.model.generate(
-            batch,
-            attention_mask=mask,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            **self.options,
-        )
-        seconds = time.perf_counter() - start
-        tokens: list[int] = output[0, len(ids) :].tolist()
-        return Timed(tokens, seconds)
-
-
-class OurContender(Contender):
-    """Our decoder with a policy."""
-
-    def __init__(self, decoder: SpeculativeDecoder) -> None:
-        self.decoder = decoder
-
-    def write(self, ids: Tensor, max_new_tokens: int) -> Timed:
-        """See `Contender.write`."""
-        start = time.perf_counter()
-        text = self.decoder.generate(ids, max_new_tokens, temperature=0.0)
+        text = decoder.generate(ids, max_new_tokens, temperature=0.0)
         seconds = time.perf_counter() - start
         return Timed(text.tokens, seconds, text.decode_seconds)
+
+    return write
 
 
 def transformers_contenders(
     target: Target, assistant: Path | None, lookup_tokens: int
-) -> dict[str, Contender]:
+) -> tuple[dict[str, Contender], dict[str, Any] | None]:
     """Transformers with the target's weights and dtype.
 
     Args:
         target: Ours; transformers loads the same files.
         assistant: Folder of a small LM with the target's vocabulary; None leaves its row out.
         lookup_tokens: `prompt_lookup_num_tokens`.
+
+    Returns:
+        Contenders by name, and how the assistant drafts.
     """
     model = _load(resolve_target(target.name), target)
-    made: dict[str, Contender] = {GENERATE: TransformersContender(model)}
+    made = {GENERATE: _generate(model)}
+    settings = None
     if assistant is not None:
         small = _load(resolve_target(str(assistant)), target)
         if small.config.vocab_size != target.vocab_size:
@@ -107,26 +75,39 @@ def transformers_contenders(
                 f"target {target.name!r} has {target.vocab_size}",
                 "use a small LM with the target's tokenizer",
             )
-        made[ASSISTED] = TransformersContender(model, assistant_model=small)
-    made[LOOKUP] = TransformersContender(model, prompt_lookup_num_tokens=lookup_tokens)
-    return made
+        made[ASSISTED] = _generate(model, assistant_model=small)
+        settings = _assistant_settings(small)
+    made[LOOKUP] = _generate(model, prompt_lookup_num_tokens=lookup_tokens)
+    return made, settings
 
 
-def assistant_settings(contenders: Mapping[str, Contender]) -> dict[str, Any] | None:
-    """How transformers drafts with the assistant: its own settings, else the library's defaults."""
+def _generate(model: Any, **options: Any) -> Contender:
+    """`model.generate(...)` as a user would write it, with the model's own static settings."""
+
+    @torch.inference_mode()
+    def write(ids: Tensor, max_new_tokens: int) -> Timed:
+        batch = ids[None]
+        mask = torch.ones_like(batch)
+        limits = {"max_new_tokens": max_new_tokens, "do_sample": False}
+        start = time.perf_counter()
+        output = model.generate(batch, attention_mask=mask, **limits, **options)
+        seconds = time.perf_counter() - start
+        return Timed(output[0, len(ids) :].tolist(), seconds)
+
+    return write
+
+
+def _assistant_settings(small: Any) -> dict[str, Any]:
+    """How transformers drafts with an assistant: its own settings, else the library's defaults."""
     import transformers
 
-    assisted = contenders.get(ASSISTED)
-    if not isinstance(assisted, TransformersContender):
-        return None
-    chosen = assisted.options["assistant_model"].generation_config
     defaults = transformers.GenerationConfig._get_default_generation_params()
     names = [
         "num_assistant_tokens",
         "num_assistant_tokens_schedule",
         "assistant_confidence_threshold",
     ]
-    mine = {name: getattr(chosen, name, None) for name in names}
+    mine = {name: getattr(small.generation_config, name, None) for name in names}
     return {name: defaults[name] if mine[name] is None else mine[name] for name in names}
 
 

@@ -20,23 +20,18 @@ from draftgym.decoding.model.target import Target
 from draftgym.rollouts.prompts.sets import Prompt, load_prompts
 from draftgym.rollouts.traces.file import read_traces
 from tests.handmade_texts import handmade_costs, handmade_set, handmade_text
-from tests.routing_runs import routing_args
 from tests.tiny import ARMS
 from tests.traces import save_traces, tiny_traces
 
 
 @pytest.fixture(scope="module")
-def args(
-    target: Target, drafters: dict[str, Drafter], tmp_path_factory: pytest.TempPathFactory
-) -> RoutingArgs:
-    return replace(
-        routing_args(target, drafters, tmp_path_factory.mktemp("routing")), transfer=True
-    )
+def args(routing_run: RoutingArgs) -> RoutingArgs:
+    return routing_run
 
 
 @pytest.fixture(scope="module")
 def figures(args: RoutingArgs) -> dict[str, Any]:
-    return compare_routers(args)
+    return dict(json.loads(args.json.read_text()))
 
 
 def test_nobody_beats_the_exact_optimum(figures: dict[str, Any]) -> None:
@@ -102,12 +97,15 @@ def test_the_cascade_is_the_best_pair_of_the_training_traces(
 
 
 def test_what_was_trained_is_not_trained_again(
-    args: RoutingArgs, figures: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    args: RoutingArgs,
+    figures: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     for name in ("train_neural", "train_advantage"):
         monkeypatch.setattr(benchmarks.routers.contenders, name, None)
-    again = compare_routers(args)
-    written = json.loads(args.json.read_text())
+    again = compare_routers(replace(args, json=tmp_path / "again.json", transfer=False))
+    written = json.loads((tmp_path / "again.json").read_text())
     assert written["heldout"] == again["heldout"] == figures["heldout"]
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.report import markdown
 from benchmarks.system import against_transformers as bench
-from benchmarks.system.contenders import ASSISTED, GENERATE, LOOKUP, Contender, OurContender, Timed
+from benchmarks.system.contenders import ASSISTED, GENERATE, LOOKUP, Contender, Timed, our_contender
 from draftgym.decoding.decoder import PlainPolicy, SpeculativeDecoder
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
@@ -76,19 +76,13 @@ def test_without_an_assistant_its_row_is_left_out(
     assert "--assistant" in capsys.readouterr().err
 
 
-class Slow(Contender):
+def slow(tokens: list[int], seconds: float, decode_seconds: float | None) -> Contender:
     """Writes `tokens` in known times."""
-
-    def __init__(self, tokens: list[int], seconds: float, decode_seconds: float | None) -> None:
-        self.text = Timed(tokens, seconds, decode_seconds)
-
-    def write(self, ids: Tensor, max_new_tokens: int) -> Timed:
-        """Always the same."""
-        return self.text
+    return lambda ids, max_new_tokens: Timed(tokens, seconds, decode_seconds)
 
 
 def test_figures_follow_from_the_times() -> None:
-    contenders = {GENERATE: Slow([1, 2, 3, 4], 2.0, None), "ours": Slow([1, 2, 3, 5], 1.0, 0.5)}
+    contenders = {GENERATE: slow([1, 2, 3, 4], 2.0, None), "ours": slow([1, 2, 3, 5], 1.0, 0.5)}
     texts = [bench.write_turn(contenders, torch.arange(3), turn, 4) for turn in range(3)]
     records = [{"category": c, "texts": t} for c, t in zip("aab", texts, strict=True)]
     made = bench.make_rows(records, list(contenders))
@@ -104,9 +98,9 @@ def test_figures_follow_from_the_times() -> None:
 
 
 def test_our_times_are_those_of_the_whole_call(target: Target) -> None:
-    ours = OurContender(SpeculativeDecoder(target, {}, PlainPolicy()))
+    ours = our_contender(SpeculativeDecoder(target, {}, PlainPolicy()))
     start = time.perf_counter()
-    text = ours.write(torch.arange(4, 40), 24)
+    text = ours(torch.arange(4, 40), 24)
     whole = time.perf_counter() - start
     assert text.decode_seconds is not None
     assert 0 < text.decode_seconds < text.seconds < whole

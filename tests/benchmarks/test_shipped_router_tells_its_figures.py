@@ -10,24 +10,19 @@ from typing import Any
 
 import pytest
 
-from benchmarks.routers.routing import RoutingArgs, compare_routers
+from benchmarks.routers.routing import RoutingArgs
 from benchmarks.routers.ship import ShipArgs, clock_policies, ship_router
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
 from draftgym.policies.folder import BODY, WEIGHTS
 from draftgym.policies.registry import make_policy
-from tests.routing_runs import routing_args
 
 
 @pytest.fixture(scope="module")
-def made(
-    target: Target, drafters: dict[str, Drafter], tmp_path_factory: pytest.TempPathFactory
-) -> RoutingArgs:
+def made(routing_run: RoutingArgs) -> RoutingArgs:
     """A finished comparison."""
-    args = routing_args(target, drafters, tmp_path_factory.mktemp("routing"))
-    compare_routers(args)
-    return args
+    return routing_run
 
 
 @pytest.fixture(scope="module")
