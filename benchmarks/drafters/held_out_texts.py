@@ -73,9 +73,7 @@ def write_texts(args: RespondArgs, target: Target) -> list[HeldOutText]:
 
     try:
         respond(args, target)
-    except (
-        DraftgymError
-    ) as error:  # it speaks to the users of `draftgym.rollouts.responses.respond`
+    except DraftgymError as error:  # its remedies name the option of `draftgym respond`
         raise DraftgymError(error.problem, error.remedy.replace("--out", "--texts")) from error
     found = {}
     for shard in shards_in(args.out):

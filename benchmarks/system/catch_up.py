@@ -13,9 +13,9 @@ prompts. Texts must be identical. `benchmarks.system.switch_cost` measures a sin
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tyro
@@ -133,33 +133,8 @@ class BurstPolicy(Policy):
         return int(self._generator.integers(1, 2 * self._rounds))
 
 
-@dataclass
-class VariantTexts:
-    """What one policy wrote in one variant, prompt by prompt."""
-
-    texts: list[Generation] = field(default_factory=list)
-
-    @property
-    def works(self) -> list[Work]:
-        """Tokens and seconds of decoding; the first token belongs to the prompt."""
-        return [Work(len(text.tokens) - 1, text.decode_seconds) for text in self.texts]
-
-    def summary(self) -> dict[str, Any]:
-        """Speed, and what catching up took."""
-        records = [item.record for text in self.texts for item in text.rounds]
-        tokens, seconds = (sum(column) for column in zip(*map(astuple, self.works), strict=True))
-        return {
-            "tokens": tokens,
-            "seconds": seconds,
-            "tokens_per_second": tokens / seconds,
-            "rounds": len(records),
-            "encoded_positions": sum(record.caught_up for record in records),
-            "catch_up_share": sum(record.times.catch_up for record in records) / seconds,
-        }
-
-
-Results = dict[str, dict[str, VariantTexts]]
-"""By policy and variant."""
+Results = dict[str, dict[str, list[Generation]]]
+"""What each policy wrote in each variant, prompt by prompt."""
 
 
 def decode_variants(
@@ -191,7 +166,7 @@ def decode_variants(
         for variant in VARIANTS
     }
     ids = [encode_prompt(target, prompt) for prompt in prompts]
-    results: Results = {kind: {name: VariantTexts() for name in VARIANTS} for kind in kinds}
+    results: Results = {kind: {name: [] for name in VARIANTS} for kind in kinds}
     names = {f"{kind} {variant}": (kind, variant) for kind, variant in decoders}
     few = replace(settings, max_new_tokens=min(WARM_UP_TOKENS, settings.max_new_tokens))
     for (_, variant), decoder in decoders.items():
@@ -200,16 +175,16 @@ def decode_variants(
         for name in turn_order(list(names), turn):
             kind, variant = names[name]
             how = replace(settings, catching_up=VARIANTS[variant])
-            results[kind][variant].texts.append(write(decoders[kind, variant], prompt, how))
+            results[kind][variant].append(write(decoders[kind, variant], prompt, how))
     return results
 
 
-def mean_backlog(lazy: VariantTexts) -> float:
+def mean_backlog(lazy: Sequence[Generation]) -> float:
     """Positions that a drafter encodes when it takes over from another one within a text."""
     switches = [
         now.record.caught_up
-        for text in lazy.texts
-        for before, now in zip(text.rounds, text.rounds[1:], strict=False)
+        for text in lazy
+        for before, now in pairwise(text.rounds)
         if now.record.drafted and now.record.arm != before.record.arm
     ]
     return float(np.mean(switches)) if switches else 0.0
@@ -220,21 +195,39 @@ def summarise(results: Results) -> Result:
     return {kind: _summarise_policy(variants) for kind, variants in results.items()}
 
 
-def _summarise_policy(variants: Mapping[str, VariantTexts]) -> dict[str, Any]:
-    texts = {name: [text.tokens for text in one.texts] for name, one in variants.items()}
-    same = [all(row == rows[0] for row in rows) for rows in zip(*texts.values(), strict=True)]
+def _summarise_policy(variants: Mapping[str, Sequence[Generation]]) -> Result:
+    tokens = [[text.tokens for text in texts] for texts in variants.values()]
+    same = [all(row == rows[0] for row in rows) for rows in zip(*tokens, strict=True)]
+    works = {name: list(map(_work, texts)) for name, texts in variants.items()}
     return {
-        "variants": {name: one.summary() for name, one in variants.items()},
+        "variants": {name: _speed(texts) for name, texts in variants.items()},
         "ratios": {
-            f"{mine} / {reference}": asdict(
-                speed_ratio(variants[mine].works, variants[reference].works)
-            )
+            f"{mine} / {reference}": asdict(speed_ratio(works[mine], works[reference]))
             for mine, reference in COMPARISONS
         },
         "mean_backlog_at_a_switch": mean_backlog(variants["lazy kv"]),
         "prompts": len(same),
         "identical_texts": sum(same),
     }
+
+
+def _speed(texts: Sequence[Generation]) -> Result:
+    """Speed of a variant, and what catching up took."""
+    works, records = map(_work, texts), [item.record for text in texts for item in text.rounds]
+    tokens, seconds = (sum(column) for column in zip(*map(astuple, works), strict=True))
+    return {
+        "tokens": tokens,
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds,
+        "rounds": len(records),
+        "encoded_positions": sum(record.caught_up for record in records),
+        "catch_up_share": sum(record.times.catch_up for record in records) / seconds,
+    }
+
+
+def _work(text: Generation) -> Work:
+    """Tokens and seconds of decoding; the first token belongs to the prompt."""
+    return Work(len(text.tokens) - 1, text.decode_seconds)
 
 
 def tables(result: Json) -> list[Table]:

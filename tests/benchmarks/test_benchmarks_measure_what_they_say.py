@@ -18,12 +18,11 @@ from benchmarks.system.losslessness import NEAR_TIE, LosslessnessArgs, larger_th
 from benchmarks.system.router_overhead import Sample, TimedRouterEnv, collect, summarise
 from benchmarks.system.switch_cost import SwitchCostArgs
 from draftgym.decoding.arms import parse_arm
-from draftgym.decoding.costs.latency import Curve
+from draftgym.decoding.costs.calibration import calibrate
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target, load_target
 from draftgym.rollouts.decode.interleaved import write_together
-from tests.handmade_traces import COST
 from tests.tiny import PROMPTS, numbered_target
 from tests.tiny_text import save_drafters, save_prompts, save_target
 
@@ -125,14 +124,13 @@ def test_routings_pieces_add_up_to_the_step(
     numbered = numbered_target(target)
     policy, _ = router_overhead.choose_policy(None, numbered, drafters)
     arms = [str(arm) for arm in policy.arms]
-    free = {"ngram": Curve((0.0, 16.0), (0.0, 0.0))}
     env = TimedRouterEnv(
         target=numbered,
         drafters=drafters,
         arms=arms,
         prompts=PROMPTS,
         max_new_tokens=24,
-        cost_model=replace(COST, draft=COST.draft | free, catch_up=COST.catch_up | free),
+        cost_model=calibrate(numbered, drafters, repeats=1, contexts=(16, 64)),
     )
     ticks = count()
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(ticks)))
