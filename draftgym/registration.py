@@ -21,7 +21,7 @@ def register_environments() -> None:
 
     if "draftgym/Router-v0" in registry:
         return
-    router, scheduler = "draftgym.envs.router", "draftgym.envs.scheduler.env"
+    router, scheduler = "draftgym.envs.router", "draftgym.envs.scheduler"
     register(id="draftgym/Router-v0", entry_point=f"{router}.live:RouterEnv")
     register(
         id="draftgym/RouterMeasured-v0",
@@ -29,11 +29,16 @@ def register_environments() -> None:
         kwargs={"latency": "measured"},
         nondeterministic=True,
     )
-    register(id="draftgym/RouterReplay-v0", entry_point=f"{router}.replay:RouterReplayEnv")
+    register(
+        id="draftgym/RouterReplay-v0",
+        entry_point=f"{router}.replay:RouterReplayEnv",
+        vector_entry_point=f"{router}.replay:RouterReplayVectorEnv",
+    )
     for name in ("Scheduler", "SchedulerBelief", "SchedulerShares"):
         register(
             id=f"draftgym/{name}-v0",
-            entry_point=f"{scheduler}:{name}Env",
+            entry_point=f"{scheduler}.env:{name}Env",
+            vector_entry_point=f"{scheduler}.vector:{name}VectorEnv",
             max_episode_steps=256,
         )
 

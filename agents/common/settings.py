@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from draftgym.decoding.errors import DraftgymError
-from draftgym.envs.router.reward import GOODPUT
+from draftgym.envs.reward import GOODPUT
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from draftgym.agents.common.settings import LIVE_PPO, RouterDQN, RouterPPO, TrainArgs
 from draftgym.decoding.errors import DraftgymError
-from draftgym.envs.router.reward import GOODPUT
+from draftgym.envs.reward import GOODPUT
 
 ALGORITHMS = ("ppo", "dqn")
 ROUNDS, LIVE_ROUNDS = 500_000, 6_000

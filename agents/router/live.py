@@ -48,6 +48,7 @@ def live_experience(args: RouterArgs) -> Experience:
     """
     target = load_target(args.target, args.dtype, args.threads)
     drafters = load_drafters(target, args.drafters)
+    known = load_cost_model(target, drafters)
     env = RouterEnv(
         target=target,
         drafters=drafters,
@@ -56,8 +57,7 @@ def live_experience(args: RouterArgs) -> Experience:
         max_new_tokens=args.max_new_tokens,
         temperature=args.temperature,
         latency_price=args.latency_price,
-        latency=args.latency,
-        cost_model=load_cost_model(target, drafters),
+        latency=known if args.latency == "calibrated" else args.latency,
     )
     counted = CountedRounds(env)
     return Experience(

@@ -30,7 +30,7 @@ from draftgym.agents.router.vec_env import ReplayVecEnv
 from draftgym.decoding.arms import PLAIN, Arm, parse_arm
 from draftgym.decoding.costs.cost_model import CostModel, write_cost_model
 from draftgym.decoding.provenance import check_run_folder
-from draftgym.envs.router.reward import Reward
+from draftgym.envs.reward import Reward
 from draftgym.policies.base import Policy
 from draftgym.policies.folder import PolicyTarget
 from draftgym.policies.routers.learned import LearnedPolicy, save_learned_policy

@@ -8,8 +8,7 @@ from pathlib import Path
 from draftgym.agents.common.settings import BeliefFit, SchedulerPPO, SchedulerSAC, TrainArgs
 from draftgym.agents.scheduler.cell_args import CellArgs
 from draftgym.decoding.errors import DraftgymError
-from draftgym.envs.router.reward import GOODPUT
-from draftgym.envs.scheduler.reward import OBJECTIVES
+from draftgym.envs.reward import GOODPUT, OBJECTIVES
 from draftgym.policies.schedulers.learned import BELIEFS, LENGTHS, SHARES
 
 ACTIONS = {"ppo": (BELIEFS, LENGTHS), "sac": (BELIEFS, SHARES)}

@@ -28,7 +28,7 @@ from benchmarks.routers.contenders import LEARNERS, drafters_of, router_folder
 from draftgym.decoding.arms import PLAIN, parse_arm
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
 from draftgym.decoding.provenance import command_line
-from draftgym.envs.router.reward import GOODPUT
+from draftgym.envs.reward import GOODPUT
 from draftgym.policies.folder import BODY, WEIGHTS, read_body
 from draftgym.policies.routers.learned import load_learned_policy
 

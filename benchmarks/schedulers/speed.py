@@ -131,7 +131,7 @@ def stepping(kind: str, cell: CellArgs, table: ChainTable, args: SchedulerSpeedA
         start = time.perf_counter()
         for action in actions:
             env.step(action)
-        return env.user_rounds / (time.perf_counter() - start)
+        return float(env.user_rounds) / (time.perf_counter() - start)
 
     play(WARM_UP)
     return _measured(kind, cell.users, [play(args.steps) for _ in range(args.repeats)])

@@ -184,6 +184,7 @@ class ChainTable(TextTable):
 
     Attributes:
         texts: The texts that have a round.
+        question_ids: Their names `[texts]`.
         last: Row of each text's last token.
         logprobs: Log-probability that each drafter gave the tokens of its longest draft, float32
             `[A, R, longest]`; 0 behind its end, and of a drafter that has none.
@@ -211,6 +212,7 @@ class ChainTable(TextTable):
             sizes,
             traces.origin.max_new_tokens,
         )
+        self.question_ids = np.array([text.question_id for text in self.texts], object)
         self.last = self.first + sizes - 1
         self.signals = np.concatenate([text.signals for text in self.texts])
         self.tokens = np.concatenate([text.tokens for text in self.texts])

@@ -1,18 +1,18 @@
-"""What the router environments share: arms, spaces, reward, and the order of the prompts."""
+"""What the router environments share: spaces, reward, checks, and the order of the texts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, SupportsInt
 
 import gymnasium as gym
 import numpy as np
+from gymnasium import spaces
 
 from draftgym.decoding.arms import Arm
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.observation import Observation
-from draftgym.envs.router.reward import Reward, RoundReward
-from draftgym.envs.router.spaces import router_spaces
+from draftgym.decoding.observation import Observation, signal_names
+from draftgym.envs.reward import Reward, RoundReward
 
 
 class RoundsEnv(gym.Env[Observation, np.int64]):
@@ -47,10 +47,9 @@ class RoundsEnv(gym.Env[Observation, np.int64]):
         self.render_mode = render_mode
         spaces = router_spaces(self.arms, hidden)
         self.observation_space, self.action_space = spaces  # type: ignore[assignment]
-        self._question_ids = list(question_ids)
-        self._order: list[int] = []
+        self._order = TextOrder(question_ids)
 
-    def _next_text(self, seed: int | None, options: dict[str, Any] | None) -> int:
+    def _next_text(self, seed: int | None, options: Mapping[str, Any] | None) -> int:
         """Index of the text of a new episode; a seed also starts the order anew.
 
         Raises:
@@ -58,18 +57,8 @@ class RoundsEnv(gym.Env[Observation, np.int64]):
         """
         super().reset(seed=seed)
         if seed is not None:
-            self._order = []
-        wanted = (options or {}).get("prompt")
-        if wanted is not None:
-            if str(wanted) not in self._question_ids:
-                raise DraftgymError(
-                    f"no prompt with question_id {wanted!r}",
-                    "name one of the environment's prompts",
-                )
-            return self._question_ids.index(str(wanted))
-        if not self._order:  # every text once, in a new order, before any comes again
-            self._order = self.np_random.permutation(len(self._question_ids)).tolist()
-        return int(self._order.pop())
+            self._order = TextOrder(self._order.names)
+        return self._order.next(self.np_random, options or {})
 
     def _index_of(self, action: SupportsInt) -> int:
         """The action as a checked index into the arms."""
@@ -81,3 +70,50 @@ class RoundsEnv(gym.Env[Observation, np.int64]):
     def _rewarded(self, index: int, committed: int, steps: float) -> float:
         """What a round with an arm is worth."""
         return float(self.reward(np.array([committed]), np.array([steps]), np.array([index]))[0])
+
+
+class TextOrder:
+    """Deals texts: every one once, in a random order, before any comes again.
+
+    Args:
+        names: Question ids of the texts.
+        shared: Whether all episodes of a vector environment are dealt from it (then a shuffled
+            order is read from its beginning, else from its end).
+    """
+
+    def __init__(self, names: Sequence[str], shared: bool = False) -> None:
+        self.names, self.shared = list(names), shared
+        self._rest: list[int] = []
+
+    def next(self, rng: np.random.Generator, options: Mapping[str, Any]) -> int:
+        """Index of the next text, or of the one that `options` name as `prompt`.
+
+        Raises:
+            DraftgymError: There is no such text.
+        """
+        wanted = options.get("prompt")
+        if wanted is not None:
+            if str(wanted) not in self.names:
+                raise DraftgymError(
+                    f"no prompt with question_id {wanted!r}",
+                    "name one of the environment's prompts",
+                )
+            return self.names.index(str(wanted))
+        if not self._rest:
+            order = rng.permutation(len(self.names)).tolist()
+            self._rest = order[::-1] if self.shared else order
+        return int(self._rest.pop())
+
+
+def router_spaces(arms: Sequence[Arm], hidden: int) -> tuple[spaces.Dict, spaces.Discrete]:
+    """Observation and action space of every router environment.
+
+    Args:
+        arms: What can be chosen.
+        hidden: Width of the target's hidden state, d.
+    """
+    observation: dict[str, spaces.Space[Any]] = {
+        "signals": spaces.Box(0.0, np.inf, (len(signal_names(arms)),), np.float32),
+        "hidden": spaces.Box(-np.inf, np.inf, (hidden,), np.float32),
+    }
+    return spaces.Dict(observation), spaces.Discrete(len(arms))

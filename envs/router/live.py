@@ -62,7 +62,7 @@ class RouterEnv(RoundsEnv):
     `committed - latency_price * (round seconds / target step seconds)`: tokens gained, minus the
     time of the round measured in steps of plain decoding. With `latency_price=1` the return is
     exactly the number of target steps saved over plain decoding (which earns 0 a round). With
-    `goodput` the price is the speed that is being reached (`draftgym.envs.router.reward`).
+    `goodput` the price is the speed that is being reached (`draftgym.envs.reward`).
 
     ## Starting State
     A prompt drawn from the prompt set with the environment's seed, prefilled, its first token
@@ -73,22 +73,20 @@ class RouterEnv(RoundsEnv):
     truncation of its own; pass `max_episode_steps` to `gymnasium.make` for a limit on rounds.
 
     ## Arguments
-    * `target`: what `--target` takes, or a loaded `Target` to share it between environments.
+    * `target`: what `--target` takes, or a loaded `Target` (`draftgym.load_target`) to share it
+      between environments or to choose its precision and threads.
     * `drafters`: loaded drafters by name; default: the shipped ones that fit, and n-gram.
     * `arms`: list of arm texts.
     * `prompts`: prompt set (`train`, `heldout`), a file, or a list of `Prompt`.
     * `max_new_tokens`: token limit of an episode.
     * `temperature`: 0 verifies greedily, above 0 with coupled noise (seeded per episode).
     * `latency_price`: the knob between tokens and time; `goodput` for the running speed.
-    * `latency`: `calibrated` rewards with the host's cost model and is reproducible; `measured`
-      rewards with this round's wall-clock and is not.
-    * `cost_model`: a `CostModel` to use instead of the host's.
-    * `dtype`, `threads`: how to load the target.
+    * `latency`: `calibrated` rewards with the host's cost model and is reproducible, a `CostModel`
+      likewise with another one; `measured` rewards with this round's wall-clock and is not.
     * `render_mode`: `ansi` renders the text written so far.
 
     ```pycon
-    >>> import gymnasium as gym
-    >>> import envs
+    >>> import draftgym, gymnasium as gym
     >>> env = gym.make("draftgym/Router-v0")  # doctest: +SKIP
     ```
 
@@ -105,24 +103,23 @@ class RouterEnv(RoundsEnv):
         max_new_tokens: int = 128,
         temperature: float = 0.0,
         latency_price: float | str = 1.0,
-        latency: str = "calibrated",
-        cost_model: CostModel | None = None,
-        dtype: str = "auto",
-        threads: int | None = None,
+        latency: str | CostModel = "calibrated",
         render_mode: str | None = None,
     ) -> None:
-        if latency not in LATENCIES:
+        if isinstance(latency, str) and latency not in LATENCIES:
             raise DraftgymError(f"unknown latency {latency!r}", f"use {' or '.join(LATENCIES)}")
-        self.target = load_target(target, dtype, threads) if isinstance(target, str) else target
+        self.target = load_target(target) if isinstance(target, str) else target
         self.drafters = dict(load_drafters(self.target) if drafters is None else drafters)
         chosen = tuple(map(parse_arm, arms)) if arms else default_arms(self.drafters)
         check_arms(chosen, self.drafters)
         self.prompts = load_prompts(prompts) if isinstance(prompts, str) else list(prompts)
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
-        self.latency = latency
         names = [prompt.question_id for prompt in self.prompts]
         super().__init__(chosen, names, self.target.hidden_size, latency_price, render_mode)
-        self.cost_model = cost_model or load_cost_model(self.target, self.drafters)
+        self.measured = latency == "measured"
+        self.cost_model = (
+            load_cost_model(self.target, self.drafters) if isinstance(latency, str) else latency
+        )
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -166,7 +163,7 @@ class RouterEnv(RoundsEnv):
         return self.observer.observe(self.session)
 
     def _round_seconds(self, record: RoundRecord) -> float:
-        if self.latency == "measured":
+        if self.measured:
             return record.times.total
         return self.cost_model.round_seconds(
             record.arm, len(record.drafted), record.context, record.caught_up, record.depth

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any, SupportsInt
 
 import numpy as np
+from gymnasium.utils.seeding import np_random
+from numpy.typing import NDArray
 
 from draftgym.decoding.arms import PLAIN, parse_arm
 from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.observation import Observation
-from draftgym.envs.router.base import RoundsEnv
+from draftgym.envs.reward import Reward, RoundReward
+from draftgym.envs.router.base import RoundsEnv, TextOrder, router_spaces
+from draftgym.envs.vector import ArrayVectorEnv, Facts, Seeds
 from draftgym.rollouts.replay.replay import Replay
 from draftgym.rollouts.traces.file import read_traces
 from draftgym.rollouts.traces.trace import TraceSet
@@ -27,8 +31,8 @@ class RouterReplayEnv(RoundsEnv):
     live decoding gives, token for token. Only time is modelled: by the cost model that was measured
     with the traces.
 
-    To train with Stable-Baselines3, `draftgym.agents.router.vec_env.ReplayVecEnv` steps many
-    episodes as array operations.
+    `gymnasium.make_vec` steps many episodes as array operations (`RouterReplayVectorEnv`);
+    `draftgym.agents.common.vec_env` hands these to Stable-Baselines3.
 
     ## Action Space
     `Discrete(n)`, the index of an arm, as in `draftgym/Router-v0`.
@@ -55,9 +59,11 @@ class RouterReplayEnv(RoundsEnv):
     * `render_mode`: `ansi` renders where the episode is.
 
     ```pycon
-    >>> import gymnasium as gym
-    >>> import envs
+    >>> import draftgym, gymnasium as gym
     >>> env = gym.make("draftgym/RouterReplay-v0", traces="runs/traces")  # doctest: +SKIP
+    >>> envs = gym.make_vec(  # doctest: +SKIP
+    ...     "draftgym/RouterReplay-v0", num_envs=512, traces="runs/traces"
+    ... )
     ```
 
     ## Version History
@@ -72,12 +78,10 @@ class RouterReplayEnv(RoundsEnv):
         cost_model: CostModel | None = None,
         render_mode: str | None = None,
     ) -> None:
-        read = traces if isinstance(traces, TraceSet) else read_traces(Path(traces))
-        chosen = [parse_arm(arm) for arm in arms or (*read.origin.arms, PLAIN)]
-        self.replay = Replay(read, chosen, 1, cost_model)
+        self.replay = _replay(traces, arms, 1, cost_model)
         texts = self.replay.texts
         names, hidden = [text.question_id for text in texts], texts[0].hidden.shape[1]
-        super().__init__(chosen, names, hidden, latency_price, render_mode)
+        super().__init__(self.replay.arms, names, hidden, latency_price, render_mode)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -112,3 +116,97 @@ class RouterReplayEnv(RoundsEnv):
 
     def _observe(self) -> Observation:
         return {name: value[0] for name, value in self.replay.observe().items()}
+
+
+class RouterReplayVectorEnv(ArrayVectorEnv):
+    """`draftgym/RouterReplay-v0` many times, stepped together: what `gymnasium.make_vec` makes.
+
+    Each episode is one of `RouterReplayEnv`, which has the sections on actions, observations and
+    rewards. A price of `goodput` is the speed of all episodes together. Information is that of
+    single environments without `arm` and `tokens`.
+
+    `reset(seed=7)` deals the texts to all episodes from one shuffled order, so that each is played
+    once before any comes again. `reset(seed=[7, 8, ...])` gives every episode the order that a
+    single environment has with that seed.
+
+    Args:
+        num_envs: Episodes, n.
+        traces, arms, latency_price, cost_model: See `RouterReplayEnv`.
+
+    Attributes:
+        replay: The episodes.
+        reward: What rounds are worth; see `RoundsEnv`.
+        played: Rounds by arm since `forget_counts` `[A]`.
+        tokens: Tokens committed since then.
+        steps: Their time in target steps.
+
+    Raises:
+        DraftgymError: An arm was not traced, or no text has a round to play.
+    """
+
+    def __init__(
+        self,
+        num_envs: int,
+        traces: str | Path | TraceSet,
+        arms: Sequence[str] | None = None,
+        latency_price: float | str = 1.0,
+        cost_model: CostModel | None = None,
+    ) -> None:
+        self.replay = _replay(traces, arms, num_envs, cost_model)
+        self.reward: Reward = RoundReward(latency_price)
+        texts, chosen = self.replay.texts, self.replay.arms
+        self._ids = np.array([text.question_id for text in texts], object)
+        self._shared = TextOrder(self._ids.tolist(), shared=True)
+        self._own: list[tuple[TextOrder, np.random.Generator]] = []
+        self.forget_counts()
+        super().__init__(num_envs, *router_spaces(chosen, texts[0].hidden.shape[1]))
+
+    def forget_counts(self) -> None:
+        """Starts the counts anew."""
+        self.played = np.zeros(len(self.replay.arms), np.int64)
+        self.tokens = self.steps = 0.0
+
+    def _seed(self, seed: Seeds, mask: NDArray[np.bool_]) -> None:
+        names = self._shared.names
+        if isinstance(seed, int):
+            self._np_random, self._np_random_seed = np_random(seed)
+            self._shared, self._own = TextOrder(names, shared=True), []
+            return
+        if not self._own:
+            self._own = [(TextOrder(names), np_random()[0]) for _ in range(self.num_envs)]
+        for index, one in enumerate(seed):
+            if one is not None and mask[index]:
+                self._own[index] = TextOrder(names), np_random(one)[0]
+
+    def _begin(self, episodes: NDArray[np.int64], options: dict[str, Any]) -> Facts:
+        orders = self._own or [(self._shared, self.np_random)] * self.num_envs
+        dealt = (orders[episode] for episode in episodes.tolist())
+        texts = np.array([order.next(rng, options) for order, rng in dealt])
+        self.replay.start(episodes, texts)
+        return {"question_id": self._ids[self.replay.text_of]}
+
+    def _observe(self) -> Observation:
+        return self.replay.observe()
+
+    def _play(
+        self, actions: NDArray[Any]
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], Facts]:
+        played = self.replay.step(actions)
+        committed, steps, never = played.committed, played.steps, np.zeros(self.num_envs, bool)
+        self.played += np.bincount(actions, minlength=len(self.played))
+        self.tokens += float(committed.sum())
+        self.steps += float(steps.sum())
+        facts = {"committed": committed, "target_steps": steps}
+        return self.reward(committed, steps, actions), played.done, never, facts
+
+
+def _replay(
+    traces: str | Path | TraceSet,
+    arms: Sequence[str] | None,
+    count: int,
+    cost_model: CostModel | None,
+) -> Replay:
+    """Episodes over traces; by default with every traced arm and `plain`."""
+    read = traces if isinstance(traces, TraceSet) else read_traces(Path(traces))
+    chosen = [parse_arm(arm) for arm in arms or (*read.origin.arms, PLAIN)]
+    return Replay(read, chosen, count, cost_model)

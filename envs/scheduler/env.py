@@ -14,6 +14,7 @@ from draftgym.decoding.observation import Observation
 from draftgym.envs.cell.cell import Cell, CellRound
 from draftgym.envs.cell.settings import CellSettings
 from draftgym.envs.cell.texts import ChainTable
+from draftgym.envs.reward import SchedulerReward
 from draftgym.envs.scheduler.actions import (
     Actions,
     BeliefActions,
@@ -21,7 +22,6 @@ from draftgym.envs.scheduler.actions import (
     ShareActions,
 )
 from draftgym.envs.scheduler.observation import observe_cell, scheduler_observation_space
-from draftgym.envs.scheduler.reward import SchedulerReward
 from draftgym.policies.multispin.problem import Plan
 from draftgym.rollouts.traces.file import read_traces
 from draftgym.rollouts.traces.trace import TraceSet
@@ -91,8 +91,8 @@ class SchedulerEnv(gym.Env[Observation, NDArray[Any]]):
     ## Rewards
     `committed tokens - price * seconds` of the round. With the price `goodput` it is the running
     tokens per second, so that the return says what the ratio of total tokens to total time gains
-    (`draftgym.envs.router.reward`). With `objective="log"` tokens of users who have had less count
-    more (proportional fairness, `draftgym.envs.scheduler.reward`).
+    (`draftgym.envs.reward`). With `objective="log"` tokens of users who have had less count
+    more (proportional fairness, `draftgym.envs.reward`).
 
     ## Starting State
     A new user in every place: drafter, category, order of its texts, device and channel are drawn
@@ -161,7 +161,7 @@ class SchedulerEnv(gym.Env[Observation, NDArray[Any]]):
         if seed is not None:
             self.reward.restart()
         self.cell.reset([self.np_random])
-        return self._observe(), {"question_ids": self._question_ids()}
+        return self._observe(), {"question_ids": question_ids(self.table, self.cell)[0].tolist()}
 
     def step(self, action: ArrayLike) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Plays a round.
@@ -178,7 +178,7 @@ class SchedulerEnv(gym.Env[Observation, NDArray[Any]]):
 
     def play(self, plan: Plan) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Plays a round by any plan `[1, K]`, also by one that no action stands for."""
-        ids = self._question_ids()
+        ids = question_ids(self.table, self.cell)[0].tolist()
         weights = self.reward.weights(self.cell)
         self.played = self.cell.step(plan)
         reward = float(self.reward(weights, self.played)[0])
@@ -194,7 +194,7 @@ class SchedulerEnv(gym.Env[Observation, NDArray[Any]]):
             return None
         users, table = self.cell.users, self.table
         lines = [f"{self.cell.clock[0]:.3f} s, {self.reward.price:.2f} tokens/s"]
-        for place, question in enumerate(self._question_ids()):
+        for place, question in enumerate(question_ids(self.table, self.cell)[0].tolist()):
             row, text = int(users.row[0, place]), int(users.text[0, place])
             done = row - int(table.first[text]) + 1
             where = f"{question}: {done} of {len(table.texts[text].tokens)} tokens"
@@ -204,28 +204,11 @@ class SchedulerEnv(gym.Env[Observation, NDArray[Any]]):
     def _observe(self) -> Observation:
         return {name: value[0] for name, value in observe_cell(self.cell).items()}
 
-    def _question_ids(self) -> list[str | None]:
-        users, texts = self.cell.users, self.table.texts
-        places = zip(users.active[0], users.text[0], strict=True)
-        return [texts[int(text)].question_id if there else None for there, text in places]
-
     def _info(self, played: CellRound, ids: list[str | None]) -> dict[str, Any]:
-        time, table = played.time, self.table
         ends = zip(played.rows[0] + 1, played.committed[0], strict=True)
-        pieces = {name: float(value[0]) for name, value in vars(time).items()}
-        return {
-            "committed": played.committed[0],
-            "drafted": played.drafted[0],
-            "taken": played.taken[0],
-            "shares": played.shares[0],
-            "tokens": [table.tokens[first : first + count].tolist() for first, count in ends],
-            "question_ids": ids,
-            "seconds": pieces | {"total": float(time.total[0])},
-            "idle": float(played.idle[0]),
-            "finished": played.finished[0],
-            "rates": self.cell.users.rates[0],
-            "price": self.reward.price,
-        }
+        tokens = [self.table.tokens[first : first + count].tolist() for first, count in ends]
+        facts = _of_the_first(round_facts(self.cell, played))
+        return facts | {"tokens": tokens, "question_ids": ids, "price": self.reward.price}
 
 
 class SchedulerSharesEnv(SchedulerEnv):
@@ -280,6 +263,31 @@ class SchedulerBeliefEnv(SchedulerEnv):
     """
 
     actions_of = BeliefActions
+
+
+def question_ids(table: ChainTable, cell: Cell) -> NDArray[np.object_]:
+    """Which text each user reads `[n, K]`; None in empty places."""
+    ids = np.array(table.question_ids[cell.users.text], object)
+    ids[~cell.users.active] = None
+    return ids
+
+
+def round_facts(cell: Cell, played: CellRound) -> dict[str, Any]:
+    """What the environments tell of a step, `[n, K]` of users and `[n]` of cells."""
+    names = ("committed", "drafted", "taken", "shares", "idle", "finished")
+    pieces = vars(played.time) | {"total": played.time.total}
+    told = {name: getattr(played, name) for name in names}
+    return told | {"seconds": pieces, "rates": cell.users.rates}
+
+
+def _of_the_first(facts: dict[str, Any]) -> dict[str, Any]:
+    """The same of the first cell alone; numbers for arrays `[1]`."""
+    return {
+        name: _of_the_first(value)
+        if isinstance(value, dict)
+        else (float(value[0]) if value.ndim == 1 else value[0])
+        for name, value in facts.items()
+    }
 
 
 def read_table(traces: str | Path | TraceSet | ChainTable, settings: CellSettings) -> ChainTable:

@@ -134,7 +134,7 @@ def router_env(args: RouterArgs) -> RouterEnv:
         arms=args.arms,
         prompts=load_prompts(args.prompts),
         max_new_tokens=args.max_new_tokens,
-        cost_model=draftgym.agents.router.live.load_cost_model(None, {}),  # type: ignore[arg-type]
+        latency=draftgym.agents.router.live.load_cost_model(None, {}),  # type: ignore[arg-type]
     )
 
 

@@ -130,7 +130,7 @@ def test_routings_pieces_add_up_to_the_step(
         arms=arms,
         prompts=PROMPTS,
         max_new_tokens=24,
-        cost_model=calibrate(numbered, drafters, repeats=1, contexts=(16, 64)),
+        latency=calibrate(numbered, drafters, repeats=1, contexts=(16, 64)),
     )
     ticks = count()
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(ticks)))

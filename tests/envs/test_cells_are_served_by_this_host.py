@@ -10,6 +10,7 @@ import pytest
 from draftgym.agents.scheduler.cell_args import CellArgs
 from draftgym.agents.scheduler.planners import play_cells
 from draftgym.decoding.costs.batch_cost import BatchCost
+from draftgym.decoding.costs.calibration import calibrate
 from draftgym.decoding.costs.cost_model import CostModel, Curve
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
@@ -107,9 +108,10 @@ def test_files_without_a_host_are_refused_with_a_remedy(file: Path, text: str) -
 def test_this_host_is_measured(
     target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setenv("DRAFTGYM_CACHE", str(tmp_path / "cache"))
+    costs = calibrate(target, some := _some(target), repeats=1, contexts=(16,))
     monkeypatch.setattr(measuring, "load_target", lambda *_: target)
-    monkeypatch.setattr(measuring, "load_drafters", lambda *_: _some(target))
+    monkeypatch.setattr(measuring, "load_drafters", lambda *_: some)
+    monkeypatch.setattr(measuring, "load_cost_model", lambda *_: costs)
     out = tmp_path / "runs" / "host.json"
     args = HostArgs(out=out, users=(1, 3), rows_each=(1, 5), contexts=(8, 32), repeats=1)
     host = measure_host(args)

@@ -104,14 +104,26 @@ def test_the_papers_schedulers_serve_live_users(
     assert table.written and all(tokens == plain[text] for text, tokens in table.written)
 
 
+@pytest.fixture(scope="module")
+def recorded_at(target: Target, drafters: dict[str, Drafter]) -> dict[float, ChainTable]:
+    """Traced texts by temperature."""
+    return {
+        temperature: ChainTable(tiny_traces(target, drafters, temperature, ARMS, PROMPTS, LENGTH))
+        for temperature in TEMPERATURES
+    }
+
+
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize("mode", CELLS)
 def test_a_replayed_cell_is_a_live_one(
-    target: Target, drafters: dict[str, Drafter], mode: str, temperature: float
+    target: Target,
+    drafters: dict[str, Drafter],
+    recorded_at: dict[float, ChainTable],
+    mode: str,
+    temperature: float,
 ) -> None:
     """The same rounds to the last number, and the same knowledge before each of them."""
-    traces = tiny_traces(target, drafters, temperature, ARMS, PROMPTS, LENGTH)
-    recorded = ChainTable(traces)
+    recorded = recorded_at[temperature]
     settings: CellSettings = replace(CELLS[mode], means=means_of(recorded))
     cells = [
         Cell(table, settings) for table in (recorded, live_table(target, drafters, temperature))

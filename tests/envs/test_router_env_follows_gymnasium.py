@@ -42,7 +42,7 @@ def make(
             "arms": ARMS,
             "prompts": PROMPTS,
             "max_new_tokens": 24,
-            "cost_model": costs,
+            "latency": costs,
         }
         return RouterEnv(**(settings | changes))  # type: ignore[arg-type]
 
@@ -63,7 +63,7 @@ def test_env_is_made_by_its_id(
         target=numbered,
         drafters=drafters,
         prompts=PROMPTS,
-        cost_model=costs,
+        latency=costs,
         max_episode_steps=2,
     )
     env.reset(seed=0)

@@ -10,7 +10,6 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 
-from draftgym.agents.router.vec_env import ReplayVecEnv
 from draftgym.decoding.arms import parse_arm
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
@@ -28,8 +27,17 @@ LIMIT = 40
 
 
 @pytest.fixture(scope="module")
-def traces(target: Target, drafters: dict[str, Drafter]) -> TraceSet:
-    return tiny_traces(target, drafters, arms=MORE_ARMS, max_new_tokens=LIMIT)
+def traces_at(target: Target, drafters: dict[str, Drafter]) -> dict[float, TraceSet]:
+    """Traces by temperature."""
+    return {
+        temperature: tiny_traces(target, drafters, temperature, MORE_ARMS, max_new_tokens=LIMIT)
+        for temperature in (0.0, 1.0)
+    }
+
+
+@pytest.fixture(scope="module")
+def traces(traces_at: dict[float, TraceSet]) -> TraceSet:
+    return traces_at[0.0]
 
 
 def live_env(target: Target, drafters: dict[str, Drafter], traces: TraceSet) -> RouterEnv:
@@ -40,7 +48,7 @@ def live_env(target: Target, drafters: dict[str, Drafter], traces: TraceSet) -> 
         prompts=PROMPTS,
         max_new_tokens=LIMIT,
         temperature=traces.origin.temperature,
-        cost_model=traces.origin.cost_model,
+        latency=traces.origin.cost_model,
     )
 
 
@@ -77,9 +85,13 @@ def test_both_environments_deal_the_prompts_of_a_seed_in_one_order(
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("seed", range(4))
 def test_live_and_replay_agree_at_every_round(
-    target: Target, drafters: dict[str, Drafter], temperature: float, seed: int
+    target: Target,
+    drafters: dict[str, Drafter],
+    traces_at: dict[float, TraceSet],
+    temperature: float,
+    seed: int,
 ) -> None:
-    traces = tiny_traces(target, drafters, temperature, MORE_ARMS, max_new_tokens=LIMIT)
+    traces = traces_at[temperature]
     live, replay = live_env(target, drafters, traces), RouterReplayEnv(traces, MORE_ARMS)
     rng = np.random.default_rng(seed)
     options = {"prompt": PROMPTS[seed].question_id, "noise_seed": NOISE_SEED}
@@ -107,47 +119,7 @@ def assert_alike(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
         np.testing.assert_allclose(ours[key], theirs[key], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("count", [1, 3, 7])
-def test_many_episodes_are_single_episodes_side_by_side(traces: TraceSet, count: int) -> None:
-    arms = [parse_arm(arm) for arm in MORE_ARMS]
-    together = ReplayVecEnv(traces, arms, count, price=1.0, seed=3)
-    alone = [RouterReplayEnv(traces, MORE_ARMS) for _ in range(count)]
-    rng = np.random.default_rng(1)
-    observed = together.reset()
-    for index, env in enumerate(alone):
-        env.reset(options={"prompt": playing(together, index)})
-    for _ in range(60):
-        actions = rng.integers(len(arms), size=count)
-        observed, rewards, dones, infos = together.step(actions)
-        for index, env in enumerate(alone):
-            mine, reward, done, _, _ = env.step(actions[index])
-            assert done == dones[index]
-            assert reward == pytest.approx(rewards[index], rel=1e-5)
-            if done:
-                np.testing.assert_array_equal(
-                    infos[index]["terminal_observation"]["signals"], mine["signals"]
-                )
-                mine, _ = env.reset(options={"prompt": playing(together, index)})
-            for key in mine:
-                np.testing.assert_array_equal(observed[key][index], mine[key])
-
-
-def playing(env: ReplayVecEnv, index: int) -> str:
-    return env.replay.texts[env.replay.text_of[index]].question_id
-
-
 def test_replay_passes_both_checkers(traces: TraceSet) -> None:
     env = RouterReplayEnv(traces, MORE_ARMS)
     check_env(env, skip_render_check=True)
     check_env_for_sb3(env)
-
-
-def test_every_text_is_played_before_any_comes_again(traces: TraceSet) -> None:
-    env = ReplayVecEnv(traces, [parse_arm("plain")], 1, price=1.0)
-    env.reset()
-    seen = []
-    for _ in range(4):
-        seen.append(playing(env, 0))
-        while not env.step(np.zeros(1, dtype=np.int64))[2][0]:
-            pass
-    assert sorted(seen) == sorted(prompt.question_id for prompt in PROMPTS)

@@ -1,17 +1,15 @@
-"""The vectorised scheduler environment is single environments side by side; baselines play both."""
+"""The papers' schedulers play cells, and the environments as they play cells."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from stable_baselines3 import PPO
 
 from draftgym.agents.scheduler.planners import RulePlanner, SchedulerPolicy, play_cells
-from draftgym.agents.scheduler.vec_env import SchedulerVecEnv
 from draftgym.decoding.errors import DraftgymError
 from draftgym.envs.cell.cell import Cell
 from draftgym.envs.cell.texts import ChainTable
-from draftgym.envs.scheduler.env import SchedulerBeliefEnv, SchedulerEnv, SchedulerSharesEnv
+from draftgym.envs.scheduler.env import SchedulerEnv, SchedulerSharesEnv
 from tests.handmade_users import MODES, user_table
 
 SPECS = (
@@ -26,40 +24,6 @@ SPECS = (
 @pytest.fixture(scope="module")
 def table() -> ChainTable:
     return user_table()
-
-
-@pytest.mark.parametrize("kind", [SchedulerEnv, SchedulerBeliefEnv, SchedulerSharesEnv])
-@pytest.mark.parametrize("mode", MODES)
-def test_many_cells_are_single_cells_side_by_side(
-    kind: type[SchedulerEnv], mode: str, table: ChainTable
-) -> None:
-    many = SchedulerVecEnv(table, MODES[mode], 3, 2.0, kind=kind, episode_steps=17, seed=5)
-    alone = [kind(table, MODES[mode], price=2.0) for _ in range(3)]
-    observed = many.reset()
-    for index, env in enumerate(alone):
-        mine, _ = env.reset(seed=5 + index)
-        np.testing.assert_array_equal(observed["users"][index], mine["users"])
-    many.action_space.seed(0)
-    for step in range(1, 40):
-        actions = np.stack([many.action_space.sample() for _ in alone])
-        observed, rewards, dones, infos = many.step(actions)
-        assert dones.tolist() == [step % 17 == 0] * 3
-        for index, env in enumerate(alone):
-            mine, reward, *_ = env.step(actions[index])
-            assert reward == pytest.approx(rewards[index], rel=1e-5)
-            if dones[index]:
-                assert infos[index]["TimeLimit.truncated"]
-                last = infos[index]["terminal_observation"]
-                np.testing.assert_array_equal(last["users"], mine["users"])
-                mine, _ = env.reset()
-            for key in mine:
-                np.testing.assert_array_equal(observed[key][index], mine[key])
-
-
-def test_ppo_trains_on_many_cells(table: ChainTable) -> None:
-    env = SchedulerVecEnv(table, MODES["churn"], 4)
-    PPO("MultiInputPolicy", env, n_steps=8, batch_size=16, n_epochs=1).learn(64)
-    assert env.tokens > 64 and env.seconds > 0
 
 
 @pytest.mark.parametrize("spec", SPECS)

@@ -1,0 +1,140 @@
+"""Many cells of users as one `gymnasium.vector.VectorEnv`: what `gymnasium.make_vec` makes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from gymnasium.utils.seeding import np_random
+from numpy.typing import NDArray
+
+from draftgym.decoding.observation import Observation
+from draftgym.envs.cell.cell import Cell
+from draftgym.envs.cell.settings import CellSettings
+from draftgym.envs.cell.texts import ChainTable
+from draftgym.envs.reward import SchedulerReward
+from draftgym.envs.scheduler.env import (
+    SchedulerBeliefEnv,
+    SchedulerEnv,
+    SchedulerSharesEnv,
+    question_ids,
+    read_table,
+    round_facts,
+)
+from draftgym.envs.scheduler.observation import observe_cell, scheduler_observation_space
+from draftgym.envs.vector import ArrayVectorEnv, Facts, Seeds
+from draftgym.rollouts.traces.trace import TraceSet
+
+
+class SchedulerVectorEnv(ArrayVectorEnv):
+    """`draftgym/Scheduler-v0` many times, stepped together.
+
+    Cell i plays what a `SchedulerEnv` (which has the sections on actions, observations, rewards
+    and information) plays with the seed `seed + i`, but that all cells share one running price.
+    `question_ids` are an array `[n, K]`; `tokens` are left out.
+
+    Args:
+        num_envs: Cells, n.
+        traces, cell, price, objective: See `SchedulerEnv`.
+        max_episode_steps: Steps of an episode; None for endless ones.
+
+    Attributes:
+        cell: The cells.
+        reward: Of their steps.
+        tokens: Tokens committed since `forget_counts`.
+        seconds: Time they took, of all cells together.
+        drafted: Tokens verified since then.
+        user_rounds: Drafts (empty ones too) that they were in.
+
+    Raises:
+        DraftgymError: Traces, cell or objective cannot be.
+    """
+
+    single: ClassVar[type[SchedulerEnv]] = SchedulerEnv
+
+    def __init__(
+        self,
+        num_envs: int,
+        traces: str | Path | TraceSet | ChainTable,
+        cell: CellSettings | None = None,
+        price: float | str = "goodput",
+        objective: str = "sum",
+        max_episode_steps: int | None = None,
+    ) -> None:
+        settings = cell or CellSettings()
+        self.table = read_table(traces, settings)
+        self.cell = Cell(self.table, settings, num_envs)
+        self.reward = SchedulerReward(self.cell, price, objective)
+        self.actions = self.single.actions_of(settings.users, self.cell.longest)
+        self._most_steps = np.inf if max_episode_steps is None else max_episode_steps
+        self._steps = np.zeros(num_envs, np.int64)
+        self._generators: list[np.random.Generator] = []
+        self.forget_counts()
+        space = scheduler_observation_space(settings.users)
+        super().__init__(num_envs, space, self.actions.space)
+
+    def forget_counts(self) -> None:
+        """Starts the counts anew."""
+        self.tokens = self.seconds = self.drafted = self.user_rounds = 0.0
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Which entries of the actions matter `[n, ...]`, for masking agents."""
+        return self.actions.masks(self.cell)
+
+    def _seed(self, seed: Seeds, mask: NDArray[np.bool_]) -> None:
+        seeds = range(seed, seed + self.num_envs) if isinstance(seed, int) else seed
+        self._ensure_generators()
+        for index, one in enumerate(seeds):
+            if one is not None and mask[index]:
+                self._generators[index] = np_random(one)[0]
+        self.reward.restart()
+
+    def _ensure_generators(self) -> None:
+        if not self._generators:
+            self._generators = [np_random()[0] for _ in range(self.num_envs)]
+
+    def _begin(self, episodes: NDArray[np.int64], options: dict[str, Any]) -> Facts:
+        self._ensure_generators()
+        rows = np.zeros(self.num_envs, bool)
+        rows[episodes] = True
+        self.cell.reset(self._generators, rows)
+        self._steps[episodes] = 0
+        return {"question_ids": question_ids(self.table, self.cell)}
+
+    def _observe(self) -> Observation:
+        return observe_cell(self.cell)
+
+    def _play(
+        self, actions: NDArray[Any]
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], Facts]:
+        ids, weights = question_ids(self.table, self.cell), self.reward.weights(self.cell)
+        played = self.cell.step(self.actions.plan(self.cell, actions))
+        self._steps += 1
+        self.tokens += float(played.committed.sum())
+        self.seconds += float(played.time.total.sum())
+        self.drafted += float(played.drafted.sum())
+        self.user_rounds += float(played.taken.sum())
+        rewards, never = self.reward(weights, played), np.zeros(self.num_envs, bool)
+        facts = round_facts(self.cell, played) | {"question_ids": ids}
+        facts["price"] = np.full(self.num_envs, self.reward.price)
+        return rewards, never, self._steps >= self._most_steps, facts
+
+
+class SchedulerBeliefVectorEnv(SchedulerVectorEnv):
+    """`draftgym/SchedulerBelief-v0` many times, stepped together; see `SchedulerVectorEnv`."""
+
+    single = SchedulerBeliefEnv
+
+
+class SchedulerSharesVectorEnv(SchedulerVectorEnv):
+    """`draftgym/SchedulerShares-v0` many times, stepped together; see `SchedulerVectorEnv`."""
+
+    single = SchedulerSharesEnv
+
+
+VECTOR_FORMS: dict[type[SchedulerEnv], type[SchedulerVectorEnv]] = {
+    kind.single: kind
+    for kind in (SchedulerVectorEnv, SchedulerBeliefVectorEnv, SchedulerSharesVectorEnv)
+}
+"""The vector form of each environment."""
