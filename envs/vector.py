@@ -108,10 +108,11 @@ class ArrayVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
             final = np.full(self.num_envs, None, object)
             finished = np.flatnonzero(done)
             for index in finished.tolist():
-                final[index] = {key: value[index] for key, value in observation.items()}
+                final[index] = {key: value[index].copy() for key, value in observation.items()}
             told = {"final_obs": final, "final_info": facts} | self._begin(finished, {})
             infos |= masked(told, done)
-            observation = self._observe()
+            for key, value in self._observe(finished).items():
+                observation[key][finished] = value
         return observation, rewards, terminated, truncated, infos
 
     @abstractmethod
@@ -123,8 +124,8 @@ class ArrayVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         """Begins these episodes (indices) anew; returns information of them."""
 
     @abstractmethod
-    def _observe(self) -> Observation:
-        """Observations of all `[n, ...]`, in arrays of their own."""
+    def _observe(self, episodes: NDArray[np.int64] | None = None) -> Observation:
+        """Observations of these episodes (indices; None for all), in arrays of their own."""
 
     @abstractmethod
     def _play(
@@ -154,7 +155,8 @@ def masked(facts: Facts, where: NDArray[np.bool_]) -> dict[str, Any]:
         elif everybody:
             infos[key] = value
         else:
-            infos[key] = np.full_like(value, None if value.dtype == object else 0)
-            infos[key][where] = value[where]
+            nothing = None if value.dtype == object else value.dtype.type(0)
+            rows = where.reshape(-1, *[1] * (value.ndim - 1))
+            infos[key] = np.where(rows, value, nothing)
         infos[f"_{key}"] = where
     return infos

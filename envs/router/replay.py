@@ -185,8 +185,8 @@ class RouterReplayVectorEnv(ArrayVectorEnv):
         self.replay.start(episodes, texts)
         return {"question_id": self._ids[self.replay.text_of]}
 
-    def _observe(self) -> Observation:
-        return self.replay.observe()
+    def _observe(self, episodes: NDArray[np.int64] | None = None) -> Observation:
+        return self.replay.observe(episodes)
 
     def _play(
         self, actions: NDArray[Any]

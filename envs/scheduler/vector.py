@@ -102,8 +102,11 @@ class SchedulerVectorEnv(ArrayVectorEnv):
         self._steps[episodes] = 0
         return {"question_ids": question_ids(self.table, self.cell)}
 
-    def _observe(self) -> Observation:
-        return observe_cell(self.cell)
+    def _observe(self, episodes: NDArray[np.int64] | None = None) -> Observation:
+        everything = observe_cell(self.cell)
+        if episodes is None:
+            return everything
+        return {name: value[episodes] for name, value in everything.items()}
 
     def _play(
         self, actions: NDArray[Any]

@@ -90,11 +90,17 @@ class Replay:
         self._last_used = self._last_used[episodes]
         self.memory.keep(episodes)
 
-    def observe(self) -> Observation:
-        """What a router may know: `signals [n, s]` and `hidden [n, d]`, float32."""
+    def observe(self, episodes: NDArray[np.int64] | None = None) -> Observation:
+        """What a router may know: `signals [n, s]` and `hidden [n, d]`, float32.
+
+        Args:
+            episodes: Of which episodes (indices); None for all.
+        """
         row = self._row
         share = self._remaining[row] / self._limit
         signals = self.memory.signals(self._signals[row], self._context[row], share)
+        if episodes is not None:
+            signals, row = signals[episodes], row[episodes]
         return {"signals": signals, "hidden": self._hidden[row]}
 
     @property
