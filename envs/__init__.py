@@ -2,14 +2,16 @@
 
 | id | class | what a step is |
 |---|---|---|
-| `draftgym/Router-v0` | `RouterEnv` | which drafter and how many tokens, each round of live
-decoding |
+| `draftgym/Router-v0` | `RouterEnv` | which drafter and how many tokens, each round of decoding |
 | `draftgym/RouterMeasured-v0` | `RouterEnv` | the same, rewarded by wall-clock (nondeterministic) |
 | `draftgym/RouterReplay-v0` | `RouterReplayEnv` | the same rounds from traces, without a model |
 | `draftgym/Scheduler-v0` | `SchedulerEnv` | how many tokens each of many users drafts |
-| `draftgym/SchedulerBelief-v0` | `SchedulerBeliefEnv` | what acceptance a closed form is to expect
-|
+| `draftgym/SchedulerBelief-v0` | `SchedulerBeliefEnv` | what acceptance to expect of each user |
 | `draftgym/SchedulerShares-v0` | `SchedulerSharesEnv` | draft lengths and shares of the band |
+
+`gymnasium.make_vec` steps many episodes of those that play traces (all but `Router-v0` and
+`RouterMeasured-v0`) as array operations: `RouterReplayVectorEnv`, `SchedulerVectorEnv` and its
+siblings.
 """
 
 from draftgym.envs.router.live import RouterEnv
