@@ -146,7 +146,7 @@ class Trainer(ABC, Generic[Policy]):
             return
         self._best, self._kept = value, self.policy()
         if self.run is not None:
-            self.export(value)
+            self.export(self._kept, value)
             (self.run / BEST).write_text(json.dumps({self.figure: value}) + "\n")
 
     def save(self) -> None:
@@ -157,12 +157,13 @@ class Trainer(ABC, Generic[Policy]):
         self.agent.save(partial)
         partial.replace(self.run / MODEL)
         if not (self.run / BEST).is_file():
-            self.export(None)
+            self.export(self.policy(), None)
 
-    def export(self, validated: float | None) -> None:
-        """Writes the deployable policy with its card into the run folder.
+    def export(self, policy: Policy, validated: float | None) -> None:
+        """Writes a policy in deployable form, with its card, into the run folder.
 
         Args:
+            policy: The policy.
             validated: Its `figure`; None if unknown.
         """
         assert self.run is not None
@@ -172,7 +173,7 @@ class Trainer(ABC, Generic[Policy]):
             f"validation_{self.figure}": validated,
             "host": describe_host(),
         }
-        self.write(self.policy(), self.run / POLICY, provenance)
+        self.write(policy, self.run / POLICY, provenance)
         (self.run / POLICY / "README.md").write_text(self.card(validated), encoding="utf-8")
 
     def write_config(self, folder: Path) -> None:

@@ -106,7 +106,7 @@ def test_the_exported_scheduler_acts_as_sb3s(train: Train, mode: str) -> None:
         for weight in agent.policy.parameters():
             weight.add_(0.3 * torch.randn_like(weight))
     trainer.run = args.run / "last"
-    trainer.export(None)
+    trainer.export(trainer.policy(), None)
     wanted, _ = agent.predict(batch, deterministic=True)
     actions, _ = load_scheduler(args.run / "last" / "policy", trainer.origin).predict(batch)
     assert len(np.unique(wanted)) > 2
