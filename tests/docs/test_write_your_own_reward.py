@@ -12,7 +12,7 @@ import pytest
 from draftgym.agents.common.settings import RouterPPO
 from draftgym.agents.router import train as training
 from draftgym.agents.router.args import RouterArgs
-from draftgym.decoding.costs.latency import Curve
+from draftgym.decoding.costs.cost_model import Curve
 from draftgym.rollouts.replay.play import play_policy
 from tests.docs.test_documentation import ROOT, blocks
 from tests.handmade_traces import handmade_traces
