@@ -1,4 +1,4 @@
-"""From a script's settings to a network and its objective."""
+"""From a command's settings to a neural drafter in training."""
 
 from __future__ import annotations
 
