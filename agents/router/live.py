@@ -18,7 +18,7 @@ from draftgym.envs.router.live import RouterEnv
 
 
 class CountedRounds(gym.Wrapper[Any, Any, Any, Any]):
-    """A router environment that counts its rounds as `ReplayVecEnv` does."""
+    """A router environment that counts its rounds as `RouterReplayVectorEnv` does."""
 
     def __init__(self, env: RouterEnv) -> None:
         super().__init__(env)

@@ -24,13 +24,14 @@ from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.vec_env import VecEnv
 
 from draftgym.agents.common.trainer import POLICY, Trainer, open_traces, write_card
+from draftgym.agents.common.vec_env import SB3VecEnv
 from draftgym.agents.router.args import RouterArgs, check_args
 from draftgym.agents.router.network import agent_arguments, deployable_network
-from draftgym.agents.router.vec_env import ReplayVecEnv
 from draftgym.decoding.arms import PLAIN, Arm, parse_arm
 from draftgym.decoding.costs.cost_model import CostModel, write_cost_model
 from draftgym.decoding.provenance import check_run_folder
 from draftgym.envs.reward import Reward
+from draftgym.envs.router.replay import RouterReplayVectorEnv
 from draftgym.policies.base import Policy
 from draftgym.policies.folder import PolicyTarget
 from draftgym.policies.routers.learned import LearnedPolicy, save_learned_policy
@@ -106,7 +107,7 @@ class Experience:
     """
 
     env: VecEnv
-    counts: ReplayVecEnv | CountedRounds
+    counts: RouterReplayVectorEnv | CountedRounds
     arms: tuple[Arm, ...]
     target: PolicyTarget
     dtype: str
@@ -127,9 +128,10 @@ def replayed_experience(traces: TraceSet, args: RouterArgs) -> Experience:
     origin = traces.origin
     arms = tuple(map(parse_arm, args.arms or (*origin.arms, PLAIN)))
     texts, validation = traces.split(args.validation)
-    env = ReplayVecEnv(texts, arms, args.agent.n_envs, args.latency_price, seed=args.seed)
+    names = list(map(str, arms))
+    env = RouterReplayVectorEnv(args.agent.n_envs, texts, names, args.latency_price)
     return Experience(
-        env,
+        SB3VecEnv(env, args.seed),
         env,
         arms,
         origin,

@@ -42,12 +42,12 @@ from draftgym.agents.scheduler.bounded_reward import BoundedReward
 from draftgym.agents.scheduler.cell_args import known_means, means_of
 from draftgym.agents.scheduler.planners import ENVIRONMENTS, LearnedPlanner, play_cells
 from draftgym.agents.scheduler.policy import SchedulerActorCritic, SchedulerSAC, acting_network
-from draftgym.agents.scheduler.vec_env import SchedulerVecEnv
 from draftgym.decoding.model.precision import usable_cores
 from draftgym.decoding.provenance import check_run_folder
 from draftgym.envs.cell.cell import Cell
 from draftgym.envs.cell.texts import ChainTable
 from draftgym.envs.scheduler.observation import CELL_FEATURES, USER_FEATURES
+from draftgym.envs.scheduler.vector import VECTOR_FORMS
 from draftgym.policies.schedulers.learned import (
     BELIEFS,
     SHARES,
@@ -68,6 +68,8 @@ WHAT = {
 """What a policy does each round, by its head."""
 CELLS, ROUNDS = 48, 96
 """Cells that validation plays, and rounds of each."""
+EPISODE = 256
+"""Steps of an episode."""
 
 
 def train_scheduler(args: SchedulerArgs) -> Path:
@@ -122,6 +124,7 @@ class SchedulerTrainer(Trainer[LearnedScheduler]):
 
     figure, usual_speed = "tokens_per_second", 2_000
     args: SchedulerArgs
+    env: BoundedReward
     agent: PPO | SAC
 
     def __init__(self, args: SchedulerArgs, traces: TraceSet, run: Path | None) -> None:
@@ -131,17 +134,17 @@ class SchedulerTrainer(Trainer[LearnedScheduler]):
         settings, kind = args.cell.settings(), ENVIRONMENTS[args.actions]
         table, self.aside = ChainTable(texts, settings.arms), ChainTable(aside, settings.arms)
         self.means, count = means_of(table), args.agent.n_envs
-        self.cells = self.counts = SchedulerVecEnv(
-            table, settings, count, args.price, args.objective, kind, seed=args.seed
+        self.cells = self.counts = VECTOR_FORMS[kind](
+            count, table, settings, args.price, args.objective, EPISODE
         )
-        self.env = BoundedReward(self.cells)
+        self.env = BoundedReward(self.cells, args.seed)
         longest = self.cells.cell.longest
         self.head = SchedulerHead(args.actions, longest, USER_FEATURES, CELL_FEATURES)
         # SAC logs whenever so many episodes have ended, and all cells end together.
         self.log_interval = 1 if args.algorithm == "ppo" else count
         self.agent = self.make_agent()
         if args.actions == BELIEFS:  # any good policy will do
-            self.cells.reference = LearnedPlanner(self.policy(), self.cells.cell)
+            self.env.reference = LearnedPlanner(self.policy(), self.cells.cell)
         if isinstance(self.agent, SAC) and self.agent.num_timesteps:
             # The buffer is not saved; it must fill before it teaches.
             self.agent.learning_starts = self.agent.num_timesteps + args.sac.learning_starts

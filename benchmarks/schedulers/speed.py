@@ -32,11 +32,11 @@ from draftgym.agents.scheduler.planners import (
     LearnedPlanner,
     RulePlanner,
 )
-from draftgym.agents.scheduler.vec_env import SchedulerVecEnv
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
 from draftgym.envs.cell.cell import Cell
 from draftgym.envs.cell.texts import ChainTable
 from draftgym.envs.scheduler.observation import CELL_FEATURES, USER_FEATURES
+from draftgym.envs.scheduler.vector import VECTOR_FORMS
 from draftgym.policies.schedulers.learned import BELIEFS, LENGTHS, LearnedScheduler, SchedulerHead
 from draftgym.rollouts.traces.file import read_traces
 
@@ -118,20 +118,18 @@ def tables(result: Json) -> list[Table]:
 
 def stepping(kind: str, cell: CellArgs, table: ChainTable, args: SchedulerSpeedArgs) -> Result:
     """User-rounds a second of the vectorised environment under random actions of one kind."""
-    env = SchedulerVecEnv(table, cell.settings(), args.count, kind=ENVIRONMENTS[kind])
+    env = VECTOR_FORMS[ENVIRONMENTS[kind]](args.count, table, cell.settings())
     env.action_space.seed(0)
     env.reset()
 
     def play(steps: int) -> float:
         """User-rounds of so many steps; actions are drawn beforehand."""
-        actions = [
-            np.stack([env.action_space.sample() for _ in range(args.count)]) for _ in range(steps)
-        ]
+        actions = [env.action_space.sample() for _ in range(steps)]
         env.forget_counts()
         start = time.perf_counter()
         for action in actions:
             env.step(action)
-        return float(env.user_rounds) / (time.perf_counter() - start)
+        return env.user_rounds / (time.perf_counter() - start)
 
     play(WARM_UP)
     return _measured(kind, cell.users, [play(args.steps) for _ in range(args.repeats)])

@@ -28,13 +28,13 @@ from benchmarks.report import Json, Table
 from benchmarks.results import Result, check, finish
 from draftgym.agents.router.args import RouterArgs
 from draftgym.agents.router.train import train_router
-from draftgym.agents.router.vec_env import ReplayVecEnv
 from draftgym.decoding.arms import PLAIN, Arm, parse_arm
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import exit_on_user_error
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.verify.rules import make_rule
 from draftgym.drafters.batched import BatchDrafter
+from draftgym.envs.router.replay import RouterReplayVectorEnv
 from draftgym.policies.routers.rules import RandomPolicy
 from draftgym.rollouts.decode.interleaved import decode_prompts, encode_prompt
 from draftgym.rollouts.decode.options import DecodingOptions
@@ -130,7 +130,7 @@ def replaying(traces: TraceSet, arms: list[Arm], count: int, steps: int = 300) -
     """Rounds a second of the vectorised environment on one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    env = ReplayVecEnv(traces, arms, count, price=1.0)
+    env = RouterReplayVectorEnv(count, traces, list(map(str, arms)))
     env.reset()
     actions = np.random.default_rng(0).integers(len(arms), size=(steps, count))
 

@@ -23,11 +23,11 @@ from draftgym.agents.scheduler.planners import LearnedPlanner, play_cells
 from draftgym.agents.scheduler.policy import acting_network
 from draftgym.agents.scheduler.train import SchedulerTrainer, train_scheduler
 from draftgym.agents.scheduler.train import train as train_in_memory
-from draftgym.agents.scheduler.vec_env import SchedulerVecEnv
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.observation import Observation
 from draftgym.envs.cell.cell import Cell
 from draftgym.envs.scheduler.observation import USER_FEATURES
+from draftgym.envs.scheduler.vector import SchedulerVectorEnv
 from draftgym.policies.schedulers.learned import load_scheduler
 from draftgym.rollouts.traces.file import read_traces
 from tests.handmade_users import user_table, user_traces
@@ -223,7 +223,7 @@ def test_losses_are_bounded_and_keep_their_order() -> None:
     seen = bounded(rewards, 9.0)
     np.testing.assert_array_equal(seen[:3], rewards[:3])
     assert (np.diff(seen) < 0).all() and seen[-1] > -150
-    cells = SchedulerVecEnv(user_table(), CellArgs(users=3).settings(), 2)
+    cells = SchedulerVectorEnv(2, user_table(), CellArgs(users=3).settings())
     env = BoundedReward(cells)
     env.reset()
     env.step(np.full((2, 3), 6))

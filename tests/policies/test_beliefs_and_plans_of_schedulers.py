@@ -18,12 +18,12 @@ from draftgym.agents.scheduler.planners import (
     RulePlanner,
     play_cells,
 )
-from draftgym.agents.scheduler.vec_env import SchedulerVecEnv
 from draftgym.envs.cell.cell import Cell
 from draftgym.envs.cell.settings import CellSettings
 from draftgym.envs.cell.texts import ChainTable
 from draftgym.envs.scheduler.env import SchedulerBeliefEnv
 from draftgym.envs.scheduler.observation import CELL_FEATURES, USER_FEATURES, observe_cell
+from draftgym.envs.scheduler.vector import SchedulerBeliefVectorEnv
 from draftgym.policies.multispin.curves import belief_plan, curve_plan, geometric_chances
 from draftgym.policies.multispin.heterogeneous import heterogeneous_plan
 from draftgym.policies.multispin.problem import Plan, RoundProblem, VerificationCost
@@ -173,10 +173,10 @@ def test_a_preview_is_what_playing_brings_and_changes_nothing(mode: str, table: 
 
 
 def test_the_reference_takes_its_own_reward_off(table: ChainTable) -> None:
-    cells = SchedulerVecEnv(table, MODES["synchronous"], 4, 2.0, kind=SchedulerBeliefEnv)
+    cells = SchedulerBeliefVectorEnv(4, table, MODES["synchronous"], 2.0)
     env = BoundedReward(cells)
     env.reset()
-    cells.reference = LearnedPlanner(network_of()[0], cells.cell)
+    env.reference = LearnedPlanner(network_of()[0], cells.cell)
     for _ in range(10):
         same, _ = network_of()[0].predict(observe_cell(cells.cell))
         _, rewards, _, _ = env.step(same)
