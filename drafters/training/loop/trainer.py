@@ -220,7 +220,9 @@ class Trainer:
         size = self.config.batch_size
         held = sorted(self.corpus.validation, key=lambda text: len(text.tokens))
         groups = [held[i : i + size] for i in range(0, len(held), size)]
-        results = [self._loss(group) for group in tqdm(groups, "validating", leave=False)]
+        results = [
+            self._loss(group) for group in tqdm(groups, "validating", leave=False, disable=None)
+        ]
         total = sum(tokens for _, tokens in results)
         rows = [[float(x) for x in (output.loss, *output.agreement)] for output, _ in results]
         shares = [tokens / total for _, tokens in results]

@@ -60,7 +60,7 @@ class Watch:
         texts = self.texts[: TEXTS if light else TEXTS_OF_A_SMALL_LM]
         shapes = watched_shapes(drafter, with_tree=light)
         rows = []
-        for text in tqdm(texts, "decoding texts set aside", leave=False):
+        for text in tqdm(texts, "decoding texts set aside", leave=False, disable=None):
             made = rounds_at_each(drafter, self._recorded(drafter, text), [*shapes.values()])
             rows.append([rounds.walked().committed for rounds in made])
         rounds = dict(
