@@ -30,7 +30,7 @@ class BatchDrafter(Drafter):
     """
 
     TOGETHER = 48
-    """Places per pass; the noise of so many is kept (`decoding.verify.noise.NoiseCache`)."""
+    """Places per pass; the noise of so many is kept (`decoding.verify.coupled.NoiseCache`)."""
 
     draft_rows: int
     draft_ids: Tensor | None = None
