@@ -10,7 +10,7 @@ help:  ## List these commands
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(RUN) -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 target: .venv/.ready
@@ -18,19 +18,20 @@ target: .venv/.ready
 
 setup: target  ## Virtual environment, pinned dependencies, embedded target
 
-train: traces  ## Train a router on traces of real decoding, then compare it with its baselines by the clock
+train: setup  ## Trace real decoding, train a router on it, compare it with its baselines by the clock
+	$(DRAFTGYM) collect --prompts train --limit-per-category 10 --out runs/traces
 	$(DRAFTGYM) train-router --traces runs/traces --run runs/router
 	$(DRAFTGYM) evaluate --limit-per-category 2 --max-new-tokens 64 --report runs/report \
-	    --policies plain eagle3 dflash ngram runs/router/policy
+	    --policies plain ngram:8 eagle3:3x6 runs/router/policy
 
-traces: setup  ## What every arm would do at every position of texts from the training prompts
+traces: setup  ## What every arm would do at every position of texts from all training prompts
 	$(DRAFTGYM) collect --prompts train --out runs/traces
 
 evaluate: setup  ## Every policy on all 150 held-out prompts (about half an hour)
 	$(DRAFTGYM) evaluate --json runs/evaluation.json
 
 test: setup  ## The test suite
-	$(RUN) -m pytest -n auto --dist loadfile
+	$(RUN) -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.ready  ## Style
 	$(RUN) -m ruff check .
@@ -40,7 +41,7 @@ types: .venv/.ready  ## Types
 	$(RUN) -m mypy
 
 .venv/.docs: .venv/.ready
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(RUN) -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 docs: .venv/.docs  ## The documentation, built strictly into build/site

@@ -32,7 +32,7 @@ GOODPUT = "goodput"
 MEMORY = 20_000
 """Rounds that the running speed looks back on."""
 OBJECTIVES = ("sum", "log")
-MOST_WEIGHT = 10.0
+MAX_WEIGHT = 10.0
 """Nobody's token counts for more, or for less than its reciprocal."""
 FIRST_PASSES = 100
 """Passes without drafts that a cell's running price begins with."""
@@ -122,7 +122,7 @@ class SchedulerReward:
             return np.ones(cell.shape)
         active, rates = cell.users.active, cell.users.rates
         mean = (rates * active).sum(-1) / np.maximum(active.sum(-1), 1)
-        return np.asarray(np.clip(mean[:, None] / rates, 1 / MOST_WEIGHT, MOST_WEIGHT))
+        return np.asarray(np.clip(mean[:, None] / rates, 1 / MAX_WEIGHT, MAX_WEIGHT))
 
     def worth(
         self, weights: Floats, committed: NDArray[np.int64], seconds: Floats

@@ -29,7 +29,7 @@ from draftgym.envs.radio.channel import Generators, chosen, uniform
 from draftgym.envs.radio.radio import Band, from_db
 
 FORMAT_REMEDY = "a row is `seconds,snr_db` or `seconds,rate_bps`, with `user` where there are many"
-MOST_EFFICIENCY, MOST_DECIBELS = 100.0, 300.0
+MAX_EFFICIENCY, MAX_DECIBELS = 100.0, 300.0
 """What no radio reaches: a rate or ratio beyond it was given in another unit."""
 
 
@@ -198,9 +198,9 @@ def _value(path: Path, line: int, text: str, rate_hertz: float | None) -> float:
     """Decibels, or bits per second and hertz of a rate."""
     value = _number(path, line, text)
     if rate_hertz is None:
-        if abs(value) > MOST_DECIBELS:
+        if abs(value) > MAX_DECIBELS:
             raise _bad(path, line, f"an SNR of {value:g} dB")
-    elif not 0 <= (value := value / rate_hertz) <= MOST_EFFICIENCY:
+    elif not 0 <= (value := value / rate_hertz) <= MAX_EFFICIENCY:
         raise _bad(path, line, f"a rate of {value:g} bit/s per Hz")
     return value
 

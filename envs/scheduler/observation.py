@@ -42,7 +42,7 @@ USER_FEATURES = (
 CELL_FEATURES = ("active", "pass_seconds", "seconds_per_user", "seconds_per_token")
 """Names of the numbers of the cell, in order."""
 
-MOST = 10.0
+LIMIT = 10.0
 """No number is larger, or smaller than its negative: fades have no bound."""
 
 
@@ -54,8 +54,8 @@ def scheduler_observation_space(users: int) -> spaces.Dict:
     """
     return spaces.Dict(
         {
-            "users": spaces.Box(-MOST, MOST, (users, len(USER_FEATURES)), np.float32),
-            "cell": spaces.Box(-MOST, MOST, (len(CELL_FEATURES),), np.float32),
+            "users": spaces.Box(-LIMIT, LIMIT, (users, len(USER_FEATURES)), np.float32),
+            "cell": spaces.Box(-LIMIT, LIMIT, (len(CELL_FEATURES),), np.float32),
         }
     )
 
@@ -64,7 +64,7 @@ def observe_cell(cell: Cell) -> Observation:
     """Observations of n cells: `users` `[n, K, features]` and `cell` `[n, features]`, float32."""
     per_user = np.stack([*_acceptance(cell), *_text(cell), *_hardware(cell), *_flight(cell)], -1)
     active = cell.users.active
-    seen = np.where(active[..., None], np.clip(per_user, -MOST, MOST), 0.0)
+    seen = np.where(active[..., None], np.clip(per_user, -LIMIT, LIMIT), 0.0)
     law, (present, unit) = cell.verification, _unit(cell)
     features = (
         np.log1p(active.sum(-1)),
@@ -73,7 +73,7 @@ def observe_cell(cell: Cell) -> Observation:
         present * law.per_token / unit,
     )
     whole = np.stack(features, axis=-1)
-    whole = np.clip(whole, -MOST, MOST)
+    whole = np.clip(whole, -LIMIT, LIMIT)
     return {"users": seen.astype(np.float32), "cell": whole.astype(np.float32)}
 
 

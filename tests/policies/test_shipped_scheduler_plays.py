@@ -40,14 +40,14 @@ def test_users_that_it_serves_read_plain_decodings_texts() -> None:
     args = CellsLiveArgs(
         scheduler=(str(SHIPPED),),
         cell=CellArgs(users=3, arms=tuple(read_body(SHIPPED)["arms"])),
-        rounds=10,
+        rounds=6,
         per_category=1,
-        max_new_tokens=20,
+        max_new_tokens=12,
     )
     outcome = play_live(args)
     assert not larger_than_rounding(outcome["differences"])
     for row in outcome["rows"]:
-        assert row["same_texts"] + row["same_beginnings"] >= 3 and row["tokens"] >= 30
+        assert row["same_texts"] + row["same_beginnings"] >= 3 and row["tokens"] >= 18
 
 
 def test_its_card_tells_how_it_was_made() -> None:
