@@ -40,10 +40,10 @@ TREE_NODES = (4, 5, 9, 16, MAX_TREE_NODES)
 def calibrate(
     target: Target,
     drafters: Mapping[str, Drafter],
-    repeats: int = 7,
+    repeats: int = 5,
     contexts: Sequence[int] = CONTEXTS,
 ) -> CostModel:
-    """Measures the cost model on this host; takes about a minute.
+    """Measures the cost model on this host; takes one to three minutes.
 
     Args:
         target: The target.
@@ -106,7 +106,7 @@ def load_cost_model(target: Target, drafters: Mapping[str, Drafter]) -> CostMode
     path = cache_folder() / "cost-models" / f"{key}.json"
     if path.is_file():
         return read_cost_model(path, "delete the file; it is measured again")
-    print("measuring the cost model of this host (once)", file=sys.stderr)
+    print("measuring what rounds cost on this host: once, 1 to 3 minutes", file=sys.stderr)
     model = calibrate(target, drafters)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")

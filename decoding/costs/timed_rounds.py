@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from draftgym.decoding.drafting import Drafter, DraftShape, PrefixView
 from draftgym.decoding.round import verify_batch
@@ -38,13 +39,13 @@ def median_seconds(rounds: Mapping[Key, Round], repeats: int) -> dict[Key, float
     all alike.
     """
     seconds: dict[Key, list[float]] = {key: [] for key in rounds}
-    for repeat in range(repeats + 1):
-        for key, play in rounds.items():
-            piece = play()
-            start = time.perf_counter()
-            piece()
-            if repeat:
-                seconds[key].append(time.perf_counter() - start)
+    turns = [(repeat, key) for repeat in range(repeats + 1) for key in rounds]
+    for repeat, key in tqdm(turns, "measuring", unit="round", leave=False, mininterval=1):
+        piece = rounds[key]()
+        start = time.perf_counter()
+        piece()
+        if repeat:
+            seconds[key].append(time.perf_counter() - start)
     return {key: median(times) for key, times in seconds.items()}
 
 
