@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -103,8 +104,20 @@ def test_cache_and_signals_are_plain_decodings_when_a_drafted_stop_token_ends_th
     torch.testing.assert_close(drafted.last_logits, plain.last_logits, rtol=1e-4, atol=1e-4)
 
 
-def test_a_slow_reader_does_not_slow_decoding(target: Target) -> None:
+def test_a_slow_reader_does_not_slow_decoding(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(now=0)
+
+    def tick() -> int:
+        clock.now += 1
+        return clock.now
+
+    monkeypatch.setattr(time, "perf_counter", tick)
+    reader = 1_000_000
     decoder = SpeculativeDecoder(target, {}, PlainPolicy())
-    result = decoder.generate(PROMPT, 4, on_tokens=lambda tokens: time.sleep(0.2))
+    result = decoder.generate(
+        PROMPT, 4, on_tokens=lambda tokens: setattr(clock, "now", clock.now + reader)
+    )
     rounds = sum(item.record.times.total + item.decide_seconds for item in result.rounds)
-    assert rounds <= result.decode_seconds < rounds + 0.2
+    assert clock.now > reader and 0 < rounds <= result.decode_seconds < reader
