@@ -3,7 +3,7 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 DRAFTGYM := .venv/bin/draftgym
 
-.PHONY: help setup target train traces figures users scheduler edge evaluate test lint types docs check bench format clean
+.PHONY: help setup target train traces figures users scheduler edge evaluate test fuzz lint types docs check bench format clean
 
 help:  ## List these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,6 +32,9 @@ evaluate: setup  ## Every policy on all 150 held-out prompts (about half an hour
 
 test: setup  ## The test suite
 	$(RUN) -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+fuzz: setup  ## Thousands of damaged files and strange inputs: no stack trace, nothing lost
+	$(RUN) -m pytest -n auto tests/fuzz --hypothesis-profile fuzz
 
 lint: .venv/.ready  ## Style
 	$(RUN) -m ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.model.target import Target, load_target
@@ -11,6 +12,12 @@ from draftgym.drafters.loading import load_drafters
 from tests.tiny import tiny_drafters, tiny_target
 
 torch.set_num_threads(1)
+
+# The suite draws the same inputs every time; `make fuzz` draws new ones, and many more.
+_shared = {"deadline": None, "suppress_health_check": list(HealthCheck)}
+settings.register_profile("suite", max_examples=60, derandomize=True, database=None, **_shared)
+settings.register_profile("fuzz", max_examples=2500, print_blob=True, **_shared)
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,1 @@
+"""Properties over damaged files and strange inputs; `make fuzz` draws thousands more."""
