@@ -30,11 +30,11 @@ traces: setup  ## What every arm would do at every position of texts from all tr
 evaluate: setup  ## Every policy on all 150 held-out prompts (about half an hour)
 	$(DRAFTGYM) evaluate --json runs/evaluation.json
 
-test: setup  ## The test suite
-	$(RUN) -m pytest -n auto --dist loadfile --no-loadscope-reorder
+test: setup  ## The test suite, a process per core
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 fuzz: setup  ## Thousands of damaged files and strange inputs: no stack trace, nothing lost
-	$(RUN) -m pytest -n auto tests/fuzz --hypothesis-profile fuzz
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto tests/fuzz --hypothesis-profile fuzz
 
 lint: .venv/.ready  ## Style
 	$(RUN) -m ruff check .

@@ -73,8 +73,12 @@ def choose_precision(dtype: str = "auto", threads: int | None = None) -> Precisi
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use: those it may run on, at most `OMP_NUM_THREADS` of them."""
+    there = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return min(there, max(1, int(asked))) if asked.isdecimal() else there
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from draftgym.decoding.decoder import PlainPolicy, SpeculativeDecoder
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.precision import usable_cores
 from draftgym.decoding.model.target import load_target, wrap_model
 from draftgym.decoding.model.transformer import NewRows
 from tests.tiny import ONE_THREAD, tiny_model, tiny_target
@@ -250,6 +252,16 @@ def test_impossible_precision_is_refused(tmp_path: Path, dtype: str, threads: in
     with pytest.raises(DraftgymError) as caught:
         load_target(str(tmp_path), dtype, threads)
     assert caught.value.remedy
+
+
+def test_openmps_own_variable_limits_the_threads(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    saved(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1,2")
+    assert load_target(str(tmp_path), "float32").precision.threads == 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "100000")
+    assert usable_cores() <= (os.cpu_count() or 1)
 
 
 def test_a_bare_model_asks_for_a_tokenizer_only_when_text_comes(tmp_path: Path) -> None:
