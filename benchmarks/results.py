@@ -111,10 +111,10 @@ def finish(
     assert module is not None, "benchmarks are modules"
     known = {**(facts or {}), **environment(settings, target, drafters)}
     result: Result = plain({"benchmark": module.name, "environment": known, **figures})
+    if settings.json is not None:  # first: whoever reads the tables may close the pipe
+        write_json(settings.json, result)
     if last:
         show(tables(result))
-    if settings.json is not None:
-        write_json(settings.json, result)
     return result
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +80,48 @@ def parse_json(text: str, name: str, remedy: str) -> dict[str, Any]:
     except RecursionError as error:
         raise DraftgymError(f"{name} is nested too deeply to be read", remedy) from error
     except ValueError as error:  # also a number of more digits than Python converts
-        raise DraftgymError(f"{name} is not JSON that can be read: {error}", remedy) from error
+        reason: object = error
+        if isinstance(error, json.JSONDecodeError) and "\n" not in text:
+            reason = f"{error.msg} at column {error.colno}"
+        raise DraftgymError(f"{name} is not JSON that can be read: {reason}", remedy) from error
     if not isinstance(body, dict):
         raise DraftgymError(f"{name} is JSON, but not an object {{...}}", remedy)
     return body
+
+
+def user_path(text: str | Path) -> Path:
+    """A path as users write it, `~` included; there need be nothing.
+
+    Raises:
+        DraftgymError: The system cannot look it up: too long, nobody's home, a closed folder.
+    """
+    try:
+        path = Path(text).expanduser()
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DraftgymError(
+            f"there is no getting at {reprlib.repr(str(text))}: {reason}", "check the path"
+        ) from error
+    return path
+
+
+def check_unicode(text: str, name: str) -> None:
+    """Raises `DraftgymError` for half a character (a lone surrogate), which no file can hold.
+
+    Args:
+        text: Text from outside.
+        name: What it is called in the message.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start])[1:-1]
+        raise DraftgymError(
+            f"{name} has half a character ({half}, character {error.start + 1})",
+            "write it as UTF-8 text; in JSON a character beyond \\uffff is a pair of escapes",
+        ) from error
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.files import user_path
 from draftgym.decoding.model.target import Target
 from draftgym.drafters.checkpoint import NEURAL, load_drafter
 from draftgym.drafters.formats import recognise
@@ -107,7 +108,7 @@ def find_checkpoints(
     for entry in given or ():
         if is_code(str(entry)):
             continue
-        folder = Path(entry).expanduser()
+        folder = user_path(entry)
         kind = _kind(folder) or str(folder)  # no drafter at all: loading it says what is wrong
         if kind in mine:
             raise DraftgymError(

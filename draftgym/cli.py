@@ -57,9 +57,9 @@ def run(verb: str, arguments: Sequence[str] | None = None) -> None:
 def main() -> None:
     """The `draftgym` program."""
     verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if verb in ("-h", "--help", "help"):
-        print(usage())
-    elif verb == "--version":
-        print(importlib.import_module("draftgym").__version__)
+    if verb in ("-h", "--help", "help", "--version"):
+        with exit_on_user_error():
+            asked = verb == "--version"
+            print(importlib.import_module("draftgym").__version__ if asked else usage())
     else:
         run(verb, sys.argv[2:])

@@ -16,6 +16,7 @@ Schedulers of many users are compared with options of their own (--scheduler --h
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
 import tyro
@@ -23,7 +24,9 @@ import tyro
 
 def main(arguments: Sequence[str]) -> None:
     """`draftgym evaluate`: routers, or schedulers where `--scheduler` is given."""
-    if "--scheduler" in arguments:
+    which = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    which.add_argument("--scheduler", nargs="*")
+    if which.parse_known_args(arguments)[0].scheduler is not None:
         # Cells need gymnasium; routers do without it.
         from draftgym.agents.scheduler.evaluation import EvaluateSchedulersArgs, evaluate_schedulers
 

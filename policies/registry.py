@@ -16,6 +16,7 @@ from draftgym.decoding.arms import PLAIN, Arm, check_arms, default_arms, parse_a
 from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.files import user_path
 from draftgym.decoding.model.embedded import EMBEDDED_TARGETS
 from draftgym.decoding.model.target import Target
 from draftgym.policies.base import Policy
@@ -161,12 +162,12 @@ def _shipped(target: Target) -> Path:
 
 
 def _looks_like_folder(spec: str) -> bool:
-    path = Path(spec).expanduser()
+    path = user_path(spec)
     return path.exists() or "/" in spec or spec.startswith((".", "~"))
 
 
 def _trained(spec: str, drafters: Mapping[str, Drafter], target: Target) -> Policy:
-    path = Path(spec).expanduser()
+    path = user_path(spec)
     if not path.is_dir():
         what = "is a file, not a policy folder" if path.exists() else "does not exist"
         raise DraftgymError(f"policy {spec!r} {what}", "name the folder that train_router.py wrote")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -21,6 +20,7 @@ from draftgym.agents.scheduler.planners import (
 from draftgym.agents.scheduler.report import print_schedulers, write_scheduler_report
 from draftgym.agents.scheduler.totals import PERCENTILES, CellTotals, count_rounds
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.files import user_path, write_json
 from draftgym.decoding.provenance import describe_host, plain
 from draftgym.envs.cell.cell import Cell
 from draftgym.envs.cell.texts import ChainTable
@@ -139,12 +139,13 @@ def evaluate_schedulers(args: EvaluateSchedulersArgs) -> list[SchedulerRow]:
         **plain(asdict(args)),
         **describe_host(),
     }
-    print_schedulers(facts, rows)
     body = {"environment": facts, "schedulers": [asdict(row) for row in rows]}
-    if args.json is not None:
-        args.json.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
-    if args.report is not None:
-        print(f"\nreport: {write_scheduler_report(args.report, facts, rows, body)}")
+    if args.json is not None:  # files first: whoever reads the table may close the pipe
+        write_json(args.json, body)
+    report = args.report and write_scheduler_report(args.report, facts, rows, body)
+    print_schedulers(facts, rows)
+    if report is not None:
+        print(f"\nreport: {report}")
     return rows
 
 
@@ -163,7 +164,7 @@ def chosen_schedulers(
     """
     planners: dict[str, MakePlanner] = {}
     for spec in map(str.strip, specs):
-        path, name = Path(spec).expanduser(), spec
+        path, name = user_path(spec), spec
         make: MakePlanner = partial(RulePlanner, spec, min_length=min_length)
         if path.is_dir() or "/" in spec:
             policy = load_scheduler(path, target)

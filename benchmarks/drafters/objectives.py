@@ -35,6 +35,7 @@ from draftgym.decoding.arms import Arm, check_arms, parse_arm
 from draftgym.decoding.costs.cost_model import read_cost_model
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
+from draftgym.decoding.files import user_path
 from draftgym.decoding.model.target import Target, load_target
 from draftgym.drafters.loading import load_folder
 from draftgym.rollouts.decode.evaluation import check_writable
@@ -166,7 +167,7 @@ def read_names(args: ObjectivesArgs) -> dict[str, list[Path]]:
     folders: dict[str, list[Path]] = {}
     for text in args.checkpoints:
         name, _, places = text.partition("=")
-        paths = [Path(place).expanduser() for place in places.split(",") if place]
+        paths = [user_path(place) for place in places.split(",") if place]
         if not name or not paths or name in folders:
             raise DraftgymError(
                 f"--checkpoints has {text!r}",

@@ -11,6 +11,7 @@ import numpy as np
 from draftgym.agents.scheduler.evaluation import chosen_schedulers
 from draftgym.agents.scheduler.planners import MakePlanner
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.files import user_path
 from draftgym.envs.cell.cell import Cell
 from draftgym.policies.folder import PolicyTarget, policy_name, read_body
 
@@ -103,7 +104,7 @@ def read_group(spec: str) -> tuple[str, list[Path]]:
     method, equals, rest = spec.strip().partition("=")
     if not equals or "/" in method:  # a folder's own name may have the sign
         method, rest = "", spec.strip()
-    folders = [Path(part.strip()).expanduser() for part in rest.split(",") if part.strip()]
+    folders = [user_path(part.strip()) for part in rest.split(",") if part.strip()]
     if not folders or (not method and len(folders) > 1):
         raise DraftgymError(
             f"--policies {spec!r} names no {'method' if folders else 'folder'}",

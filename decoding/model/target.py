@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.files import check_unicode, user_path
 from draftgym.decoding.model.embedded import EMBEDDED_TARGETS, embedded_target, gguf_target
 from draftgym.decoding.model.precision import Precision, choose_precision
 from draftgym.decoding.model.products import Products
@@ -67,6 +67,7 @@ class Target:
         """Token ids `[n]` of a user prompt, in the chat template where the model has one."""
         if not prompt.strip():
             raise DraftgymError("the prompt is empty", "give some text with --prompt")
+        check_unicode(prompt, "the prompt")
         tokenizer = self._require_tokenizer()
         if getattr(tokenizer, "chat_template", None):
             message = [{"role": "user", "content": prompt}]
@@ -99,7 +100,7 @@ def resolve_target(name: str) -> str:
     """
     if name in EMBEDDED_TARGETS:
         return str(embedded_target(name))
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise DraftgymError(f"no file {name!r}", "check the path given as --target")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.decoder import PlainPolicy, RoutingPolicy, SpeculativeDecoder
 from draftgym.decoding.drafting import LAZY_KV_ONLY, Drafter
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.files import write_json
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.provenance import describe_drafters, describe_host, describe_target
 from draftgym.decoding.round import RoundRecord
@@ -93,11 +93,11 @@ def evaluate(args: EvaluateArgs) -> Evaluation:
     if args.settings.catching_up == LAZY_KV_ONLY:  # the only way that the cost model knows
         predict = cost_predictor(load_cost_model(target, drafters))
     result = compare(target, drafters, policies, prompts, args.settings, environment, predict)
+    if args.json is not None:  # files first: whoever reads the table may close the pipe
+        write_json(args.json, report_json(result))
+    page = None if args.report is None else write_report(args.report, result, target)
     print_report(result.environment, result.rows, result.differences)
-    if args.json is not None:
-        args.json.write_text(json.dumps(report_json(result), indent=2) + "\n", encoding="utf-8")
-    if args.report is not None:
-        page = write_report(args.report, result, target)
+    if page is not None:
         print(f"\nreport: {page}")
     return result
 

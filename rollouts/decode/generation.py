@@ -9,6 +9,7 @@ The policy changes how fast the text comes, never what it says.
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ import tyro
 
 from draftgym.decoding.costs.calibration import load_cost_model
 from draftgym.decoding.decoder import Generation, SpeculativeDecoder
+from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.files import check_unicode
 from draftgym.decoding.verify.rules import make_rule
 from draftgym.policies.registry import default_policy, make_policy, shipped_router
 from draftgym.rollouts.decode.options import CatchUpOptions
@@ -90,7 +93,8 @@ def generate(args: GenerateArgs) -> Generation:
         DraftgymError: Anything the user can mend.
     """
     make_rule(args.verification, args.temperature, args.seed, vocab_size=1)
-    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    prompt = read_standard_input() if args.prompt == "-" else args.prompt
+    check_unicode(prompt, "the prompt")
     target, drafters = args.load()
     spec = args.policy or default_policy(drafters, shipped_router(target))
     policy = make_policy(
@@ -117,6 +121,23 @@ def generate(args: GenerateArgs) -> Generation:
         console.print(f"policy: {spec}", highlight=False, markup=False)
         print_stats(result, target, console)
     return result
+
+
+def read_standard_input() -> str:
+    """What comes through the pipe, which is UTF-8 whatever the terminal speaks.
+
+    Raises:
+        DraftgymError: It is not; the message names the first strange byte.
+    """
+    data = sys.stdin.buffer.read()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DraftgymError(
+            f"standard input is not UTF-8: byte {error.start + 1} is {data[error.start]:#04x}",
+            "convert it first: iconv -f latin1 -t utf-8 FILE | draftgym generate --prompt -",
+        ) from error
+    return io.StringIO(text, newline=None).read()  # lines end in one way
 
 
 def _emit(piece: str) -> None:

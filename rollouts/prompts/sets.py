@@ -9,7 +9,8 @@ on `heldout`.
 from __future__ import annotations
 
 import difflib
-import json
+import reprlib
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,10 +18,12 @@ from itertools import zip_longest
 from pathlib import Path
 
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.files import check_unicode, parse_json, user_path
 
 SHIPPED_SETS = ("train", "heldout")
 UNCATEGORISED = "uncategorised"
 _SHAPE = '{"question_id": "my-001", "category": "chat", "turns": ["Hello!"]}'
+_REMEDY = f"write each prompt as one JSON object on one line, such as {_SHAPE}"
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ def load_prompts(
 ) -> list[Prompt]:
     """Reads a prompt set, in the order of its file.
 
+    A note on standard error tells how many prompts have further turns: only the first is played.
+
     Args:
         source: `"train"` or `"heldout"` (shipped sets), or the path of a `.jsonl` file. A file that
             happens to have a set's name is reached as `./train` or as a `Path`.
@@ -73,15 +78,17 @@ def load_prompts(
     prompts = _read(path)
     if categories is not None:
         prompts = _select(prompts, categories, path)
-    if limit_per_category is None:
-        return prompts
-    seen: Counter[str] = Counter()
-    kept = []
-    for prompt in prompts:
-        seen[prompt.category] += 1
-        if seen[prompt.category] <= limit_per_category:
-            kept.append(prompt)
-    return kept
+    if limit_per_category is not None:
+        prompts = _first_of_each(prompts, limit_per_category)
+    if longer := further_turns(prompts):
+        told = f"{longer} of {len(prompts)} prompts have further turns, which are not played"
+        print(f"note: {path}: {told}", file=sys.stderr)
+    return prompts
+
+
+def further_turns(prompts: Iterable[Prompt]) -> int:
+    """Prompts with more turns than the first, the only one that is played."""
+    return sum(len(prompt.turns) > 1 for prompt in prompts)
 
 
 def refuse_held_out(question_ids: Iterable[str]) -> None:
@@ -112,11 +119,21 @@ def interleave_categories(prompts: Iterable[Prompt]) -> list[Prompt]:
     return [prompt for one_round in rounds for prompt in one_round if prompt is not None]
 
 
+def _first_of_each(prompts: Iterable[Prompt], limit: int) -> list[Prompt]:
+    seen: Counter[str] = Counter()
+    kept = []
+    for prompt in prompts:
+        seen[prompt.category] += 1
+        if seen[prompt.category] <= limit:
+            kept.append(prompt)
+    return kept
+
+
 def _locate(source: str | Path) -> Path:
     """The file behind a set's name or a path."""
     if isinstance(source, str) and source in SHIPPED_SETS:
         return Path(__file__).with_name(f"{source}.jsonl")
-    path = Path(source).expanduser()
+    path = user_path(source)
     if path.is_file():
         return path
     if path.is_dir():
@@ -174,19 +191,11 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _parse(line: str, where: str) -> Prompt:
     """One line as a prompt; `where` opens every complaint."""
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DraftgymError(
-            f"{where}: not valid JSON ({error.msg} at column {error.colno})",
-            f"write each prompt as one JSON object on one line, such as {_SHAPE}",
-        ) from error
-    if not isinstance(record, dict):
-        raise DraftgymError(
-            f"{where}: expected a JSON object, found {type(record).__name__}",
-            f"write each prompt as one JSON object on one line, such as {_SHAPE}",
-        )
-    return Prompt(_question_id(record, where), _category(record, where), _turns(record, where))
+    record = parse_json(line, f"{where}: it", _REMEDY)
+    prompt = Prompt(_question_id(record, where), _category(record, where), _turns(record, where))
+    for text in (prompt.question_id, prompt.category, *prompt.turns):
+        check_unicode(text, f"{where}: it")
+    return prompt
 
 
 def _question_id(record: dict[str, object], where: str) -> str:
@@ -207,7 +216,7 @@ def _category(record: dict[str, object], where: str) -> str:
         return UNCATEGORISED
     if not isinstance(value, str) or not value.strip():
         raise DraftgymError(
-            f'{where}: "category" must be text that is not empty, found {value!r}',
+            f'{where}: "category" must be text that is not empty, found {reprlib.repr(value)}',
             'write for example "category": "chat", or leave the key out',
         )
     return value

@@ -18,7 +18,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from draftgym import cli
+from draftgym.agents.scheduler import evaluation as scheduler_evaluation
 from draftgym.decoding.decoder import PlainPolicy, SpeculativeDecoder
+from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import load_target
 from draftgym.rollouts.decode.generation import TextStream
 from tests.tiny_text import byte_tokenizer, save_drafters, save_prompts, save_target
@@ -210,6 +212,49 @@ def poison(path: Path) -> None:
     weights = next(tensor for tensor in tensors.values() if tensor.is_floating_point())
     weights.view(-1)[0] = torch.nan
     save_file(tensors, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"caf\xe9", "byte 4 is 0xe9"),
+        ("wide".encode("utf-16"), "byte 1 is 0xff"),
+        (b"\xed\xa0\x80", "byte 1 is 0xed"),
+    ],
+)
+def test_a_pipe_that_is_not_utf8_is_refused_before_anything_is_loaded(
+    data: bytes, says: str, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), "ascii"))
+    status, out, err = script("generate.py", "--prompt", "-", "--target", "./nowhere")
+    assert (status, out) == (2, "") and says in err and "remedy: convert it" in err
+
+
+def test_half_a_character_is_refused(files: Files, script: Script) -> None:
+    """As a shell hands over a byte that is not UTF-8."""
+    status, out, err = script("generate.py", "--prompt", "caf\udce9", "--target", "./nowhere")
+    assert (status, out) == (2, "") and "half a character" in err
+    with pytest.raises(DraftgymError, match="half a character"):
+        load_target(str(files.target), "float32", 1).encode("caf\udce9")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["--scheduler=fixed"], ("fixed",)),
+        (["--scheduler", "fixed", "oracle"], ("fixed", "oracle")),
+        (["--cells", "2", "--scheduler=fixed", "--rounds=3"], ("fixed",)),
+        (["--scheduler=fixed", "oracle", "--seed=1"], ("fixed", "oracle")),
+        (["--scheduler"], ()),
+    ],
+)
+def test_schedulers_are_compared_however_the_option_is_written(
+    arguments: list[str], wanted: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(scheduler_evaluation, "evaluate_schedulers", seen.append)
+    cli.run("evaluate", arguments)
+    assert [args.scheduler for args in seen] == [wanted]
 
 
 @pytest.mark.parametrize("damage", [cut, poison])

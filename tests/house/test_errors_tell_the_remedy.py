@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from draftgym.agents.common.settings import RouterPPO
 from draftgym.agents.router.train import RouterArgs, train_router
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
+from draftgym.decoding.files import user_path
 from draftgym.drafters.training.build import DFlashSettings
 from draftgym.drafters.training.loop.progress import TrainerConfig
 from draftgym.drafters.training.main import DFlashArgs, train
@@ -41,6 +44,37 @@ def test_a_kill_runs_what_saves(sent: signal.Signals) -> None:
         for one, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
             signal.signal(one, handler)
     assert stopped.value.code == 130 and saved
+
+
+def test_a_reader_that_goes_ends_the_process_quietly(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in `draftgym --help | head -1`: the status of a closed pipe, no trace, no second try."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", encoding="utf-8") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        with pytest.raises(SystemExit) as stopped, exit_on_user_error():
+            print("the text")
+            sys.exit(0)
+    assert stopped.value.code == 141 and capsys.readouterr().err == ""
+
+
+def test_what_a_terminal_lacks_is_printed_as_an_escape(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, "ascii"))
+    with exit_on_user_error():
+        print("Grüße 🙂 \ud800")
+    assert shown.getvalue() == b"Gr\\xfc\\xdfe \\U0001f642 \\ud800\n"
+
+
+def test_paths_that_no_system_has_are_the_users_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("x" * 5000, "~nobody-of-this-name/x", "\0"):
+        with pytest.raises(DraftgymError, match="no getting at"):
+            user_path(name)
+    with pytest.raises(SystemExit) as stopped, exit_on_user_error():
+        Path("x" * 5000).stat()
+    assert stopped.value.code == 2 and "remedy" in capsys.readouterr().err
 
 
 def test_router_settings_that_cannot_work_are_refused(tmp_path: Path) -> None:

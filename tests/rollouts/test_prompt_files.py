@@ -11,7 +11,12 @@ from pathlib import Path
 import pytest
 
 from draftgym.decoding.errors import DraftgymError
-from draftgym.rollouts.prompts.sets import Prompt, interleave_categories, load_prompts
+from draftgym.rollouts.prompts.sets import (
+    Prompt,
+    further_turns,
+    interleave_categories,
+    load_prompts,
+)
 
 CATEGORIES = ("chat", "code", "math", "summary", "structured")
 GOOD = '{"question_id": "a", "category": "chat", "turns": ["Hello"]}'
@@ -101,8 +106,17 @@ def test_byte_order_mark_is_harmless(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ('{"question_id": "b", ', "not valid JSON"),
-        ('["b", "chat"]', "expected a JSON object, found list"),
+        ('{"question_id": "b", ', "not JSON that can be read: Expecting property name"),
+        ('["b", "chat"]', "is JSON, but not an object"),
+        (
+            '{"question_id": "b", "turns": ["x"], "turns": ["y"]}',
+            "the key 'turns' stands in it twice",
+        ),
+        ('{"question_id": ' + "9" * 5000 + ', "turns": ["x"]}', "not JSON that can be read"),
+        ('{"turns": ' + "[" * 100_000, "nested too deeply"),
+        ('{"question_id": "b", "turns": ["half \\ud800"]}', "half a character"),
+        ('{"question_id": "\\udfff", "turns": ["x"]}', "half a character"),
+        ('{"question_id": "b", "turns": ["\0"]}', "Invalid control character"),
         ('{"question_id": "b"}', '"turns" is missing'),
         ('{"question_id": "b", "turns": []}', '"turns" is missing, empty'),
         ('{"question_id": "b", "turns": "Hello"}', "not a list"),
@@ -134,6 +148,24 @@ def test_bytes_that_are_not_utf8_are_named_by_line(tmp_path: Path) -> None:
     error = complaint(path)
     assert f"{path}, line 2: not UTF-8" in error.problem
     assert "UTF-8" in error.remedy
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
+def test_a_file_in_another_encoding_is_refused(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "wide.jsonl"
+    path.write_bytes(GOOD.encode(encoding))
+    assert f"{path}, line 1: " in complaint(path).problem
+
+
+def test_later_turns_are_counted_aloud(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    turns = (["One"], ["One", "Two"], ["One", "Two", "Three"])
+    lines = (json.dumps({"question_id": i, "turns": mine}) for i, mine in enumerate(turns))
+    prompts = load_prompts(write(tmp_path, *lines))
+    said = capsys.readouterr().err
+    assert said.endswith("2 of 3 prompts have further turns, which are not played\n")
+    assert said.count("\n") == 1 and further_turns(prompts) == 2
+    load_prompts("heldout")
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("content", ["", "\n \n"])
