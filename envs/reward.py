@@ -48,14 +48,14 @@ class RoundReward:
         first_time: How much time that counts for.
 
     Raises:
-        ValueError: Another price.
+        DraftgymError: Another price.
     """
 
     def __init__(
         self, price: float | str, first_speed: float = 1.0, first_time: float = 100.0
     ) -> None:
         if isinstance(price, str) and price != GOODPUT:
-            raise ValueError(f"the price must be a number or {GOODPUT!r}, got {price!r}")
+            raise DraftgymError(f"a price of {price!r}", f"give a number or {GOODPUT!r}")
         self._fixed = None if isinstance(price, str) else float(price)
         self._first = first_speed * first_time, first_time
         self.restart()
@@ -85,6 +85,13 @@ class RoundReward:
         return np.asarray(rewards)
 
 
+def restart(reward: Reward) -> None:
+    """Lets a reward forget earlier rounds, if it remembers any (`RoundReward.restart`)."""
+    forget = getattr(reward, "restart", None)
+    if forget is not None:
+        forget()
+
+
 class SchedulerReward:
     """Rewards the steps of cells.
 
@@ -94,8 +101,7 @@ class SchedulerReward:
         objective: `sum` or `log`.
 
     Raises:
-        DraftgymError: Another objective.
-        ValueError: Another price.
+        DraftgymError: Another objective or price.
     """
 
     def __init__(self, cell: Cell, price: float | str, objective: str) -> None:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.observation import Observation
+from draftgym.envs.options import never_begun
 
 Seeds = int | Sequence[int | None]
 Facts = dict[str, Any]
@@ -48,6 +49,7 @@ class ArrayVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         self.single_action_space = action_space
         self.observation_space = batch_space(observation_space, num_envs)
         self.action_space = batch_space(action_space, num_envs)
+        self._running = np.zeros(num_envs, bool)
 
     def reset(  # type: ignore[override]
         self, *, seed: Seeds | None = None, options: Mapping[str, Any] | None = None
@@ -69,6 +71,8 @@ class ArrayVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
                 f"a reset_mask {mask.dtype} {mask.shape} of {self.num_envs} episodes",
                 "give an array of bool, one for each episode, with one true at least",
             )
+        if isinstance(seed, np.integer):
+            seed = int(seed)
         if seed is not None:
             if isinstance(seed, Sequence) and len(seed) != self.num_envs:
                 raise DraftgymError(
@@ -77,6 +81,7 @@ class ArrayVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
                 )
             self._seed(seed, mask)
         begun = self._begin(np.flatnonzero(mask), told)
+        self._running |= mask
         return self._observe(), masked(begun, mask)
 
     def step(
@@ -93,8 +98,11 @@ class ArrayVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
             finished, that of `reset` for the same, that of the step for the others.
 
         Raises:
-            DraftgymError: Actions that are not in the action space.
+            DraftgymError: Actions that are not in the action space, or an episode that was never
+                begun with `reset`.
         """
+        if not self._running.all():
+            raise never_begun()
         actions = np.asarray(actions)
         if not self.action_space.contains(actions):
             raise DraftgymError(

@@ -12,7 +12,8 @@ from gymnasium import spaces
 from draftgym.decoding.arms import Arm
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.observation import Observation, signal_names
-from draftgym.envs.reward import Reward, RoundReward
+from draftgym.envs.options import check_options, never_begun
+from draftgym.envs.reward import Reward, RoundReward, restart
 
 
 class RoundsEnv(gym.Env[Observation, np.int64]):
@@ -26,7 +27,12 @@ class RoundsEnv(gym.Env[Observation, np.int64]):
         render_mode: `ansi` or None.
 
     Attributes:
-        reward: What rounds are worth; assign another `Reward` to learn for another goal.
+        reward: What rounds are worth; assign another `Reward` to learn for another goal. A seeded
+            reset restarts it (`draftgym.envs.reward.restart`).
+        running: Whether a step may follow.
+
+    Raises:
+        DraftgymError: There is no text, or the price is neither a number nor `goodput`.
     """
 
     metadata = {  # noqa: RUF012 - Gymnasium declares it as an instance variable
@@ -48,24 +54,41 @@ class RoundsEnv(gym.Env[Observation, np.int64]):
         spaces = router_spaces(self.arms, hidden)
         self.observation_space, self.action_space = spaces  # type: ignore[assignment]
         self._order = TextOrder(question_ids)
+        self.running = False
 
-    def _next_text(self, seed: int | None, options: Mapping[str, Any] | None) -> int:
-        """Index of the text of a new episode; a seed also starts the order anew.
+    def _next_text(self, seed: int | None, options: Mapping[str, Any], *known: str) -> int:
+        """Index of the text of a new episode; a seed also starts order and reward anew.
+
+        Args:
+            seed: See `reset`.
+            options: See `reset`.
+            known: Which there are.
 
         Raises:
-            DraftgymError: `options` ask for a prompt that there is not.
+            DraftgymError: `options` ask for a prompt that there is not, or for something else.
         """
+        check_options(options, *known)
         super().reset(seed=seed)
+        self.running = False
         if seed is not None:
-            self._order = TextOrder(self._order.names)
-        return self._order.next(self.np_random, options or {})
+            self._order.restart()
+            restart(self.reward)
+        return self._order.next(self.np_random, options)
 
     def _index_of(self, action: SupportsInt) -> int:
-        """The action as a checked index into the arms."""
-        index = int(action)
-        if not self.action_space.contains(index):
-            raise ValueError(f"action {action!r} is not one of the {len(self.arms)} arms")
-        return index
+        """The action of a step as a checked index into the arms.
+
+        Raises:
+            DraftgymError: It is no such index, or no episode is running.
+        """
+        if not self.running:
+            raise never_begun()
+        if not self.action_space.contains(np.asarray(action)[()]):
+            raise DraftgymError(
+                f"action {action!r} is not one of the {len(self.arms)} arms",
+                f"give an index from 0 to {len(self.arms) - 1}",
+            )
+        return int(action)
 
     def _rewarded(self, index: int, committed: int, steps: float) -> float:
         """What a round with an arm is worth."""
@@ -79,10 +102,19 @@ class TextOrder:
         names: Question ids of the texts.
         shared: Whether all episodes of a vector environment are dealt from it (then a shuffled
             order is read from its beginning, else from its end).
+
+    Raises:
+        DraftgymError: There is none.
     """
 
     def __init__(self, names: Sequence[str], shared: bool = False) -> None:
+        if not names:
+            raise DraftgymError("there is no prompt to play", "give one at least")
         self.names, self.shared = list(names), shared
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets which texts were dealt."""
         self._rest: list[int] = []
 
     def next(self, rng: np.random.Generator, options: Mapping[str, Any]) -> int:
@@ -96,7 +128,8 @@ class TextOrder:
             if str(wanted) not in self.names:
                 raise DraftgymError(
                     f"no prompt with question_id {wanted!r}",
-                    "name one of the environment's prompts",
+                    "name one of the environment's prompts; traced texts of a single token have no "
+                    "round and are left out",
                 )
             return self.names.index(str(wanted))
         if not self._rest:

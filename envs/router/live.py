@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, SupportsInt
 
 from draftgym.decoding.arms import check_arms, default_arms, parse_arm
@@ -17,7 +18,7 @@ from draftgym.decoding.session import Session
 from draftgym.decoding.verify.rules import make_rule
 from draftgym.drafters.loading import load_drafters
 from draftgym.envs.router.base import RoundsEnv
-from draftgym.rollouts.prompts.sets import Prompt, load_prompts
+from draftgym.rollouts.prompts.sets import Prompt, as_prompts
 
 LATENCIES = ("calibrated", "measured")
 
@@ -67,6 +68,9 @@ class RouterEnv(RoundsEnv):
     ## Starting State
     A prompt drawn from the prompt set with the environment's seed, prefilled, its first token
     written. `reset(options={"prompt": question_id})` names one; `"noise_seed"` fixes its sampling.
+    A prompt whose text ends with its first token has no round: it is passed over where prompts are
+    drawn, and refused where it was named. `reset(seed=...)` also restarts the running price: the
+    same seed and actions give the same episodes again.
 
     ## Episode End
     Terminated when the target ends the text or `max_new_tokens` are written. There is no
@@ -78,7 +82,7 @@ class RouterEnv(RoundsEnv):
     * `drafters`: loaded drafters by name; default: the shipped ones that fit, and n-gram.
     * `arms`: list of arm texts.
     * `prompts`: prompt set (`train`, `heldout`), a file, or a list of `Prompt`.
-    * `max_new_tokens`: token limit of an episode.
+    * `max_new_tokens`: token limit of an episode, at least 2: the first comes with the prompt.
     * `temperature`: 0 verifies greedily, above 0 with coupled noise (seeded per episode).
     * `latency_price`: the knob between tokens and time; `goodput` for the running speed.
     * `latency`: `calibrated` rewards with the host's cost model and is reproducible, a `CostModel`
@@ -99,7 +103,7 @@ class RouterEnv(RoundsEnv):
         target: str | Target = "smollm2-135m",
         drafters: Mapping[str, Drafter] | None = None,
         arms: Sequence[str] | None = None,
-        prompts: str | Sequence[Prompt] = "train",
+        prompts: str | Path | Sequence[Prompt] = "train",
         max_new_tokens: int = 128,
         temperature: float = 0.0,
         latency_price: float | str = 1.0,
@@ -108,11 +112,17 @@ class RouterEnv(RoundsEnv):
     ) -> None:
         if isinstance(latency, str) and latency not in LATENCIES:
             raise DraftgymError(f"unknown latency {latency!r}", f"use {' or '.join(LATENCIES)}")
+        if max_new_tokens < 2:
+            raise DraftgymError(
+                f"episodes of {max_new_tokens} tokens have no round: the first token comes with "
+                "the prompt",
+                "ask for 2 or more with max_new_tokens",
+            )
         self.target = load_target(target) if isinstance(target, str) else target
         self.drafters = dict(load_drafters(self.target) if drafters is None else drafters)
         chosen = tuple(map(parse_arm, arms)) if arms else default_arms(self.drafters)
         check_arms(chosen, self.drafters)
-        self.prompts = load_prompts(prompts) if isinstance(prompts, str) else list(prompts)
+        self.prompts = as_prompts(prompts)
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
         names = [prompt.question_id for prompt in self.prompts]
         super().__init__(chosen, names, self.target.hidden_size, latency_price, render_mode)
@@ -124,17 +134,27 @@ class RouterEnv(RoundsEnv):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Starts the next prompt; see the class for `options`."""
-        self.prompt = self.prompts[self._next_text(seed, options)]
-        noise_seed = int((options or {}).get("noise_seed", self.np_random.integers(2**62)))
-        rule = make_rule(None, self.temperature, noise_seed, self.target.vocab_size)
-        ids = self.target.encode(self.prompt.text)
-        self.session = Session(self.target, ids, rule, self.max_new_tokens, self.drafters)
-        self.session.prefill()
-        self.observer = RouterObserver(self.arms)
-        if self.session.finished:  # the target had nothing to say: a step would be illegal
-            return self.reset()
-        return self._observe(), {"question_id": self.prompt.question_id}
+        """Starts the next prompt; see the class for `options`.
+
+        Raises:
+            DraftgymError: Impossible options, or no text with a round to play.
+        """
+        told = options or {}
+        index = self._next_text(seed, told, "prompt", "noise_seed")
+        for _ in range(2 * len(self.prompts)):  # every prompt comes at least once
+            if self._begin(self.prompts[index], told):
+                return self._observe(), {"question_id": self.prompt.question_id}
+            if told.get("prompt") is not None:
+                raise DraftgymError(
+                    f"prompt {told['prompt']!r} has no round to play: the target ends its text "
+                    "with the first token",
+                    "name another one, or leave the choice to the environment",
+                )
+            index = self._order.next(self.np_random, {})
+        raise DraftgymError(
+            "no prompt has a round to play: the target ends every text with its first token",
+            "give prompts that the target answers at length",
+        )
 
     def step(self, action: SupportsInt) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Plays one round with arm `action`."""
@@ -151,6 +171,7 @@ class RouterEnv(RoundsEnv):
             "drafted": len(record.drafted),
             "target_steps": steps,
         }
+        self.running = not self.session.finished
         return self._observe(), reward, self.session.finished, False, info
 
     def render(self) -> str | None:  # type: ignore[override]
@@ -158,6 +179,18 @@ class RouterEnv(RoundsEnv):
         if self.render_mode != "ansi":
             return None
         return self.target.decode(self.session.new_tokens)
+
+    def _begin(self, prompt: Prompt, options: Mapping[str, Any]) -> bool:
+        """Writes the first token of a prompt's text; tells whether any round is left."""
+        drawn = int(self.np_random.integers(2**62))
+        noise_seed = int(options.get("noise_seed", drawn))
+        rule = make_rule(None, self.temperature, noise_seed, self.target.vocab_size)
+        ids = self.target.encode(prompt.text)
+        self.prompt, self.observer = prompt, RouterObserver(self.arms)
+        self.session = Session(self.target, ids, rule, self.max_new_tokens, self.drafters)
+        self.session.prefill()
+        self.running = not self.session.finished
+        return self.running
 
     def _observe(self) -> Observation:
         return self.observer.observe(self.session)

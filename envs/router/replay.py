@@ -13,12 +13,16 @@ from numpy.typing import NDArray
 from draftgym.decoding.arms import PLAIN, parse_arm
 from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.observation import Observation
-from draftgym.envs.reward import Reward, RoundReward
+from draftgym.envs.options import check_options
+from draftgym.envs.reward import Reward, RoundReward, restart
 from draftgym.envs.router.base import RoundsEnv, TextOrder, router_spaces
 from draftgym.envs.vector import ArrayVectorEnv, Facts, Seeds
 from draftgym.rollouts.replay.replay import Replay
 from draftgym.rollouts.traces.file import read_traces
 from draftgym.rollouts.traces.trace import TraceSet
+
+OPTIONS = ("prompt", "noise_seed")
+"""Those of live decoding; noise is the traces', so that its seed changes nothing."""
 
 
 class RouterReplayEnv(RoundsEnv):
@@ -46,7 +50,8 @@ class RouterReplayEnv(RoundsEnv):
 
     ## Starting State
     A text drawn with the environment's seed, its first token written.
-    `reset(options={"prompt": question_id})` names one.
+    `reset(options={"prompt": question_id})` names one. Texts of a single token have no round and
+    are left out. A seed also restarts the running price.
 
     ## Episode End
     Terminated where the text ends. There is no truncation.
@@ -87,9 +92,9 @@ class RouterReplayEnv(RoundsEnv):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Begins the next text; see the class for `options`."""
-        index = self._next_text(seed, options)
+        index = self._next_text(seed, options or {}, *OPTIONS)
         self.replay.start(np.zeros(1, dtype=np.int64), np.array([index]))
-        self.text, self.position = self.replay.texts[index], 0
+        self.text, self.position, self.running = self.replay.texts[index], 0, True
         return self._observe(), {"question_id": self.text.question_id}
 
     def step(self, action: SupportsInt) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
@@ -105,8 +110,9 @@ class RouterReplayEnv(RoundsEnv):
             "tokens": self.text.tokens[start : start + committed].tolist(),
             "target_steps": steps,
         }
-        reward = self._rewarded(index, committed, steps)
-        return self._observe(), reward, bool(played.done[0]), False, info
+        reward, done = self._rewarded(index, committed, steps), bool(played.done[0])
+        self.running = not done
+        return self._observe(), reward, done, False, info
 
     def render(self) -> str | None:  # type: ignore[override]
         """Prompt and position, in render mode `ansi`."""
@@ -127,7 +133,7 @@ class RouterReplayVectorEnv(ArrayVectorEnv):
 
     `reset(seed=7)` deals the texts to all episodes from one shuffled order, so that each is played
     once before any comes again. `reset(seed=[7, 8, ...])` gives every episode the order that a
-    single environment has with that seed.
+    single environment has with that seed. Seeds also restart the running price.
 
     Args:
         num_envs: Episodes, n.
@@ -168,6 +174,7 @@ class RouterReplayVectorEnv(ArrayVectorEnv):
 
     def _seed(self, seed: Seeds, mask: NDArray[np.bool_]) -> None:
         names = self._shared.names
+        restart(self.reward)
         if isinstance(seed, int):
             self._np_random, self._np_random_seed = np_random(seed)
             self._shared, self._own = TextOrder(names, shared=True), []
@@ -179,6 +186,7 @@ class RouterReplayVectorEnv(ArrayVectorEnv):
                 self._own[index] = TextOrder(names), np_random(one)[0]
 
     def _begin(self, episodes: NDArray[np.int64], options: dict[str, Any]) -> Facts:
+        check_options(options, *OPTIONS)
         orders = self._own or [(self._shared, self.np_random)] * self.num_envs
         dealt = (orders[episode] for episode in episodes.tolist())
         texts = np.array([order.next(rng, options) for order, rng in dealt])

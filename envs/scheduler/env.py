@@ -14,6 +14,7 @@ from draftgym.decoding.observation import Observation
 from draftgym.envs.cell.cell import Cell, CellRound
 from draftgym.envs.cell.settings import CellSettings
 from draftgym.envs.cell.texts import ChainTable
+from draftgym.envs.options import check_options, never_begun
 from draftgym.envs.reward import SchedulerReward
 from draftgym.envs.scheduler.actions import (
     Actions,
@@ -152,23 +153,27 @@ class SchedulerEnv(gym.Env[Observation, NDArray[Any]]):
         self.render_mode = render_mode
         self.observation_space = scheduler_observation_space(settings.users)  # type: ignore[assignment]
         self.action_space = self.actions.space
+        self.running = False
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Fills every place with a new user; there are no options."""
+        check_options(options or {})
         super().reset(seed=seed)
         if seed is not None:
             self.reward.restart()
         self.cell.reset([self.np_random])
+        self.running = True
         return self._observe(), {"question_ids": question_ids(self.table, self.cell)[0].tolist()}
 
     def step(self, action: ArrayLike) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Plays a round.
 
         Raises:
-            DraftgymError: An action that is not in the action space.
+            DraftgymError: An action that is not in the action space, or a step before `reset`.
         """
+        self._check_running()
         if not self.action_space.contains(np.asarray(action)):
             raise DraftgymError(
                 f"action {np.asarray(action).tolist()} is not one of {self.action_space}",
@@ -178,6 +183,7 @@ class SchedulerEnv(gym.Env[Observation, NDArray[Any]]):
 
     def play(self, plan: Plan) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Plays a round by any plan `[1, K]`, also by one that no action stands for."""
+        self._check_running()
         ids = question_ids(self.table, self.cell)[0].tolist()
         weights = self.reward.weights(self.cell)
         self.played = self.cell.step(plan)
@@ -200,6 +206,10 @@ class SchedulerEnv(gym.Env[Observation, NDArray[Any]]):
             where = f"{question}: {done} of {len(table.texts[text].tokens)} tokens"
             lines.append(f"{place}: {where if question else 'empty'}")
         return "\n".join(lines)
+
+    def _check_running(self) -> None:
+        if not self.running:
+            raise never_begun()
 
     def _observe(self) -> Observation:
         return {name: value[0] for name, value in observe_cell(self.cell).items()}

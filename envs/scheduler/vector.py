@@ -13,6 +13,7 @@ from draftgym.decoding.observation import Observation
 from draftgym.envs.cell.cell import Cell
 from draftgym.envs.cell.settings import CellSettings
 from draftgym.envs.cell.texts import ChainTable
+from draftgym.envs.options import check_options
 from draftgym.envs.reward import SchedulerReward
 from draftgym.envs.scheduler.env import (
     SchedulerBeliefEnv,
@@ -95,6 +96,7 @@ class SchedulerVectorEnv(ArrayVectorEnv):
             self._generators = [np_random()[0] for _ in range(self.num_envs)]
 
     def _begin(self, episodes: NDArray[np.int64], options: dict[str, Any]) -> Facts:
+        check_options(options)
         self._ensure_generators()
         rows = np.zeros(self.num_envs, bool)
         rows[episodes] = True

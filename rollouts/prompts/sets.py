@@ -91,6 +91,24 @@ def further_turns(prompts: Iterable[Prompt]) -> int:
     return sum(len(prompt.turns) > 1 for prompt in prompts)
 
 
+def as_prompts(source: str | Path | Sequence[Prompt]) -> list[Prompt]:
+    """Prompts as they are given to an environment: a set's name, a file, or a list of `Prompt`.
+
+    Raises:
+        DraftgymError: The file cannot be read, or the list is empty or holds something else.
+    """
+    if isinstance(source, str | Path):
+        return load_prompts(source)
+    prompts = list(source)
+    strange = [one for one in prompts if not isinstance(one, Prompt)]
+    if strange or not prompts:
+        raise DraftgymError(
+            f"{strange[0]!r} is not a Prompt" if strange else "there is no prompt",
+            "give a set's name, the path of a prompt file, or a list of Prompt with one at least",
+        )
+    return prompts
+
+
 def refuse_held_out(question_ids: Iterable[str]) -> None:
     """Raises `DraftgymError` if prompts that results are reported on are among those to learn from.
 

@@ -138,7 +138,7 @@ def test_bad_settings_are_refused_with_a_remedy(make: Callable[..., RouterEnv]) 
     with pytest.raises(DraftgymError, match="no prompt"):
         env.reset(options={"prompt": "missing"})
     env.reset(seed=0)
-    with pytest.raises(ValueError, match="not one of"):
+    with pytest.raises(DraftgymError, match="not one of"):
         env.step(len(ARMS))
 
 
@@ -156,3 +156,28 @@ def test_a_text_that_ends_at_once_is_skipped(
     for _ in range(8):
         _, info = env.reset()
         assert first[info["question_id"]] != silent
+
+
+def test_a_prompt_without_a_round_is_refused_by_name_alone(
+    make: Callable[..., RouterEnv], numbered: Target
+) -> None:
+    plain = SpeculativeDecoder(numbered, {}, PlainPolicy())
+    first = [plain.generate(numbered.encode(p.text), 2).tokens[0] for p in PROMPTS]
+    env = make(target=replace(numbered, stop_tokens=frozenset(first[:1])))
+    with pytest.raises(DraftgymError, match="'p0' has no round to play") as refused:
+        env.reset(options={"prompt": "p0"})
+    assert refused.value.remedy
+    with pytest.raises(DraftgymError, match="belongs to no episode"):
+        env.step(0)
+    assert env.reset(options={"prompt": "p1"})[1] == {"question_id": "p1"}
+
+
+def test_texts_without_any_round_are_refused(
+    make: Callable[..., RouterEnv], numbered: Target
+) -> None:
+    everything = frozenset(range(numbered.vocab_size))
+    env = make(target=replace(numbered, stop_tokens=everything))
+    with pytest.raises(DraftgymError, match="no prompt has a round"):
+        env.reset(seed=0)
+    with pytest.raises(DraftgymError, match="episodes of 1 tokens"):
+        make(max_new_tokens=1)

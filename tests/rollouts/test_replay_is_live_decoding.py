@@ -67,7 +67,7 @@ def test_both_environments_refuse_an_unknown_prompt_and_arm_alike(
         with pytest.raises(DraftgymError, match="'missing'"):
             env.reset(options={"prompt": "missing"})
         env.reset(seed=0)
-        with pytest.raises(ValueError, match=f"not one of the {len(MORE_ARMS)} arms"):
+        with pytest.raises(DraftgymError, match=f"not one of the {len(MORE_ARMS)} arms"):
             env.step(len(MORE_ARMS))
 
 
