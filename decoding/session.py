@@ -28,8 +28,9 @@ class Session:
         rule: Verification rule.
         max_new_tokens: Tokens to write at most.
         drafters: Drafters that may be used, by name; their taps are recorded.
-        capacity: Positions to reserve; by default what the request can need. The target's cache
-            gets more rows than that where a drafter draws trees: nodes share positions, not rows.
+        capacity: Positions to reserve; by default what the request needs. Drafts end where the
+            text must, so they need no more; but the target's cache gets more rows than that where a
+            drafter draws trees: nodes share positions, not rows.
         catching_up: When and how drafters encode what they missed.
 
     Raises:
@@ -46,16 +47,15 @@ class Session:
         capacity: int | None = None,
         catching_up: CatchUp = LAZY_KV_ONLY,
     ) -> None:
-        longest = max((drafter.max_draft_length for drafter in drafters.values()), default=0)
-        needed = len(prompt) + max_new_tokens + longest + 1
+        needed = len(prompt) + max_new_tokens
         self.capacity = min(needed, target.context_limit) if capacity is None else capacity
-        _check_request(prompt, max_new_tokens, needed, self.capacity)
+        _check_request(prompt, max_new_tokens, self.capacity)
         self.target, self.rule, self.drafters = target, rule, drafters
         self.catching_up = catching_up
         self.max_new_tokens = max_new_tokens
         self.prompt_length = len(prompt)
         widest = max((drafter.max_tree_nodes for drafter in drafters.values()), default=0)
-        self.cache = target.decoder.new_cache(self.capacity + max(0, widest - longest))
+        self.cache = target.decoder.new_cache(self.capacity + widest)
         self.tap_layers = tuple(
             sorted({layer for drafter in drafters.values() for layer in drafter.tap_layers})
         )
@@ -67,8 +67,7 @@ class Session:
         self._length = len(prompt)
         self._states: dict[str, Any] = {}
         self._stopped = False
-        self.last_hidden = torch.empty(target.hidden_size)
-        self.last_logits = torch.empty(target.vocab_size)
+        self._last: tuple[Tensor, Tensor] | None = None
 
     @property
     def tokens(self) -> Tensor:
@@ -95,6 +94,16 @@ class Session:
     def finish_reason(self) -> str:
         """`stop` (the target ended the text), `length` (token limit) or `running`."""
         return "stop" if self._stopped else "length" if self.remaining <= 0 else "running"
+
+    @property
+    def last_hidden(self) -> Tensor:
+        """The target's final hidden state that the newest token was chosen from `[d]`."""
+        return self._chosen_from()[0]
+
+    @property
+    def last_logits(self) -> Tensor:
+        """The target's logits that the newest token was chosen from `[vocab]`."""
+        return self._chosen_from()[1]
 
     def features(self, layers: Sequence[int], start: int, stop: int) -> Tensor:
         """Taps of `layers` at positions `start .. stop - 1`: `[stop - start, k * d]`."""
@@ -130,7 +139,7 @@ class Session:
         self.cache.values[:, :, :size] = other.cache.values[:, :, :size]
         self.cache.keep(size)
         self._taps[:size] = other._taps[:size]
-        self.last_hidden, self.last_logits = other.last_hidden, other.last_logits
+        self._last = other._last
         self._append(other.tokens[size : size + 1].tolist())
 
     def verification_rows(self, proposal: Proposal) -> NewRows:
@@ -160,19 +169,35 @@ class Session:
         return tokens
 
     def roll_back(self, length: int) -> None:
-        """Forgets all but the first `length` tokens, so that rounds can be measured again.
+        """Forgets all but the first `length` tokens, two at least, so that rounds can be repeated.
 
-        Drafters' states must not be ahead of them.
+        The session is then as it was; drafters' states begin anew.
         """
+        if not 2 <= length <= self._length:
+            raise ValueError(f"cannot roll back from {self._length} tokens to {length}")
         self.cache.roll_back(length - 1)
-        self._length, self._stopped = length, False
+        self._length, self._last = length, None
+        written = length > self.prompt_length
+        self._stopped = written and int(self._tokens[length - 1]) in self.target.stop_tokens
+        self._states.clear()
 
     def confidence(self) -> Tensor:
         """How sure the target was when it chose the newest token: `[1, 3]`; see `confidence`."""
         return confidence(self.last_logits[None])
 
     def _remember(self, output: PassOutput, row: int) -> None:
-        self.last_hidden, self.last_logits = output.hidden[row], output.logits[row]
+        self._last = output.hidden[row], output.logits[row]
+
+    def _chosen_from(self) -> tuple[Tensor, Tensor]:
+        """Hidden state and logits behind the newest token; what was rolled back runs once more."""
+        if self._last is None:
+            before = self._length - 2
+            self.cache.roll_back(before)
+            rows = NewRows(self.cache, self._tokens[before : before + 1])
+            self._remember(self.target.decoder.forward([rows])[0], 0)
+            self.cache.keep(1)
+        assert self._last is not None
+        return self._last
 
     def _append(self, tokens: list[int]) -> list[int]:
         """Adds tokens up to the limit or the first stop token; returns those that were added."""
@@ -204,16 +229,16 @@ def confidence(logits: Tensor) -> Tensor:
     return torch.stack([entropy, first - second, first], dim=-1)
 
 
-def _check_request(prompt: Tensor, max_new_tokens: int, needed: int, capacity: int) -> None:
+def _check_request(prompt: Tensor, max_new_tokens: int, capacity: int) -> None:
     if len(prompt) == 0:
         raise DraftgymError("the prompt is empty", "give some text with --prompt")
     if max_new_tokens < 1:
         raise DraftgymError(
             f"--max-new-tokens is {max_new_tokens}", "ask for at least one new token"
         )
-    if needed > capacity:
+    if len(prompt) + max_new_tokens > capacity:
         raise DraftgymError(
-            f"a prompt of {len(prompt)} tokens and {max_new_tokens} new ones (with room for a "
-            f"draft: {needed} positions) do not fit {capacity}",
+            f"a prompt of {len(prompt)} tokens and {max_new_tokens} new ones do not fit "
+            f"{capacity} positions",
             "shorten the prompt or lower --max-new-tokens",
         )

@@ -67,9 +67,13 @@ class BatchDrafter(Drafter):
 
     @torch.inference_mode()
     def catch_up(self, state: KVCache, context: DraftContext, full: bool = False) -> int:
-        """Encodes all positions but the newest `lag` in one call; see `Drafter.catch_up`."""
-        start, stop = state.length, len(context.tokens) - self.lag
+        """Encodes all positions but the newest `lag` in one call; see `Drafter.catch_up`.
+
+        Of a context that has become shorter, the positions behind its end are forgotten.
+        """
+        start, stop = state.length, max(0, len(context.tokens) - self.lag)
         if stop <= start:
+            state.roll_back(stop)
             return 0
         self.encode(state, context, start, stop, full)
         state.keep(stop - start)

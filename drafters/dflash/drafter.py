@@ -60,7 +60,7 @@ class DFlashDrafter(BatchDrafter):
         self.draft_ids = None if full else from_d2t(network.d2t)
         self.head = network.head(head)
         self.products = products or Products()
-        limit = config.max_position_embeddings
+        limit = config.max_position_embeddings + config.block_size  # a block has its whole width
         self.rotary = rotary_table(config.rope_parameters, config.head_dim, limit).to(self.dtype)
 
     @classmethod

@@ -52,15 +52,20 @@ class NgramDrafter(Drafter):
     def catch_up(self, state: NgramState, context: DraftContext, full: bool = False) -> int:
         """Indexes n-grams that end before the newest token (which has no continuation yet).
 
-        There is no network, so `full` has nothing to add.
+        There is no network, so `full` has nothing to add. A context that has become shorter is
+        indexed anew.
         """
         tokens = context.tokens.tolist()
-        start, stop = state.length, len(tokens) - 1
+        stop = len(tokens) - 1
+        if stop < state.length:
+            state.length = 0
+            state.last_seen.clear()
+        start = state.length
         for end in range(start, stop):
             for size in range(self.shortest, self.longest + 1):
                 if end + 1 >= size:
                     state.last_seen[tuple(tokens[end + 1 - size : end + 1])] = end + 1
-        state.length = max(start, stop)
+        state.length = stop
         return stop - start
 
     def propose(self, state: NgramState, context: DraftContext, shape: DraftShape) -> Proposal:

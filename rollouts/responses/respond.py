@@ -226,7 +226,7 @@ def _fitting(
     args: RespondArgs, target: Target, prompts: Sequence[Prompt]
 ) -> list[tuple[Prompt, Tensor]]:
     """Prompts with their token ids; those that are too long are left out with a note."""
-    room = target.context_limit - args.max_new_tokens - 1
+    room = target.context_limit - args.max_new_tokens
     limit = room if args.max_prompt_tokens is None else min(room, args.max_prompt_tokens)
     encoded = [(prompt, encode_prompt(target, prompt)) for prompt in prompts]
     kept = [(prompt, ids) for prompt, ids in encoded if len(ids) <= limit]

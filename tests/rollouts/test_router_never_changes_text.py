@@ -12,6 +12,7 @@ import torch
 from draftgym.decoding.arms import Arm, parse_arm
 from draftgym.decoding.decoder import PlainPolicy, SpeculativeDecoder
 from draftgym.decoding.drafting import Drafter
+from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
 from draftgym.rollouts.decode.interleaved import DecodeSettings, write, write_together
 
@@ -61,18 +62,38 @@ def test_no_single_arm_changes_text(
     assert routed.generate(prompt, 40, temperature).tokens == expected
 
 
-@pytest.mark.parametrize("arm", ["eagle3:16x64", "eagle3:1x64", "dflash:4x64", "eagle3:16"])
-def test_texts_up_to_the_context_limit_are_written_with_every_shape(
+LONGEST = [
+    *("eagle3:16", "eagle3:16x64", "eagle3:1x64", "dflash:4", "dflash:4x64"),
+    *("small:16", "small:16x64", "ngram:16"),
+]
+
+
+@pytest.mark.parametrize("arm", LONGEST)
+def test_what_fits_plain_decoding_fits_every_arm(
     target: Target, drafters: dict[str, Drafter], arm: str
 ) -> None:
-    """The largest request that chains allow also fits with trees: nodes share positions."""
+    """Texts that fill the context to its last position: drafts shrink at the end."""
     prompt = torch.randint(4, 60, (199,), generator=torch.Generator().manual_seed(3))
-    new_tokens = target.context_limit - len(prompt) - 17  # 17: a draft of 16 and the anchor
+    new_tokens = target.context_limit - len(prompt)
     plain = SpeculativeDecoder(target, {}, PlainPolicy())
     routed = SpeculativeDecoder(target, drafters, Dice([parse_arm(arm)], 0))
     expected = plain.generate(prompt, new_tokens).tokens
     assert len(expected) == new_tokens
-    assert routed.generate(prompt, new_tokens).tokens == expected
+    result = routed.generate(prompt, new_tokens)
+    assert result.tokens == expected
+    assert any(item.record.drafted for item in result.rounds[-3:])
+    for decoder in (plain, routed):
+        with pytest.raises(DraftgymError, match="do not fit"):
+            decoder.generate(prompt, new_tokens + 1)
+
+
+def test_a_shared_pass_fills_the_context_too(target: Target, drafters: dict[str, Drafter]) -> None:
+    prompt = torch.randint(4, 60, (5,), generator=torch.Generator().manual_seed(3))
+    settings = DecodeSettings(target.context_limit - len(prompt))
+    policies = {arm: Dice([parse_arm(arm)], 0) for arm in ("ngram:16", "eagle3:16x64", "dflash:4")}
+    expected = write(SpeculativeDecoder(target, {}, PlainPolicy()), prompt, settings).tokens
+    texts = write_together(target, drafters, policies, prompt, settings)
+    assert texts == dict.fromkeys(policies, expected)
 
 
 @pytest.mark.parametrize("arm", ["eagle3:6x40", "dflash:4x12"])
