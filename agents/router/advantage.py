@@ -120,11 +120,11 @@ def train_advantage(args: AdvantageArgs) -> LearnedPolicy:
     def fit_policy(train: TraceSet, validation: TraceSet) -> tuple[LearnedPolicy, dict[str, Any]]:
         choice = arms or tuple(map(parse_arm, (*train.origin.arms, PLAIN)))
         trained = fit_router(train, validation, choice, args)
-        policy = LearnedPolicy(trained.network, choice, args.out.name)
+        policy = LearnedPolicy(trained.network, choice, args.out.name, exploration_rate=0.0)
         return policy, _report(policy, trained, validation)
 
     def save(policy: LearnedPolicy, *where: Any) -> None:
-        save_learned_policy(policy.network, policy.arms, *where)
+        save_learned_policy(policy.network, policy.arms, *where, policy.exploration_rate)
 
     return train_and_export(args, arms, fit_policy, save, args.categories)
 

@@ -208,7 +208,9 @@ class RouterTrainer(Trainer[LearnedPolicy]):
 
     def policy(self) -> LearnedPolicy:
         """A copy of what acts."""
-        return LearnedPolicy(deployable_network(self.agent), self.experience.arms)
+        rate = self.agent.exploration_rate if isinstance(self.agent, DQN) else None
+        network, arms = deployable_network(self.agent), self.experience.arms
+        return LearnedPolicy(network, arms, exploration_rate=rate)
 
     def validate(self) -> float | None:
         """Tokens per target step, or rewards per token, on the texts set aside."""
@@ -240,7 +242,8 @@ class RouterTrainer(Trainer[LearnedPolicy]):
 
     def write(self, policy: LearnedPolicy, folder: Path, provenance: Mapping[str, Any]) -> None:
         """Writes the deployable form."""
-        save_learned_policy(policy.network, policy.arms, self.target, folder, provenance)
+        rate, target = policy.exploration_rate, self.target
+        save_learned_policy(policy.network, policy.arms, target, folder, provenance, rate)
 
     def card(self, validated: float | None) -> str:
         """The card beside it."""

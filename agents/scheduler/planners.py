@@ -180,7 +180,7 @@ class LearnedPlanner:
 
     def plan(self) -> Plan:
         """The plan of the next step `[n, K]`."""
-        actions, _ = self.policy.predict(observe_cell(self.cell))
+        actions, _ = self.policy.predict(observe_cell(self.cell), deterministic=True)
         return self._actions.plan(self.cell, actions)
 
     def learn(self, played: CellRound) -> None:
@@ -235,7 +235,7 @@ class SchedulerPolicy:
         observation: Any,
         state: Any = None,
         episode_start: Any = None,
-        deterministic: bool = True,
+        deterministic: bool = False,
     ) -> tuple[NDArray[Any], None]:
         """The action of the next step; what happened before is read from the environment.
 

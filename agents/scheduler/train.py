@@ -183,7 +183,8 @@ class SchedulerTrainer(Trainer[LearnedScheduler]):
     def policy(self) -> LearnedScheduler:
         """A copy of what acts."""
         network = copy.deepcopy(acting_network(self.agent.policy))
-        return LearnedScheduler(network, self.head, self.means)
+        squashed = isinstance(self.agent, SAC)
+        return LearnedScheduler(network, self.head, self.means, squashed_noise=squashed)
 
     def validate(self) -> float:
         """Total tokens over total seconds on the texts set aside; users and channels always alike.

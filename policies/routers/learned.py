@@ -87,29 +87,40 @@ class LearnedPolicy(Policy):
         arms: Arms in the network's order.
         name: How tables call it.
         seed: Seed of the choices when asked to sample.
+        exploration_rate: Share of those choices that is any arm, the others being the best, as
+            DQN's are; None draws from the softmax of the scores, as PPO does.
     """
 
     observes = True
 
     def __init__(
-        self, network: RouterNetwork, arms: Sequence[Arm], name: str = "learned", seed: int = 0
+        self,
+        network: RouterNetwork,
+        arms: Sequence[Arm],
+        name: str = "learned",
+        seed: int = 0,
+        exploration_rate: float | None = None,
     ) -> None:
         self.network = network.eval().requires_grad_(False)
         self.arms = tuple(arms)
-        self.name = name
+        self.name, self.exploration_rate = name, exploration_rate
         self.rng = np.random.default_rng(seed)
 
     @torch.inference_mode()
     def choose(
         self, observation: Mapping[str, NDArray[np.float32]], count: int, deterministic: bool
     ) -> NDArray[np.int64]:
-        """The best-scored arm, or one drawn from the softmax of the scores."""
+        """The best-scored arm, or one drawn as in training."""
         scores = self.network(
             torch.from_numpy(observation["signals"]), torch.from_numpy(observation["hidden"])
         ).numpy()
-        if not deterministic:
+        if not deterministic and self.exploration_rate is None:
             scores = scores + self.rng.gumbel(size=scores.shape)
-        return np.asarray(scores.argmax(-1), dtype=np.int64)
+        best = np.asarray(scores.argmax(-1), dtype=np.int64)
+        if deterministic or not self.exploration_rate:
+            return best
+        explores = self.rng.random(count) < self.exploration_rate
+        return np.where(explores, self.rng.integers(len(self.arms), size=count), best)
 
 
 def save_learned_policy(
@@ -118,13 +129,24 @@ def save_learned_policy(
     target: PolicyTarget,
     folder: Path,
     provenance: Mapping[str, Any],
+    exploration_rate: float | None = None,
 ) -> None:
-    """Writes the deployable form of a router that was trained for this target."""
+    """Writes the deployable form of a router that was trained for this target.
+
+    Args:
+        network: Its network.
+        arms: Arms in the network's order.
+        target: Whom it was trained for.
+        folder: Where to.
+        provenance: How it was made.
+        exploration_rate: See `LearnedPolicy`.
+    """
     facts = {
         "signals": signal_names(arms),
         "hidden_size": network.encoder.hidden.in_features,
         "width": network.scores.in_features,
         "neck": network.encoder.hidden.out_features,
+        "exploration_rate": exploration_rate,
         "provenance": dict(provenance),
     }
     write_policy(folder, ROUTER, network, arms, target.name, target.fingerprint, facts)
@@ -145,4 +167,8 @@ def load_learned_policy(folder: Path, target: PolicyTarget) -> LearnedPolicy:
         sizes = (len(body["signals"]), body["hidden_size"], len(arms), body["width"], body["neck"])
         return RouterNetwork(*sizes)
 
-    return LearnedPolicy(stored.load(build), arms, name=policy_name(folder))
+    rate = body.get("exploration_rate")
+    if rate is not None and not (isinstance(rate, float | int) and 0 <= rate <= 1):
+        raise DraftgymError(f"policy {folder} explores at a rate of {rate!r}", AGAIN)
+    name = policy_name(folder)
+    return LearnedPolicy(stored.load(build), arms, name=name, exploration_rate=rate)

@@ -9,7 +9,7 @@ Three heads, by what agents choose:
   weight for the user's part of the band (`Box`; SAC, the ablation)
 
 It reads the observation of `draftgym/Scheduler-v0` and answers as Stable-Baselines3's agent does,
-and needs neither that nor gymnasium.
+random actions included, and needs neither that nor gymnasium.
 """
 
 from __future__ import annotations
@@ -93,6 +93,8 @@ class LearnedScheduler:
         task_acceptance: Mean acceptance of tasks (`category/arm`) as it was told in training.
         name: How tables call it.
         seed: Seed of the choices when asked to sample.
+        squashed_noise: Whether random actions in a box are the tanh of a normal number, as SAC's
+            are, or a normal number around the tanh, cut to the box, as PPO's are.
     """
 
     def __init__(
@@ -102,11 +104,12 @@ class LearnedScheduler:
         task_acceptance: Mapping[str, float] | None = None,
         name: str = "learned",
         seed: int = 0,
+        squashed_noise: bool = False,
     ) -> None:
         self.network = network.eval().requires_grad_(False)
         self.head = head
         self.task_acceptance = dict(task_acceptance or {})
-        self.name = name
+        self.name, self.squashed_noise = name, squashed_noise
         self.rng = np.random.default_rng(seed)
 
     def predict(
@@ -114,7 +117,7 @@ class LearnedScheduler:
         observation: Mapping[str, Any],
         state: Any = None,
         episode_start: Any = None,
-        deterministic: bool = True,
+        deterministic: bool = False,
     ) -> tuple[NDArray[Any], Any]:
         """Actions as the environment takes them, and `state` as it came; SB3's `predict`.
 
@@ -122,7 +125,7 @@ class LearnedScheduler:
             observation: Of one cell (`users [K, F]`, `cell [C]`) or of n (`users [n, K, F]`, ...).
             state: Handed back: all that is remembered is in the observation.
             episode_start: Ignored for the same reason.
-            deterministic: Take the likeliest action rather than a random one.
+            deterministic: Take the likeliest action rather than one drawn as in training.
 
         Returns:
             Lengths int64 `[K]`, or numbers in [-1, 1] float32 `[K]` or `[2 K]`; with a leading n
@@ -142,7 +145,7 @@ class LearnedScheduler:
         self,
         observation: Mapping[str, Any],
         problem: RoundProblem | None = None,
-        deterministic: bool = True,
+        deterministic: bool = False,
     ) -> Lengths:
         """Draft lengths `[K]` or `[n, K]`, whatever the head.
 
@@ -174,11 +177,15 @@ class LearnedScheduler:
     def _in_a_box(
         self, outputs: NDArray[np.float32], users: NDArray[np.float32], deterministic: bool
     ) -> NDArray[Any]:
-        means, spreads = box_parameters(torch.from_numpy(outputs))
-        spread = 0.0 if deterministic else spreads.exp().numpy()
-        before = means.numpy() + spread * self.rng.normal(size=means.shape)
+        parameters = box_parameters(torch.from_numpy(outputs))
+        means, spreads = (numbers.numpy() for numbers in parameters)
+        noise = 0.0 if deterministic else np.exp(spreads) * self.rng.normal(size=means.shape)
+        if self.squashed_noise:
+            actions = np.tanh(means + noise)
+        else:
+            actions = np.clip(np.tanh(means) + noise, -1.0, 1.0)
         read = np.tile(users[..., self.head.deciding], COMPONENTS[self.head.kind])
-        return np.asarray(np.tanh(before) * read, np.float32)
+        return np.asarray(actions * read, np.float32)
 
 
 def box_parameters(outputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -216,6 +223,7 @@ def save_scheduler(
         "user_features": list(policy.head.user_features),
         "cell_features": list(policy.head.cell_features),
         "task_acceptance": policy.task_acceptance,
+        "squashed_noise": policy.squashed_noise,
         "provenance": dict(provenance),
     }
     write_policy(folder, SCHEDULER, policy.network, arms, target.name, target.fingerprint, facts)
@@ -234,8 +242,15 @@ def load_scheduler(folder: Path, target: PolicyTarget) -> LearnedScheduler:
         names = tuple(body["user_features"]), tuple(body["cell_features"])
         head = SchedulerHead(body["head"], int(body["longest_draft"]), *names)
         means = {str(task): float(mean) for task, mean in body["task_acceptance"].items()}
+        squashed = bool(body.get("squashed_noise", _was_trained_by_sac(body)))
     except (DraftgymError, TypeError, ValueError, AttributeError) as error:
         reason = error.problem if isinstance(error, DraftgymError) else str(error)
         raise DraftgymError(f"{folder / BODY}: {reason}", AGAIN) from error
     network = stored.load(lambda: head.network(body["width"]))
-    return LearnedScheduler(network, head, means, policy_name(folder))
+    name = policy_name(folder)
+    return LearnedScheduler(network, head, means, name, squashed_noise=squashed)
+
+
+def _was_trained_by_sac(body: Mapping[str, Any]) -> bool:
+    """What folders of before 0.3 say of their noise: who trained them."""
+    return bool(body.get("provenance", {}).get("settings", {}).get("algorithm") == "sac")

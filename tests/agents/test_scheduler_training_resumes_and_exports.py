@@ -108,10 +108,34 @@ def test_the_exported_scheduler_acts_as_sb3s(train: Train, mode: str) -> None:
     trainer.run = args.run / "last"
     trainer.export(trainer.policy(), None)
     wanted, _ = agent.predict(batch, deterministic=True)
-    actions, _ = load_scheduler(args.run / "last" / "policy", trainer.origin).predict(batch)
+    actions, _ = load_scheduler(args.run / "last" / "policy", trainer.origin).predict(
+        batch, deterministic=True
+    )
     assert len(np.unique(wanted)) > 2
     np.testing.assert_allclose(actions, wanted, rtol=0, atol=1e-5)
     assert agent.action_space.contains(actions[0])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_exported_scheduler_samples_as_sb3s(train: Train, mode: str) -> None:
+    args = train(**MODES[mode])
+    trainer = trainer_of(args)
+    outputs = acting_network(trainer.agent.policy).outputs
+    with torch.no_grad():  # far from the middle and wide, where kinds of noise differ most
+        outputs.bias.copy_(torch.linspace(1.0, -0.5, outputs.out_features))
+    trainer.run = args.run / "last"
+    trainer.export(trainer.policy(), None)
+    policy = load_scheduler(args.run / "last" / "policy", trainer.origin)
+    seen = observations(args, 8)
+    one = {name: value[seen["users"][..., 1].argmax(0)[:1]] for name, value in seen.items()}
+    many = {name: np.repeat(value, 20_000, axis=0) for name, value in one.items()}
+    deciding = np.resize(one["users"][0, :, 1] > 0, trainer.agent.action_space.shape)
+    torch.manual_seed(0)
+    wanted, drawn = (who.predict(many)[0][:, deciding] for who in (trainer.agent, policy))
+    for quantity in (np.mean, np.std, lambda x, axis: (abs(x) >= 1).mean(axis)):
+        ours, theirs = quantity(drawn, axis=0), quantity(wanted, axis=0)
+        np.testing.assert_allclose(ours, theirs, rtol=0.03, atol=0.015)
+    assert (np.std(drawn, axis=0) > 0.1).all()
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -118,7 +118,7 @@ def test_fitted_beliefs_are_what_the_texts_accept() -> None:
     told: dict[str, list[float]] = {"small": [], "eagle3": []}
     names = np.array([arm.drafter for arm in cell.table.arms])[cell.users.arm]
     for _ in range(20):
-        beliefs = (policy.predict(observe_cell(cell))[0] + 1) / 2
+        beliefs = (policy.predict(observe_cell(cell), deterministic=True)[0] + 1) / 2
         for name, each in told.items():
             each.append(float(beliefs[names == name].mean()))
         cell.step(cell.best_plan(np.full(cell.shape, 2)))
@@ -143,8 +143,8 @@ def test_a_trained_scheduler_plans_as_its_environment_does(table: ChainTable) ->
     policy, _ = network_of()
     env = SchedulerBeliefEnv(table, MODES["synchronous"])
     observation, _ = env.reset(seed=0)
-    actions, _ = policy.predict(observation)
-    wanted = policy.lengths(observation, env.cell.problem())
+    actions, _ = policy.predict(observation, deterministic=True)
+    wanted = policy.lengths(observation, env.cell.problem(), deterministic=True)
     planner = LearnedPlanner(policy, env.cell)
     np.testing.assert_array_equal(planner.plan().lengths, wanted)
     played = env.actions.plan(env.cell, actions[None])
@@ -178,7 +178,7 @@ def test_the_reference_takes_its_own_reward_off(table: ChainTable) -> None:
     env.reset()
     env.reference = LearnedPlanner(network_of()[0], cells.cell)
     for _ in range(10):
-        same, _ = network_of()[0].predict(observe_cell(cells.cell))
+        same, _ = network_of()[0].predict(observe_cell(cells.cell), deterministic=True)
         _, rewards, _, _ = env.step(same)
         np.testing.assert_allclose(rewards, 0.0, atol=1e-6)
     _, rewards, _, _ = env.step(np.ones((4, 3), np.float32))

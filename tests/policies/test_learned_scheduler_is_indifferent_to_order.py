@@ -73,8 +73,8 @@ def by_user(actions: NDArray[np.float32], users: int) -> NDArray[np.float32]:
 def test_the_order_of_users_does_not_matter(kind: str, table: ChainTable) -> None:
     policy, seen = policy_of(kind), observed(table)
     order = np.random.default_rng(2).permutation(8)
-    straight, _ = policy.predict(seen)
-    shuffled, _ = policy.predict(seen | {"users": seen["users"][:, order]})
+    straight, _ = policy.predict(seen, deterministic=True)
+    shuffled, _ = policy.predict(seen | {"users": seen["users"][:, order]}, deterministic=True)
     assert len(np.unique(straight)) > 2
     np.testing.assert_allclose(
         by_user(shuffled, 8), by_user(straight, 8)[..., order], rtol=0, atol=1e-5
@@ -86,7 +86,10 @@ def test_empty_places_change_nothing(kind: str, table: ChainTable) -> None:
     policy, seen = policy_of(kind), observed(table)
     room = np.zeros((20, 5, len(USER_FEATURES)), np.float32)
     wide = seen | {"users": np.concatenate([seen["users"], room], axis=1)}
-    few, many = policy.predict(seen)[0], policy.predict(wide)[0]
+    few, many = (
+        policy.predict(seen, deterministic=True)[0],
+        policy.predict(wide, deterministic=True)[0],
+    )
     np.testing.assert_allclose(by_user(many, 13)[..., :8], by_user(few, 8), rtol=0, atol=1e-5)
 
 
@@ -107,8 +110,8 @@ def test_users_see_each_other(kind: str, table: ChainTable) -> None:
     changed = seen["users"].copy()
     changed[:, 0] *= -1
     changed[:, 0, :2] = 1.0
-    others = by_user(policy.predict(seen)[0], 8)[..., 1:]
-    after = by_user(policy.predict(seen | {"users": changed})[0], 8)[..., 1:]
+    others = by_user(policy.predict(seen, deterministic=True)[0], 8)[..., 1:]
+    after = by_user(policy.predict(seen | {"users": changed}, deterministic=True)[0], 8)[..., 1:]
     assert not np.array_equal(others, after)
 
 
@@ -126,11 +129,16 @@ def test_a_folder_acts_as_what_was_saved(kind: str, table: ChainTable, tmp_path:
     policy, seen, origin = policy_of(kind), observed(table), user_traces().origin
     save_scheduler(policy, table.arms, origin, tmp_path / "policy", {"rounds": 1})
     loaded = load_scheduler(tmp_path / "policy", origin)
-    np.testing.assert_array_equal(loaded.predict(seen)[0], policy.predict(seen)[0])
+    np.testing.assert_array_equal(
+        loaded.predict(seen, deterministic=True)[0], policy.predict(seen, deterministic=True)[0]
+    )
     assert loaded.task_acceptance == policy.task_acceptance and loaded.name == tmp_path.name
     single = {key: value[3] for key, value in seen.items()}
     np.testing.assert_allclose(
-        loaded.predict(single)[0], policy.predict(seen)[0][3], rtol=0, atol=1e-5
+        loaded.predict(single, deterministic=True)[0],
+        policy.predict(seen, deterministic=True)[0][3],
+        rtol=0,
+        atol=1e-5,
     )
     names = {path.name for path in (tmp_path / "policy").iterdir()}
     assert names == {"policy.safetensors", "policy.json"}
