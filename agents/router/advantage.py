@@ -21,7 +21,7 @@ is each time the speed that this network achieves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from draftgym.decoding.arms import PLAIN, Arm, parse_arm
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.observation import signal_names
 from draftgym.policies.base import Policy
+from draftgym.policies.folder import PolicyTarget
 from draftgym.policies.routers.learned import LearnedPolicy, RouterNetwork, save_learned_policy
 from draftgym.policies.routers.rules import RandomPolicy
 from draftgym.rollouts.replay.play import walk_single_arms
@@ -123,8 +124,11 @@ def train_advantage(args: AdvantageArgs) -> LearnedPolicy:
         policy = LearnedPolicy(trained.network, choice, args.out.name, exploration_rate=0.0)
         return policy, _report(policy, trained, validation)
 
-    def save(policy: LearnedPolicy, *where: Any) -> None:
-        save_learned_policy(policy.network, policy.arms, *where, policy.exploration_rate)
+    def save(
+        policy: LearnedPolicy, target: PolicyTarget, folder: Path, provenance: Mapping[str, Any]
+    ) -> None:
+        rate = policy.exploration_rate
+        save_learned_policy(policy.network, policy.arms, target, folder, provenance, rate)
 
     return train_and_export(args, arms, fit_policy, save, args.categories)
 
