@@ -13,6 +13,7 @@ from torch import Tensor
 
 from draftgym.decoding.decoder import SpeculativeDecoder
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.loading import quiet_transformers
 from draftgym.decoding.model.target import Target, resolve_target
 
 GENERATE = "hf generate"
@@ -65,6 +66,8 @@ def transformers_contenders(
         Contenders by name, and how the assistant drafts.
     """
     model = _load(resolve_target(target.name), target)
+    # Texts end where ours do, also at what only the tokenizer names as the end.
+    model.generation_config.eos_token_id = sorted(target.stop_tokens) or None
     made = {GENERATE: _generate(model)}
     settings = None
     if assistant is not None:
@@ -114,17 +117,14 @@ def _assistant_settings(small: Any) -> dict[str, Any]:
 def _load(source: str, target: Target) -> Any:
     import transformers
 
-    bars = transformers.utils.logging
-    bars.disable_progress_bar()
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            source, dtype=target.precision.torch_dtype
-        )
+        with quiet_transformers():
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                source, dtype=target.precision.torch_dtype
+            )
     except (OSError, ValueError) as error:
         raise DraftgymError(
             f"transformers cannot load {source}: {str(error).splitlines()[0]}",
             "name an ordinary Hugging Face folder of a causal language model",
         ) from error
-    finally:
-        bars.enable_progress_bar()
     return model.eval()

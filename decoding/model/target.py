@@ -15,16 +15,18 @@ from torch import Tensor
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import check_unicode, user_path
 from draftgym.decoding.model.embedded import EMBEDDED_TARGETS, embedded_target, gguf_target
+from draftgym.decoding.model.loading import load_config, load_model, read_decoder
 from draftgym.decoding.model.precision import Precision, choose_precision
 from draftgym.decoding.model.products import Products
-from draftgym.decoding.model.transformer import Decoder
-from draftgym.decoding.model.weights import (
-    check_finite,
-    check_supported,
-    context_limit,
-    extract_decoder,
-    fingerprint,
+from draftgym.decoding.model.text import (
+    check_tokens,
+    encode_prompt,
+    load_tokenizer,
+    stop_tokens,
+    tell_ignored_settings,
 )
+from draftgym.decoding.model.transformer import Decoder
+from draftgym.decoding.model.weights import context_limit, fingerprint
 
 
 @dataclass(frozen=True)
@@ -68,16 +70,13 @@ class Target:
         if not prompt.strip():
             raise DraftgymError("the prompt is empty", "give some text with --prompt")
         check_unicode(prompt, "the prompt")
-        tokenizer = self._require_tokenizer()
-        if getattr(tokenizer, "chat_template", None):
-            message = [{"role": "user", "content": prompt}]
-            text = tokenizer.apply_chat_template(
-                message, add_generation_prompt=True, tokenize=False
-            )
-            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        else:
-            ids = tokenizer(prompt)["input_ids"]
-        return torch.tensor(ids, dtype=torch.long)
+        ids = encode_prompt(self._require_tokenizer(), prompt, self.name)
+        self.check_tokens(ids)
+        return ids
+
+    def check_tokens(self, tokens: Tensor) -> None:
+        """Raises `DraftgymError` for a token id that the embedding has no row for."""
+        check_tokens(tokens, self.decoder.embedding.shape[0], self.tokenizer, self.name)
 
     def decode(self, tokens: list[int]) -> str:
         """Text of token ids, special tokens left out."""
@@ -136,65 +135,35 @@ def load_target(
     Raises:
         DraftgymError: Unknown name, unsupported or damaged model.
     """
-    import transformers
-
-    source = resolve_target(name)
-    precision = choose_precision(dtype, threads)
-    torch.set_num_threads(precision.threads)
+    source, threads_before = resolve_target(name), torch.get_num_threads()
     try:
-        config = transformers.AutoConfig.from_pretrained(source)
-        check_supported(config, name)
-        bars = transformers.utils.logging
-        bars.disable_progress_bar()
-        model, report = transformers.AutoModelForCausalLM.from_pretrained(
-            source, dtype=precision.torch_dtype, output_loading_info=True
-        )
-        bars.enable_progress_bar()
-    except DraftgymError:
+        precision = choose_precision(dtype, threads)
+        torch.set_num_threads(precision.threads)
+        config = load_config(source, f"target {name!r}")
+        model = load_model(source, config, precision.torch_dtype, f"target {name!r}")
+        return wrap_model(model, load_tokenizer(source, name), name, precision)
+    except BaseException:
+        torch.set_num_threads(threads_before)
         raise
-    except Exception as error:  # transformers raises many kinds; each means "cannot load"
-        raise DraftgymError(
-            f"cannot load target {name!r}: {str(error).splitlines()[0] if str(error) else error!r}",
-            "check the name, the folder's files (safetensors may be truncated) and, for a Hub id, "
-            "the network",
-        ) from error
-    if missing := sorted(report["missing_keys"]):  # transformers fills them with random numbers
-        raise DraftgymError(
-            f"the weights of target {name!r} lack {missing[0]} ({len(missing)} tensors missing)",
-            "download or convert the model again; its files are incomplete",
-        )
-    return wrap_model(model, _load_tokenizer(source), name, precision)
 
 
 def wrap_model(model: Any, tokenizer: Any, name: str, precision: Precision) -> Target:
-    """Makes a `Target` of a transformers model that is already in memory."""
-    check_supported(model.config, name)
-    decoder = extract_decoder(model, precision.torch_dtype, Products(precision.packed))
-    check_finite(decoder, name)
-    stops = getattr(model.generation_config, "eos_token_id", None)
-    if stops is None:
-        stops = model.config.eos_token_id
-    if stops is None:
-        stops = []
-    elif isinstance(stops, int):
-        stops = [stops]
+    """Makes a `Target` of a transformers model that is already in memory.
+
+    Raises:
+        DraftgymError: The compact decoder does not compute what the model computes.
+    """
+    products = Products(precision.packed)
+    decoder = read_decoder(model, precision.torch_dtype, f"target {name!r}", products)
+    tell_ignored_settings(model.generation_config, name)
     return Target(
         name=name,
         decoder=decoder,
         tokenizer=tokenizer,
-        stop_tokens=frozenset(stops),
+        stop_tokens=stop_tokens(model, tokenizer),
         context_limit=context_limit(model.config),
         rope_parameters=dict(model.config.rope_parameters),
         fingerprint=fingerprint(decoder),
         precision=precision,
         architecture=type(model).__name__,
     )
-
-
-def _load_tokenizer(source: str) -> Any:
-    import transformers
-
-    try:
-        return transformers.AutoTokenizer.from_pretrained(source)
-    except Exception:  # a bare model is legal: token ids still work, and text asks for a tokenizer
-        return None

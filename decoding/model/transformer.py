@@ -10,7 +10,7 @@ Notation: N = rows of the call over all sequences, n = rows of one sequence, d =
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -99,10 +99,12 @@ class Decoder:
         head: Tensor,
         rotary: RotaryTable,
         products: Products | None = None,
+        activation: Callable[[Tensor], Tensor] = F.silu,
     ) -> None:
         self.shape = shape
         self.products = products or Products()
-        self.layers = list(layers)
+        self.activation = activation
+        self.layers = layers
         self.embedding = embedding  # [vocab, d]
         self.final_norm = final_norm  # [d]
         self.head = head  # [vocab, d]
@@ -187,7 +189,7 @@ class Decoder:
         x = x + self.products(mixed, layer.out, layer.out_bias)
         gate_up = self.products(rms_norm(x, layer.post_norm, self.shape.eps), layer.gate_up)
         gate, up = gate_up.chunk(2, dim=-1)
-        return x + self.products(F.silu(gate) * up, layer.down)
+        return x + self.products(self.activation(gate) * up, layer.down)
 
     def _projections(
         self, layer: LayerWeights, x: Tensor, cos_sin: tuple[Tensor, Tensor]

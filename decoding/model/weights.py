@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.layers import RotaryTable
 from draftgym.decoding.model.products import Products
 from draftgym.decoding.model.transformer import Decoder, DecoderShape, LayerWeights
@@ -30,23 +29,6 @@ def context_limit(config: Any) -> int:
     return min(limit, int(window)) if slides and window else limit
 
 
-def check_supported(config: Any, name: str) -> None:
-    """Raises `DraftgymError` when the model is not a rotary decoder that we can run."""
-    kind = getattr(config, "model_type", "unknown")
-    if kind not in SUPPORTED_MODELS:
-        raise DraftgymError(
-            f"target {name!r} is a {kind!r} model",
-            f"name a causal LM of one of these kinds: {', '.join(SUPPORTED_MODELS)}",
-        )
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    scaling = rope.get("rope_type", rope.get("type", "default"))
-    if scaling in ("dynamic", "longrope"):
-        raise DraftgymError(
-            f"target {name!r} uses {scaling!r} rotary scaling, whose angles change with the length",
-            "name a target with default, linear, llama3 or yarn rotary embedding",
-        )
-
-
 def extract_decoder(model: Any, dtype: torch.dtype, products: Products | None = None) -> Decoder:
     """Builds the compact decoder from a loaded transformers model.
 
@@ -58,35 +40,47 @@ def extract_decoder(model: Any, dtype: torch.dtype, products: Products | None = 
     Returns:
         A decoder that computes what the model computes, within rounding.
     """
-    config, body = model.config, model.model
-    attention = body.layers[0].self_attn
-    head_dim = attention.head_dim
-    shape = DecoderShape(
+    body = model.model
+    layers = [layer_weights(layer, dtype) for layer in body.layers]
+    embedding = body.embed_tokens.weight.detach().to(dtype)
+    tied = model.lm_head.weight.data_ptr() == body.embed_tokens.weight.data_ptr()
+    head = embedding if tied else model.lm_head.weight.detach().to(dtype)
+    rotary, norm = rotary_table(model, dtype), _tensor(body.norm.weight, dtype)
+    act = activation(model)
+    return Decoder(decoder_shape(model), layers, embedding, norm, head, rotary, products, act)
+
+
+def decoder_shape(model: Any) -> DecoderShape:
+    """The sizes of a loaded transformers model."""
+    config = model.config
+    return DecoderShape(
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
-        head_dim=head_dim,
+        head_dim=model.model.layers[0].self_attn.head_dim,
         vocab=model.lm_head.weight.shape[0],
         eps=config.rms_norm_eps,
     )
-    layers = [_layer_weights(layer, dtype) for layer in body.layers]
-    embedding = body.embed_tokens.weight.detach().to(dtype)
-    tied = model.lm_head.weight.data_ptr() == body.embed_tokens.weight.data_ptr()
-    head = embedding if tied else model.lm_head.weight.detach().to(dtype)
-    positions = torch.arange(context_limit(config))[None]
-    cos, sin = body.rotary_emb(torch.zeros(1, dtype=torch.float32), positions)
-    rotary = RotaryTable(cos[0].to(dtype), sin[0].to(dtype))
-    norm = _tensor(body.norm.weight, dtype)
-    return Decoder(shape, layers, embedding, norm, head, rotary, products)
 
 
-def _layer_weights(layer: Any, dtype: torch.dtype) -> LayerWeights:
+def rotary_table(model: Any, dtype: torch.dtype) -> RotaryTable:
+    """Its rotary embedding at all positions that it can attend to."""
+    positions = torch.arange(context_limit(model.config))[None]
+    cos, sin = model.model.rotary_emb(torch.zeros(1, dtype=torch.float32), positions)
+    return RotaryTable(cos[0].to(dtype), sin[0].to(dtype))
+
+
+def activation(model: Any) -> Any:
+    """The function of its MLPs' gates; transformers' own module, so that every one runs."""
+    return model.model.layers[0].mlp.act_fn
+
+
+def layer_weights(layer: Any, dtype: torch.dtype) -> LayerWeights:
+    """The weights of one of its decoder layers."""
     attention, mlp = layer.self_attn, layer.mlp
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
     biases = [projection.bias for projection in projections if projection.bias is not None]
-    if mlp.down_proj.bias is not None:
-        raise DraftgymError("the target's MLP has biases", "name a target without MLP biases")
     norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
     q_norm, k_norm = (None if norm is None else _tensor(norm.weight, dtype) for norm in norms)
     return LayerWeights(
@@ -105,27 +99,6 @@ def _layer_weights(layer: Any, dtype: torch.dtype) -> LayerWeights:
 
 def _tensor(weight: Tensor | None, dtype: torch.dtype) -> Any:
     return None if weight is None else weight.detach().to(dtype).contiguous()
-
-
-def check_finite(decoder: Decoder, name: str) -> None:
-    """Raises `DraftgymError` when any weight is NaN or infinite."""
-    named = [
-        ("embedding", decoder.embedding),
-        ("head", decoder.head),
-        ("final norm", decoder.final_norm),
-    ]
-    for index, layer in enumerate(decoder.layers):
-        named += [
-            (f"layer {index} {key}", value)
-            for key, value in vars(layer).items()
-            if value is not None
-        ]
-    for label, tensor in named:
-        if not bool(torch.isfinite(tensor).all()):
-            raise DraftgymError(
-                f"target {name!r} has NaN or infinite weights ({label})",
-                "download or convert the model again; its files are damaged",
-            )
 
 
 def fingerprint(decoder: Decoder) -> str:

@@ -14,6 +14,7 @@ writes the whole folder.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -27,14 +28,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.loading import load_config, load_model, read_decoder
 from draftgym.decoding.model.products import Products
 from draftgym.decoding.model.target import Target, load_target
-from draftgym.decoding.model.weights import (
-    SUPPORTED_MODELS,
-    check_finite,
-    check_supported,
-    extract_decoder,
-)
+from draftgym.decoding.model.weights import SUPPORTED_MODELS, context_limit
 from draftgym.drafters.formats.files import WEIGHTS, read_tensors
 from draftgym.drafters.small_lm.drafter import SmallLMDrafter
 
@@ -84,39 +81,29 @@ def load_small_lm(folder: Path, target: Target) -> SmallLMDrafter:
     # A drafter with a shorter context drafts badly beyond it, but its angles go on.
     limit = max(model.config.max_position_embeddings, target.context_limit)
     model.config.max_position_embeddings = limit
-    decoder = extract_decoder(model, target.decoder.dtype, Products(target.precision.packed))
-    check_finite(decoder, str(folder))
-    return SmallLMDrafter(decoder)
+    window = context_limit(model.config)
+    if window < target.context_limit:
+        print(
+            f"note: small LM {folder} attends to {window} positions (a sliding window); it drafts "
+            f"nothing beyond, where target {target.name!r} reaches {target.context_limit}",
+            file=sys.stderr,
+        )
+    products = Products(target.precision.packed)
+    return SmallLMDrafter(read_decoder(model, target.decoder.dtype, _called(folder), products))
 
 
 def read_small_lm(folder: Path, target: Target) -> Any:
     """The transformers model in a folder; what a part lacks is taken from the target."""
-    try:
-        config = transformers.AutoConfig.from_pretrained(folder)
-        check_supported(config, str(folder))
-        source: Path | None = folder
-        given: dict[str, Any] = {}
-        if getattr(config, "draftgym", {}).get("shares_embedding"):
-            _check_origin(folder, config.draftgym, target)
-            tensors = read_tensors(folder) | _shared(target, config)
-            source, given = None, {"config": config, "state_dict": tensors}
-        kind = transformers.AutoModelForCausalLM._model_mapping[type(config)]
-        model, report = kind.from_pretrained(
-            source, dtype=target.decoder.dtype, output_loading_info=True, **given
-        )
-    except DraftgymError:
-        raise
-    except Exception as error:  # transformers raises many kinds; each means "cannot load"
-        raise DraftgymError(
-            f"cannot load small LM {folder}: {(str(error) or repr(error)).splitlines()[0]}",
-            "the folder is damaged or incomplete; copy it again",
-        ) from error
-    if missing := sorted(report["missing_keys"]):  # transformers fills them with random numbers
-        raise DraftgymError(
-            f"{folder} lacks {missing[0]} ({len(missing)} tensors missing)",
-            "its files are incomplete; copy the folder again",
-        )
-    return model
+    config = load_config(str(folder), _called(folder))
+    if not getattr(config, "draftgym", {}).get("shares_embedding"):
+        return load_model(str(folder), config, target.decoder.dtype, _called(folder))
+    _check_origin(folder, config.draftgym, target)
+    tensors = read_tensors(folder) | _shared(target, config)
+    return load_model(None, config, target.decoder.dtype, _called(folder), tensors)
+
+
+def _called(folder: Path) -> str:
+    return f"small LM {folder}"
 
 
 def pack_small_lm(folder: Path, part: Path, target: Target) -> None:

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import transformers
 
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model import loading
 from draftgym.decoding.model.target import Target, resolve_target
 from draftgym.drafters.small_lm.network import save_small_lm
 from draftgym.drafters.training.data.corpus import Corpus
@@ -142,9 +142,8 @@ def kept_layers(total: int, layers: int, last: int) -> list[int]:
 
 def load_model(target: str) -> Any:
     """The target as a transformers model in float32."""
-    return transformers.AutoModelForCausalLM.from_pretrained(
-        resolve_target(target), dtype=torch.float32
-    )
+    source, called = resolve_target(target), f"target {target!r}"
+    return loading.load_model(source, loading.load_config(source, called), torch.float32, called)
 
 
 def cut_layers(model: Any, kept: Sequence[int]) -> Any:

@@ -1,0 +1,232 @@
+"""From a folder or Hub id to a transformers model that holds all of its weights, and no others.
+
+transformers fills missing weights with random numbers, leaves out those that a model has no place
+for (the scales of quantised ones, an adapter), and says so in a report that nobody reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.agreement import check_agrees
+from draftgym.decoding.model.products import Products
+from draftgym.decoding.model.text import first_line
+from draftgym.decoding.model.transformer import Decoder
+from draftgym.decoding.model.weights import SUPPORTED_MODELS, context_limit, extract_decoder
+
+FIXED_ROPES = ("default", "linear", "llama3", "yarn")
+"""Rotary embeddings whose angles do not change with the length of the text."""
+
+LONGEST_CONTEXT = 1 << 22
+"""Rotary angles of more positions would take gigabytes."""
+
+REAL = ("F64", "F32", "F16", "BF16")
+"""Types of tensors that are read as the numbers they store."""
+
+UNQUANTISED = (
+    "name the folder or Hub id of the model in float32 or bfloat16, or a .gguf file, which is read "
+    "as the numbers that it stands for"
+)
+
+DAMAGED = "download or convert the model again; its files are damaged or incomplete"
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Hides transformers' progress bars and warnings; the user's own settings come back.
+
+    What its warnings say of a model, `check_complete` says as an error.
+    """
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def load_config(source: str, who: str) -> Any:
+    """The configuration of a model that we can run.
+
+    Raises:
+        DraftgymError: It cannot be read, or asks for what the compact decoder does not compute.
+    """
+    import transformers
+
+    with _telling(who), quiet_transformers():
+        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
+        check_supported(config, who)
+    if (Path(source) / "adapter_config.json").is_file():
+        raise DraftgymError(
+            f"{who} holds an adapter (adapter_config.json), which would not be applied",
+            "merge it into its base model (peft: merge_and_unload, then save_pretrained)",
+        )
+    return config
+
+
+def load_model(
+    source: str | None,
+    config: Any,
+    dtype: torch.dtype,
+    who: str,
+    tensors: dict[str, torch.Tensor] | None = None,
+) -> Any:
+    """Loads a transformers causal LM.
+
+    Args:
+        source: Folder or Hub id; None where `tensors` are given.
+        config: Its configuration, from `load_config`.
+        dtype: Dtype of its weights in memory.
+        who: What messages call it, as in `target 'mine'`.
+        tensors: Its weights, where they do not lie in a folder.
+
+    Raises:
+        DraftgymError: The weights cannot be read, or are not those of the configuration.
+    """
+    import transformers
+
+    given: dict[str, Any] = {"state_dict": tensors} if tensors is not None else {}
+    with _telling(who), quiet_transformers():
+        kind = transformers.AutoModelForCausalLM._model_mapping[type(config)]
+        model, report = kind.from_pretrained(
+            source,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # the report names them, and then they are refused
+            **given,
+        )
+        stored = _stored_types(source) if source else {}
+    check_complete(report, who)
+    for key, kind in stored.items():
+        if kind not in REAL:
+            raise DraftgymError(
+                f"{who} stores {key} as {kind}, which is no real number",
+                "quantised weights mean nothing without what belongs to them: " + UNQUANTISED,
+            )
+    return model
+
+
+def read_decoder(model: Any, dtype: torch.dtype, who: str, products: Products) -> Decoder:
+    """The compact decoder of a loaded model, when it computes what the model computes.
+
+    Args:
+        model: A transformers causal LM.
+        dtype: Dtype of the decoder.
+        who: What messages call it, as in `target 'mine'`.
+        products: How rows are multiplied with its weights.
+
+    Raises:
+        DraftgymError: The model is of another kind, damaged, or read otherwise by transformers.
+    """
+    check_supported(model.config, who)
+    check_weights(model, who)
+    check_agrees(model, who)
+    return extract_decoder(model, dtype, products)
+
+
+def check_supported(config: Any, who: str) -> None:
+    """Raises `DraftgymError` when the model is not a rotary decoder that we can run."""
+    kind = getattr(config, "model_type", "unknown")
+    if kind not in SUPPORTED_MODELS:
+        raise DraftgymError(
+            f"{who} is a {kind!r} model",
+            f"name a causal LM of one of these kinds: {', '.join(SUPPORTED_MODELS)}",
+        )
+    if quantised := getattr(config, "quantization_config", None):
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+        raise DraftgymError(
+            f"the weights of {who} are quantised ({method})",
+            UNQUANTISED,
+        )
+    if getattr(config, "mlp_bias", False):
+        raise DraftgymError(f"the MLP of {who} has biases", "name a model without MLP biases")
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    scaling = rope.get("rope_type", rope.get("type", "default"))
+    if scaling not in FIXED_ROPES:
+        why = ", whose angles change with the length" if scaling in ("dynamic", "longrope") else ""
+        raise DraftgymError(
+            f"{who} uses {scaling!r} rotary scaling{why}",
+            f"name a target with {', '.join(FIXED_ROPES)} rotary embedding",
+        )
+    if not 1 <= context_limit(config) <= LONGEST_CONTEXT:
+        raise DraftgymError(
+            f"the config.json of {who} gives it {context_limit(config)} positions",
+            "set max_position_embeddings to the length of its training texts",
+        )
+
+
+def check_complete(report: dict[str, Any], who: str) -> None:
+    """Raises `DraftgymError` when the files held other tensors than the model has.
+
+    Args:
+        report: transformers' `output_loading_info`.
+        who: What messages call it.
+    """
+    if missing := sorted(report["missing_keys"]):
+        raise DraftgymError(
+            f"the weights of {who} lack {missing[0]} ({len(missing)} tensors missing)",
+            DAMAGED,
+        )
+    if extra := sorted(report["unexpected_keys"]):
+        raise DraftgymError(
+            f"the files of {who} hold {extra[0]} ({len(extra)} such tensors), for which "
+            "the model of its config.json has no place",
+            "quantised weights, adapters and extra modules are not run: name the plain model, or "
+            "save it with save_pretrained after merging them",
+        )
+    if wrong := sorted(str(key) for key in report["mismatched_keys"]):
+        raise DraftgymError(f"{wrong[0]} of {who} has another size", DAMAGED)
+
+
+def check_weights(model: Any, who: str) -> None:
+    """Raises `DraftgymError` when a weight is no real number, or NaN or infinite."""
+    for key, weight in model.named_parameters():
+        if not weight.is_floating_point() or weight.is_meta:
+            raise DraftgymError(
+                f"{who} holds {key} as {weight.dtype} on {weight.device}, not as numbers in memory",
+                UNQUANTISED,
+            )
+        if not bool(torch.isfinite(weight).all()):
+            raise DraftgymError(f"{who} has NaN or infinite weights ({key})", DAMAGED)
+
+
+def _stored_types(source: str) -> dict[str, str]:
+    """In which type each tensor of a folder or Hub id lies on disk, as safetensors names them."""
+    from safetensors import safe_open
+    from transformers.utils import cached_file
+
+    folder = Path(source)
+    if not folder.is_dir():  # what was loaded from the Hub lies beside its configuration
+        folder = Path(str(cached_file(source, "config.json"))).parent
+    found: dict[str, str] = {}
+    for path in sorted(folder.glob("model*.safetensors")):
+        with safe_open(path, "pt") as file:
+            found |= {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
+    return found
+
+
+@contextmanager
+def _telling(who: str) -> Iterator[None]:
+    """Turns what transformers raises (many kinds; each means "cannot load") into our error."""
+    try:
+        yield
+    except DraftgymError:
+        raise
+    except Exception as error:
+        raise DraftgymError(
+            f"cannot load {who}: {first_line(error)}",
+            "check the name, the folder's files (safetensors may be truncated) and, for a Hub id, "
+            "the network",
+        ) from error

@@ -1,0 +1,183 @@
+"""Between text and token ids: the tokenizer, the chat template, and where a text ends."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from draftgym.decoding.errors import DraftgymError
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "tekken.json",
+    "vocab.json",
+    "merges.txt",
+)
+
+OTHER_TEXT: dict[str, tuple[Any, ...]] = {
+    "repetition_penalty": (None, 1.0),
+    "encoder_repetition_penalty": (None, 1.0),
+    "no_repeat_ngram_size": (None, 0),
+    "encoder_no_repeat_ngram_size": (None, 0),
+    "bad_words_ids": (None, []),
+    "sequence_bias": (None, {}, []),
+    "suppress_tokens": (None, []),
+    "begin_suppress_tokens": (None, []),
+    "forced_bos_token_id": (None,),
+    "forced_eos_token_id": (None,),
+    "exponential_decay_length_penalty": (None,),
+    "min_length": (None, 0),
+    "min_new_tokens": (None, 0),
+    "guidance_scale": (None, 1, 1.0),
+    "num_beams": (None, 1),
+    "watermarking_config": (None,),
+}
+"""Settings with which transformers' `generate` writes another greedy text, and those without."""
+
+
+def load_tokenizer(source: str, name: str) -> Any:
+    """The tokenizer of a folder or Hub id; None for a bare folder, which serves token ids.
+
+    Raises:
+        DraftgymError: It has files of a tokenizer, but they cannot be read.
+    """
+    import transformers
+
+    folder = Path(source)
+    if folder.is_dir() and not any((folder / file).is_file() for file in TOKENIZER_FILES):
+        return None
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        len(tokenizer), tokenizer.eos_token_id  # a damaged one may notice only when it is asked
+    except Exception as error:  # the readers raise nearly anything on a damaged file
+        raise DraftgymError(
+            f"the tokenizer of target {name!r} cannot be read: {first_line(error)}",
+            "download or copy tokenizer.json and tokenizer_config.json again; with no such file "
+            "the target serves token ids alone",
+        ) from error
+    if not len(tokenizer):
+        raise DraftgymError(
+            f"the tokenizer of target {name!r} has no tokens",
+            "put the tokenizer.json that belongs to it beside its weights",
+        )
+    return tokenizer
+
+
+def encode_prompt(tokenizer: Any, prompt: str, name: str) -> Tensor:
+    """Token ids `[n]` of a user prompt, in the chat template where there is one.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        prompt: The user's text.
+        name: What the user called the target.
+
+    Raises:
+        DraftgymError: The template fails or leaves the prompt out, or there are no tokens.
+    """
+    special, text = True, prompt
+    if getattr(tokenizer, "chat_template", None):
+        special, text = False, _in_template(tokenizer, prompt, name)
+        # Templates may trim or escape; one that writes the same for another prompt has left it out.
+        if prompt.strip() not in text and text == _in_template(tokenizer, f"{prompt} x", name):
+            raise DraftgymError(
+                f"the chat template of target {name!r} leaves the prompt out",
+                "it must write messages[...]['content'] of the role 'user'; mend chat_template (in "
+                "chat_template.jinja or tokenizer_config.json), or delete it to write without one",
+            )
+    try:
+        ids = tokenizer(text, add_special_tokens=special)["input_ids"]
+        tokens = torch.tensor(ids, dtype=torch.long)
+    except Exception as error:  # also of text that is no Unicode, such as lone surrogates
+        raise DraftgymError(
+            f"the tokenizer of target {name!r} cannot read the prompt: {first_line(error)}",
+            "write it as ordinary Unicode text",
+        ) from error
+    if not len(tokens):
+        raise DraftgymError(
+            f"the tokenizer of target {name!r} makes no tokens of the prompt",
+            "it does not belong to this prompt's writing; name another target, or give token ids",
+        )
+    return tokens
+
+
+def check_tokens(tokens: Tensor, rows: int, tokenizer: Any, name: str) -> None:
+    """Raises `DraftgymError` for a token id that the embedding has no row for.
+
+    Args:
+        tokens: Token ids `[n]`.
+        rows: Rows of the embedding.
+        tokenizer: Says what the token is; may be None.
+        name: What the user called the target.
+    """
+    outside = tokens[(tokens < 0) | (tokens >= rows)].tolist()
+    if outside:
+        called = ""
+        if tokenizer is not None and outside[0] >= 0:
+            called = f" ({tokenizer.convert_ids_to_tokens(outside[0])!r})"
+        raise DraftgymError(
+            f"token {outside[0]}{called} of the prompt is not among the {rows} that target "
+            f"{name!r} knows",
+            "the tokenizer has tokens that the weights lack: leave this one out, or put the "
+            "tokenizer beside the weights that they were trained with",
+        )
+
+
+def stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Token ids that end a text: those of the model's generation settings, and the tokenizer's.
+
+    Args:
+        model: The transformers model.
+        tokenizer: Its tokenizer, or None.
+    """
+    stops = getattr(model.generation_config, "eos_token_id", None)
+    if stops is None:
+        stops = model.config.eos_token_id
+    found = set([] if stops is None else [stops] if isinstance(stops, int) else stops)
+    end = getattr(tokenizer, "eos_token_id", None)
+    return frozenset(found if end is None else found | {end})
+
+
+def tell_ignored_settings(settings: Any, name: str) -> None:
+    """Says on standard error which of a model's generation settings our text goes without.
+
+    Temperature, top-p and top-k are not named: the temperature is the caller's.
+
+    Args:
+        settings: The model's `GenerationConfig`.
+        name: What the user called the target.
+    """
+    found = [
+        f"{key}={value}"
+        for key, neutral in OTHER_TEXT.items()
+        if (value := getattr(settings, key, None)) not in neutral
+    ]
+    if found:
+        print(
+            f"note: generation_config.json of target {name!r} asks for {', '.join(found)}; texts "
+            "here are the model's own, without",
+            file=sys.stderr,
+        )
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, shortened to one line."""
+    return next(iter(str(error).strip().splitlines()), "")[:300] or repr(error)
+
+
+def _in_template(tokenizer: Any, prompt: str, name: str) -> str:
+    message = [{"role": "user", "content": prompt}]
+    try:
+        text = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+    except Exception as error:  # the template's own code raises whatever it likes
+        raise DraftgymError(
+            f"the chat template of target {name!r} fails: {first_line(error)}",
+            "mend chat_template (in chat_template.jinja or tokenizer_config.json), or delete it to "
+            "write without one",
+        ) from error
+    return str(text)
