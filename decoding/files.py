@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import reprlib
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -38,6 +39,23 @@ def write_text(path: Path, text: str) -> None:
     """Writes `path` as UTF-8, whole or not at all."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def keep_text(path: Path, text: str) -> None:
+    """Writes a file of a cache, whole or not at all; makes its folder.
+
+    Where that is impossible (an image, a shared mount) it says so in a line, and the run goes on
+    without it.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
+    except OSError as error:
+        print(
+            f"note: cannot write {path}: {error.strerror}; it is made anew each time. Set "
+            "DRAFTGYM_CACHE to a folder that you may write",
+            file=sys.stderr,
+        )
 
 
 def write_json(path: Path, body: Any, indent: int | None = 2) -> None:

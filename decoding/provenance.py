@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import shlex
 import subprocess
@@ -16,6 +15,8 @@ import torch
 
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.files import read_json, write_json
+from draftgym.decoding.model.fingerprint import other_target
 from draftgym.decoding.model.target import Target
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,9 +71,18 @@ def write_run_config(folder: Path, settings: Any, target: Target) -> None:
         folder: The run folder.
         settings: A dataclass, possibly nested.
         target: What it runs on.
+
+    Raises:
+        DraftgymError: The folder has a run on another target.
     """
+    path = folder / "config.json"
+    if path.is_file():
+        before = read_json(path, "repair it, or name another --run").get("fingerprint")
+        if before not in (None, target.fingerprint):
+            key, remedy = "fingerprint in its config.json", "name another --run"
+            raise other_target(f"run {folder}", before, target, key, remedy)
     body = {"settings": plain(asdict(settings)), **describe_target(target), **describe_host()}
-    (folder / "config.json").write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+    write_json(path, body)
 
 
 def plain(value: Any) -> Any:

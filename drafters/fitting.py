@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.fingerprint import other_target
 from draftgym.decoding.model.target import Target
 from draftgym.drafters.dflash.network import DFlashConfig
 from draftgym.drafters.formats.contents import Contents, Origin
@@ -39,11 +40,8 @@ def check_fits(folder: Path, network: DraftNetwork, origin: Origin, target: Targ
     """Refuses a drafter of another target, by fingerprint first, by shape where it has none."""
     remedy = f"name the target it was trained for, or train one with --target {target.name}"
     if origin.fingerprint not in (None, target.fingerprint):
-        raise DraftgymError(
-            f"drafter {folder} was trained for another target (fingerprint "
-            f"{origin.fingerprint}, {target.name!r} has {target.fingerprint})",
-            remedy,
-        )
+        key = "draftgym.target_fingerprint in its config.json"
+        raise other_target(f"drafter {folder}", origin.fingerprint, target, key, remedy)
     config, shape, layers = (
         network.config,
         target.decoder.shape,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from draftgym.decoding.model.cache import KVCache
+from draftgym.decoding.model.fingerprint import hash_facts, hash_tensors, plain_rope, settings
 from draftgym.decoding.model.layers import (
     RotaryTable,
     additive_mask,
@@ -173,6 +174,17 @@ class DraftNetwork(nn.Module):
     def embedding(self, of_target: Tensor) -> Tensor:
         """The input embedding `[V, d]`: its own, or else the target's."""
         return of_target if self.embed_tokens is None else self.embed_tokens.weight
+
+
+def network_fingerprint(network: DraftNetwork) -> str:
+    """Hash of all that a network proposes with: weights, sizes, taps, rotary settings.
+
+    How far its positions reach is the target's affair (`draftgym.drafters.fitting.widen`).
+    """
+    facts = settings(network.config) | {"kind": network.config.kind}
+    del facts["max_position_embeddings"]
+    facts["rope_parameters"] = plain_rope(network.config.rope_parameters)
+    return hash_facts(facts, hash_tensors(network.state_dict()))
 
 
 def frozen_rows(count: int, width: int) -> nn.Embedding:

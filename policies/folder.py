@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -19,6 +19,7 @@ from torch import nn
 
 from draftgym.decoding.arms import Arm, parse_arm
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.fingerprint import Fingerprinted, other_target
 
 FORMAT = 1
 WEIGHTS, BODY = "policy.safetensors", "policy.json"
@@ -28,18 +29,8 @@ ROUTER, NEURAL, SCHEDULER = "router", "neural", "scheduler"
 AGAIN = "train again, or name another folder"
 
 Network = TypeVar("Network", bound=nn.Module)
-
-
-class PolicyTarget(Protocol):
-    """Whom a policy is for: a loaded target, or what is known of one that is not."""
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of its weights."""
+PolicyTarget = Fingerprinted
+"""Whom a policy is for: a loaded target, or what is known of one that is not."""
 
 
 @dataclass(frozen=True)
@@ -133,10 +124,13 @@ def read_policy(folder: Path, kind: str, target: PolicyTarget, keys: set[str]) -
         what = f"lacks {sorted(missing)}" if missing else f"has format {body['format']}"
         raise DraftgymError(f"{folder / BODY} {what}", AGAIN)
     if body["target_fingerprint"] != target.fingerprint:
-        raise DraftgymError(
-            f"policy {folder} was trained for target {body['target']!r} (fingerprint "
-            f"{body['target_fingerprint']}), {target.name!r} has {target.fingerprint}",
+        raise other_target(
+            f"policy {folder}",
+            body["target_fingerprint"],
+            target,
+            f"target_fingerprint in its {BODY}",
             f"name that target with --target, or {AGAIN}",
+            f"target {body['target']!r}",
         )
     return StoredPolicy(folder, body, _read_arms(folder, body))
 

@@ -65,7 +65,7 @@ def handmade_set(
     """Texts with the same arms, of one origin."""
     origin = TraceOrigin(
         "handmade",
-        "0" * 16,
+        "0" * 32,
         "float32",
         dict.fromkeys(LAGS, "1" * 16),
         LAGS,

@@ -39,11 +39,11 @@ def handmade_traces(
     made = [
         _text(f"handmade-{i}", arms, length - int(i % 5), length, width, rng) for i in range(texts)
     ]
-    drafters = dict.fromkeys((arm.partition(":")[0] for arm in arms), "0" * 16)
+    drafters = dict.fromkeys((arm.partition(":")[0] for arm in arms), "0" * 32)
     lags = {name: 2 if name == "eagle3" else 1 for name in drafters}
     origin = TraceOrigin(
         target="handmade",
-        target_fingerprint="f" * 16,
+        target_fingerprint="f" * 32,
         dtype="float32",
         drafters=drafters,
         lags=lags,

@@ -26,9 +26,10 @@ from stable_baselines3.common.vec_env import VecEnv
 from draftgym.agents.common.callbacks import BesideLearning, make_logger
 from draftgym.agents.common.settings import TrainArgs
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.fingerprint import is_sampled, other_target
 from draftgym.decoding.model.precision import usable_cores
 from draftgym.decoding.provenance import command_line, describe_host, git_revision, plain
-from draftgym.policies.folder import PolicyTarget, read_body
+from draftgym.policies.folder import BODY, PolicyTarget, read_body
 from draftgym.rollouts.traces.file import read_traces
 from draftgym.rollouts.traces.shards import shards_in
 from draftgym.rollouts.traces.trace import TraceSet
@@ -230,6 +231,10 @@ class Trainer(ABC, Generic[Policy]):
         body = read_body(run / POLICY)
         for name, wanted in self.identity().items():
             found = body.get(name)
+            if found != wanted and is_sampled(found):
+                key = f"{name} in its {POLICY}/{BODY}"
+                remedy = "collect traces anew and name another --run"
+                raise other_target(str(run), found, self.target, key, remedy)
             if found != wanted:
                 raise DraftgymError(
                     f"{run} was trained with {name} {_text(found)}, asked for: {_text(wanted)}",

@@ -15,6 +15,7 @@ from torch import Tensor
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import check_unicode, user_path
 from draftgym.decoding.model.embedded import EMBEDDED_TARGETS, embedded_target, gguf_target
+from draftgym.decoding.model.fingerprint import WeightFiles, fingerprint, weight_files
 from draftgym.decoding.model.loading import load_config, load_model, read_decoder
 from draftgym.decoding.model.precision import Precision, choose_precision
 from draftgym.decoding.model.products import Products
@@ -26,7 +27,7 @@ from draftgym.decoding.model.text import (
     tell_ignored_settings,
 )
 from draftgym.decoding.model.transformer import Decoder
-from draftgym.decoding.model.weights import context_limit, fingerprint
+from draftgym.decoding.model.weights import context_limit
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Target:
         stop_tokens: Token ids that end a text.
         context_limit: Most positions it can attend to.
         rope_parameters: Rotary settings of its config; drafters copy them.
-        fingerprint: Short hash of its weights; drafters carry the same.
+        fingerprint: Hash of its weights; drafters carry the same.
         precision: Chosen dtype and threads, with the reason.
         architecture: Its transformers class; drafter checkpoints record it.
     """
@@ -140,15 +141,29 @@ def load_target(
         precision = choose_precision(dtype, threads)
         torch.set_num_threads(precision.threads)
         config = load_config(source, f"target {name!r}")
+        files = weight_files(source)
         model = load_model(source, config, precision.torch_dtype, f"target {name!r}")
-        return wrap_model(model, load_tokenizer(source, name), name, precision)
+        return wrap_model(model, load_tokenizer(source, name), name, precision, files)
     except BaseException:
         torch.set_num_threads(threads_before)
         raise
 
 
-def wrap_model(model: Any, tokenizer: Any, name: str, precision: Precision) -> Target:
+def wrap_model(
+    model: Any,
+    tokenizer: Any,
+    name: str,
+    precision: Precision,
+    files: WeightFiles | None = None,
+) -> Target:
     """Makes a `Target` of a transformers model that is already in memory.
+
+    Args:
+        model: The model.
+        tokenizer: Its transformers tokenizer, or None.
+        name: What the user called it.
+        precision: In which numbers it computes.
+        files: Where it was just read from; the fingerprint is remembered for them.
 
     Raises:
         DraftgymError: The compact decoder does not compute what the model computes.
@@ -163,7 +178,7 @@ def wrap_model(model: Any, tokenizer: Any, name: str, precision: Precision) -> T
         stop_tokens=stop_tokens(model, tokenizer),
         context_limit=context_limit(model.config),
         rope_parameters=dict(model.config.rope_parameters),
-        fingerprint=fingerprint(decoder),
+        fingerprint=fingerprint(decoder, model.config.rope_parameters, files),
         precision=precision,
         architecture=type(model).__name__,
     )

@@ -6,8 +6,6 @@ the tensors out of the loaded model.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -99,32 +97,3 @@ def layer_weights(layer: Any, dtype: torch.dtype) -> LayerWeights:
 
 def _tensor(weight: Tensor | None, dtype: torch.dtype) -> Any:
     return None if weight is None else weight.detach().to(dtype).contiguous()
-
-
-def fingerprint(decoder: Decoder) -> str:
-    """A short hash that tells targets apart, the same in every dtype.
-
-    Drafter checkpoints carry it, so that a drafter trained for another target is refused. It reads
-    a sample of the weights, rounded to bfloat16.
-    """
-    digest = hashlib.sha256(repr(decoder.shape).encode())
-    sample = [decoder.embedding[::97], decoder.final_norm]
-    sample += [tensor for layer in decoder.layers for tensor in (layer.post_norm, layer.down[::61])]
-    for tensor in sample:
-        digest.update(_rounded_bytes(tensor))
-    return digest.hexdigest()[:16]
-
-
-def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """A short hash of named tensors, the same in every dtype (floats are rounded to bfloat16)."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tuple(tensor.shape)} ".encode())
-        exact = tensor.contiguous().numpy().tobytes() if not tensor.is_floating_point() else None
-        digest.update(exact or _rounded_bytes(tensor))
-    return digest.hexdigest()[:16]
-
-
-def _rounded_bytes(tensor: Tensor) -> bytes:
-    rounded = tensor.to(torch.bfloat16).contiguous().view(torch.int16)
-    return bytes(rounded.numpy().tobytes())

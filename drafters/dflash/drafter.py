@@ -15,12 +15,11 @@ from draftgym.decoding.drafting import MAX_TREE_NODES, DraftContext, DraftShape
 from draftgym.decoding.model.cache import KVCache
 from draftgym.decoding.model.products import Products
 from draftgym.decoding.model.target import Target
-from draftgym.decoding.model.weights import hash_tensors
 from draftgym.decoding.verify.base import Candidates
 from draftgym.decoding.verify.proposal import Proposal
 from draftgym.drafters.batched import BatchDrafter, Shapes
 from draftgym.drafters.dflash.network import DFlashNetwork
-from draftgym.drafters.modules import in_cache, rotary_table
+from draftgym.drafters.modules import in_cache, network_fingerprint, rotary_table
 from draftgym.drafters.tree import best_first_tree
 from draftgym.drafters.vocabulary import from_d2t
 
@@ -71,8 +70,8 @@ class DFlashDrafter(BatchDrafter):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the drafter's weights."""
-        return hash_tensors(self.network.state_dict())
+        """Hash of the drafter's weights and wiring."""
+        return network_fingerprint(self.network)
 
     def new_cache(self, rows: int) -> KVCache:
         """A cache of every draft layer."""

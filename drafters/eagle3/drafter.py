@@ -15,10 +15,9 @@ from torch import Tensor
 from draftgym.decoding.drafting import MAX_TREE_NODES, DraftContext
 from draftgym.decoding.model.cache import KVCache
 from draftgym.decoding.model.target import Target
-from draftgym.decoding.model.weights import hash_tensors
 from draftgym.drafters.autoregressive import AutoregressiveDrafter
 from draftgym.drafters.eagle3.network import Eagle3Network
-from draftgym.drafters.modules import in_cache, rotary_table
+from draftgym.drafters.modules import in_cache, network_fingerprint, rotary_table
 from draftgym.drafters.tree import scratch_rows
 from draftgym.drafters.vocabulary import from_d2t
 
@@ -66,8 +65,8 @@ class Eagle3Drafter(AutoregressiveDrafter):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the head's weights."""
-        return hash_tensors(self.network.state_dict())
+        """Hash of the head's weights and wiring."""
+        return network_fingerprint(self.network)
 
     def new_cache(self, rows: int) -> KVCache:
         """A cache of one layer."""

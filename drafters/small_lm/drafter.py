@@ -7,8 +7,9 @@ pass (`draftgym.decoding.model.transformer`), with a key/value cache of its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
@@ -20,8 +21,8 @@ from draftgym.decoding.drafting import (
     PrefixView,
 )
 from draftgym.decoding.model.cache import KVCache
+from draftgym.decoding.model.fingerprint import fingerprint
 from draftgym.decoding.model.transformer import Decoder, NewRows
-from draftgym.decoding.model.weights import fingerprint
 from draftgym.decoding.verify.proposal import Proposal
 from draftgym.drafters.autoregressive import AutoregressiveDrafter
 from draftgym.drafters.tree import scratch_rows
@@ -36,11 +37,18 @@ class SmallLMDrafter(AutoregressiveDrafter):
     Args:
         decoder: The small LM, in the target's dtype.
         name: How arms call it.
+        rope_parameters: Rotary settings of its config; they are part of its fingerprint.
     """
 
-    def __init__(self, decoder: Decoder, name: str = "small") -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        name: str = "small",
+        rope_parameters: Mapping[str, Any] | None = None,
+    ) -> None:
         self.name = name
         self.decoder = decoder
+        self.rope_parameters = dict(rope_parameters or {})
         self.max_draft_length = 16
         self.max_tree_nodes = MAX_TREE_NODES
         self.draft_rows = 1 + scratch_rows(self.max_draft_length)
@@ -53,7 +61,7 @@ class SmallLMDrafter(AutoregressiveDrafter):
     @property
     def fingerprint(self) -> str:
         """Hash of the small LM's weights."""
-        return fingerprint(self.decoder)
+        return fingerprint(self.decoder, self.rope_parameters)
 
     def new_cache(self, rows: int) -> KVCache:
         """A cache of all layers."""

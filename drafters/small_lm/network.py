@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.fingerprint import other_target
 from draftgym.decoding.model.loading import load_config, load_model, read_decoder
 from draftgym.decoding.model.products import Products
 from draftgym.decoding.model.target import Target, load_target
@@ -89,7 +90,8 @@ def load_small_lm(folder: Path, target: Target) -> SmallLMDrafter:
             file=sys.stderr,
         )
     products = Products(target.precision.packed)
-    return SmallLMDrafter(read_decoder(model, target.decoder.dtype, _called(folder), products))
+    decoder = read_decoder(model, target.decoder.dtype, _called(folder), products)
+    return SmallLMDrafter(decoder, rope_parameters=model.config.rope_parameters)
 
 
 def read_small_lm(folder: Path, target: Target) -> Any:
@@ -147,9 +149,11 @@ def _check_origin(folder: Path, made_for: dict[str, Any], target: Target) -> Non
     """Raises `DraftgymError` for a part of another target's small LM."""
     wanted = made_for.get("target_fingerprint")
     if wanted != target.fingerprint:
-        raise DraftgymError(
-            f"small LM {folder} shares the embedding of another target (fingerprint {wanted}, "
-            f"{target.name!r} has {target.fingerprint})",
+        raise other_target(
+            f"small LM {folder} (a part of one)",
+            wanted,
+            target,
+            "draftgym.target_fingerprint in its config.json",
             f"load target {made_for.get('target')!r}, or assemble a whole folder with it: "
             f"draftgym unpack-small-lm {folder} FOLDER --target NAME",
         )

@@ -141,7 +141,7 @@ def train(args: Eagle3Args | DFlashArgs | SmallLMArgs) -> Path:
         target.vocab_size,
         longest,
         hottest=args.hottest,
-        fingerprint=target.fingerprint,
+        target=target,
     )
     print(f"corpus: {len(corpus.train)} texts, {corpus.response_tokens} response tokens")
     objective = _objective(args, target, corpus)

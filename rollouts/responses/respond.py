@@ -28,6 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.fingerprint import is_sampled
 from draftgym.decoding.model.target import Target, load_target
 from draftgym.decoding.provenance import describe_host, describe_target
 from draftgym.decoding.verify.rules import make_rule
@@ -199,6 +200,13 @@ def _read_done(folder: Path, settings: Mapping[str, Any]) -> Done:
     for shard in shards_in(folder):
         before = read_metadata(shard).get("settings", {})
         changed = [key for key in settings if before.get(key) != settings[key]]
+        if is_sampled(before.get("fingerprint")):
+            raise DraftgymError(
+                f"{shard} carries an older version's fingerprint of the target, which read only a "
+                "sample of the weights",
+                "drafters learn from such a folder as before; new responses go to another one, "
+                "which --out names",
+            )
         if changed:
             raise DraftgymError(
                 f"{shard} was written with other settings "

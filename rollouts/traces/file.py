@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.fingerprint import is_sampled
 from draftgym.decoding.observation import TEXT_SIGNALS
 from draftgym.rollouts.traces.shards import shards_in
 from draftgym.rollouts.traces.trace import ArmTrace, TextTrace, TraceOrigin, TraceSet
@@ -115,7 +116,14 @@ def read_origin(shard: Path) -> TraceOrigin:
             f"{SCHEMA_VERSION}",
             AGAIN,
         )
-    return TraceOrigin.from_json(body["origin"])
+    origin = TraceOrigin.from_json(body["origin"])
+    if is_sampled(origin.target_fingerprint):
+        raise DraftgymError(
+            f"{shard} carries an older version's fingerprint of the target, which read only a "
+            "sample of the weights",
+            f"{AGAIN} --out FOLDER",
+        )
+    return origin
 
 
 def read_done(folder: Path, origin: TraceOrigin) -> dict[str, str]:

@@ -177,7 +177,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "cannot read"),
     "damaged weights": (lambda folder: (folder / WEIGHTS).write_bytes(b"\0" * 40), "cannot read"),
     "other kind": (change(kind="router"), "kind 'router'"),
-    "other target": (change(target_fingerprint="0" * 16), "was trained for"),
+    "other target": (change(target_fingerprint="0" * 32), "was trained for"),
     "other width": (change(hidden_size=8), "narrow.weight"),
     "three arms": (change(arms=["eagle3:3", "dflash:4", "plain"]), "3 arms"),
     "no number": (change(threshold="high"), "policy.json"),

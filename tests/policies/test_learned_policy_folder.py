@@ -107,7 +107,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing key": (change(width=None), "lacks .*width"),
     "other kind": (change(kind="neural"), "kind 'neural'"),
     "other format": (change(format=2), "format 2"),
-    "other target": (change(target_fingerprint="0" * 16, target="big"), "target 'big'"),
+    "other target": (change(target_fingerprint="0" * 32, target="big"), "target 'big'"),
     "no arms": (change(arms=[]), "no arms"),
     "unreadable arm": (change(arms=["eagle3:x"]), "draft length"),
     "other signals": (change(signals=["mood"]), "signals"),

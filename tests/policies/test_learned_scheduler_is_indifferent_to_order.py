@@ -149,7 +149,7 @@ def test_deployment_needs_no_training_library(table: ChainTable, tmp_path: Path)
     code = (
         "import sys, types, pathlib, numpy as np\n"
         "from draftgym.policies.schedulers.learned import load_scheduler\n"
-        "who = types.SimpleNamespace(name='handmade', fingerprint='f' * 16)\n"
+        "who = types.SimpleNamespace(name='handmade', fingerprint='f' * 32)\n"
         "policy = load_scheduler(pathlib.Path(sys.argv[1]), who)\n"
         "numbers = len(policy.head.user_features)\n"
         "users, cell = np.ones((5, numbers), np.float32), np.ones(4, np.float32)\n"
@@ -167,7 +167,7 @@ def test_folders_that_cannot_serve_are_refused_with_a_remedy(
     origin = user_traces().origin
     save_scheduler(policy_of(LENGTHS), table.arms, origin, tmp_path, {})
     with pytest.raises(DraftgymError, match="trained for target"):
-        load_scheduler(tmp_path, replace(origin, target_fingerprint="0" * 16))
+        load_scheduler(tmp_path, replace(origin, target_fingerprint="0" * 32))
     body = json.loads((tmp_path / BODY).read_text())
     for changes, problem in [
         ({"head": "guess"}, "kind 'guess'"),

@@ -159,7 +159,7 @@ def test_responses_train_a_drafter_of_their_target_and_of_no_other(
     metadata = read_metadata(shards_in(args.out)[0])
     assert metadata["fingerprint"] == target.fingerprint
     assert metadata["settings"]["max_new_tokens"] == TOKENS
-    corpus = load_corpus(args.out, 257, validation=3, fingerprint=target.fingerprint)
+    corpus = load_corpus(args.out, 257, validation=3, target=target)
     lengths = [text.tokens.shape[0] - text.prompt_length for text in corpus.train]
     assert lengths == [TOKENS] * 15
     other = save_target(tmp_path / "other", seed=1)

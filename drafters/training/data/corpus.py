@@ -27,6 +27,8 @@ import torch
 from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.fingerprint import is_sampled, sampled_fingerprint
+from draftgym.decoding.model.target import Target
 
 SCHEMA_VERSION = 1
 METADATA_KEY = b"draftgym"
@@ -99,7 +101,7 @@ def load_corpus(
     validation: int = 40,
     seed: int = 0,
     hottest: float | None = None,
-    fingerprint: str | None = None,
+    target: Target | None = None,
 ) -> Corpus:
     """Reads a corpus.
 
@@ -110,16 +112,16 @@ def load_corpus(
         validation: Texts set aside, chosen by the seed.
         seed: Seed of that choice.
         hottest: Texts sampled at a higher temperature are left out; None keeps all.
-        fingerprint: The target's; files that name another one are refused.
+        target: The target; files that name another one are refused.
 
     Raises:
         DraftgymError: Missing file or columns, ids of another tokenizer, responses of another
             target, too few texts.
     """
     shards = _shards_of(path)
-    if fingerprint is not None:
+    if target is not None:
         for shard in shards:
-            _check_target(shard, fingerprint)
+            _check_target(shard, target)
     read = [text for shard in shards for text in _read(shard, vocab, max_length, hottest)]
     texts = [text for text in read if 0 < text.prompt_length <= len(text.tokens) - 4]
     if len(texts) <= validation:
@@ -186,17 +188,24 @@ def _shards_of(path: Path) -> list[Path]:
     return found or [path]
 
 
-def _check_target(shard: Path, fingerprint: str) -> None:
-    """Refuses a shard that another target wrote; one that does not say is accepted."""
+def _check_target(shard: Path, target: Target) -> None:
+    """Refuses a shard that another target wrote; one that does not say is accepted.
+
+    Responses take long to write and name their target in a place that nobody edits. So those of
+    older versions are accepted, too, if their sample of the weights is this target's.
+    """
     metadata = read_metadata(shard)
     written_by = metadata.get("fingerprint")
-    if written_by not in (None, fingerprint):
-        raise DraftgymError(
-            f"corpus {shard} was written by another target ({metadata.get('target')!r}, "
-            f"fingerprint {written_by}; this one has {fingerprint})",
-            "name the target that wrote it with --target, or write responses of this target with "
-            "draftgym respond",
-        )
+    if written_by in (None, target.fingerprint):
+        return
+    if is_sampled(written_by) and written_by == sampled_fingerprint(target.decoder):
+        return
+    raise DraftgymError(
+        f"corpus {shard} was written by another target ({metadata.get('target')!r}, "
+        f"fingerprint {written_by}; this one has {target.fingerprint})",
+        "name the target that wrote it with --target, or write responses of this target with "
+        "draftgym respond",
+    )
 
 
 def _read(path: Path, vocab: int, max_length: int, hottest: float | None) -> list[Text]:

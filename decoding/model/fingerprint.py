@@ -1,0 +1,256 @@
+"""Fingerprints: short hashes of all that a model computes with, the same in every dtype.
+
+Drafters, policies, traces, corpora and costs carry the target's, so that what was made for one
+target is not taken for another's. Every weight counts (floats rounded to bfloat16), and so do the
+sizes, the norms' epsilon and the rotary settings. The tokenizer and the stop tokens do not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.files import keep_text
+from draftgym.decoding.model.embedded import cache_folder
+from draftgym.decoding.model.precision import usable_cores
+from draftgym.decoding.model.transformer import Decoder
+
+DIGITS = 32
+WORTH_REMEMBERING = 1 << 26
+"""Bytes; hashing smaller files takes no time."""
+SAMPLED_DIGITS = 16
+"""Fingerprints of versions up to 0.2: they read a sample of the weights, none of attention."""
+
+
+class Fingerprinted(Protocol):
+    """A loaded target, or what is known of one that is not."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of its weights."""
+
+
+def fingerprint(
+    decoder: Decoder, rope_parameters: Mapping[str, Any], files: WeightFiles | None = None
+) -> str:
+    """The fingerprint of a decoder.
+
+    Args:
+        decoder: Its weights and sizes.
+        rope_parameters: Rotary settings of its config.
+        files: Where the weights were read from, if from files: these are hashed once only.
+    """
+    facts = settings(decoder.shape) | {"rope": plain_rope(rope_parameters)}
+    known = files.known() if files else None
+    weights = known or hash_tensors(_weights(decoder))
+    if files and not known:
+        files.keep(weights)
+    return hash_facts(facts, weights)
+
+
+def hash_facts(facts: Mapping[str, Any], weights: str) -> str:
+    """The fingerprint of weights and of what else decides what they compute.
+
+    Args:
+        facts: Of JSON types; their order does not count.
+        weights: From `hash_tensors`.
+    """
+    text = json.dumps([facts, weights], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of named tensors, hexadecimal; a tensor under two names is read once."""
+    threads = usable_cores()
+    distinct = {id(tensor): tensor for tensor in tensors.values()}
+    digests: dict[int, Future[str]] = {}
+    with ThreadPoolExecutor(threads) as pool:  # hashlib lets other threads run
+        waiting: deque[Future[str]] = deque()
+        for key, tensor in distinct.items():
+            digests[key] = pool.submit(_digest, _plain_numbers(tensor))
+            waiting.append(digests[key])
+            if len(waiting) > threads:  # few rounded copies at a time
+                waiting.popleft().result()
+    lines = [
+        f"{name} {tuple(tensor.shape)} {digests[id(tensor)].result()}"
+        for name, tensor in sorted(tensors.items())
+    ]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def settings(config: Any) -> dict[str, Any]:
+    """The fields of a dataclass that differ from their defaults.
+
+    A field that a later version adds, with what was always meant as its default, so changes no
+    fingerprint.
+    """
+    return {
+        field.name: getattr(config, field.name)
+        for field in fields(config)
+        if field.default is MISSING or getattr(config, field.name) != field.default
+    }
+
+
+def plain_rope(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Rotary settings without what has no say, in one form.
+
+    Versions of transformers write `type` or `rope_type`, whole numbers or floats, and empty keys.
+    """
+    said = {key: value for key, value in parameters.items() if value is not None}
+    kind = said.pop("rope_type", None) or said.get("type", "default")
+    said.pop("type", None)
+    if kind == "default":
+        said = {"rope_theta": said["rope_theta"]} if "rope_theta" in said else {}
+    numbers = {k: float(v) if isinstance(v, int | float) else v for k, v in said.items()}
+    return {"rope_type": kind, **numbers}
+
+
+def is_sampled(text: object) -> bool:
+    """Whether a fingerprint is one of versions up to 0.2, which did not read every weight."""
+    return isinstance(text, str) and len(text) == SAMPLED_DIGITS
+
+
+def other_target(
+    what: str,
+    carried: object,
+    target: Fingerprinted,
+    key: str,
+    remedy: str,
+    made_for: str = "another target",
+) -> DraftgymError:
+    """The error of something that was made for another target, or by an older version.
+
+    Args:
+        what: What it is (`drafter runs/mine`).
+        carried: The fingerprint that it carries.
+        target: The target at hand.
+        key: Where the fingerprint is written (`draftgym.target_fingerprint in config.json`).
+        remedy: What to do when it is another target.
+        made_for: What it says that it was made for.
+    """
+    if is_sampled(carried):
+        return DraftgymError(
+            f"{what} carries the fingerprint {carried} of an older version, which read only a "
+            "sample of the target's weights",
+            f"if you know that it was made for the weights of {target.name!r}, write "
+            f"{target.fingerprint} as {key}; otherwise {remedy}",
+        )
+    return DraftgymError(
+        f"{what} was trained for {made_for} (fingerprint {carried}, {target.name!r} has "
+        f"{target.fingerprint})",
+        remedy,
+    )
+
+
+def sampled_fingerprint(decoder: Decoder) -> str:
+    """What versions up to 0.2 called the decoder; response corpora of theirs carry it."""
+    shape = decoder.shape
+    names = ("layers", "hidden", "heads", "kv_heads", "head_dim", "vocab", "eps")
+    facts = ", ".join(f"{name}={getattr(shape, name)!r}" for name in names)
+    digest = hashlib.sha256(f"DecoderShape({facts})".encode())
+    sample = [decoder.embedding[::97], decoder.final_norm]
+    sample += [tensor for layer in decoder.layers for tensor in (layer.post_norm, layer.down[::61])]
+    for tensor in sample:
+        digest.update(_plain_numbers(tensor))
+    return digest.hexdigest()[:SAMPLED_DIGITS]
+
+
+def weight_files(source: str) -> WeightFiles | None:
+    """The files behind a folder or a Hub id, as far as they are on this disk."""
+    folder = Path(source)
+    try:
+        if not folder.is_dir():
+            import transformers
+
+            config = transformers.utils.cached_file(source, "config.json", local_files_only=True)
+            folder = Path(config).parent
+        return WeightFiles(folder)
+    except (OSError, TypeError, ValueError):  # nothing is remembered then
+        return None
+
+
+class WeightFiles:
+    """The files of a model's folder, and the hash of the weights in them as remembered.
+
+    It is kept in the user cache under path, size and times of every file that can change what is
+    read from the folder, so that loading a target a second time hashes nothing.
+
+    Args:
+        folder: A Hugging Face folder; made before the model is loaded from it.
+    """
+
+    SUFFIXES = frozenset({".safetensors", ".bin", ".json", ".pt", ".pth"})
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.found = self._look()
+
+    def known(self) -> str | None:
+        """The hash, or None if it is not known."""
+        try:
+            text = self._path.read_text(encoding="ascii")
+        except (OSError, ValueError):
+            return None
+        return text if len(text) == 64 else None
+
+    def keep(self, weights: str) -> None:
+        """Remembers the hash, unless the files changed while they were read."""
+        large = sum(size for _, _, size, *_ in self.found) >= WORTH_REMEMBERING
+        if large and self._look() == self.found:
+            keep_text(self._path, weights)
+
+    @property
+    def _path(self) -> Path:
+        import transformers
+
+        versions = (DIGITS, torch.__version__, transformers.__version__)
+        text = json.dumps([versions, self.found])
+        name = hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
+        return cache_folder() / "fingerprints" / name
+
+    def _look(self) -> list[list[Any]]:
+        paths = [path for path in self.folder.iterdir() if path.suffix in self.SUFFIXES]
+        facts = [(path.name, path.resolve(), path.stat()) for path in sorted(paths)]
+        return [
+            [name, str(real), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+            for name, real, stat in facts
+        ]
+
+
+def _weights(decoder: Decoder) -> dict[str, Tensor]:
+    named = {
+        "embedding": decoder.embedding,
+        "head": decoder.head,
+        "final_norm": decoder.final_norm,
+    }
+    for index, layer in enumerate(decoder.layers):
+        named |= {
+            f"{index}.{name}": value for name, value in vars(layer).items() if value is not None
+        }
+    return named
+
+
+def _digest(numbers: memoryview) -> str:
+    return hashlib.sha256(numbers).hexdigest()
+
+
+def _plain_numbers(tensor: Tensor) -> memoryview:
+    """The numbers in one order; floats rounded to bfloat16, whose bits they are."""
+    tensor = tensor.detach().contiguous().cpu()
+    if tensor.is_floating_point():
+        tensor = tensor.to(torch.bfloat16).view(torch.int16)
+    return tensor.numpy().data
