@@ -15,7 +15,7 @@ from draftgym.decoding.model.target import Target, load_target
 from draftgym.decoding.observation import Observation, RouterObserver
 from draftgym.decoding.round import RoundRecord, play_round
 from draftgym.decoding.session import Session
-from draftgym.decoding.verify.rules import make_rule
+from draftgym.decoding.verify.rules import check_temperature, make_rule
 from draftgym.drafters.loading import load_drafters
 from draftgym.envs.router.base import RoundsEnv
 from draftgym.rollouts.prompts.sets import Prompt, as_prompts
@@ -118,6 +118,7 @@ class RouterEnv(RoundsEnv):
                 "the prompt",
                 "ask for 2 or more with max_new_tokens",
             )
+        check_temperature(temperature)
         self.target = load_target(target) if isinstance(target, str) else target
         self.drafters = dict(load_drafters(self.target) if drafters is None else drafters)
         chosen = tuple(map(parse_arm, arms)) if arms else default_arms(self.drafters)

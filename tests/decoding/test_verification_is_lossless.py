@@ -21,7 +21,7 @@ from draftgym.decoding.verify.coupled import CoupledRule
 from draftgym.decoding.verify.greedy import GreedyRule
 from draftgym.decoding.verify.proposal import Proposal
 from draftgym.decoding.verify.rejection import Coins, RejectionRule
-from draftgym.decoding.verify.rules import make_rule
+from draftgym.decoding.verify.rules import LEAST_TEMPERATURE, make_rule
 
 VOCAB = 4
 TEMPERATURE = 0.7
@@ -443,6 +443,9 @@ def test_the_temperature_chooses_the_rule() -> None:
         (None, -1.0, "0 \\(greedy\\) or a positive number"),
         (None, math.nan, "0 \\(greedy\\) or a positive number"),
         (None, math.inf, "0 \\(greedy\\) or a positive number"),
+        *((rule, 1e-40, "--temperature 0") for rule in (None, "coupled", "rejection")),
+        (None, 5e-324, "--temperature 0"),
+        (None, 0.9e-3, "temperature 0.0009 is too small"),
     ],
 )
 def test_an_impossible_rule_tells_the_remedy(
@@ -450,3 +453,17 @@ def test_an_impossible_rule_tells_the_remedy(
 ) -> None:
     with pytest.raises(DraftgymError, match=advice):
         make_rule(name, temperature, 0, VOCAB)
+
+
+@pytest.mark.parametrize("name", ["coupled", "rejection"])
+def test_the_least_temperature_still_samples(name: str) -> None:
+    """Of two tokens whose logits differ by T, the better one is drawn e times as often."""
+    logits = torch.tensor([[64.0, 64.0 - LEAST_TEMPERATURE, -64.0, 0.0]])
+    drawn = [
+        make_rule(name, LEAST_TEMPERATURE, seed, VOCAB).verify(Proposal.empty(), logits, 0)
+        for seed in range(4000)
+    ]
+    share = sum(verdict.next_token == 0 for verdict in drawn) / 4000
+    assert {verdict.next_token for verdict in drawn} == {0, 1}
+    gap = float(logits[0, 0] - logits[0, 1]) / LEAST_TEMPERATURE  # as float32 stores it
+    assert abs(share - 1 / (1 + math.exp(-gap))) < 0.03
