@@ -50,6 +50,7 @@ class Session:
         needed = len(prompt) + max_new_tokens
         self.capacity = min(needed, target.context_limit) if capacity is None else capacity
         _check_request(prompt, max_new_tokens, self.capacity)
+        target.check_tokens(prompt)
         self.target, self.rule, self.drafters = target, rule, drafters
         self.catching_up = catching_up
         self.max_new_tokens = max_new_tokens
