@@ -9,7 +9,6 @@ that `draftgym evaluate --json` writes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -24,6 +23,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
+from draftgym.decoding.files import read_json
 from draftgym.rollouts.report.rows import ALL
 from draftgym.rollouts.report.statistics import Interval
 from draftgym.rollouts.report.table import make_console
@@ -218,7 +218,7 @@ def markdown(path: Path) -> str:
     """
     remedy = "name JSON files that benchmarks wrote, or run the benchmark again"
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = read_json(path, remedy)
         return "\n\n".join(table.markdown() for table in tables_of(result)) + "\n"
     except OSError as error:
         raise DraftgymError(f"cannot read {path}: {error.strerror}", remedy) from error

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import Table, show
+from draftgym.decoding import files
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target, load_target
@@ -121,9 +122,7 @@ def finish(
 def write_json(path: Path, body: Mapping[str, Any], indent: int | None = 1) -> None:
     """Replaces the file in one step: a kill leaves the old one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.partial")
-    unfinished.write_text(json.dumps(body, indent=indent) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    files.write_json(path, body, indent)
 
 
 def check(settings: Any, *names: str) -> None:
@@ -150,19 +149,20 @@ class Partial:
         self.path = result.with_name(result.name + ".partial.jsonl")
         self.records: list[Record] = []
         if not self.path.exists():
-            self.path.write_text(json.dumps(settings) + "\n", encoding="utf-8")
+            files.write_text(self.path, json.dumps(settings) + "\n")
             return
         text = self.path.read_text(encoding="utf-8")
         whole = text[: text.rfind("\n") + 1]  # a kill may have cut the last line
         remedy = "delete it to start over, or name another file with --json"
         try:
-            header, *self.records = [json.loads(line) for line in whole.splitlines()]
+            parsed = [files.parse_json(line, str(self.path), remedy) for line in whole.splitlines()]
+            header, *self.records = parsed
         except ValueError as error:
             raise DraftgymError(f"{self.path} is damaged: {error}", remedy) from error
         changed = [key for key in settings if header.get(key) != settings[key]]
         if changed:
             raise DraftgymError(f"{self.path} was started with other {', '.join(changed)}", remedy)
-        self.path.write_text(whole, encoding="utf-8")
+        files.write_text(self.path, whole)
         print(
             f"going on after {len(self.records)} finished prompts of {self.path}", file=sys.stderr
         )

@@ -1,12 +1,16 @@
 """Folders of trained policies: safetensors and JSON, nothing unpickled.
 
-A folder holds `policy.safetensors` (the network) and `policy.json` (kind, arms, sizes, the target's
-fingerprint, provenance). Deployment needs neither Stable-Baselines3 nor gymnasium.
+A folder holds `policy.safetensors` (the network) and `policy.json` (kind, arms, sizes, hashes of
+the target and of these weights, provenance). Deployment needs neither Stable-Baselines3 nor
+gymnasium.
+
+A folder is replaced as one: new weights under another name, the JSON with their hash, the name. A
+process that is killed in between leaves either policy whole.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +23,13 @@ from torch import nn
 
 from draftgym.decoding.arms import Arm, parse_arm
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.files import read_json, replacing, write_json
 from draftgym.decoding.model.fingerprint import Fingerprinted, other_target
 
 FORMAT = 1
 WEIGHTS, BODY = "policy.safetensors", "policy.json"
+NEXT_WEIGHTS = "policy.next.safetensors"
+"""Weights of a writer that was killed before it could give them their name."""
 KEYS = {"format", "arms", "target", "target_fingerprint"}
 """What every kind of policy writes; a folder without `kind` is a router's."""
 ROUTER, NEURAL, SCHEDULER = "router", "neural", "scheduler"
@@ -53,7 +60,7 @@ class StoredPolicy:
         Raises:
             DraftgymError: The weights are missing, damaged, not finite or of other sizes.
         """
-        path = self.folder / WEIGHTS
+        path = weights_path(self.folder, self.body)
         try:
             network = build()
             weights = load_file(path)
@@ -75,7 +82,7 @@ def write_policy(
     target_fingerprint: str,
     facts: Mapping[str, Any],
 ) -> None:
-    """Writes the deployable form of a trained policy, replacing what was there.
+    """Writes the deployable form of a trained policy, replacing what was there as one.
 
     Args:
         folder: Where to.
@@ -87,18 +94,43 @@ def write_policy(
         facts: What this kind needs beside `KEYS`, and `provenance`.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.contiguous() for name, value in network.state_dict().items()}
+    with replacing(folder / NEXT_WEIGHTS) as partial:
+        save_file(weights, partial)
     body = {
         "format": FORMAT,
         "kind": kind,
         "arms": [str(arm) for arm in arms],
         "target": target,
         "target_fingerprint": target_fingerprint,
+        "weights_sha256": _sha256(folder / NEXT_WEIGHTS),
         **facts,
     }
-    weights = {name: value.contiguous() for name, value in network.state_dict().items()}
-    save_file(weights, folder / f"{WEIGHTS}.partial")
-    (folder / f"{WEIGHTS}.partial").replace(folder / WEIGHTS)
-    (folder / BODY).write_text(json.dumps(body, indent=2) + "\n")
+    write_json(folder / BODY, body)
+    (folder / NEXT_WEIGHTS).replace(folder / WEIGHTS)
+
+
+def weights_path(folder: Path, body: Mapping[str, Any]) -> Path:
+    """The weights that a folder's JSON was written with.
+
+    Raises:
+        DraftgymError: They are missing, or others.
+    """
+    wanted = body.get("weights_sha256")
+    if wanted is None:  # an older version's
+        return folder / WEIGHTS
+    for path in (folder / WEIGHTS, folder / NEXT_WEIGHTS):
+        if path.is_file() and _sha256(path) == wanted:
+            return path
+    raise DraftgymError(
+        f"cannot read {folder / WEIGHTS}: it is missing, damaged, or not the file that {BODY} was "
+        "written with",
+        AGAIN,
+    )
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def read_policy(folder: Path, kind: str, target: PolicyTarget, keys: set[str]) -> StoredPolicy:
@@ -116,7 +148,7 @@ def read_policy(folder: Path, kind: str, target: PolicyTarget, keys: set[str]) -
     body = read_body(folder)
     missing = (KEYS | keys) - set(body)
     found = kind_of(body)
-    if body and found != kind:
+    if found != kind:
         raise DraftgymError(
             f"{folder} holds a policy of kind {found!r}, not {kind!r}", "name another folder"
         )
@@ -164,15 +196,15 @@ def _read_arms(folder: Path, body: Mapping[str, Any]) -> tuple[Arm, ...]:
 
 
 def read_body(folder: Path) -> dict[str, Any]:
-    """The JSON object; empty where the file holds something else."""
+    """The JSON object of a policy folder.
+
+    Raises:
+        DraftgymError: There is none, or it is damaged.
+    """
     path = folder / BODY
     if not path.is_file():
         raise DraftgymError(
             f"{folder} is not a policy folder (no {BODY})",
             "name the folder that train_router.py or a trainer in agents/ wrote",
         )
-    try:
-        body = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise DraftgymError(f"cannot read {path}: {error}", AGAIN) from error
-    return body if isinstance(body, dict) else {}
+    return read_json(path, AGAIN)

@@ -37,6 +37,8 @@ class BesideLearning(BaseCallback):
         self.deadline = None if minutes is None else started + 60 * minutes
 
     def _on_training_start(self) -> None:
+        if self.num_timesteps:  # earlier sessions looked in between
+            self.validated = self.num_timesteps - self.num_timesteps % self.validate_rounds
         self._count_anew()
 
     def _on_step(self) -> bool:

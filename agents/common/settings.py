@@ -35,6 +35,11 @@ class TrainArgs:
     threads: int | None = None
     seed: int = 0
 
+    @property
+    def agent(self) -> Hyperparameters:
+        """Hyperparameters of the algorithm that is asked for; each trainer has its own."""
+        raise NotImplementedError
+
     def check(self, algorithms: Collection[str], price: float | str, option: str) -> None:
         """Raises `DraftgymError` for settings that cannot work, before anything is loaded.
 

@@ -4,16 +4,17 @@ A run folder has
 
 * `config.json` - settings, command, revision, versions
 * `metrics.jsonl` and TensorBoard's events - what was logged
-* `model.zip` - Stable-Baselines3's, to go on training
+* `model.zip` - Stable-Baselines3's, to go on training; with the replay buffer until the run is
+  done (up to 250 MB for a router's DQN, 170 MB for a scheduler's SAC of 8 users)
 * `policy/` - the deployable policy: the best by validation, where there is one
 * `best.json` - how good that is
 """
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -25,7 +26,14 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from draftgym.agents.common.callbacks import BesideLearning, make_logger
 from draftgym.agents.common.settings import TrainArgs
+from draftgym.agents.common.state import (
+    read_state,
+    restore_buffer,
+    restore_generators,
+    write_agent,
+)
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.files import replacing, write_json, write_text
 from draftgym.decoding.model.fingerprint import is_sampled, other_target
 from draftgym.decoding.model.precision import usable_cores
 from draftgym.decoding.provenance import command_line, describe_host, git_revision, plain
@@ -35,6 +43,8 @@ from draftgym.rollouts.traces.shards import shards_in
 from draftgym.rollouts.traces.trace import TraceSet
 
 MODEL, POLICY, BEST = "model.zip", "policy", "best.json"
+NOTHING = float("-inf")
+"""The figure of a run that has validated nothing."""
 KINDS: dict[str, type[BaseAlgorithm]] = {"ppo": PPO, "dqn": DQN, "sac": SAC}
 """Algorithms by the name that users write."""
 
@@ -95,6 +105,18 @@ class Trainer(ABC, Generic[Policy]):
     def validate(self) -> float | None:
         """How good the policy is on the texts set aside; None where there are none."""
 
+    def episodes(self) -> Any:
+        """Where the episodes stand, to go on with; None where they cannot be kept."""
+        return None
+
+    def world(self) -> Any:
+        """What the episodes are of: those of another world do not go on in this one."""
+        raise NotImplementedError
+
+    def go_on(self, episodes: Any) -> None:
+        """Puts the episodes of `env` where these stand."""
+        raise NotImplementedError
+
     @abstractmethod
     def charts(self, seconds: float) -> dict[str, float]:
         """What to log of the rounds counted in these seconds; nothing while they are few."""
@@ -148,16 +170,18 @@ class Trainer(ABC, Generic[Policy]):
         self._best, self._kept = value, self.policy()
         if self.run is not None:
             self.export(self._kept, value)
-            (self.run / BEST).write_text(json.dumps({self.figure: value}) + "\n")
+            write_json(self.run / BEST, {self.figure: value}, None)
 
     def save(self) -> None:
         """Saves what training goes on from; the policy too, where nothing tells which is best."""
         if self.run is None:
             return
-        partial = self.run / "model.partial.zip"
-        self.agent.save(partial)
-        partial.replace(self.run / MODEL)
-        if not (self.run / BEST).is_file():
+        with replacing(self.run / MODEL) as partial:
+            unfinished = self.agent.num_timesteps < self.rounds
+            episodes = self.episodes()
+            kept = None if episodes is None else (self.world(), episodes)
+            write_agent(self.agent, partial, kept, with_buffer=unfinished)
+        if self._best_before() == NOTHING:
             self.export(self.policy(), None)
 
     def export(self, policy: Policy, validated: float | None) -> None:
@@ -175,16 +199,20 @@ class Trainer(ABC, Generic[Policy]):
             "host": describe_host(),
         }
         self.write(policy, self.run / POLICY, provenance)
-        (self.run / POLICY / "README.md").write_text(self.card(validated), encoding="utf-8")
+        write_text(self.run / POLICY / "README.md", self.card(validated))
 
     def write_config(self, folder: Path) -> None:
         """Writes `config.json`."""
         target = {"target": self.target.name, "fingerprint": self.target.fingerprint}
         body = {"settings": plain(asdict(self.args)), **target, **describe_host()}
-        (folder / "config.json").write_text(json.dumps(body, indent=2) + "\n")
+        write_json(folder / "config.json", body)
 
     def make_agent(self) -> Any:
         """A fresh agent, or the run folder's with the hyperparameters it was started with.
+
+        A run that is cut learns as one that is not: buffer, generators and episodes go on. Where
+        episodes were not kept (live decoding), it gets new ones, of other seeds than its first; and
+        an empty buffer fills before it teaches.
 
         Raises:
             DraftgymError: The folder's run chooses among other things or has another target, or
@@ -193,8 +221,21 @@ class Trainer(ABC, Generic[Policy]):
         if self.run is None or not (self.run / MODEL).exists():
             return self.fresh_agent()
         agent = self.load_agent(self.run)
-        # A resumed run must not replay its first texts and choices.
-        agent.set_random_seed(self.args.seed + agent.num_timesteps)
+        with self._naming(self.run):
+            state = read_state(self.run / MODEL)
+            buffer, episodes = state.get("buffer"), state.get("episodes")
+            if buffer is not None:
+                restore_buffer(agent, buffer)
+            elif hasattr(agent, "learning_starts"):
+                agent.learning_starts = agent.num_timesteps + getattr(
+                    self.args.agent, "learning_starts", 0
+                )
+            if episodes is None or episodes[0] != self.world():
+                agent._last_obs = None  # SB3 resets then
+                agent.set_random_seed(self.args.seed + agent.num_timesteps)
+            else:
+                self.go_on(episodes[1])
+                restore_generators(agent, state["random"])
         return agent
 
     def load_agent(self, run: Path, **changes: Any) -> Any:
@@ -205,9 +246,19 @@ class Trainer(ABC, Generic[Policy]):
             changes: Hyperparameters that replace the saved ones.
         """
         self._check_identity(run)
-        try:
+        with self._naming(run):
             algorithm = KINDS[self.args.algorithm]
-            return algorithm.load(run / MODEL, env=self.env, device="cpu", **changes)
+            return algorithm.load(
+                run / MODEL, env=self.env, device="cpu", force_reset=bool(changes), **changes
+            )
+
+    @contextmanager
+    def _naming(self, run: Path) -> Iterator[None]:
+        """Says of which file an error comes."""
+        try:
+            yield
+        except DraftgymError:
+            raise
         except Exception as error:  # SB3 raises many kinds for a damaged or foreign zip
             reason = str(error).splitlines()[0] if str(error) else repr(error)
             raise DraftgymError(
@@ -226,7 +277,7 @@ class Trainer(ABC, Generic[Policy]):
 
     def _check_identity(self, run: Path) -> None:
         """Networks may fit and still mean something else."""
-        if not (run / POLICY).is_dir():
+        if not (run / POLICY / BODY).is_file():
             return
         body = read_body(run / POLICY)
         for name, wanted in self.identity().items():
@@ -242,10 +293,12 @@ class Trainer(ABC, Generic[Policy]):
                 )
 
     def _best_before(self) -> float:
-        path = None if self.run is None else self.run / BEST
-        if path is None or not path.is_file():
-            return float("-inf")
-        return float(json.loads(path.read_text())[self.figure])
+        """The `figure` of the exported policy, which is where a kill cannot separate the two."""
+        if self.run is None or not (self.run / POLICY / BODY).is_file():
+            return NOTHING
+        made = read_body(self.run / POLICY).get("provenance")
+        value = made.get(f"validation_{self.figure}") if isinstance(made, dict) else None
+        return float(value) if isinstance(value, int | float) else NOTHING
 
 
 def open_traces(folder: Path, remedy: str) -> TraceSet:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import gymnasium as gym
@@ -76,6 +76,16 @@ class SB3VecEnv(VecEnv, Generic[Stepped]):
             }
         self._return[done] = self._length[done] = 0
         return dict(observation), rewards.astype(np.float32), done, infos
+
+    def snapshot(self) -> dict[str, Any]:
+        """Where all episodes stand, to be kept."""
+        return {"env": self.env.snapshot(), "told": (self._return, self._length)}  # type: ignore[attr-defined]
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Puts the episodes where these stand; no reset is needed."""
+        self.env.restore(snapshot["env"])  # type: ignore[attr-defined]
+        self._return, self._length = snapshot["told"]
+        self._since = time.perf_counter()
 
     def close(self) -> None:
         """Closes the environment."""

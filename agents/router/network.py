@@ -70,13 +70,14 @@ def deployable_network(agent: PPO | DQN) -> RouterNetwork:
     """
     extractor, scores = _acting_part(agent)
     mix, hidden = extractor.encoder.mix, extractor.encoder.hidden
-    network = RouterNetwork(
-        signals=mix.in_features - hidden.out_features,
-        hidden=hidden.in_features,
-        arms=scores.out_features,
-        width=mix.out_features,
-        neck=hidden.out_features,
-    )
+    with torch.random.fork_rng(devices=[]):  # looking at an agent must not change how it learns
+        network = RouterNetwork(
+            signals=mix.in_features - hidden.out_features,
+            hidden=hidden.in_features,
+            arms=scores.out_features,
+            width=mix.out_features,
+            neck=hidden.out_features,
+        )
     network.encoder.load_state_dict(extractor.encoder.state_dict())
     network.scores.load_state_dict(scores.state_dict())
     return network

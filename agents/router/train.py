@@ -206,6 +206,20 @@ class RouterTrainer(Trainer[LearnedPolicy]):
         arms = [str(arm) for arm in self.experience.arms]
         return {"arms": arms, "target_fingerprint": self.target.fingerprint}
 
+    def episodes(self) -> Any:
+        """Replayed ones; those of live decoding are not kept."""
+        return None if self.args.live else self.env.snapshot()  # type: ignore[attr-defined]
+
+    def world(self) -> Any:
+        """The texts, how many play them side by side, and what rounds are worth."""
+        replay = self.env.get_attr("replay", 0)[0]
+        texts = [(text.question_id, len(text)) for text in replay.texts]
+        return texts, self.env.num_envs, self.identity(), self.args.latency_price
+
+    def go_on(self, episodes: Any) -> None:
+        """Replays on from there."""
+        self.env.restore(episodes)  # type: ignore[attr-defined]
+
     def policy(self) -> LearnedPolicy:
         """A copy of what acts."""
         rate = self.agent.exploration_rate if isinstance(self.agent, DQN) else None

@@ -11,7 +11,6 @@ results are reported on play no part in it.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -24,7 +23,8 @@ from draftgym.agents.common.settings import RouterDQN, RouterPPO, TrainArgs
 from draftgym.agents.router.args import ALGORITHMS, RouterArgs
 from draftgym.agents.router.train import train_router
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.provenance import check_run_folder
+from draftgym.decoding.files import read_json, write_json
+from draftgym.decoding.provenance import check_run_folder, plain
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -117,7 +117,8 @@ def _judge(args: TuneArgs, trial: Trial) -> float:
     )
     given = {field.name: getattr(args, field.name) for field in fields(TrainArgs)}
     train_router(RouterArgs(**given | {"run": run, "arms": args.arms} | chosen))
-    return float(json.loads((run / "best.json").read_text())["tokens_per_target_step"])
+    best = read_json(run / "best.json", f"delete {run}")
+    return float(best["tokens_per_target_step"])
 
 
 def _report(args: TuneArgs, study: Study) -> dict[str, Any]:
@@ -126,7 +127,7 @@ def _report(args: TuneArgs, study: Study) -> dict[str, Any]:
         "trials": len(study.trials),
         "settings": study.best_params,
     }
-    (args.run / "best.json").write_text(json.dumps(best | {"study": asdict(args)}, default=str))
+    write_json(args.run / "best.json", best | {"study": plain(asdict(args))})
     flags = " ".join(
         f"--{args.algorithm}.{name.replace('_', '-')} {value}"
         for name, value in study.best_params.items()

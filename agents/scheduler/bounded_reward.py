@@ -42,10 +42,12 @@ class BoundedReward(VecEnvWrapper):
 
     Attributes:
         reference: Who else plans every step, without being played; None for nobody.
+        playing: The cells as SB3 plays them.
     """
 
     def __init__(self, cells: SchedulerVectorEnv, seed: int | None = None) -> None:
-        super().__init__(SB3VecEnv(cells, seed))
+        self.playing = SB3VecEnv(cells, seed)
+        super().__init__(self.playing)
         self.cells = cells
         self.reference: Planner | None = None
         self.users = cells.cell.settings.users

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -12,6 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from draftgym.decoding.files import write_json, write_text
 from draftgym.rollouts.report.html_tables import facts_list, interval_cell, table
 from draftgym.rollouts.report.page import HERE, PAGE, draw_both, figure_element, section
 from draftgym.rollouts.report.palette import colours_of
@@ -86,7 +86,7 @@ def write_scheduler_report(
         body: What goes into `figures.json`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "figures.json").write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "figures.json", body)
     first = rows[0].scheduler
     speed = {row.scheduler: [row.over_first, row.mean_of_ratios_over_first] for row in rows}
     latency = {
@@ -98,7 +98,7 @@ def write_scheduler_report(
         "latency": _bars("Seconds per token", list(rows[0].token_latency), latency, "seconds"),
     }
     for name, (wide, _) in plots.items():
-        (folder / f"{name}.svg").write_text(wide, encoding="utf-8")
+        write_text(folder / f"{name}.svg", wide)
     title = f"{len(rows)} schedulers of {facts['cell']['users']} users"
     sections = [
         f"<header><h1>{escape(title)}</h1><p>{escape(facts['cell']['setting'])}</p></header>",
@@ -109,10 +109,8 @@ def write_scheduler_report(
     ]
     style = (HERE / "report.css").read_text(encoding="utf-8")
     page = folder / "index.html"
-    page.write_text(
-        PAGE.format(title=escape(title), style=style, body="\n".join(sections), script=""),
-        encoding="utf-8",
-    )
+    body_text = "\n".join(sections)
+    write_text(page, PAGE.format(title=escape(title), style=style, body=body_text, script=""))
     return page
 
 

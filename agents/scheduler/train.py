@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -143,11 +144,8 @@ class SchedulerTrainer(Trainer[LearnedScheduler]):
         # SAC logs whenever so many episodes have ended, and all cells end together.
         self.log_interval = 1 if args.algorithm == "ppo" else count
         self.agent = self.make_agent()
-        if args.actions == BELIEFS:  # any good policy will do
+        if args.actions == BELIEFS and self.env.reference is None:  # any good policy will do
             self.env.reference = LearnedPlanner(self.policy(), self.cells.cell)
-        if isinstance(self.agent, SAC) and self.agent.num_timesteps:
-            # The buffer is not saved; it must fill before it teaches.
-            self.agent.learning_starts = self.agent.num_timesteps + args.sac.learning_starts
         arms = " ".join(map(str, self.cells.cell.table.arms))
         print(f"{args.cell.users} users of {args.cell.setting}, drafting with {arms}")
 
@@ -179,6 +177,24 @@ class SchedulerTrainer(Trainer[LearnedScheduler]):
             "arms": [str(arm) for arm in self.cells.cell.table.arms],
             "target_fingerprint": self.target.fingerprint,
         }
+
+    def episodes(self) -> dict[str, Any]:
+        """The cells, and whose plan is taken off the rewards."""
+        reference = self.env.reference
+        policy = reference.policy if isinstance(reference, LearnedPlanner) else None
+        return {"cells": self.env.playing.snapshot(), "reference": policy}
+
+    def world(self) -> Any:
+        """The texts, the cells, and what their steps are worth."""
+        table, args = self.cells.table, self.args
+        texts = list(zip(table.question_ids.tolist(), table.last.tolist(), strict=True))
+        return texts, self.cells.num_envs, asdict(args.cell), args.price, args.objective
+
+    def go_on(self, episodes: Any) -> None:
+        """Puts the cells where these stand."""
+        self.env.playing.restore(episodes["cells"])
+        if episodes["reference"] is not None:
+            self.env.reference = LearnedPlanner(episodes["reference"], self.cells.cell)
 
     def policy(self) -> LearnedScheduler:
         """A copy of what acts."""

@@ -18,7 +18,6 @@ it stopped, and measures no weights twice; checkpoints may be added. Texts and t
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ from draftgym.decoding.arms import Arm, check_arms, parse_arm
 from draftgym.decoding.costs.cost_model import read_cost_model
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
-from draftgym.decoding.files import user_path
+from draftgym.decoding.files import read_json, user_path
 from draftgym.decoding.model.target import Target, load_target
 from draftgym.drafters.loading import load_folder
 from draftgym.rollouts.decode.evaluation import check_writable
@@ -255,9 +254,9 @@ def _measured_before(path: Path, settings: Json) -> Result:
         return {}
     remedy = "name another file with --json, or delete this one"
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
+        body = read_json(path, remedy)
         before, measured = body["settings"], dict(body["measured"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise DraftgymError(
             f"{path} holds no results of this command: {error!r}", remedy
         ) from error

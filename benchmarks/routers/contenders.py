@@ -8,7 +8,6 @@ would be judged as one of these.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from draftgym.agents.router.train import train_router
 from draftgym.decoding.arms import Arm
 from draftgym.decoding.decoder import RoutingPolicy
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.files import read_json
 from draftgym.decoding.provenance import check_run_folder
 from draftgym.policies.folder import BODY
 from draftgym.policies.routers.bandits import TimedBandit, TokenBandit
@@ -224,10 +224,10 @@ def _differences(before: Result, now: Result, origin: TraceOrigin) -> list[str]:
 
 def _read(path: Path) -> Result:
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
+        body = read_json(path, REMEDY)
         return {key: body[key] for key in ("origin", "texts", "arms")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DraftgymError(f"cannot read {path}: {error!r}", REMEDY) from error
+    except KeyError as error:
+        raise DraftgymError(f"{path} lacks {error}", REMEDY) from error
 
 
 def _hash_texts(traces: TraceSet) -> str:

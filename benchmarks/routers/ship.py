@@ -13,7 +13,6 @@ two on the pair of arms with the largest prize.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,9 +26,10 @@ from benchmarks.results import Result
 from benchmarks.routers.contenders import LEARNERS, drafters_of, router_folder
 from draftgym.decoding.arms import PLAIN, parse_arm
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
+from draftgym.decoding.files import read_json, write_text
 from draftgym.decoding.provenance import command_line
 from draftgym.envs.reward import GOODPUT
-from draftgym.policies.folder import BODY, WEIGHTS, read_body
+from draftgym.policies.folder import BODY, WEIGHTS, read_body, weights_path
 from draftgym.policies.routers.learned import load_learned_policy
 
 AGAIN = "run python -m benchmarks.routers.routing again"
@@ -88,11 +88,11 @@ def ship_router(args: ShipArgs) -> Path:
     fresh = args.to.with_name(f".{args.to.name}.partial")
     shutil.rmtree(fresh, ignore_errors=True)  # of a run that was killed
     fresh.mkdir(parents=True)
-    for name in (WEIGHTS, BODY):
-        shutil.copyfile(policy / name, fresh / name)
+    shutil.copyfile(weights_path(policy, body), fresh / WEIGHTS)
+    shutil.copyfile(policy / BODY, fresh / BODY)
     load_learned_policy(fresh, _Named(body["target"], body["target_fingerprint"]))
     card = router_card(figures, body, args.learner, seed, command_line())
-    (fresh / "README.md").write_text(card, encoding="utf-8")
+    write_text(fresh / "README.md", card)
     _replace(args.to, fresh)
     return args.to
 
@@ -151,11 +151,8 @@ def read_figures(path: Path) -> Result:
         DraftgymError: The file is missing, damaged, or holds something else.
     """
     remedy = f"make it with python -m benchmarks.routers.routing --json {path}"
-    try:
-        figures = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DraftgymError(f"cannot read {path}: {error}", remedy) from error
-    if not isinstance(figures, dict) or not {"heldout", "traces", "environment"} <= set(figures):
+    figures = read_json(path, remedy)
+    if not {"heldout", "traces", "environment"} <= set(figures):
         raise DraftgymError(f"{path} holds no figures of benchmarks.routers.routing", remedy)
     return figures
 

@@ -27,6 +27,7 @@ from draftgym.decoding.costs.calibration import (
 )
 from draftgym.decoding.costs.timed_rounds import median_seconds, verification
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.files import parse_json
 from draftgym.decoding.model.target import Target
 
 USERS = (1, 2, 4, 8, 16)
@@ -114,7 +115,7 @@ class BatchCost:
             DraftgymError: The text is no such thing.
         """
         try:
-            body = json.loads(text)
+            body = parse_json(text, "the cost of batches", "measure it again: delete this file")
             contexts, users, rows_each = (
                 tuple(map(int, body[name])) for name in ("contexts", "users", "rows_each")
             )

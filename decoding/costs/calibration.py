@@ -20,6 +20,7 @@ from draftgym.decoding.costs.timed_rounds import (
     verifying,
 )
 from draftgym.decoding.drafting import MAX_TREE_NODES, Drafter, DraftShape
+from draftgym.decoding.files import write_text
 from draftgym.decoding.model.embedded import cache_folder
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.session import Session
@@ -109,9 +110,7 @@ def load_cost_model(target: Target, drafters: Mapping[str, Drafter]) -> CostMode
     print("measuring what rounds cost on this host: once, 1 to 3 minutes", file=sys.stderr)
     model = calibrate(target, drafters)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(model.to_json())
-    partial.replace(path)
+    write_text(path, model.to_json())
     return model
 
 

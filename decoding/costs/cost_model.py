@@ -18,6 +18,7 @@ from typing import Any
 
 from draftgym.decoding.arms import Arm
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.files import parse_json, write_text
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class CostModel:
             return {int(at): curve(c) for at, c in body.items()}
 
         try:
-            body = json.loads(text)
+            body = parse_json(text, "the cost model", "measure it again: delete this file")
             return cls(
                 body["host"],
                 curves(body["target_pass"]),
@@ -146,7 +147,7 @@ def _interpolate(x: float, at: Sequence[float], values: Sequence[float]) -> floa
 
 def write_cost_model(model: CostModel, path: Path) -> None:
     """Writes a cost model beside a run, so that its rewards can be reproduced."""
-    path.write_text(model.to_json())
+    write_text(path, model.to_json())
 
 
 def read_cost_model(path: Path, remedy: str) -> CostModel:

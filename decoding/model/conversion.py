@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.files import write_json
 
 # Written last into a converted folder: says where it came from and that nothing is missing.
 PROVENANCE = "draftgym_source.json"
@@ -157,7 +158,7 @@ def _write_provenance(folder: Path, gguf: Path, digest: str) -> None:
     import transformers
 
     facts = {"file": gguf.name, "sha256": digest, "transformers": transformers.__version__}
-    (folder / PROVENANCE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / PROVENANCE, facts)
 
 
 def _unreadable(gguf: Path, why: object) -> DraftgymError:

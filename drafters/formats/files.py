@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from draftgym.decoding import files
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.files import replacing, write_json
 from draftgym.drafters.formats.contents import CheckpointFormat, Contents, own_json
 
 WEIGHTS = "model.safetensors"
@@ -24,17 +25,11 @@ def read_json(folder: Path) -> dict[str, Any]:
         DraftgymError: It is missing or damaged.
     """
     path = folder / "config.json"
-    try:
-        body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         raise DraftgymError(
-            f"no drafter checkpoint at {folder}", "train one with train_drafter.py"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise DraftgymError(f"cannot read {path}: {error}", "copy the checkpoint again") from error
-    if not isinstance(body, dict):
-        raise DraftgymError(f"{path} is not a JSON object", "copy the checkpoint again")
-    return body
+            f"no drafter checkpoint at {folder}", "train one with draftgym train-drafter"
+        )
+    return files.read_json(path, "copy the checkpoint again")
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -65,11 +60,10 @@ def check_new_folder(folder: Path) -> None:
 
 
 def write_contents(contents: Contents, folder: Path, form: CheckpointFormat) -> None:
-    """Writes a checkpoint folder; a kill leaves an older one whole or is seen when loading."""
+    """Writes a checkpoint folder: weights first, then what names them; a kill tears no file."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {form.outer(name): value.contiguous() for name, value in contents.tensors.items()}
-    partial = folder / f"{WEIGHTS}.partial"
-    save_file(tensors, partial, metadata={"format": "pt"})
-    partial.replace(folder / WEIGHTS)
+    with replacing(folder / WEIGHTS) as partial:
+        save_file(tensors, partial, metadata={"format": "pt"})
     body = form.write(contents) | {"draftgym": own_json(contents)}
-    (folder / "config.json").write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "config.json", body)

@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.files import replacing
 from draftgym.decoding.model.fingerprint import other_target
 from draftgym.decoding.model.loading import load_config, load_model, read_decoder
 from draftgym.decoding.model.products import Products
@@ -65,8 +66,8 @@ def save_small_lm(network: Any, folder: Path, target: Target) -> None:
     if target.tokenizer is not None:
         target.tokenizer.save_pretrained(partial)
     folder.mkdir(parents=True, exist_ok=True)
-    for path in partial.iterdir():
-        path.replace(folder / path.name)
+    for path in sorted(partial.iterdir(), key=lambda path: path.name == "config.json"):
+        path.replace(folder / path.name)  # what names the weights comes last
     partial.rmdir()
 
 
@@ -125,8 +126,9 @@ def pack_small_lm(folder: Path, part: Path, target: Target) -> None:
     part.mkdir(parents=True, exist_ok=True)
     config.dtype = torch.bfloat16
     config.draftgym = config.draftgym | {"shares_embedding": True}
+    with replacing(part / WEIGHTS) as partial:
+        save_file(tensors, partial, metadata={"format": "pt"})
     config.save_pretrained(part)
-    save_file(tensors, part / WEIGHTS, metadata={"format": "pt"})
     generation = folder / "generation_config.json"
     if generation.is_file():
         (part / generation.name).write_bytes(generation.read_bytes())

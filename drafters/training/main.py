@@ -18,6 +18,7 @@ import torch
 import tyro
 
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.files import write_text
 from draftgym.decoding.model.target import Target, load_target
 from draftgym.decoding.provenance import check_run_folder, write_run_config
 from draftgym.drafters.dflash.network import default_taps as default_dflash_taps
@@ -156,7 +157,7 @@ def train(args: Eagle3Args | DFlashArgs | SmallLMArgs) -> Path:
     print(f"{args.trainer.plan}; interrupt it when you like, the same command goes on")
     trainer = Trainer(objective, target, corpus, args.run, args.trainer, watch, features)
     trainer.run()
-    (trainer.checkpoint / "README.md").write_text(card(args.run), encoding="utf-8")
+    write_text(trainer.checkpoint / "README.md", card(args.run))
     print(f"checkpoint: {trainer.checkpoint}")
     return trainer.checkpoint
 

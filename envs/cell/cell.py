@@ -18,7 +18,9 @@ downlink. Notation: n = cells, K = places of users.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -155,6 +157,18 @@ class Cell:
             return np.ones(self.shape, bool)
         chance = uniform(rng, (self.count, 1), rows)
         return np.asarray(np.arange(places) < fewest + np.floor(chance * (places - fewest + 1)))
+
+    def snapshot(self) -> dict[str, Any]:
+        """Where replayed cells stand, to be kept; texts are left out."""
+        names = ("rng", "clock", "channel", "report", "reported", "uploads")
+        users = {name: value for name, value in vars(self.users).items() if name != "table"}
+        return {name: getattr(self, name) for name in names} | {"users": users}
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Puts the cells where these of the same texts and settings stood."""
+        told = dict(snapshot)
+        vars(self.users).update(told.pop("users"))
+        vars(self).update(told)
 
     @property
     def deciding(self) -> Mask:

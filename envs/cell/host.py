@@ -35,6 +35,7 @@ from draftgym.decoding.costs.batch_cost import (
 from draftgym.decoding.costs.calibration import load_cost_model
 from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.files import parse_json, write_text
 from draftgym.decoding.model.target import load_target
 from draftgym.decoding.provenance import describe_host, describe_target
 from draftgym.drafters.loading import load_drafters
@@ -110,7 +111,7 @@ class MeasuredHost:
             DraftgymError: The text is no such thing.
         """
         try:
-            body = json.loads(text)
+            body = parse_json(text, "the measured host", AGAIN)
             batches, costs = (json.dumps(body[name]) for name in ("batches", "costs"))
             facts = dict(body["facts"])
         except (KeyError, TypeError, ValueError) as error:
@@ -171,7 +172,7 @@ def measure_host(args: HostArgs) -> MeasuredHost:
     costs = load_cost_model(target, load_drafters(target, args.drafters))
     batches = measure_batches(target, args.users, args.rows_each, args.contexts, args.repeats)
     host = MeasuredHost(batches, costs, {**describe_target(target), **describe_host()})
-    args.out.write_text(host.to_json() + "\n", encoding="utf-8")
+    write_text(args.out, host.to_json() + "\n")
     print_host(host)
     return host
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsInt
 
@@ -171,6 +171,19 @@ class RouterReplayVectorEnv(ArrayVectorEnv):
         """Starts the counts anew."""
         self.played = np.zeros(len(self.replay.arms), np.int64)
         self.tokens = self.steps = 0.0
+
+    def snapshot(self) -> dict[str, Any]:
+        """Where all episodes stand, to be kept; traces are left out."""
+        drawn = self._np_random, self._np_random_seed
+        told = {"orders": (self._shared, self._own), "rng": drawn, "reward": self.reward}
+        return told | {"replay": self.replay.snapshot(), "running": self._running}
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Puts the episodes where these stand; no reset is needed."""
+        self._shared, self._own = snapshot["orders"]
+        self._np_random, self._np_random_seed = snapshot["rng"]
+        self.reward, self._running = snapshot["reward"], snapshot["running"]
+        self.replay.restore(snapshot["replay"])
 
     def _seed(self, seed: Seeds, mask: NDArray[np.bool_]) -> None:
         names = self._shared.names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -82,6 +83,17 @@ class SchedulerVectorEnv(ArrayVectorEnv):
     def action_masks(self) -> NDArray[np.bool_]:
         """Which entries of the actions matter `[n, ...]`, for masking agents."""
         return self.actions.masks(self.cell)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Where all cells stand, to be kept; traces are left out."""
+        names = ("_generators", "_steps", "_running", "reward")
+        return {name: getattr(self, name) for name in names} | {"cell": self.cell.snapshot()}
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Puts the cells where these stand; no reset is needed."""
+        told = dict(snapshot)
+        self.cell.restore(told.pop("cell"))
+        vars(self).update(told)
 
     def _seed(self, seed: Seeds, mask: NDArray[np.bool_]) -> None:
         seeds = range(seed, seed + self.num_envs) if isinstance(seed, int) else seed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from draftgym.decoding.arms import Arm
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.files import read_json
 from draftgym.decoding.observation import TEXT_SIGNALS
 from draftgym.policies.base import Policy
 
@@ -113,4 +113,5 @@ class EntropyPolicy(Policy):
 
 def tuned_threshold() -> float:
     """The shipped threshold in nats, tuned on training prompts."""
-    return float(json.loads(THRESHOLD_FILE.read_text(encoding="utf-8"))["threshold"])
+    remedy = "write it with draftgym tune-entropy, or install draftgym again"
+    return float(read_json(THRESHOLD_FILE, remedy)["threshold"])

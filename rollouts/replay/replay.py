@@ -10,8 +10,9 @@ Notation: n = episodes, A = arms, D = drafters, R = rows of all texts, one per t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,6 +90,14 @@ class Replay:
         self.text_of, self._row = self.text_of[episodes], self._row[episodes]
         self._last_used = self._last_used[episodes]
         self.memory.keep(episodes)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Where the episodes stand, to be kept; texts are left out."""
+        return {name: getattr(self, name) for name in ("text_of", "_row", "_last_used", "memory")}
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Puts the episodes where these of the same texts and arms stood."""
+        vars(self).update(snapshot)
 
     def observe(self, episodes: NDArray[np.int64] | None = None) -> Observation:
         """What a router may know: `signals [n, s]` and `hidden [n, d]`, float32.

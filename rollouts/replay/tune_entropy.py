@@ -10,7 +10,6 @@ with its provenance.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from draftgym.decoding.arms import Arm, parse_arm
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.files import write_json
 from draftgym.decoding.provenance import describe_host
 from draftgym.policies.routers.rules import ENTROPY, THRESHOLD_FILE
 from draftgym.rollouts.prompts.sets import refuse_held_out
@@ -91,7 +91,7 @@ def tune(args: TuneEntropyArgs) -> Tuning:
     tunings = [tune_pair(traces, pair, args.thresholds) for pair in product(firsts, seconds)]
     best = max(tunings, key=lambda tuning: tuning.speeds.max())
     body = describe(best, tunings, traces)
-    args.output.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+    write_json(args.output, body)
     _print(best, tunings, args.output)
     return best
 

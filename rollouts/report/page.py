@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from draftgym.decoding.arms import PLAIN
+from draftgym.decoding.files import write_json, write_text
 from draftgym.decoding.model.target import Target
 from draftgym.rollouts.report.html_tables import (
     arm_costs_table,
@@ -52,12 +52,11 @@ def write_report(folder: Path, result: Evaluation, target: Target) -> Path:
     intervals = make_intervals(result)
     plots = make_plots(result, intervals)
     for name, (wide, _) in plots.items():
-        (folder / f"{name}.svg").write_text(wide, encoding="utf-8")
+        write_text(folder / f"{name}.svg", wide)
     body = report_json(result)
-    figures = json.dumps(body, indent=2) + "\n"
-    (folder / "figures.json").write_text(figures, encoding="utf-8")
+    write_json(folder / "figures.json", body)
     page = folder / "index.html"
-    page.write_text(make_page(result, target, intervals, plots), encoding="utf-8")
+    write_text(page, make_page(result, target, intervals, plots))
     return page
 
 

@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.files import parse_json
 from draftgym.decoding.model.fingerprint import is_sampled
 from draftgym.decoding.observation import TEXT_SIGNALS
 from draftgym.rollouts.traces.shards import shards_in
@@ -103,9 +104,10 @@ def read_origin(shard: Path) -> TraceOrigin:
 
     try:
         stored = (pyarrow.parquet.read_schema(shard).metadata or {}).get(METADATA_KEY)
-        body = json.loads(stored) if stored else {}
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DraftgymError(f"cannot read {shard}: {error}", f"delete it and {AGAIN}") from error
+    told = (stored or b"{}").decode("utf-8", "replace")
+    body = parse_json(told, f"the description in {shard}", f"delete it and {AGAIN}")
     if body.get("kind") != KIND:
         raise DraftgymError(
             f"{shard} holds no traces", "name a folder of draftgym.rollouts.traces.collect"

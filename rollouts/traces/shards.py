@@ -15,6 +15,7 @@ from typing import Any, Generic, Self, TypeVar
 from filelock import FileLock, Timeout
 
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.files import replacing
 from draftgym.decoding.provenance import check_run_folder
 
 Item = TypeVar("Item")
@@ -58,10 +59,9 @@ class ShardWriter(Generic[Item]):
         if not self._buffer:
             return
         shard = self.folder / f"part-{self._next:05d}.parquet"
-        unfinished = shard.with_name(f".{shard.name}")  # readers of the folder pass over it
         table = self.to_table(self._buffer)
-        pyarrow.parquet.write_table(table, unfinished, compression="zstd")
-        unfinished.replace(shard)
+        with replacing(shard) as unfinished:  # readers of the folder pass over it
+            pyarrow.parquet.write_table(table, unfinished, compression="zstd")
         self._buffer.clear()
         self._next += 1
 

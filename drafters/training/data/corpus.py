@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.files import parse_json
 from draftgym.decoding.model.fingerprint import is_sampled, sampled_fingerprint
 from draftgym.decoding.model.target import Target
 
@@ -162,19 +163,20 @@ def read_metadata(shard: Path) -> dict[str, Any]:
 
     try:
         stored = (pyarrow.parquet.read_schema(shard).metadata or {}).get(METADATA_KEY)
-        body = json.loads(stored) if stored else {}
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise DraftgymError(
             f"cannot read {shard}: {error}",
             f"{SHAPE}; if it was cut off, delete it and make its texts again",
         ) from error
+    told = (stored or b"{}").decode("utf-8", "replace")
+    body = parse_json(told, f"the description in {shard}", "delete it and make its texts again")
     if body and body.get("schema_version") != SCHEMA_VERSION:
         raise DraftgymError(
             f"{shard} has schema version {body.get('schema_version')}, this program reads "
             f"{SCHEMA_VERSION}",
             "use the version of draftgym that wrote it, or make the responses again",
         )
-    return dict(body)
+    return body
 
 
 def _shards_of(path: Path) -> list[Path]:

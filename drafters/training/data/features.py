@@ -8,7 +8,6 @@ every drafter that is trained on the same texts.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.files import replacing
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.model.transformer import NewRows
 from draftgym.drafters.training.data.corpus import Text
@@ -170,7 +170,5 @@ class FeatureCache:
         parts = features.taps.to(self.stored).chunk(max(1, len(layers)), dim=-1)
         tensors = {str(layer): part.clone() for layer, part in zip(layers, parts, strict=False)}
         tensors[HIDDEN] = features.hidden.to(self.stored)
-        path = self._path(text)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        save_file(tensors, partial)
-        partial.replace(path)
+        with replacing(self._path(text)) as partial:
+            save_file(tensors, partial)

@@ -7,7 +7,6 @@ prints what training has written into `checkpoint/README.md`.
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import tyro
 
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.files import parse_json, read_json
 from draftgym.drafters.training.loop.progress import SELECTS
 from draftgym.drafters.training.loop.watch import DEPTH, NODES
 from draftgym.drafters.training.objectives.losses import LOSSES
@@ -30,15 +30,13 @@ def card(run: tyro.conf.Positional[Path]) -> str:
     Raises:
         DraftgymError: The folder holds no training run.
     """
+    remedy, metrics = "name a run folder of draftgym train-drafter", run / "metrics.jsonl"
+    config = read_json(run / "config.json", remedy)
     try:
-        config = json.loads((run / "config.json").read_text(encoding="utf-8"))
-        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        entries = [json.loads(line) for line in lines]
-    except (OSError, ValueError) as error:
-        raise DraftgymError(
-            f"{run} holds no drafter training: {error}",
-            "name a run folder of draftgym train-drafter",
-        ) from error
+        lines = metrics.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DraftgymError(f"{run} holds no drafter training: {error}", remedy) from error
+    entries = [parse_json(line, f"{metrics}, line {n}", remedy) for n, line in enumerate(lines, 1)]
     sections = [
         f"# Drafter for {config['target']}",
         f"Trained by `draftgym train-drafter` for the target `{config['target']}` (fingerprint "

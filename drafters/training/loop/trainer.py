@@ -23,6 +23,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.files import replacing, write_text
 from draftgym.decoding.model.target import Target
 from draftgym.drafters.training.data.corpus import Corpus, Text
 from draftgym.drafters.training.data.features import FeatureCache
@@ -252,9 +253,8 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "progress": asdict(self.progress),
         }
-        partial = self.folder / "state.pt.partial"
-        torch.save(state, partial)
-        partial.replace(self.folder / "state.pt")
+        with replacing(self.folder / "state.pt") as partial:
+            torch.save(state, partial)
 
     def _resume(self) -> None:
         path = self.folder / "state.pt"
@@ -272,7 +272,7 @@ class Trainer:
             ) from error
         # A killed run may have told of a measurement that its state does not know.
         lines = [json.dumps(entry) + "\n" for entry in self.progress.history]
-        self._metrics.write_text("".join(lines), encoding="utf-8")
+        write_text(self._metrics, "".join(lines))
         print(f"resuming {self.folder} at update {self.progress.updates}")
 
 
