@@ -256,6 +256,8 @@ def _measured_before(path: Path, settings: Json) -> Result:
     try:
         body = read_json(path, remedy)
         before, measured = body["settings"], dict(body["measured"])
+    except DraftgymError as error:
+        raise DraftgymError(f"{path} holds no results: {error.problem}", remedy) from error
     except (ValueError, KeyError, TypeError) as error:
         raise DraftgymError(
             f"{path} holds no results of this command: {error!r}", remedy

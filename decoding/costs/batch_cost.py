@@ -34,6 +34,8 @@ USERS = (1, 2, 4, 8, 16)
 ROWS_EACH = (1, 2, 4, 9, 17)
 CONTEXTS = (64, 256, 640)
 
+AGAIN = "measure it again: delete this file"
+
 
 @dataclass(frozen=True)
 class BatchCost:
@@ -115,7 +117,9 @@ class BatchCost:
             DraftgymError: The text is no such thing.
         """
         try:
-            body = parse_json(text, "the cost of batches", "measure it again: delete this file")
+            body = parse_json(
+                text, "not a cost of batches: it", "measure it again: delete this file"
+            )
             contexts, users, rows_each = (
                 tuple(map(int, body[name])) for name in ("contexts", "users", "rows_each")
             )
@@ -124,9 +128,7 @@ class BatchCost:
             )
             return cls(body["host"], contexts, users, rows_each, seconds)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise DraftgymError(
-                f"not a cost of batches: {error!r}", "measure it again: delete this file"
-            ) from error
+            raise DraftgymError(f"not a cost of batches: {error!r}", AGAIN) from error
 
 
 def _place(x: ArrayLike, axis: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.float64], int]:

@@ -116,7 +116,7 @@ class CostModel:
             return {int(at): curve(c) for at, c in body.items()}
 
         try:
-            body = parse_json(text, "the cost model", "measure it again: delete this file")
+            body = parse_json(text, "not a cost model: it", "measure it again: delete this file")
             return cls(
                 body["host"],
                 curves(body["target_pass"]),

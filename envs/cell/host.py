@@ -111,7 +111,7 @@ class MeasuredHost:
             DraftgymError: The text is no such thing.
         """
         try:
-            body = parse_json(text, "the measured host", AGAIN)
+            body = parse_json(text, "not a measured host: it", AGAIN)
             batches, costs = (json.dumps(body[name]) for name in ("batches", "costs"))
             facts = dict(body["facts"])
         except (KeyError, TypeError, ValueError) as error:

@@ -173,7 +173,7 @@ def change(**keys: object) -> Callable[[Path], object]:
 
 MISTAKES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no json": (lambda folder: (folder / BODY).unlink(), "not a policy folder"),
-    "damaged json": (lambda folder: (folder / BODY).write_text("{"), "cannot read"),
+    "damaged json": (lambda folder: (folder / BODY).write_text("{"), "not JSON"),
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "cannot read"),
     "damaged weights": (lambda folder: (folder / WEIGHTS).write_bytes(b"\0" * 40), "cannot read"),
     "other kind": (change(kind="router"), "kind 'router'"),

@@ -96,14 +96,15 @@ def reweigh(edit: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path
         weights = load_file(folder / WEIGHTS)
         edit(weights)
         save_file(weights, folder / WEIGHTS)
+        change(weights_sha256=None)(folder)  # else others are refused whatever is in them
 
     return spoil
 
 
 MISTAKES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no json": (lambda folder: (folder / BODY).unlink(), "not a policy folder"),
-    "damaged json": (lambda folder: (folder / BODY).write_text("{"), "cannot read"),
-    "json of something else": (lambda folder: (folder / BODY).write_text("[1]"), "lacks"),
+    "damaged json": (lambda folder: (folder / BODY).write_text("{"), "not JSON"),
+    "json of something else": (lambda folder: (folder / BODY).write_text("[1]"), "not an object"),
     "missing key": (change(width=None), "lacks .*width"),
     "other kind": (change(kind="neural"), "kind 'neural'"),
     "other format": (change(format=2), "format 2"),
@@ -118,6 +119,13 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut weights": (
         lambda folder: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-9]),
         "cannot read",
+    ),
+    "other weights": (
+        lambda folder: (
+            reweigh(lambda w: w["scores.bias"].add_(1))(folder)
+            or change(weights_sha256="0" * 64)(folder)
+        ),
+        "not the file that policy.json was written with",
     ),
     "missing weight": (reweigh(lambda w: w.pop("scores.bias")), "scores.bias"),
     "NaN weight": (reweigh(lambda w: w["scores.bias"].fill_(torch.nan)), "NaN"),
