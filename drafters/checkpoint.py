@@ -21,19 +21,26 @@ from draftgym.drafters.dflash.drafter import DFlashDrafter
 from draftgym.drafters.dflash.network import DFlashNetwork
 from draftgym.drafters.eagle3.drafter import Eagle3Drafter
 from draftgym.drafters.eagle3.network import Eagle3Network
-from draftgym.drafters.fitting import check_fits, note_differences, widen, without_copies
-from draftgym.drafters.formats import FORMATS, find_format, recognise
-from draftgym.drafters.formats.contents import Contents, Origin
-from draftgym.drafters.formats.files import read_json, read_tensors, write_contents
-from draftgym.drafters.modules import DraftConfig, DraftNetwork, rotary_table
-from draftgym.drafters.vocabulary import from_d2t, to_maps
+from draftgym.drafters.fitting import check_fits, for_target, note_differences, widen
+from draftgym.drafters.formats import find_format, recognise
+from draftgym.drafters.formats.contents import CheckpointFormat, Contents, Origin
+from draftgym.drafters.formats.files import (
+    read_json,
+    read_tensors,
+    tensor_names,
+    write_contents,
+)
+from draftgym.drafters.formats.maps import MISMATCH, with_checked_maps
+from draftgym.drafters.formats.others import REMEDY, first_architecture, other_kind
+from draftgym.drafters.modules import DraftNetwork, rotary_table
+from draftgym.drafters.vocabulary import from_d2t
 
 NEURAL: dict[str, tuple[type[Any], type[Any]]] = {
     "eagle3": (Eagle3Network, Eagle3Drafter),
     "dflash": (DFlashNetwork, DFlashDrafter),
 }
 """Network and drafter of each kind that `draftgym.drafters.formats` reads."""
-MISMATCH = "the config and the weights are not of one drafter; copy the checkpoint again"
+UNKNOWN_PARTS = "use a drafter without these parts: draftgym does not know what they compute"
 
 
 class Checkpoint(NamedTuple):
@@ -83,7 +90,7 @@ def read_checkpoint(folder: Path, target: Target | None = None) -> Checkpoint:
     """
     contents = read_contents(folder, target.decoder.shape.layers if target else None)
     if target is not None:
-        contents = without_copies(contents, target)
+        contents = for_target(contents, target)
     return Checkpoint(build_network(contents, folder), contents.origin)
 
 
@@ -95,19 +102,20 @@ def read_contents(folder: Path, target_layers: int | None = None) -> Contents:
         target_layers: Layers of the target, for configs that leave the default taps unsaid.
     """
     body = read_json(folder)
-    form = recognise(body)
+    names = tensor_names(folder)
+    form = recognise(body, names)
     if form is None:
-        raise DraftgymError(
-            f"{folder}: the architecture {_named(body)} is not a drafter's",
-            f"draftgym reads {', '.join(f'{form.name} ({form.kind})' for form in FORMATS)}",
-        )
-    stored = {form.inner(name): value for name, value in read_tensors(folder).items()}
+        other = other_kind(body, names) or f"the architecture {_named(body)}, which is no drafter's"
+        raise DraftgymError(f"{folder} holds {other}", REMEDY)
+    stored = _by_our_names(folder, form, read_tensors(folder))
     if "d2t" in stored:
         body = {"draft_vocab_size": stored["d2t"].numel()} | body
     try:
         origin = form.origin(body)
         config = form.read(body, target_layers or origin.layers)
-        rotary_table(config.rope_parameters, config.head_dim, 2)
+        angles = rotary_table(config.rope_parameters, config.head_dim, 2)
+        if not bool(torch.isfinite(angles.cos).all()):
+            raise ValueError("its rotary angles are not finite")
         carried = form.carried(body)
     except DraftgymError as error:
         raise DraftgymError(f"{folder / 'config.json'}: {error.problem}", error.remedy) from error
@@ -121,9 +129,7 @@ def read_contents(folder: Path, target_layers: int | None = None) -> Contents:
             f"{folder / 'config.json'} does not describe a drafter: {error}",
             "copy the config.json of that checkpoint again",
         ) from error
-    maps = _maps(folder, config, stored)
-    floats = {name: value for name, value in stored.items() if name not in ("d2t", "t2d")}
-    return Contents(config, floats | maps, origin, carried)
+    return Contents(config, with_checked_maps(folder, config, stored), origin, carried)
 
 
 def build_network(contents: Contents, folder: Path) -> DraftNetwork:
@@ -141,7 +147,7 @@ def build_network(contents: Contents, folder: Path) -> DraftNetwork:
     if missing or extra:
         raise DraftgymError(
             f"{folder}: missing tensors {missing or 'none'}, unexpected tensors {extra or 'none'}",
-            MISMATCH,
+            MISMATCH if missing else UNKNOWN_PARTS,
         )
     for name, value in given.items():
         _check_tensor(folder, name, value, wanted[name])
@@ -149,31 +155,19 @@ def build_network(contents: Contents, folder: Path) -> DraftNetwork:
     return network
 
 
-def _maps(folder: Path, config: DraftConfig, stored: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`d2t` and `t2d`, checked; empty when the whole vocabulary is drafted."""
-    size, vocab = config.draft_vocab_size, config.vocab_size
-    if "d2t" not in stored:
-        if size != vocab:
-            raise DraftgymError(
-                f"{folder} drafts {size} of {vocab} tokens but has no d2t", MISMATCH
-            )
-        return {}
-    d2t = stored["d2t"]
-    if d2t.dtype not in (torch.int32, torch.int64) or d2t.shape != (size,):
-        raise DraftgymError(
-            f"{folder}: d2t has shape {tuple(d2t.shape)} and dtype {d2t.dtype}, its config says "
-            f"{size} offsets",
-            MISMATCH,
-        )
-    ids = from_d2t(d2t.long())
-    if not bool((ids.diff() > 0).all()) or int(ids[0]) < 0 or int(ids[-1]) >= vocab:
-        raise DraftgymError(
-            f"{folder}: d2t does not list {size} ascending token ids below {vocab}", MISMATCH
-        )
-    offsets, covered = to_maps(ids, vocab)
-    if not torch.equal(stored.get("t2d", covered).bool(), covered):
-        raise DraftgymError(f"{folder}: t2d does not cover the tokens that d2t lists", MISMATCH)
-    return {"d2t": offsets, "t2d": covered} if size < vocab else {}
+def _by_our_names(
+    folder: Path, form: CheckpointFormat, stored: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """The tensors of a drafter: not what its trainer kept of the target, nor tables of angles."""
+    named: dict[str, Tensor] = {}
+    for name, value in stored.items():
+        ours = form.inner(name)
+        if ours.startswith("verifier_") or ours.endswith("rotary_emb.inv_freq"):
+            continue
+        if ours in named:
+            raise DraftgymError(f"{folder} holds {ours} twice, once as {name}", MISMATCH)
+        named[ours] = value
+    return named
 
 
 def _check_tensor(folder: Path, name: str, value: Tensor, wanted: Tensor) -> None:
@@ -200,4 +194,4 @@ def _check_tensor(folder: Path, name: str, value: Tensor, wanted: Tensor) -> Non
 
 def _named(body: dict[str, Any]) -> str:
     kind = body.get("speculators_model_type")
-    return repr(kind if kind is not None else (body.get("architectures") or ["none"])[0])
+    return repr(kind if kind is not None else first_architecture(body) or "none")

@@ -22,7 +22,7 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target, load_target
 from draftgym.drafters.checkpoint import build_network, read_contents
 from draftgym.drafters.eagle3.network import default_taps
-from draftgym.drafters.fitting import check_fits, note_differences, without_copies
+from draftgym.drafters.fitting import check_fits, for_target, note_differences
 from draftgym.drafters.formats import find_format
 from draftgym.drafters.formats.contents import CheckpointFormat, Contents, Origin
 from draftgym.drafters.formats.files import check_new_folder, write_contents
@@ -58,9 +58,10 @@ def convert(args: ConvertArgs) -> None:
     target = load_target(args.target, "float32") if args.target else None
     contents = read_contents(args.source, target.decoder.shape.layers if target else None)
     form = find_format(args.format, contents.kind)
-    build_network(contents, args.source)  # for its checks
     if target is not None:
         contents = _fit(contents, args.source, target)
+    else:
+        build_network(contents, args.source)  # for its checks
     if args.verifier is not None:
         contents = replace(contents, origin=replace(contents.origin, name=args.verifier))
     contents = _with_positions(contents, args.max_positions, target)
@@ -102,7 +103,7 @@ def translate(contents: Contents, form: CheckpointFormat, target: Target | None)
 
 def _fit(contents: Contents, source: Path, target: Target) -> Contents:
     """Checks contents against their target, drops copies of its tables, records the target."""
-    contents = without_copies(contents, target)
+    contents = for_target(contents, target)
     network = build_network(contents, source)
     check_fits(source, network, contents.origin, target)
     note_differences(source, network, target)

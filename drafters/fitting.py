@@ -16,7 +16,70 @@ from draftgym.decoding.model.target import Target
 from draftgym.drafters.dflash.network import DFlashConfig
 from draftgym.drafters.formats.contents import Contents, Origin
 from draftgym.drafters.modules import EMBEDDING, HEAD, DraftNetwork
-from draftgym.drafters.vocabulary import from_d2t
+from draftgym.drafters.vocabulary import from_d2t, to_maps
+
+
+def for_target(contents: Contents, target: Target) -> Contents:
+    """What a checkpoint means for its target: its vocabulary, and the tables that it leaves out.
+
+    Raises:
+        DraftgymError: It has no LM head, and the target's does not fit it.
+    """
+    return without_copies(_with_head(_with_rows_of(contents, target), target), target)
+
+
+def only_padding_differs(rows: int, target: Target) -> bool:
+    """Whether a table of so many token ids differs from the target's by padding alone.
+
+    Models of one tokenizer are published with different numbers of rows behind its last token,
+    which no text holds. Without the tokenizer there is no telling.
+    """
+    if rows == target.vocab_size or target.tokenizer is None:
+        return rows == target.vocab_size
+    last = max(target.tokenizer.get_vocab().values(), default=-1)
+    return last < min(rows, target.vocab_size)
+
+
+def _with_rows_of(contents: Contents, target: Target) -> Contents:
+    """Gives a drafter whose vocabulary is padded otherwise as many token ids as the target has.
+
+    Ids that it lacks are never drafted, and have an embedding of zeros; ids that the target lacks
+    are left out.
+    """
+    config, vocab = contents.config, target.vocab_size
+    rows, tensors = config.vocab_size, dict(contents.tensors)
+    if rows == vocab or not only_padding_differs(rows, target):
+        return contents
+    ids = from_d2t(tensors["d2t"]) if "d2t" in tensors else torch.arange(config.draft_vocab_size)
+    known = ids < vocab
+    for name in {HEAD} & tensors.keys():
+        tensors[name] = tensors[name][: len(ids)][known]
+    for name in {EMBEDDING} & tensors.keys():
+        table = tensors[name][:vocab]
+        tensors[name] = torch.cat([table, table.new_zeros(vocab - len(table), table.shape[1])])
+    kept = ids[known]
+    if len(kept) < vocab:
+        tensors["d2t"], tensors["t2d"] = to_maps(kept, vocab)
+    else:
+        tensors = {name: value for name, value in tensors.items() if name not in ("d2t", "t2d")}
+    config = replace(config, vocab_size=vocab, draft_vocab_size=len(kept))
+    return replace(contents, config=config, tensors=tensors)
+
+
+def _with_head(contents: Contents, target: Target) -> Contents:
+    """Gives an EAGLE-3 head that was saved without its LM head the target's rows."""
+    config, tensors, table = contents.config, contents.tensors, target.decoder.head
+    if config.kind != "eagle3" or HEAD in tensors or "fc.weight" not in tensors:
+        return contents
+    if table.shape != (config.vocab_size, config.hidden_size):
+        raise DraftgymError(
+            f"the drafter has no {HEAD}, and that of target {target.name!r} has shape "
+            f"{tuple(table.shape)}, not {(config.vocab_size, config.hidden_size)}",
+            "name the target that it was trained for",
+        )
+    rows = table[from_d2t(tensors["d2t"])] if "d2t" in tensors else table
+    rows = rows.to(tensors["fc.weight"].dtype, copy=True)
+    return replace(contents, tensors=tensors | {HEAD: rows})
 
 
 def without_copies(contents: Contents, target: Target) -> Contents:

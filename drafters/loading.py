@@ -20,7 +20,8 @@ from draftgym.decoding.files import user_path
 from draftgym.decoding.model.target import Target
 from draftgym.drafters.checkpoint import NEURAL, load_drafter
 from draftgym.drafters.formats import recognise
-from draftgym.drafters.formats.files import read_json
+from draftgym.drafters.formats.files import read_json, tensor_names
+from draftgym.drafters.formats.others import first_architecture, other_kind
 from draftgym.drafters.ngram.drafter import NgramDrafter
 from draftgym.drafters.small_lm.network import load_small_lm, small_lm_architectures
 
@@ -133,12 +134,13 @@ def _fitting(target: Target, shipped: Path) -> list[Path]:
 
 
 def _kind(folder: Path) -> str | None:
-    """One of `KINDS` by the keys of `config.json`, None for anything else."""
-    body = _config(folder)
-    form = recognise(body)
+    """One of `KINDS` by the keys of `config.json` and tensor names, None for anything else."""
+    body, names = _config(folder), tensor_names(folder)
+    form = recognise(body, names)
     if form is not None:
         return form.kind
-    return "small" if (body.get("architectures") or [None])[0] in small_lm_architectures() else None
+    language_model = first_architecture(body) in small_lm_architectures()
+    return "small" if language_model and other_kind(body, names) is None else None
 
 
 def _config(folder: Path) -> dict[str, Any]:

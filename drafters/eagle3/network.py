@@ -31,7 +31,7 @@ class Eagle3Config(DraftConfig):
     norm_output: bool = False
 
 
-def default_taps(target_layers: int) -> tuple[int, int, int]:
+def default_taps(target_layers: int) -> tuple[int, ...]:
     """The published choice: outputs of layers 1, n // 2 - 1 and n - 4 (0-based)."""
     low, middle, high = 1, target_layers // 2 - 1, target_layers - 4
     return (low, max(middle, 0), max(high, 0))

@@ -8,17 +8,19 @@
 | `speculators` | DFlash | speculators, vLLM |
 
 A drafter's formats are a module; `contents.py` says what they all read into. Which format a folder
-has is seen from keys of its `config.json`.
+has is seen from keys of its `config.json`; `others.py` names the drafters that have none of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.drafters.formats.contents import CheckpointFormat
 from draftgym.drafters.formats.dflash import NativeDFlash, SpeculatorsDFlash
 from draftgym.drafters.formats.eagle3 import NativeEagle3, SpeculatorsEagle3
+from draftgym.drafters.formats.others import other_kind
 
 FORMATS: tuple[CheckpointFormat, ...] = (
     NativeEagle3(),
@@ -28,9 +30,16 @@ FORMATS: tuple[CheckpointFormat, ...] = (
 )
 
 
-def recognise(body: dict[str, Any]) -> CheckpointFormat | None:
-    """The format of a `config.json`, None for anything that is no drafter of ours."""
-    return next((form for form in FORMATS if form.recognises(body)), None)
+def recognise(body: dict[str, Any], names: Collection[str] = ()) -> CheckpointFormat | None:
+    """The format of a checkpoint, None for anything that is no drafter of ours.
+
+    Args:
+        body: Its `config.json`.
+        names: Names of its tensors, where its config may be that of a language model as well.
+    """
+    if other_kind(body) is not None:
+        return None
+    return next((form for form in FORMATS if form.recognises(body, names)), None)
 
 
 def find_format(name: str, kind: str) -> CheckpointFormat:

@@ -7,6 +7,7 @@ native ones) and keep the dtype they are stored in, so that translating changes 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,8 +89,8 @@ class CheckpointFormat(ABC):
     prefixes: tuple[str, str] = ("", "")
 
     @abstractmethod
-    def recognises(self, body: dict[str, Any]) -> bool:
-        """Whether a `config.json` is of this format."""
+    def recognises(self, body: dict[str, Any], names: Collection[str] = ()) -> bool:
+        """Whether a `config.json`, beside tensors of these names, is of this format."""
 
     @abstractmethod
     def read(self, body: dict[str, Any], target_layers: int | None) -> DraftConfig:
@@ -124,8 +125,9 @@ class CheckpointFormat(ABC):
         )
 
     def inner(self, name: str) -> str:
-        """Our name of a stored tensor."""
+        """Our name of a stored tensor; some loaders put `model.` before all of them."""
         stored, ours = self.prefixes
+        name = name.removeprefix("model.")
         return ours + name.removeprefix(stored) if name.startswith(stored) else name
 
     def outer(self, name: str) -> str:

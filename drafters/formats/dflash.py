@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
 from draftgym.decoding.errors import DraftgymError
-from draftgym.drafters.dflash.network import DFlashConfig
+from draftgym.drafters.dflash.network import DFlashConfig, default_taps
 from draftgym.drafters.formats.contents import CheckpointFormat, Contents, Origin
 from draftgym.drafters.formats.decoder_keys import (
     check_harmless,
+    known_layers,
     layer_ids,
     layer_ids_from_hidden_states,
     read_decoder,
     refuse,
     size,
+    unsaid,
     write_decoder,
 )
+from draftgym.drafters.formats.others import first_architecture
 from draftgym.drafters.formats.speculators import SpeculatorsFormat
 from draftgym.drafters.modules import EMBEDDING, HEAD
 
@@ -40,14 +44,16 @@ class NativeDFlash(CheckpointFormat):
     kind = "dflash"
     forbids = (EMBEDDING, HEAD)
 
-    def recognises(self, body: dict[str, Any]) -> bool:
+    def recognises(self, body: dict[str, Any], names: Collection[str] = ()) -> bool:
         """By architecture."""
-        return (body.get("architectures") or [None])[0] in ARCHITECTURES
+        return first_architecture(body) in ARCHITECTURES
 
     def read(self, body: dict[str, Any], target_layers: int | None) -> DFlashConfig:
         """See `CheckpointFormat.read`; layer ids are 0-based outputs, as ours."""
         nested = body.get("dflash_config")
         body = body | (nested if isinstance(nested, dict) else {})
+        if unsaid(body, "target_layer_ids"):
+            return _read(body, body, _default_or_refuse(body, target_layers))
         return _read(body, body, layer_ids(body, "target_layer_ids"))
 
     def write(self, contents: Contents) -> dict[str, Any]:
@@ -85,7 +91,10 @@ class SpeculatorsDFlash(SpeculatorsFormat):
 
     def read(self, body: dict[str, Any], target_layers: int | None) -> DFlashConfig:
         """See `CheckpointFormat.read`."""
-        taps = layer_ids_from_hidden_states(layer_ids(body, LAYER_IDS), LAYER_IDS)
+        if unsaid(body, LAYER_IDS):
+            taps = _default_or_refuse(self.layer(body), target_layers)
+        else:
+            taps = layer_ids_from_hidden_states(layer_ids(body, LAYER_IDS), LAYER_IDS)
         return _read(self.layer(body), body, taps)
 
     def write(self, contents: Contents) -> dict[str, Any]:
@@ -105,18 +114,23 @@ class SpeculatorsDFlash(SpeculatorsFormat):
         }
 
 
+def _default_or_refuse(layer: dict[str, Any], target_layers: int | None) -> tuple[int, ...]:
+    """The published taps: as many as there are draft layers."""
+    return default_taps(known_layers(target_layers), size(layer, "num_hidden_layers"))
+
+
 def _read(layer: dict[str, Any], top: dict[str, Any], tap_layers: tuple[int, ...]) -> DFlashConfig:
     """The config of a drafter from its layers' keys and its own."""
     for body in (layer, top):
         check_harmless(body, HARMLESS)
-    types = layer.get("layer_types") or ()
-    if any(kind != "full_attention" for kind in types):
-        raise refuse("layer_types", types, "use a drafter whose layers are all full_attention")
     shared = read_decoder(layer)
     given = {key: value for key, value in top.items() if value is not None}
-    mask, width = given["mask_token_id"], given.get("target_hidden_size", shared["hidden_size"])
+    mask, width = given.get("mask_token_id"), given.get("target_hidden_size", shared["hidden_size"])
     if type(mask) is not int:
-        raise DraftgymError(f"mask_token_id is {mask!r}, not a token id", "copy config.json again")
+        raise DraftgymError(
+            f"mask_token_id is {mask!r}, not a token id",
+            "write the id of the mask token that it was trained with into config.json",
+        )
     if width != shared["hidden_size"]:
         raise refuse("target_hidden_size", width, "use a drafter as wide as its target")
     if size(given, "block_size") < 2:

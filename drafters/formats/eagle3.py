@@ -7,19 +7,24 @@ so do some flags: what is not certain is refused.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.drafters.eagle3.network import Eagle3Config, default_taps
 from draftgym.drafters.formats.contents import CheckpointFormat, Contents, own_key
 from draftgym.drafters.formats.decoder_keys import (
+    flag,
+    known_layers,
     layer_ids,
     layer_ids_from_hidden_states,
     read_decoder,
     refuse,
     size,
+    unsaid,
     write_decoder,
 )
+from draftgym.drafters.formats.others import first_architecture
 from draftgym.drafters.formats.speculators import SpeculatorsFormat
 
 ARCHITECTURES = ("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM")
@@ -32,11 +37,17 @@ class NativeEagle3(CheckpointFormat):
     name = "eagle3"
     kind = "eagle3"
 
-    def recognises(self, body: dict[str, Any]) -> bool:
-        """By architecture, or by a draft vocabulary on a one-layer Llama."""
-        named = (body.get("architectures") or [None])[0]
-        first = named == "LlamaForCausalLM" and "draft_vocab_size" in body
-        return named in ARCHITECTURES or (first and body.get("num_hidden_layers") == 1)
+    def recognises(self, body: dict[str, Any], names: Collection[str] = ()) -> bool:
+        """By architecture; the first published heads by a draft vocabulary, or by `midlayer`."""
+        named = first_architecture(body)
+        head = "draft_vocab_size" in body or any("midlayer." in name for name in names)
+        return named in ARCHITECTURES or (named == "LlamaForCausalLM" and head)
+
+    def inner(self, name: str) -> str:
+        """Our name of a stored tensor; vLLM's own name of the layer means the same."""
+        name = super().inner(name)
+        vllm = "layers.0."
+        return f"midlayer.{name.removeprefix(vllm)}" if name.startswith(vllm) else name
 
     def read(self, body: dict[str, Any], target_layers: int | None) -> Eagle3Config:
         """See `CheckpointFormat.read`."""
@@ -46,7 +57,7 @@ class NativeEagle3(CheckpointFormat):
         return _read(
             body,
             body,
-            norm_before_residual=bool(body.get("norm_before_residual", False)),
+            norm_before_residual=flag(body, "norm_before_residual"),
             norm_output=_norm_output(body),
             tap_layers=_taps(body, target_layers),
         )
@@ -84,15 +95,15 @@ class SpeculatorsEagle3(SpeculatorsFormat):
                 "write it into config.json as the head was trained (speculators' trainer: true; "
                 "converted from SafeAILab or SpecForge: false)",
             )
-        if body.get(LAYER_IDS) is None:
-            taps = _default_or_refuse(target_layers)
+        if unsaid(body, LAYER_IDS):
+            taps = default_taps(known_layers(target_layers))
         else:
             taps = layer_ids_from_hidden_states(layer_ids(body, LAYER_IDS), LAYER_IDS)
         return _read(
             self.layer(body),
             body,
-            norm_before_residual=bool(body["norm_before_residual"]),
-            norm_output=bool(body.get("norm_output")),
+            norm_before_residual=flag(body, "norm_before_residual"),
+            norm_output=flag(body, "norm_output"),
             tap_layers=taps,
         )
 
@@ -116,11 +127,14 @@ def _read(layer: dict[str, Any], top: dict[str, Any], **wiring: Any) -> Eagle3Co
     """The config of a head from its layer's keys, its own keys, and wiring already decided."""
     layers = layer.get("num_hidden_layers", 1)
     if layers != 1:
-        raise refuse("num_hidden_layers", layers, "use a one-layer EAGLE-3 head")
-    if "sliding_attention" in (layer.get("layer_types") or ()):
-        raise refuse("layer_types", layer["layer_types"])
+        raise refuse(
+            "num_hidden_layers",
+            layers,
+            "use a one-layer EAGLE-3 head; where this one has one layer, and only its config "
+            "tells the target's number, write 1 into config.json",
+        )
     shared = read_decoder(layer)
-    before, each = bool(top.get("norm_before_fc")), bool(top.get("fc_norm"))
+    before, each = flag(top, "norm_before_fc"), flag(top, "fc_norm")
     if before and each:
         both = "norm_before_fc and fc_norm"
         raise refuse(both, True, "set the one that the head was trained with")
@@ -134,23 +148,13 @@ def _read(layer: dict[str, Any], top: dict[str, Any], **wiring: Any) -> Eagle3Co
     )
 
 
-def _default_or_refuse(target_layers: int | None) -> tuple[int, ...]:
-    """The published taps of a target with so many layers."""
-    if target_layers is None:
-        raise DraftgymError(
-            "the config leaves the tap layers to the target's default, and the target is unknown",
-            "name it with --target",
-        )
-    return default_taps(target_layers)
-
-
 def _taps(body: dict[str, Any], target_layers: int | None) -> tuple[int, ...]:
     """0-based output ids; the published key is used only where its convention is certain."""
     ours = own_key(body)
     if "tap_layers" in ours:
         return layer_ids(ours, "tap_layers")
-    if body.get(LAYER_IDS) is None:
-        return _default_or_refuse(target_layers)
+    if unsaid(body, LAYER_IDS):
+        return default_taps(known_layers(target_layers))
     ids = layer_ids(body, LAYER_IDS)
     outputs_plus_one = tuple(index - 1 for index in ids)
     if target_layers is not None and outputs_plus_one == default_taps(target_layers):
@@ -168,7 +172,7 @@ def _norm_output(body: dict[str, Any]) -> bool:
     """Whether the normed output is fed back; the published key has two meanings."""
     ours = own_key(body)
     if "norm_output" in ours or body.get("norm_output") is None:
-        return bool(ours.get("norm_output", False))
+        return flag(ours, "norm_output")
     raise DraftgymError(
         f"norm_output is {body['norm_output']!r}: SpecForge means the norm before lm_head by it, "
         "vLLM and SGLang mean that the normed output is fed back (EAGLE-3.1)",

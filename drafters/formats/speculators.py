@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from draftgym.decoding.errors import DraftgymError
@@ -26,7 +27,7 @@ class SpeculatorsFormat(CheckpointFormat):
     name = "speculators"
     demands: tuple[str, ...] = (EMBEDDING,)
 
-    def recognises(self, body: dict[str, Any]) -> bool:
+    def recognises(self, body: dict[str, Any], names: Collection[str] = ()) -> bool:
         """By `speculators_model_type`."""
         return bool(body.get(MODEL_TYPE) == self.kind)
 

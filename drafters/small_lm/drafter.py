@@ -38,6 +38,8 @@ class SmallLMDrafter(AutoregressiveDrafter):
         decoder: The small LM, in the target's dtype.
         name: How arms call it.
         rope_parameters: Rotary settings of its config; they are part of its fingerprint.
+        draft_ids: The first ids of the vocabulary, ascending `[Vd]`, where the rest of the target's
+            are none of its own; None for all.
     """
 
     def __init__(
@@ -45,10 +47,12 @@ class SmallLMDrafter(AutoregressiveDrafter):
         decoder: Decoder,
         name: str = "small",
         rope_parameters: Mapping[str, Any] | None = None,
+        draft_ids: Tensor | None = None,
     ) -> None:
         self.name = name
         self.decoder = decoder
         self.rope_parameters = dict(rope_parameters or {})
+        self.draft_ids = draft_ids
         self.max_draft_length = 16
         self.max_tree_nodes = MAX_TREE_NODES
         self.draft_rows = 1 + scratch_rows(self.max_draft_length)
@@ -123,4 +127,5 @@ class SmallLMDrafter(AutoregressiveDrafter):
         # Of places that take a step together, one may need fewer; what it runs past is cut away.
         positions = positions.clamp(max=self.context_limit - 1)
         rows = NewRows(cache, tokens, positions, visible)
-        return self.decoder.forward([rows])[0].logits, tokens
+        logits = self.decoder.forward([rows])[0].logits
+        return (logits if self.draft_ids is None else logits[:, : len(self.draft_ids)]), tokens

@@ -34,6 +34,7 @@ from draftgym.decoding.model.loading import load_config, load_model, read_decode
 from draftgym.decoding.model.products import Products
 from draftgym.decoding.model.target import Target, load_target
 from draftgym.decoding.model.weights import SUPPORTED_MODELS, context_limit
+from draftgym.drafters.fitting import only_padding_differs
 from draftgym.drafters.formats.files import WEIGHTS, read_tensors
 from draftgym.drafters.small_lm.drafter import SmallLMDrafter
 
@@ -80,6 +81,8 @@ def load_small_lm(folder: Path, target: Target) -> SmallLMDrafter:
     """
     model = read_small_lm(folder, target)
     _check_vocabulary(folder, model, target)
+    rows = model.get_output_embeddings().weight.shape[0]
+    _pad_alike(model, target.vocab_size)
     # A drafter with a shorter context drafts badly beyond it, but its angles go on.
     limit = max(model.config.max_position_embeddings, target.context_limit)
     model.config.max_position_embeddings = limit
@@ -92,7 +95,10 @@ def load_small_lm(folder: Path, target: Target) -> SmallLMDrafter:
         )
     products = Products(target.precision.packed)
     decoder = read_decoder(model, target.decoder.dtype, _called(folder), products)
-    return SmallLMDrafter(decoder, rope_parameters=model.config.rope_parameters)
+    known = torch.arange(rows) if rows < target.vocab_size else None
+    return SmallLMDrafter(
+        decoder, rope_parameters=model.config.rope_parameters, draft_ids=known
+    )
 
 
 def read_small_lm(folder: Path, target: Target) -> Any:
@@ -161,22 +167,38 @@ def _check_origin(folder: Path, made_for: dict[str, Any], target: Target) -> Non
         )
 
 
+def _pad_alike(model: Any, rows: int) -> None:
+    """Gives both tables of a model so many rows; new ones are zeros."""
+    before = model.get_input_embeddings().weight.shape[0]
+    if before == rows:
+        return
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    with torch.no_grad():
+        for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+            table.weight[before:] = 0
+
+
 def _check_vocabulary(folder: Path, model: Any, target: Target) -> None:
     """Raises `DraftgymError` unless token ids mean the same to both models."""
     remedy = f"name a causal LM with the vocabulary of {target.name!r}, or distil one: "
     remedy += f"train_drafter.py small-lm --target {target.name}"
     rows = model.get_output_embeddings().weight.shape[0]
-    if rows != target.vocab_size:
-        raise DraftgymError(
-            f"small LM {folder} has {rows} tokens, target {target.name!r} has {target.vocab_size}",
-            remedy,
-        )
-    if target.tokenizer is None or not (folder / "tokenizer.json").is_file():
+    other = DraftgymError(
+        f"small LM {folder} has {rows} tokens, target {target.name!r} has {target.vocab_size}",
+        remedy,
+    )
+    if not only_padding_differs(rows, target):
+        raise other
+    if target.tokenizer is None:
+        return
+    if not (folder / "tokenizer.json").is_file():
+        if rows != target.vocab_size:
+            raise other
         return
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     if tokenizer.get_vocab() != target.tokenizer.get_vocab():
         raise DraftgymError(
-            f"small LM {folder} has as many tokens as target {target.name!r}, but other ones",
+            f"small LM {folder} lacks the tokens of target {target.name!r} and has other ones",
             remedy,
         )
 
