@@ -96,9 +96,7 @@ def load_small_lm(folder: Path, target: Target) -> SmallLMDrafter:
     products = Products(target.precision.packed)
     decoder = read_decoder(model, target.decoder.dtype, _called(folder), products)
     known = torch.arange(rows) if rows < target.vocab_size else None
-    return SmallLMDrafter(
-        decoder, rope_parameters=model.config.rope_parameters, draft_ids=known
-    )
+    return SmallLMDrafter(decoder, rope_parameters=model.config.rope_parameters, draft_ids=known)
 
 
 def read_small_lm(folder: Path, target: Target) -> Any:
