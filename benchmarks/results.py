@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from draftgym.decoding.provenance import (
 )
 from draftgym.drafters.loading import find_checkpoints, load_drafters
 from draftgym.rollouts.decode.evaluation import check_writable
+from draftgym.rollouts.decode.fitting import FittedPrompts, fit_prompts
 from draftgym.rollouts.prompts.sets import Prompt, interleave_categories, load_prompts
 
 Result = dict[str, Any]
@@ -58,16 +59,22 @@ class PromptOptions(TargetOptions):
         prompts: heldout or train (shipped sets), or a JSON-lines file.
         per_category: Prompts of each category.
         max_new_tokens: Tokens per text at most.
+        skip_long_prompts: Leave out prompts that do not fit the target, and count them.
     """
 
     prompts: str = "heldout"
     per_category: int = 5
     max_new_tokens: int = 96
+    skip_long_prompts: bool = False
 
     def load_prompts(self) -> list[Prompt]:
         """The prompts, categories in turn."""
         chosen = load_prompts(self.prompts, limit_per_category=self.per_category)
         return interleave_categories(chosen)
+
+    def fit(self, target: Target, prompts: Sequence[Prompt]) -> FittedPrompts:
+        """The same as token ids, all of which fit."""
+        return fit_prompts(target, prompts, self.max_new_tokens, self.skip_long_prompts)
 
 
 def environment(

@@ -70,6 +70,7 @@ class Generation:
         decode_seconds: Time of all rounds, decisions included, streaming not.
         finish_reason: `stop` or `length`.
         first_margin: The target's margin at the first token, when margins were asked for.
+        seed: Of its sampling noise: `generate` writes the text again with it.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -79,6 +80,7 @@ class Generation:
     decode_seconds: float = 0.0
     finish_reason: str = "running"
     first_margin: list[float] = field(default_factory=list)
+    seed: int = 0
 
     @property
     def acceptance_length(self) -> float:
@@ -150,7 +152,7 @@ class SpeculativeDecoder:
         session = Session(
             self.target, ids, rule, max_new_tokens, self.drafters, catching_up=catching_up
         )
-        result = Generation(prompt_tokens=len(ids))
+        result = Generation(prompt_tokens=len(ids), seed=seed)
         tell = on_tokens or (lambda tokens: None)
         for tokens in self._rounds(result, session, with_margins):
             tell(tokens)

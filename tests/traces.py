@@ -11,8 +11,9 @@ from draftgym.decoding.costs.calibration import calibrate
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.verify.rules import make_rule
+from draftgym.rollouts.decode.batched import Request
 from draftgym.rollouts.prompts.sets import Prompt
-from draftgym.rollouts.traces.counterfactual import TraceRequest, trace_texts
+from draftgym.rollouts.traces.counterfactual import trace_texts
 from draftgym.rollouts.traces.file import trace_table
 from draftgym.rollouts.traces.shards import ShardWriter
 from draftgym.rollouts.traces.trace import TraceOrigin, TraceSet
@@ -32,7 +33,10 @@ def tiny_traces(
     """Traces of prompts that are numbers."""
     reader, parsed = numbered_target(target), [parse_arm(arm) for arm in arms]
     rule = make_rule(None, temperature, NOISE_SEED, target.vocab_size)
-    requests = [TraceRequest(p.question_id, p.category, reader.encode(p.text)) for p in prompts]
+    requests = [
+        Request(p.question_id, p.category, temperature, NOISE_SEED, reader.encode(p.text))
+        for p in prompts
+    ]
     drafting = [arm for arm in parsed if arm.drafts]
     used = {arm.drafter: drafters[arm.drafter] for arm in drafting}
     origin = TraceOrigin(
@@ -48,7 +52,7 @@ def tiny_traces(
         max_new_tokens=max_new_tokens,
         cost_model=calibrate(target, used, repeats=1, contexts=(16, 64)),
     )
-    texts = trace_texts(target, drafters, drafting, requests, rule, max_new_tokens)
+    texts = trace_texts(target, drafters, drafting, requests, max_new_tokens)
     return TraceSet(origin, list(texts))
 
 

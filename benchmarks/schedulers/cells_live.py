@@ -6,7 +6,7 @@
 Devices draft for real, the target verifies all who are there in one ragged pass, and a scheduler
 (a closed form, or the folder of a trained one) chooses draft lengths before it. Radio, devices and
 server take the time that the cell says; what passes took on this host is told beside it. Everybody
-plays the same users at temperature 0 (greedy) and 1 (coupled noise, one seed), and every text is
+plays the same users at temperature 0 (greedy) and 1 (coupled noise), and every text is
 compared with plain decoding of its prompt alone, token for token.
 
 A ragged pass and a pass over one row round differently, so a near tie between two tokens may flip;
@@ -38,14 +38,13 @@ from draftgym.decoding.decoder import Generation, PlainPolicy, SpeculativeDecode
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
 from draftgym.decoding.model.target import Target
-from draftgym.decoding.verify.rules import make_rule
 from draftgym.envs.cell.cell import Cell
 from draftgym.envs.cell.live import LiveTable
 from draftgym.envs.cell.texts import ChainTable, check_chains
-from draftgym.rollouts.decode.interleaved import DecodeSettings, check_longest, encode_prompt, write
-from draftgym.rollouts.prompts.sets import load_prompts
+from draftgym.rollouts.decode.batched import Request, requests_of_run
+from draftgym.rollouts.decode.fitting import FittedPrompts
+from draftgym.rollouts.decode.interleaved import DecodeSettings, write
 from draftgym.rollouts.report.rows import first_difference
-from draftgym.rollouts.traces.counterfactual import TraceRequest
 from draftgym.rollouts.traces.file import read_traces
 
 TEMPERATURES = (0.0, 1.0)
@@ -87,14 +86,14 @@ class Stage:
     Attributes:
         target: The target.
         drafters: Drafters by name.
-        requests: Prompts, encoded.
+        prompts: Prompts, encoded.
         planners: Schedulers by name.
         means: Mean acceptance of tasks as measured beforehand.
     """
 
     target: Target
     drafters: Mapping[str, Drafter]
-    requests: Sequence[TraceRequest]
+    prompts: FittedPrompts
     planners: Mapping[str, MakePlanner]
     means: Mapping[str, float]
 
@@ -109,33 +108,32 @@ def play_live(args: CellsLiveArgs) -> Result:
     rows: list[Result] = []
     differences: list[Result] = []
     for temperature in TEMPERATURES:
-        settings = DecodeSettings(args.max_new_tokens, temperature, args.seed)
-        references = References(stage.target, stage.requests, settings)
+        requests = requests_of_run(stage.prompts, temperature, args.seed)
+        references = References(stage.target, requests, args.max_new_tokens)
         for name in stage.planners:
             row, mine = play_one(args, stage, name, references)
             facts = {"temperature": temperature, "scheduler": name}
             rows.append(facts | row)
             differences += [facts | one for one in mine]
-    figures = {"rows": rows, "differences": differences}
-    return finish(tables, args, figures, stage.target, stage.drafters)
+    figures, told = {"rows": rows, "differences": differences}, stage.prompts.describe()
+    return finish(tables, args, figures, stage.target, stage.drafters, told)
 
 
 class References:
     """Plain decoding's texts of some prompts, each written when it is first asked for."""
 
-    def __init__(
-        self, target: Target, requests: Sequence[TraceRequest], settings: DecodeSettings
-    ) -> None:
-        self.settings = settings
+    def __init__(self, target: Target, requests: Sequence[Request], max_new_tokens: int) -> None:
+        self.requests, self.max_new_tokens = requests, max_new_tokens
         self._decoder = SpeculativeDecoder(target, {}, PlainPolicy())
-        self._prompts = {one.question_id: one.prompt for one in requests}
+        self._by_id = {one.question_id: one for one in requests}
         self._known: dict[str, Generation] = {}
 
     def of(self, question_id: str) -> Generation:
         """Plain decoding of a prompt alone, with margins."""
         if question_id not in self._known:
-            prompt = self._prompts[question_id]
-            self._known[question_id] = write(self._decoder, prompt, self.settings, True)
+            one = self._by_id[question_id]
+            how = DecodeSettings(self.max_new_tokens, one.temperature, one.seed)
+            self._known[question_id] = write(self._decoder, one.prompt, how, with_margins=True)
         return self._known[question_id]
 
 
@@ -143,13 +141,11 @@ def play_one(
     args: CellsLiveArgs, stage: Stage, name: str, references: References
 ) -> tuple[Result, list[Result]]:
     """One scheduler's live cell: its figures, and every text that is not plain decoding's."""
-    how, target = references.settings, stage.target
-    rule = make_rule(how.verification, how.temperature, how.seed, target.vocab_size)
-    arms = list(map(parse_arm, args.cell.arms))
-    table = LiveTable(target, stage.drafters, arms, stage.requests, rule, how.max_new_tokens)
+    requests, arms = references.requests, list(map(parse_arm, args.cell.arms))
+    table = LiveTable(stage.target, stage.drafters, arms, requests, args.max_new_tokens)
     cell = Cell(table, args.cell.settings(known_means(stage.means, table)))
     rounds = play_rounds(stage.planners[name], cell, np.random.default_rng(args.seed), args.rounds)
-    label = f"T = {how.temperature:g} {name}"
+    label = f"T = {requests[0].temperature:g} {name}"
     counted = count_rounds(tqdm(rounds, label, args.rounds, unit="round", mininterval=1.0))
     differences = list(find_differences(table, references))
     whole = sum(one["finished"] for one in differences)
@@ -205,7 +201,7 @@ def _served_seconds(cell: Cell, table: LiveTable) -> float:
 
 def _set_up(args: CellsLiveArgs) -> Stage:
     """Loads everything; raises `DraftgymError` for what cannot work."""
-    prompts = load_prompts(args.prompts, limit_per_category=args.per_category)
+    prompts = args.load_prompts()
     args.cell.settings()
     check(args, "rounds")
     for spec in args.scheduler:
@@ -218,12 +214,10 @@ def _set_up(args: CellsLiveArgs) -> Stage:
     arms = [parse_arm(arm) for arm in args.cell.arms]
     check_chains(arms)
     check_arms(arms, drafters)
-    ids = {one.question_id: encode_prompt(target, one) for one in prompts}
+    fitted = args.fit(target, prompts)
     used = {arm.drafter: drafters[arm.drafter] for arm in arms}
-    check_longest(target, used, prompts, ids, DecodeSettings(args.max_new_tokens))
-    requests = [TraceRequest(p.question_id, p.category, ids[p.question_id]) for p in prompts]
     means = means_of(ChainTable(read_traces(args.known), args.cell.arms)) if args.known else {}
-    return Stage(target, used, requests, chosen_schedulers(args.scheduler, target), means)
+    return Stage(target, used, fitted, chosen_schedulers(args.scheduler, target), means)
 
 
 def tables(result: Json) -> list[Table]:

@@ -51,13 +51,7 @@ from draftgym.decoding.decoder import SpeculativeDecoder
 from draftgym.decoding.errors import exit_on_user_error
 from draftgym.decoding.provenance import git_revision
 from draftgym.rollouts.decode.evaluation import chosen_policies
-from draftgym.rollouts.decode.interleaved import (
-    WARM_UP_TOKENS,
-    DecodeSettings,
-    check_longest,
-    encode_prompt,
-    turn_order,
-)
+from draftgym.rollouts.decode.interleaved import WARM_UP_TOKENS, turn_order
 from draftgym.rollouts.prompts.sets import Prompt
 from draftgym.rollouts.report.rows import ALL
 from draftgym.rollouts.report.statistics import Work, speed_ratio
@@ -92,12 +86,10 @@ def measure(args: AgainstArgs) -> Result:
     check(args, "prompt_lookup_tokens")
     prompts = args.load_prompts()
     target, drafters = args.load(args.dtype)
+    fitted = args.fit(target, prompts)
     policies = chosen_policies(args.policies, drafters, target)
     policies = {**chosen_policies([PLAIN], drafters, target), **policies}
     decoders = {name: SpeculativeDecoder(target, drafters, one) for name, one in policies.items()}
-    ids = {prompt.question_id: encode_prompt(target, prompt) for prompt in prompts}
-    used = {name: drafter for one in decoders.values() for name, drafter in one.drafters.items()}
-    check_longest(target, used, prompts, ids, DecodeSettings(args.max_new_tokens))
     if args.assistant is None:
         print(
             "note: assisted generation is left out; give a small LM with --assistant",
@@ -113,10 +105,10 @@ def measure(args: AgainstArgs) -> Result:
     options = ("prompts", "per_category", "max_new_tokens", "prompt_lookup_tokens", "assistant")
     settings = told | {name: facts[name] for name in fixed}
     partial = Partial(args.json, settings | {name: facts["settings"][name] for name in options})
-    write_missing(contenders, prompts, ids, args.max_new_tokens, partial)
+    write_missing(contenders, fitted.prompts, fitted.ids, args.max_new_tokens, partial)
     rows = make_rows(partial.records, list(contenders))
     figures = {"rows": rows, "records": partial.records}
-    result = finish(tables, args, figures, target, drafters, told)
+    result = finish(tables, args, figures, target, drafters, told | fitted.describe())
     partial.done()
     return result
 

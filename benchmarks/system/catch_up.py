@@ -31,14 +31,13 @@ from draftgym.decoding.errors import DraftgymError, exit_on_user_error
 from draftgym.decoding.model.target import Target
 from draftgym.policies.base import Policy
 from draftgym.policies.routers.rules import RandomPolicy
+from draftgym.rollouts.decode.fitting import FittedPrompts
 from draftgym.rollouts.decode.interleaved import (
     WARM_UP_TOKENS,
     DecodeSettings,
-    encode_prompt,
     turn_order,
     write,
 )
-from draftgym.rollouts.prompts.sets import Prompt
 from draftgym.rollouts.report.statistics import Work, speed_ratio
 
 VARIANTS = {
@@ -91,12 +90,15 @@ def measure(args: CatchUpArgs) -> Result:
     check(args, "burst", "max_new_tokens", "per_category")
     if len(set(args.between)) < 2:
         raise DraftgymError("--between names fewer than two arms", "name two arms or more")
+    prompts = args.load_prompts()
     target, drafters = args.load(args.dtype)
     arms = [*dict.fromkeys(map(parse_arm, args.between))]
     check_arms(arms, drafters)
     settings = DecodeSettings(args.max_new_tokens, args.temperature, args.seed)
-    results = decode_variants(target, drafters, arms, args.burst, args.load_prompts(), settings)
-    return finish(tables, args, {"decoding": summarise(results)}, target, drafters)
+    fitted = args.fit(target, prompts)
+    results = decode_variants(target, drafters, arms, args.burst, fitted, settings)
+    figures = {"decoding": summarise(results)}
+    return finish(tables, args, figures, target, drafters, fitted.describe())
 
 
 class BurstPolicy(Policy):
@@ -142,7 +144,7 @@ def decode_variants(
     drafters: Mapping[str, Drafter],
     arms: Sequence[Arm],
     burst: int,
-    prompts: Sequence[Prompt],
+    fitted: FittedPrompts,
     settings: DecodeSettings,
 ) -> Results:
     """Writes every prompt with every policy in every variant, interleaved prompt by prompt.
@@ -152,7 +154,7 @@ def decode_variants(
         drafters: Drafters by name.
         arms: Arms to switch between.
         burst: Mean rounds between two switches of `BurstPolicy`.
-        prompts: What to write about.
+        fitted: What to write about.
         settings: How; `seed` also seeds the policies.
     """
     kinds: dict[str, Callable[[], RoutingPolicy]] = {
@@ -165,17 +167,16 @@ def decode_variants(
         for kind, make in kinds.items()
         for variant in VARIANTS
     }
-    ids = [encode_prompt(target, prompt) for prompt in prompts]
     results: Results = {kind: {name: [] for name in VARIANTS} for kind in kinds}
     names = {f"{kind} {variant}": (kind, variant) for kind, variant in decoders}
     few = replace(settings, max_new_tokens=min(WARM_UP_TOKENS, settings.max_new_tokens))
     for (_, variant), decoder in decoders.items():
-        write(decoder, ids[0], replace(few, catching_up=VARIANTS[variant]))
-    for turn, prompt in enumerate(tqdm(ids, desc="prompts", unit="prompt")):
+        write(decoder, fitted.pairs[0][1], replace(few, catching_up=VARIANTS[variant]))
+    for turn, (prompt, ids) in enumerate(tqdm(fitted.pairs, desc="prompts", unit="prompt")):
         for name in turn_order(list(names), turn):
             kind, variant = names[name]
-            how = replace(settings, catching_up=VARIANTS[variant])
-            results[kind][variant].append(write(decoders[kind, variant], prompt, how))
+            how = replace(settings.of(prompt), catching_up=VARIANTS[variant])
+            results[kind][variant].append(write(decoders[kind, variant], ids, how))
     return results
 
 

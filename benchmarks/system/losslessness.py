@@ -3,7 +3,7 @@
     $ python -m benchmarks.system.losslessness --json losslessness.json
     $ python -m benchmarks.system.losslessness --per-category 1 --json quick.json
 
-Every prompt is written greedily (temperature 0) and with coupled noise (temperature 1, one seed),
+Every prompt is written greedily (temperature 0) and with coupled noise (temperature 1, its own),
 by plain decoding alone and by every policy; the policies' rounds share their verification passes,
 which is the harder test. One pass over several rows and several passes over one row
 round differently, so a near tie between two tokens may flip; such a text is reported with the
@@ -33,10 +33,10 @@ from draftgym.decoding.errors import exit_on_user_error
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.provenance import git_revision
 from draftgym.rollouts.decode.evaluation import chosen_policies, plain_margins
+from draftgym.rollouts.decode.fitting import encode_prompt
 from draftgym.rollouts.decode.interleaved import (
     DecodedText,
     DecodeSettings,
-    encode_prompt,
     write,
     write_together,
 )
@@ -80,6 +80,7 @@ def measure(args: LosslessnessArgs) -> Result:
     check(args)
     prompts = args.load_prompts()
     target, drafters = args.load()
+    fitted = args.fit(target, prompts)
     policies = chosen_policies(args.policies, drafters, target, args.seed)
     if PLAIN not in policies:
         policies = {**chosen_policies([PLAIN], drafters, target), **policies}
@@ -90,13 +91,14 @@ def measure(args: LosslessnessArgs) -> Result:
     partial = Partial(args.json, settings | {name: getattr(args, name) for name in options})
     for mode, how in args.modes.items():
         done = {record["question_id"] for record in partial.records if record["mode"] == mode}
-        missing = [prompt for prompt in prompts if prompt.question_id not in done]
+        missing = [prompt for prompt in fitted.prompts if prompt.question_id not in done]
         for prompt in tqdm(missing, desc=f"{mode} float32", unit="prompt", mininterval=1.0):
             texts = decode(prompt, how, target, drafters, policies)
             partial.add({"mode": mode, **compare(texts, how, target)})
     revisions = list(dict.fromkeys(record["git_revision"] for record in partial.records))
     figures = summarise(partial.records, list(policies))
-    result = finish(tables, args, figures, target, drafters, {"git_revisions": revisions})
+    told = {"git_revisions": revisions} | fitted.describe()
+    result = finish(tables, args, figures, target, drafters, told)
     partial.done()
     return result
 
@@ -109,7 +111,7 @@ def decode(
     policies: Mapping[str, RoutingPolicy],
 ) -> list[DecodedText]:
     """One prompt by plain decoding alone, and by all others together."""
-    ids = encode_prompt(target, prompt)
+    ids, how = encode_prompt(target, prompt), how.of(prompt)
     alone = write(SpeculativeDecoder(target, {}, PlainPolicy()), ids, how)
     others = {name: policy for name, policy in policies.items() if name != PLAIN}
     together = write_together(target, drafters, others, ids, how)

@@ -32,14 +32,15 @@ from draftgym.decoding.arms import PLAIN, Arm, parse_arm
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import exit_on_user_error
 from draftgym.decoding.model.target import Target
-from draftgym.decoding.verify.rules import make_rule
 from draftgym.drafters.batched import BatchDrafter
 from draftgym.envs.router.replay import RouterReplayVectorEnv
 from draftgym.policies.routers.rules import RandomPolicy
-from draftgym.rollouts.decode.interleaved import decode_prompts, encode_prompt
+from draftgym.rollouts.decode.batched import requests_of_run
+from draftgym.rollouts.decode.fitting import fit_prompts
+from draftgym.rollouts.decode.interleaved import decode_prompts
 from draftgym.rollouts.decode.options import DecodingOptions
 from draftgym.rollouts.prompts.sets import Prompt, interleave_categories, load_prompts
-from draftgym.rollouts.traces.counterfactual import TraceRequest, trace_texts
+from draftgym.rollouts.traces.counterfactual import trace_texts
 from draftgym.rollouts.traces.file import read_traces
 from draftgym.rollouts.traces.trace import TraceSet
 
@@ -102,9 +103,9 @@ def collecting(
     few = prompts[: max(1, len(prompts) // 5)]
 
     def trace(some: list[Prompt]) -> int:
-        rule = make_rule(args.verification, args.temperature, args.seed, target.vocab_size)
-        requests = [TraceRequest(p.question_id, p.category, encode_prompt(target, p)) for p in some]
-        texts = trace_texts(target, drafters, arms, requests, rule, args.max_new_tokens)
+        fitted = fit_prompts(target, some, args.max_new_tokens)
+        requests = requests_of_run(fitted, args.temperature, args.seed)
+        texts = trace_texts(target, drafters, arms, requests, args.max_new_tokens)
         return sum(len(text) for text in texts)
 
     def one_by_one() -> int:

@@ -28,9 +28,8 @@ from draftgym.decoding.model.target import Target
 from draftgym.decoding.observation import Repeats, text_signals
 from draftgym.decoding.round import Draft, draft, verify_drafts
 from draftgym.decoding.session import Session
-from draftgym.decoding.verify.base import VerificationRule
 from draftgym.envs.cell.texts import Ints, Mask, TextTable
-from draftgym.rollouts.traces.counterfactual import TraceRequest
+from draftgym.rollouts.decode.batched import Request
 
 GUESS = 0.5
 """Mean acceptance of a task of which nothing was measured; a cell's settings can tell better."""
@@ -98,7 +97,6 @@ class LiveTable(TextTable):
         drafters: Drafters by name.
         arms: Chains that devices draft with, at most one per drafter.
         requests: The prompts.
-        rule: A rule whose text does not depend on drafts (`greedy` or `coupled`).
         max_new_tokens: Tokens of a text at most, 2 or more.
 
     Attributes:
@@ -116,11 +114,10 @@ class LiveTable(TextTable):
         target: Target,
         drafters: Mapping[str, Drafter],
         arms: Sequence[Arm],
-        requests: Sequence[TraceRequest],
-        rule: VerificationRule,
+        requests: Sequence[Request],
         max_new_tokens: int,
     ) -> None:
-        self._target, self._rule = target, rule
+        self._target = target
         self._drafters = {arm.drafter: drafters[arm.drafter] for arm in arms}
         begun = [(one, self._prefilled(one)) for one in requests]
         begun = [(one, session) for one, session in begun if session.finish_reason != "stop"]
@@ -201,9 +198,11 @@ class LiveTable(TextTable):
         """A guess as well `[A * C]`."""
         return np.full(len(self.task_names), GUESS)
 
-    def _prefilled(self, request: TraceRequest) -> Session:
+    def _prefilled(self, request: Request) -> Session:
         """A session behind its prompt's pass, with no room for more."""
-        session = Session(self._target, request.prompt, self._rule, 1, self._drafters)
+        session = Session(
+            self._target, request.prompt, request.rule(self._target), 1, self._drafters
+        )
         session.prefill()
         return session
 
@@ -218,8 +217,9 @@ class LiveTable(TextTable):
         text, position = divmod(row, self.limit)
         if position:
             raise ValueError(f"nobody has written text {text} up to token {position} in {place}")
-        begun, prompt = self._begun[text], self.requests[text].prompt
-        session = Session(self._target, prompt, self._rule, self.limit, self._drafters)
+        begun, request = self._begun[text], self.requests[text]
+        rule = request.rule(self._target)
+        session = Session(self._target, request.prompt, rule, self.limit, self._drafters)
         session.start_like(begun.session)
         self.readings[place] = Reading(text, session, deepcopy(begun.repeats))
         return self.readings[place]

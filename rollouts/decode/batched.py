@@ -16,7 +16,10 @@ from draftgym.decoding.arms import PLAIN, Arm
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.round import play_rounds
 from draftgym.decoding.session import Session
+from draftgym.decoding.verify.base import VerificationRule
 from draftgym.decoding.verify.rules import make_rule
+from draftgym.decoding.verify.seeds import text_seed
+from draftgym.rollouts.decode.fitting import FittedPrompts
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,24 @@ class Request:
     temperature: float
     seed: int
     prompt: Tensor
+
+    def rule(self, target: Target) -> VerificationRule:
+        """A new rule for the text, which does not depend on drafts (`greedy` or `coupled`)."""
+        return make_rule(None, self.temperature, self.seed, target.vocab_size)
+
+
+def requests_of_run(fitted: FittedPrompts, temperature: float, seed: int) -> list[Request]:
+    """The texts of a run, each with noise of its own; the same that an evaluation writes.
+
+    Args:
+        fitted: Prompts with their token ids.
+        temperature: 0 for greedy; above, coupled noise.
+        seed: Seed of the run.
+    """
+    return [
+        Request(one.question_id, one.category, temperature, text_seed(seed, one.question_id), ids)
+        for one, ids in fitted.pairs
+    ]
 
 
 @dataclass(frozen=True)
@@ -86,7 +107,6 @@ def write_batched(
 
 def _open(target: Target, request: Request, max_new_tokens: int) -> Session:
     """A session behind its prompt."""
-    rule = make_rule(None, request.temperature, request.seed, target.vocab_size)
-    session = Session(target, request.prompt, rule, max_new_tokens, drafters={})
+    session = Session(target, request.prompt, request.rule(target), max_new_tokens, drafters={})
     session.prefill()
     return session

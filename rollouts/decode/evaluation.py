@@ -21,12 +21,8 @@ from draftgym.decoding.round import RoundRecord
 from draftgym.decoding.verify.rules import make_rule
 from draftgym.drafters.loading import find_checkpoints
 from draftgym.policies.registry import all_policies, make_policy, shipped_router
-from draftgym.rollouts.decode.interleaved import (
-    DecodeSettings,
-    decode_prompts,
-    encode_prompt,
-    write,
-)
+from draftgym.rollouts.decode.fitting import encode_prompt, fit_prompts
+from draftgym.rollouts.decode.interleaved import DecodeSettings, decode_prompts, write
 from draftgym.rollouts.decode.options import CatchUpOptions
 from draftgym.rollouts.prompts.sets import Prompt, interleave_categories, load_prompts
 from draftgym.rollouts.report.page import write_report
@@ -58,6 +54,8 @@ class EvaluateArgs(CatchUpOptions):
             turns.
         categories: Keep only these categories.
         limit_per_category: Keep at most this many prompts of each category.
+        skip_long_prompts: Leave out prompts that do not fit the target with `max_new_tokens`, and
+            count them; else they are refused before anything is written.
         json: Write the figures to this file, with everything needed to judge them.
         report: Write plots, the figures and a page that shows them and every text, coloured by who
             drafted it, into this folder (needs matplotlib). Open its index.html in a browser.
@@ -67,6 +65,7 @@ class EvaluateArgs(CatchUpOptions):
     prompts: str = "heldout"
     categories: tuple[str, ...] | None = None
     limit_per_category: int | None = None
+    skip_long_prompts: bool = False
     json: Path | None = None
     report: Path | None = None
 
@@ -87,12 +86,15 @@ def evaluate(args: EvaluateArgs) -> Evaluation:
         check_writable(args.report / "index.html", "name another folder with --report")
         require_matplotlib()
     target, drafters = args.load()
+    fitted = fit_prompts(target, prompts, args.max_new_tokens, args.skip_long_prompts)
     policies = chosen_policies(args.policies, drafters, target, args.seed)
-    environment = describe_run(args, target, drafters)
+    environment = describe_run(args, target, drafters) | fitted.describe()
     predict = None
     if args.settings.catching_up == LAZY_KV_ONLY:  # the only way that the cost model knows
         predict = cost_predictor(load_cost_model(target, drafters))
-    result = compare(target, drafters, policies, prompts, args.settings, environment, predict)
+    result = compare(
+        target, drafters, policies, fitted.prompts, args.settings, environment, predict
+    )
     if args.json is not None:  # files first: whoever reads the table may close the pipe
         write_json(args.json, report_json(result))
     page = None if args.report is None else write_report(args.report, result, target)
@@ -143,7 +145,8 @@ def compare(
 def plain_margins(target: Target, prompt: Prompt, settings: DecodeSettings) -> list[float]:
     """Margins of a prompt's plain text, written again: recording them slows a measured one."""
     plain = SpeculativeDecoder(target, {}, PlainPolicy())
-    return write(plain, encode_prompt(target, prompt), settings, with_margins=True).margins
+    ids = encode_prompt(target, prompt)
+    return write(plain, ids, settings.of(prompt), with_margins=True).margins
 
 
 def cost_predictor(model: CostModel) -> SecondsPredictor:

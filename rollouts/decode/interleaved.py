@@ -21,6 +21,8 @@ from draftgym.decoding.observation import RouterObserver
 from draftgym.decoding.round import play_rounds
 from draftgym.decoding.session import Session
 from draftgym.decoding.verify.rules import make_rule
+from draftgym.decoding.verify.seeds import text_seed
+from draftgym.rollouts.decode.fitting import fit_prompts
 from draftgym.rollouts.prompts.sets import Prompt
 
 WARM_UP_TOKENS = 16
@@ -33,7 +35,7 @@ class DecodeSettings:
     Attributes:
         max_new_tokens: Tokens per prompt at most.
         temperature: 0 for greedy.
-        seed: Seed of the sampling noise, the same for every prompt and policy.
+        seed: Seed of the sampling noise, of one text or of a run; see `of`.
         verification: `greedy`, `coupled`, `rejection`, or None to go by temperature.
         catching_up: When and how drafters encode what they missed; changes no text.
     """
@@ -43,6 +45,10 @@ class DecodeSettings:
     seed: int = 0
     verification: str | None = None
     catching_up: CatchUp = LAZY_KV_ONLY
+
+    def of(self, prompt: Prompt) -> DecodeSettings:
+        """Those of one text of a run: its noise is its own, and the same for every policy."""
+        return replace(self, seed=text_seed(self.seed, prompt.question_id))
 
 
 @dataclass(frozen=True)
@@ -101,15 +107,14 @@ def decode_each(
         One prompt's texts, in the order in which the policies ran.
 
     Raises:
-        DraftgymError: A prompt does not fit (the message names its `question_id`), or bad settings;
-            both before anything is decoded.
+        DraftgymError: Prompts that do not fit (see `fit_prompts`), or bad settings; both before
+            anything is decoded.
     """
-    ids = {prompt.question_id: encode_prompt(target, prompt) for prompt in prompts}
+    make_rule(settings.verification, settings.temperature, settings.seed, target.vocab_size)
+    ids = fit_prompts(target, prompts, settings.max_new_tokens).ids
     decoders = {
         name: SpeculativeDecoder(target, drafters, policy) for name, policy in policies.items()
     }
-    used = {name: one for decoder in decoders.values() for name, one in decoder.drafters.items()}
-    check_longest(target, used, prompts, ids, settings)
     _warm_up(decoders, prompts, ids, settings)
     total = len(prompts) * len(policies)
     pause = 0.2 if sys.stderr.isatty() else 10.0  # seconds; a log file wants few lines
@@ -118,7 +123,7 @@ def decode_each(
             texts = []
             for name in turn_order(list(policies), turn):
                 bar.set_postfix_str(name, refresh=False)
-                generation = write(decoders[name], ids[prompt.question_id], settings)
+                generation = write(decoders[name], ids[prompt.question_id], settings.of(prompt))
                 texts.append(DecodedText(prompt, name, generation))
                 bar.update()
             yield texts
@@ -138,7 +143,7 @@ def turn_order(names: Sequence[str], turn: int) -> list[str]:
 def write(
     decoder: SpeculativeDecoder, ids: Tensor, settings: DecodeSettings, with_margins: bool = False
 ) -> Generation:
-    """One text with these settings."""
+    """One text with these settings; `seed` is its own."""
     return decoder.generate(
         ids,
         max_new_tokens=settings.max_new_tokens,
@@ -158,6 +163,8 @@ def write_together(
     settings: DecodeSettings,
 ) -> dict[str, list[int]]:
     """One text per policy, all verified in the same passes: much faster, but without times.
+
+    `settings.seed` is the text's own.
 
     Returns:
         New token ids by policy.
@@ -201,30 +208,6 @@ def write_together(
     return {name: session.new_tokens for name, session in sessions.items()}
 
 
-def encode_prompt(target: Target, prompt: Prompt) -> Tensor:
-    """Token ids `[m]` of a prompt's first turn; errors name the prompt."""
-    try:
-        return target.encode(prompt.text)
-    except DraftgymError as error:
-        raise _naming(prompt, error) from error
-
-
-def check_longest(
-    target: Target,
-    drafters: Mapping[str, Drafter],
-    prompts: Sequence[Prompt],
-    ids: Mapping[str, Tensor],
-    settings: DecodeSettings,
-) -> None:
-    """Opens a session for the longest prompt: what it allows, all others fit into."""
-    longest = max(prompts, key=lambda prompt: len(ids[prompt.question_id]))
-    rule = make_rule(settings.verification, settings.temperature, settings.seed, target.vocab_size)
-    try:
-        Session(target, ids[longest.question_id], rule, settings.max_new_tokens, drafters)
-    except DraftgymError as error:
-        raise _naming(longest, error) from error
-
-
 def _warm_up(
     decoders: Mapping[str, SpeculativeDecoder],
     prompts: Sequence[Prompt],
@@ -235,7 +218,3 @@ def _warm_up(
     few = replace(settings, max_new_tokens=min(WARM_UP_TOKENS, settings.max_new_tokens))
     for decoder in decoders.values():
         write(decoder, ids[prompts[0].question_id], few)
-
-
-def _naming(prompt: Prompt, error: DraftgymError) -> DraftgymError:
-    return DraftgymError(f"prompt {prompt.question_id!r}: {error.problem}", error.remedy)

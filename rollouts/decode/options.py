@@ -27,7 +27,9 @@ class DecodingOptions:
         temperature: 0 takes the likeliest token every time; 1 samples from the model's
             distribution.
         seed: Seed of the sampling noise. With coupled verification the same seed gives the same
-            text, whatever the policy. It also seeds the random policy.
+            text, whatever the policy. Where many prompts are written, each has a seed of its own,
+            made from this one and its question_id; results tell it, and draftgym generate writes
+            that text again with it. It also seeds the random policy.
         verification: greedy (temperature 0), coupled (default above 0; every policy writes plain
             decoding's text) or rejection (the textbook rule; the distribution is plain decoding's,
             the text is not).

@@ -180,6 +180,7 @@ def report_json(result: Evaluation) -> dict[str, Any]:
             {
                 "policy": text.policy,
                 "question_id": text.prompt.question_id,
+                "seed": text.generation.seed,
                 **asdict(_work(text.generation)),
             }
             for text in result.texts

@@ -12,8 +12,6 @@ columns id, category, temperature, seed, prompt and response (lists of token ids
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -32,9 +30,10 @@ from draftgym.decoding.model.fingerprint import is_sampled
 from draftgym.decoding.model.target import Target, load_target
 from draftgym.decoding.provenance import describe_host, describe_target
 from draftgym.decoding.verify.rules import make_rule
+from draftgym.decoding.verify.seeds import derived_seed
 from draftgym.drafters.training.data.corpus import read_metadata, response_schema
 from draftgym.rollouts.decode.batched import Request, Response, write_batched
-from draftgym.rollouts.decode.interleaved import encode_prompt
+from draftgym.rollouts.decode.fitting import fit_prompts
 from draftgym.rollouts.prompts.sets import Prompt, load_prompts
 from draftgym.rollouts.traces.shards import ShardWriter, shards_in, sole_writer
 
@@ -56,7 +55,9 @@ class RespondArgs:
         shares: Answer every prompt only once: each temperature gets this share of the prompts (one
             number per temperature). Which prompt gets which depends on the prompt's id and --seed.
         max_new_tokens: Tokens per response at most.
-        max_prompt_tokens: Leave longer prompts out; default: whatever the target has room for.
+        max_prompt_tokens: Leave longer prompts out, and count them.
+        skip_long_prompts: Leave out prompts that do not fit the target with `max_new_tokens`, and
+            count them; else they are refused before anything is written.
         seed: Seed of sampling; every prompt and temperature gets one of its own from it.
         batch_size: Texts that are written in one pass. More is faster until arithmetic is the
             limit, and takes more memory. In float32 it does not change the texts.
@@ -74,6 +75,7 @@ class RespondArgs:
     shares: tuple[float, ...] | None = None
     max_new_tokens: int = 256
     max_prompt_tokens: int | None = None
+    skip_long_prompts: bool = False
     seed: int = 0
     batch_size: int = 32
     shard_texts: int = 256
@@ -113,11 +115,14 @@ def respond(args: RespondArgs, target: Target | None = None) -> Written:
             "seed": args.seed,
         }
         done = _read_done(args.out, settings)
-        encoded = _fitting(args, target, prompts)
-        _check_same_prompts(done, encoded)
-        wanted = make_requests(encoded, args.temperatures, args.shares, args.seed)
+        fitted = fit_prompts(
+            *(target, prompts, args.max_new_tokens, args.skip_long_prompts, args.max_prompt_tokens)
+        )
+        _check_same_prompts(done, fitted.pairs)
+        wanted = make_requests(fitted.pairs, args.temperatures, args.shares, args.seed)
         missing = [one for one in wanted if (one.question_id, one.temperature) not in done]
-        metadata = {"settings": settings, **describe_target(target), **describe_host()}
+        told = {"prompts": fitted.describe(), **describe_target(target), **describe_host()}
+        metadata = {"settings": settings, **told}
         to_table = partial(_response_table, metadata=metadata)
         with ShardWriter(args.out, to_table, args.shard_texts) as writer:
             tokens = _write(args, target, missing, len(wanted), writer)
@@ -146,7 +151,7 @@ def make_requests(
         question = prompt.question_id
         chosen = temperatures if shares is None else [_dealt(question, temperatures, shares, seed)]
         requests += [
-            Request(question, prompt.category, one, _hash(seed, question, one), ids)
+            Request(question, prompt.category, one, derived_seed(seed, question, one), ids)
             for one in chosen
         ]
     return sorted(requests, key=lambda one: len(one.prompt), reverse=True)
@@ -230,39 +235,15 @@ def _check_same_prompts(done: Done, prompts: Sequence[tuple[Prompt, Tensor]]) ->
             )
 
 
-def _fitting(
-    args: RespondArgs, target: Target, prompts: Sequence[Prompt]
-) -> list[tuple[Prompt, Tensor]]:
-    """Prompts with their token ids; those that are too long are left out with a note."""
-    room = target.context_limit - args.max_new_tokens
-    limit = room if args.max_prompt_tokens is None else min(room, args.max_prompt_tokens)
-    encoded = [(prompt, encode_prompt(target, prompt)) for prompt in prompts]
-    kept = [(prompt, ids) for prompt, ids in encoded if len(ids) <= limit]
-    if not kept:
-        raise DraftgymError(
-            f"no prompt of {args.prompts} has at most {limit} tokens",
-            "lower --max-new-tokens or raise --max-prompt-tokens",
-        )
-    if left_out := len(encoded) - len(kept):
-        print(f"note: {left_out} prompts of more than {limit} tokens left out", file=sys.stderr)
-    return kept
-
-
 def _dealt(
     question: str, temperatures: Sequence[float], shares: Sequence[float], seed: int
 ) -> float:
     """The one temperature of a question, drawn by its id."""
-    draw = _hash(seed, question, None) / 2**63 * sum(shares)
+    draw = derived_seed(seed, question, None) / 2**63 * sum(shares)
     bounds = accumulate(shares)
     # The last one takes what rounding of the sum leaves over.
     below = (one for one, bound in zip(temperatures, bounds, strict=True) if draw < bound)
     return next(below, temperatures[-1])
-
-
-def _hash(*facts: int | str | float | None) -> int:
-    """63 bits that depend on the facts alone (unlike `hash`, the same in every process)."""
-    digest = hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 def _check_args(args: RespondArgs) -> None:

@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 
 import tyro
-from torch import Tensor
 from tqdm import tqdm
 
 from draftgym.decoding.arms import Arm, check_arms, parse_arm
@@ -30,10 +29,11 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.provenance import describe_host
 from draftgym.decoding.verify.rules import make_rule
-from draftgym.rollouts.decode.interleaved import encode_prompt
+from draftgym.rollouts.decode.batched import Request, requests_of_run
+from draftgym.rollouts.decode.fitting import fit_prompts
 from draftgym.rollouts.decode.options import DecodingOptions
-from draftgym.rollouts.prompts.sets import Prompt, interleave_categories, load_prompts
-from draftgym.rollouts.traces.counterfactual import TraceRequest, hash_prompt, trace_texts
+from draftgym.rollouts.prompts.sets import interleave_categories, load_prompts
+from draftgym.rollouts.traces.counterfactual import hash_prompt, trace_texts
 from draftgym.rollouts.traces.file import read_done, read_origin, read_traces, trace_table
 from draftgym.rollouts.traces.shards import ShardWriter, shards_in, sole_writer
 from draftgym.rollouts.traces.trace import TextTrace, TraceOrigin, TraceSet
@@ -58,6 +58,8 @@ class CollectArgs(DecodingOptions):
             turns. Train routers on train, report on heldout.
         categories: Keep only these categories.
         limit_per_category: Keep at most this many prompts of each category.
+        skip_long_prompts: Leave out prompts that do not fit the target with `max_new_tokens`, and
+            count them; else they are refused before anything is written.
         batch_size: Texts that the target writes in one pass.
         shard_texts: Texts per file: what a killed process loses at most.
     """
@@ -67,6 +69,7 @@ class CollectArgs(DecodingOptions):
     prompts: str = "train"
     categories: tuple[str, ...] | None = None
     limit_per_category: int | None = None
+    skip_long_prompts: bool = False
     max_new_tokens: int = 128
     batch_size: int = 32
     shard_texts: int = 32
@@ -85,12 +88,13 @@ def collect(args: CollectArgs) -> TraceSet:
     with sole_writer(args.out):
         target, drafters = args.load()
         check_arms(arms, drafters)
+        fitted = fit_prompts(
+            target, interleave_categories(prompts), args.max_new_tokens, args.skip_long_prompts
+        )
         origin = describe_origin(args, target, drafters, arms)
+        origin.host["prompts"] = fitted.describe()
         done = read_done(args.out, origin)
-        requests = [
-            TraceRequest(prompt.question_id, prompt.category, ids)
-            for prompt, ids in _encode(target, interleave_categories(prompts))
-        ]
+        requests = requests_of_run(fitted, args.temperature, args.seed)
         _check_same_prompts(done, requests)
         missing = [one for one in requests if one.question_id not in done]
         _trace_missing(args, target, drafters, arms, missing, origin)
@@ -132,7 +136,7 @@ def _trace_missing(
     target: Target,
     drafters: Mapping[str, Drafter],
     arms: Sequence[Arm],
-    requests: Sequence[TraceRequest],
+    requests: Sequence[Request],
     origin: TraceOrigin,
 ) -> None:
     positions, start = 0, time.perf_counter()
@@ -155,19 +159,14 @@ def _trace(
     target: Target,
     drafters: Mapping[str, Drafter],
     arms: Sequence[Arm],
-    requests: Sequence[TraceRequest],
+    requests: Sequence[Request],
 ) -> Iterator[TextTrace]:
-    rule = make_rule(args.verification, args.temperature, args.seed, target.vocab_size)
     for start in range(0, len(requests), args.batch_size):
         group = requests[start : start + args.batch_size]
-        yield from trace_texts(target, drafters, arms, group, rule, args.max_new_tokens)
+        yield from trace_texts(target, drafters, arms, group, args.max_new_tokens)
 
 
-def _encode(target: Target, prompts: Sequence[Prompt]) -> list[tuple[Prompt, Tensor]]:
-    return [(prompt, encode_prompt(target, prompt)) for prompt in prompts]
-
-
-def _check_same_prompts(done: Mapping[str, str], requests: Sequence[TraceRequest]) -> None:
+def _check_same_prompts(done: Mapping[str, str], requests: Sequence[Request]) -> None:
     for request in requests:
         before = done.get(request.question_id)
         if before is not None and before != hash_prompt(request.prompt):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,32 +21,16 @@ from draftgym.decoding.model.target import Target
 from draftgym.decoding.observation import Repeats, text_signals
 from draftgym.decoding.round import play_rounds
 from draftgym.decoding.session import Session
-from draftgym.decoding.verify.base import VerificationRule
 from draftgym.drafters.recorded import matched
+from draftgym.rollouts.decode.batched import Request
 from draftgym.rollouts.traces.trace import ArmTrace, TextTrace
-
-
-@dataclass(frozen=True)
-class TraceRequest:
-    """A text to trace.
-
-    Attributes:
-        question_id: Which prompt.
-        category: Its category.
-        prompt: Its token ids.
-    """
-
-    question_id: str
-    category: str
-    prompt: Tensor
 
 
 def trace_texts(
     target: Target,
     drafters: Mapping[str, Drafter],
     arms: Sequence[Arm],
-    requests: Sequence[TraceRequest],
-    rule: VerificationRule,
+    requests: Sequence[Request],
     max_new_tokens: int,
 ) -> Iterator[TextTrace]:
     """Writes some texts, all in shared passes, and asks every arm at every position.
@@ -56,13 +39,12 @@ def trace_texts(
         target: The target.
         drafters: Drafters by name.
         arms: Arms of these drafters; an arm that does not draft is not asked.
-        requests: What to write about.
-        rule: A rule whose text does not depend on the arm (`greedy` or `coupled`).
+        requests: What to write.
         max_new_tokens: Tokens per text at most.
     """
     asked = [arm for arm in arms if arm.drafts]
     used = {arm.drafter: drafters[arm.drafter] for arm in asked}
-    written = _write(target, used, requests, rule, max_new_tokens)
+    written = _write(target, used, requests, max_new_tokens)
     for request, (session, confidence, hidden) in zip(requests, written, strict=True):
         repeats = Repeats().extend(session.tokens.tolist())[session.prompt_length :]
         traces, logprobs = _trace_arms(session, asked)
@@ -91,12 +73,13 @@ Written = tuple[Session, NDArray[np.float32], NDArray[np.float32]]
 def _write(
     target: Target,
     drafters: Mapping[str, Drafter],
-    requests: Sequence[TraceRequest],
-    rule: VerificationRule,
+    requests: Sequence[Request],
     max_new_tokens: int,
 ) -> list[Written]:
     """Plain decoding of all requests in shared passes."""
-    sessions = [Session(target, r.prompt, rule, max_new_tokens, drafters) for r in requests]
+    sessions = [
+        Session(target, one.prompt, one.rule(target), max_new_tokens, drafters) for one in requests
+    ]
     facts: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in sessions]
     for session in sessions:
         session.prefill()

@@ -21,6 +21,7 @@ key `draftgym`: kind, schema version, and the `TraceOrigin` with hashes, seed an
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,11 @@ from draftgym.decoding.files import parse_json
 from draftgym.decoding.model.fingerprint import is_sampled
 from draftgym.decoding.observation import TEXT_SIGNALS
 from draftgym.rollouts.traces.shards import shards_in
-from draftgym.rollouts.traces.trace import ArmTrace, TextTrace, TraceOrigin, TraceSet
+from draftgym.rollouts.traces.trace import ONE_FOR_ALL, ArmTrace, TextTrace, TraceOrigin, TraceSet
 
-KIND, SCHEMA_VERSION = "trace", 2
+KIND, SCHEMA_VERSION = "trace", 3
+ONE_SEED_VERSION = 2
+"""As now, but that sampled texts had one seed for all (`TraceOrigin.seeding`)."""
 METADATA_KEY = b"draftgym"
 TEXT_COLUMNS = ("question_id", "category", "prompt_hash")
 LOGPROBS = ".logprobs"
@@ -90,6 +93,12 @@ def read_traces(folder: Path) -> TraceSet:
     for shard in shards:
         require_same(read_origin(shard), origin, shard)
         texts += _read_texts(shard, origin)
+    if origin.seeding == ONE_FOR_ALL:
+        print(
+            f"note: {folder}: traces of an older kind, whose sampled texts share one noise seed; "
+            "intervals over them promise too much",
+            file=sys.stderr,
+        )
     return TraceSet(origin, texts)
 
 
@@ -112,13 +121,15 @@ def read_origin(shard: Path) -> TraceOrigin:
         raise DraftgymError(
             f"{shard} holds no traces", "name a folder of draftgym.rollouts.traces.collect"
         )
-    if body.get("schema_version") != SCHEMA_VERSION:
+    if body.get("schema_version") not in (ONE_SEED_VERSION, SCHEMA_VERSION):
         raise DraftgymError(
             f"{shard} has trace version {body.get('schema_version')}, this program reads "
             f"{SCHEMA_VERSION}",
             AGAIN,
         )
-    origin = TraceOrigin.from_json(body["origin"])
+    sampled_with_one = body["schema_version"] == ONE_SEED_VERSION and body["origin"]["temperature"]
+    seeding = {"seeding": ONE_FOR_ALL} if sampled_with_one else {}
+    origin = TraceOrigin.from_json(body["origin"] | seeding)
     if is_sampled(origin.target_fingerprint):
         raise DraftgymError(
             f"{shard} carries an older version's fingerprint of the target, which read only a "

@@ -80,6 +80,10 @@ class TextTrace:
         return np.ones(len(self), dtype=np.int64)
 
 
+PER_TEXT, ONE_FOR_ALL = "per text", "one for all"
+"""How texts got their noise: each its own (`text_seed`), or, before version 3, all the same."""
+
+
 @dataclass(frozen=True)
 class TraceOrigin:
     """Where traces come from. Traces that differ in any of this must not be mixed.
@@ -93,10 +97,12 @@ class TraceOrigin:
         arms: The arms that were asked.
         verification: `greedy` or `coupled`.
         temperature: Sampling temperature.
-        seed: Seed of the sampling noise, the same for every text.
+        seed: Seed of the run.
         max_new_tokens: Token limit of a text.
         cost_model: Costs on the host that collected; not part of the identity.
-        host: Processor, versions, revision, command; the same.
+        host: Processor, versions, revision, command, what became of the prompts; the same.
+        seeding: `PER_TEXT`, or `ONE_FOR_ALL` in old traces of sampled texts: those share their
+            noise by position, so that intervals over them promise too much.
     """
 
     target: str
@@ -111,6 +117,7 @@ class TraceOrigin:
     max_new_tokens: int
     cost_model: CostModel = field(compare=False)
     host: dict[str, Any] = field(default_factory=dict, compare=False)
+    seeding: str = PER_TEXT
 
     @property
     def name(self) -> str:

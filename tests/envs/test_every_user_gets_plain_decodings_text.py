@@ -14,18 +14,17 @@ from draftgym.decoding.decoder import PlainPolicy, SpeculativeDecoder
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
-from draftgym.decoding.verify.rules import make_rule
 from draftgym.envs.cell.cell import Cell
 from draftgym.envs.cell.live import LiveTable
 from draftgym.envs.cell.settings import CellSettings
 from draftgym.envs.cell.texts import ChainTable
 from draftgym.envs.scheduler.observation import observe_cell
+from draftgym.rollouts.decode.batched import Request
 from draftgym.rollouts.decode.interleaved import DecodeSettings, write
 from draftgym.rollouts.prompts.sets import Prompt
-from draftgym.rollouts.traces.counterfactual import TraceRequest
 from tests.handmade_users import MODES
 from tests.tiny import numbered_target, tiny_drafters, tiny_target
-from tests.traces import NOISE_SEED, tiny_traces
+from tests.traces import tiny_traces
 
 ARMS = ["small:4", "ngram:4"]
 LENGTH = 14
@@ -51,15 +50,19 @@ def live_table(
     target: Target, drafters: dict[str, Drafter], temperature: float, length: int = LENGTH
 ) -> LiveTable:
     reader = numbered_target(target)
-    requests = [TraceRequest(p.question_id, p.category, reader.encode(p.text)) for p in PROMPTS]
-    rule = make_rule(None, temperature, NOISE_SEED, target.vocab_size)
-    return LiveTable(target, drafters, list(map(parse_arm, ARMS)), requests, rule, length)
+    requests = [
+        Request(p.question_id, p.category, temperature, seed, reader.encode(p.text))
+        for seed, p in enumerate(PROMPTS)
+    ]
+    return LiveTable(target, drafters, list(map(parse_arm, ARMS)), requests, length)
 
 
 def plain_texts(target: Target, table: LiveTable, temperature: float) -> list[list[int]]:
     decoder = SpeculativeDecoder(target, {}, PlainPolicy())
-    settings = DecodeSettings(LENGTH, temperature, NOISE_SEED)
-    return [write(decoder, one.prompt, settings).tokens for one in table.requests]
+    return [
+        write(decoder, one.prompt, DecodeSettings(LENGTH, temperature, one.seed)).tokens
+        for one in table.requests
+    ]
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)

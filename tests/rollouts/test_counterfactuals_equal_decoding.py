@@ -17,9 +17,10 @@ from draftgym.decoding.verify.proposal import Proposal
 from draftgym.decoding.verify.rules import make_rule
 from draftgym.drafters.recorded import matched
 from draftgym.policies.routers.rules import FixedPolicy
+from draftgym.rollouts.decode.batched import Request
 from draftgym.rollouts.replay.oracle import walk, walk_optimal, walk_single
 from draftgym.rollouts.replay.pricing import PLAIN_ARM, price_traces
-from draftgym.rollouts.traces.counterfactual import TraceRequest, trace_texts
+from draftgym.rollouts.traces.counterfactual import trace_texts
 from draftgym.rollouts.traces.trace import TraceSet
 from tests.traces import NOISE_SEED, tiny_traces
 
@@ -34,13 +35,12 @@ TREES = [DraftShape(1, 4), DraftShape(3, 6), DraftShape(4, 24)]
 def test_rounds_read_off_a_trace_are_those_of_decoding(
     target: Target, drafters: dict[str, Drafter], temperature: float
 ) -> None:
-    rule = make_rule(None, temperature, 3, target.vocab_size)
-    requests = [TraceRequest(f"q{i}", "chat", prompt) for i, prompt in enumerate(PROMPTS)]
-    traces = trace_texts(target, drafters, ARMS, requests, rule, LIMIT)
-    for prompt, trace in zip(PROMPTS, traces, strict=True):
+    requests = [Request(f"q{i}", "", temperature, i, prompt) for i, prompt in enumerate(PROMPTS)]
+    traces = trace_texts(target, drafters, ARMS, requests, LIMIT)
+    for seed, (prompt, trace) in enumerate(zip(PROMPTS, traces, strict=True)):
         for arm in ARMS:
             decoder = SpeculativeDecoder(target, drafters, FixedPolicy(arm))
-            text = decoder.generate(prompt, LIMIT, temperature, seed=3)
+            text = decoder.generate(prompt, LIMIT, temperature, seed)
             assert text.tokens == trace.tokens.tolist()
             made, position = trace.arms[str(arm)], 0
             for record in (item.record for item in text.rounds):

@@ -1,0 +1,118 @@
+"""Prompts as token ids: what is too long for a target is found before any work begins."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.target import Target
+from draftgym.rollouts.prompts.sets import Prompt, further_turns
+
+NAMED = 3
+"""Prompts that a message names; it counts the others."""
+
+
+@dataclass(frozen=True)
+class FittedPrompts:
+    """Prompts that fit.
+
+    Attributes:
+        prompts: In their order.
+        ids: Token ids `[m]` of each first turn, by `question_id`.
+        left_out: Ids of those that were too long, left out on request.
+    """
+
+    prompts: list[Prompt]
+    ids: dict[str, Tensor]
+    left_out: list[str]
+
+    @property
+    def pairs(self) -> list[tuple[Prompt, Tensor]]:
+        """Prompts with their token ids."""
+        return [(prompt, self.ids[prompt.question_id]) for prompt in self.prompts]
+
+    def describe(self) -> dict[str, Any]:
+        """What a result says of its prompts."""
+        return {
+            "prompt_count": len(self.prompts),
+            "left_out_prompts": self.left_out,
+            "prompts_with_further_turns": further_turns(self.prompts),
+        }
+
+
+def fit_prompts(
+    target: Target,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+    skip_long: bool = False,
+    longest: int | None = None,
+) -> FittedPrompts:
+    """Encodes all prompts and checks that they fit.
+
+    Args:
+        target: Whose context they must fit into, with `max_new_tokens`.
+        prompts: First turns are encoded.
+        max_new_tokens: Tokens per text at most.
+        skip_long: Whether those that are too long are left out, with a note on standard error.
+        longest: Tokens of a prompt at most: longer ones are left out as if asked for.
+
+    Raises:
+        DraftgymError: A prompt cannot be encoded or does not fit (the message names the first few),
+            none is left, or no token is to be written.
+    """
+    if max_new_tokens < 1:
+        raise DraftgymError(
+            f"--max-new-tokens is {max_new_tokens}", "ask for at least one new token"
+        )
+    encoded = [(prompt, encode_prompt(target, prompt)) for prompt in prompts]
+    room = target.context_limit - max_new_tokens
+    too_long = [(prompt, ids) for prompt, ids in encoded if len(ids) > room]
+    if too_long and not skip_long:
+        raise DraftgymError(
+            f"{len(too_long)} of {len(prompts)} prompts do not fit {target.name}: {_told(too_long)}"
+            f"; with {max_new_tokens} new tokens, {target.context_limit} positions leave room for "
+            f"{max(0, room)}",
+            "shorten them, lower --max-new-tokens, or leave them out with --skip-long-prompts",
+        )
+    limit = room if longest is None else min(room, longest)
+    out = [(prompt, ids) for prompt, ids in encoded if len(ids) > limit]
+    kept = [(prompt, ids) for prompt, ids in encoded if len(ids) <= limit]
+    if not kept:
+        raise DraftgymError(
+            f"no prompt has at most {limit} tokens", "give shorter ones, or lower --max-new-tokens"
+        )
+    if out:
+        told = (
+            f"{len(out)} of {len(prompts)} prompts have more than {limit} tokens and are left out"
+        )
+        print(f"note: {told}: {_told(out)}", file=sys.stderr)
+    return FittedPrompts(
+        [prompt for prompt, _ in kept],
+        {prompt.question_id: ids for prompt, ids in kept},
+        [prompt.question_id for prompt, _ in out],
+    )
+
+
+def encode_prompt(target: Target, prompt: Prompt) -> Tensor:
+    """Token ids `[m]` of a prompt's first turn; errors name the prompt."""
+    try:
+        ids = target.encode(prompt.text)
+    except DraftgymError as error:
+        raise DraftgymError(
+            f"prompt {prompt.question_id!r}: {error.problem}", error.remedy
+        ) from error
+    if not len(ids):
+        raise DraftgymError(f"prompt {prompt.question_id!r} has no token", "give it some text")
+    return ids
+
+
+def _told(some: Sequence[tuple[Prompt, Tensor]]) -> str:
+    """The first few, with their lengths, and how many more there are."""
+    named = [f"{prompt.question_id!r} ({len(ids)} tokens)" for prompt, ids in some[:NAMED]]
+    more = [f"{len(some) - NAMED} more"] if len(some) > NAMED else []
+    return ", ".join([*named, *more])
