@@ -34,6 +34,7 @@ class RouterArgs(TrainArgs):
             rewards say what total tokens over total time gains) or a number.
         prompts: Live: prompt set or file to train on.
         max_new_tokens: Live: token limit of a text.
+        skip_long_prompts: Live: leave out prompts that do not fit; else they are refused at once.
         temperature: Live: 0 for greedy decoding.
         latency: Live: calibrated (reproducible) or measured (wall-clock).
         target: Live: embedded target, Hugging Face folder, Hub id or .gguf file.
@@ -53,6 +54,7 @@ class RouterArgs(TrainArgs):
     latency_price: float | str = GOODPUT
     prompts: str = "train"
     max_new_tokens: int = 128
+    skip_long_prompts: bool = False
     temperature: float = 0.0
     latency: str = "calibrated"
     target: str = "smollm2-135m"

@@ -15,6 +15,8 @@ from draftgym.decoding.costs.calibration import load_cost_model
 from draftgym.decoding.model.target import load_target
 from draftgym.drafters.loading import load_drafters
 from draftgym.envs.router.live import RouterEnv
+from draftgym.rollouts.decode.fitting import fit_prompts
+from draftgym.rollouts.prompts.sets import as_prompts
 
 
 class CountedRounds(gym.Wrapper[Any, Any, Any, Any]):
@@ -46,14 +48,16 @@ def live_experience(args: RouterArgs) -> Experience:
     Raises:
         DraftgymError: Anything that cannot be loaded, or arms without a drafter.
     """
+    prompts = as_prompts(args.prompts)
     target = load_target(args.target, args.dtype, args.threads)
+    fitted = fit_prompts(target, prompts, args.max_new_tokens, args.skip_long_prompts)
     drafters = load_drafters(target, args.drafters)
     known = load_cost_model(target, drafters)
     env = RouterEnv(
         target=target,
         drafters=drafters,
         arms=args.arms or None,
-        prompts=args.prompts,
+        prompts=fitted.prompts,
         max_new_tokens=args.max_new_tokens,
         temperature=args.temperature,
         latency_price=args.latency_price,

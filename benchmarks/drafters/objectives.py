@@ -56,6 +56,7 @@ class ObjectivesArgs:
         control: A second one: what the same training without the new objective gives.
         prompts: heldout or train (shipped sets), or a JSON-lines file.
         limit_per_category: Keep at most this many prompts of each category.
+        skip_long_prompts: Leave out prompts that do not fit the target, and count them.
         max_new_tokens: Tokens per text at most.
         temperatures: 0 is greedy; above, coupled and rejection verification are measured.
         shapes: What is drafted: lengths of chains (4) and trees as depth x nodes (4x8).
@@ -74,6 +75,7 @@ class ObjectivesArgs:
     control: str | None = None
     prompts: str = "heldout"
     limit_per_category: int | None = None
+    skip_long_prompts: bool = False
     max_new_tokens: int = 128
     temperatures: tuple[float, ...] = (0.0, 1.0)
     shapes: tuple[str, ...] = ("4", "4x8")
@@ -99,6 +101,7 @@ class ObjectivesArgs:
             out=self.texts,
             prompts=self.prompts,
             limit_per_category=self.limit_per_category,
+            skip_long_prompts=self.skip_long_prompts,
             temperatures=self.temperatures,
             max_new_tokens=self.max_new_tokens,
             seed=self.seed,

@@ -18,6 +18,7 @@ from draftgym.decoding.session import Session
 from draftgym.decoding.verify.rules import check_temperature, make_rule
 from draftgym.drafters.loading import load_drafters
 from draftgym.envs.router.base import RoundsEnv
+from draftgym.rollouts.decode.fitting import fit_prompts
 from draftgym.rollouts.prompts.sets import Prompt, as_prompts
 
 LATENCIES = ("calibrated", "measured")
@@ -83,6 +84,8 @@ class RouterEnv(RoundsEnv):
     * `arms`: list of arm texts.
     * `prompts`: prompt set (`train`, `heldout`), a file, or a list of `Prompt`.
     * `max_new_tokens`: token limit of an episode, at least 2: the first comes with the prompt.
+    * `skip_long_prompts`: whether prompts that do not fit the target with `max_new_tokens` are left
+      out; else they are refused at once.
     * `temperature`: 0 verifies greedily, above 0 with coupled noise (seeded per episode).
     * `latency_price`: the knob between tokens and time; `goodput` for the running speed.
     * `latency`: `calibrated` rewards with the host's cost model and is reproducible, a `CostModel`
@@ -109,6 +112,7 @@ class RouterEnv(RoundsEnv):
         latency_price: float | str = 1.0,
         latency: str | CostModel = "calibrated",
         render_mode: str | None = None,
+        skip_long_prompts: bool = False,
     ) -> None:
         if isinstance(latency, str) and latency not in LATENCIES:
             raise DraftgymError(f"unknown latency {latency!r}", f"use {' or '.join(LATENCIES)}")
@@ -119,11 +123,13 @@ class RouterEnv(RoundsEnv):
                 "ask for 2 or more with max_new_tokens",
             )
         check_temperature(temperature)
+        given = as_prompts(prompts)
         self.target = load_target(target) if isinstance(target, str) else target
+        fitted = fit_prompts(self.target, given, max_new_tokens, skip_long_prompts)
+        self.prompts, self._ids = fitted.prompts, fitted.ids
         self.drafters = dict(load_drafters(self.target) if drafters is None else drafters)
         chosen = tuple(map(parse_arm, arms)) if arms else default_arms(self.drafters)
         check_arms(chosen, self.drafters)
-        self.prompts = as_prompts(prompts)
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
         names = [prompt.question_id for prompt in self.prompts]
         super().__init__(chosen, names, self.target.hidden_size, latency_price, render_mode)
@@ -186,7 +192,7 @@ class RouterEnv(RoundsEnv):
         drawn = int(self.np_random.integers(2**62))
         noise_seed = int(options.get("noise_seed", drawn))
         rule = make_rule(None, self.temperature, noise_seed, self.target.vocab_size)
-        ids = self.target.encode(prompt.text)
+        ids = self._ids[prompt.question_id]
         self.prompt, self.observer = prompt, RouterObserver(self.arms)
         self.session = Session(self.target, ids, rule, self.max_new_tokens, self.drafters)
         self.session.prefill()

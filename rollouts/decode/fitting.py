@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,6 +69,13 @@ def fit_prompts(
     if max_new_tokens < 1:
         raise DraftgymError(
             f"--max-new-tokens is {max_new_tokens}", "ask for at least one new token"
+        )
+    counts = Counter(prompt.question_id for prompt in prompts)
+    twice = [name for name, count in counts.items() if count > 1]
+    if twice:
+        raise DraftgymError(
+            f"{len(twice)} question ids are there twice, such as {twice[0]!r}",
+            "give every prompt an id of its own; results are filed under it",
         )
     encoded = [(prompt, encode_prompt(target, prompt)) for prompt in prompts]
     room = target.context_limit - max_new_tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
 
 import numpy as np
@@ -24,7 +25,7 @@ from draftgym.rollouts.decode.interleaved import DecodeSettings, write
 from draftgym.rollouts.prompts.sets import Prompt
 from tests.handmade_users import MODES
 from tests.tiny import numbered_target, tiny_drafters, tiny_target
-from tests.traces import tiny_traces
+from tests.traces import NOISE_SEED, tiny_traces
 
 ARMS = ["small:4", "ngram:4"]
 LENGTH = 14
@@ -47,12 +48,16 @@ def stopping() -> tuple[Target, dict[str, Drafter]]:
 
 
 def live_table(
-    target: Target, drafters: dict[str, Drafter], temperature: float, length: int = LENGTH
+    target: Target,
+    drafters: dict[str, Drafter],
+    temperature: float,
+    length: int = LENGTH,
+    seeds: Sequence[int] = range(len(PROMPTS)),
 ) -> LiveTable:
     reader = numbered_target(target)
     requests = [
         Request(p.question_id, p.category, temperature, seed, reader.encode(p.text))
-        for seed, p in enumerate(PROMPTS)
+        for seed, p in zip(seeds, PROMPTS, strict=True)
     ]
     return LiveTable(target, drafters, list(map(parse_arm, ARMS)), requests, length)
 
@@ -129,7 +134,11 @@ def test_a_replayed_cell_is_a_live_one(
     recorded = recorded_at[temperature]
     settings: CellSettings = replace(CELLS[mode], means=means_of(recorded))
     cells = [
-        Cell(table, settings) for table in (recorded, live_table(target, drafters, temperature))
+        Cell(table, settings)
+        for table in (
+            recorded,
+            live_table(target, drafters, temperature, seeds=[NOISE_SEED] * len(PROMPTS)),
+        )
     ]
     both = [
         play_rounds(lambda one: RulePlanner("heterogeneous@beta", one, 0), cell, rng(3), STEPS)

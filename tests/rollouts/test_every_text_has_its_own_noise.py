@@ -89,6 +89,7 @@ def test_old_traces_of_sampled_texts_say_that_they_share_their_noise(
     made = tiny_traces(target, drafters, temperature, arms=["ngram:4"])
     with ShardWriter(tmp_path, partial(as_before, made), 9) as writer:
         writer.add(made.texts[0])
+    capsys.readouterr()
     origin = read_traces(tmp_path).origin
     if temperature:
         assert origin.seeding == origin.describe()["seeding"] == ONE_FOR_ALL

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -220,5 +221,22 @@ def test_prompts_that_are_too_long_are_left_out(
         file.write('{"question_id": "long", "turns": ["a question of more than thirty letters"]}')
     assert respond(short).texts == 18, "all but the long one"
     assert "left out" in capsys.readouterr().err
+    assert read_metadata(shards_in(args.out)[0])["prompts"]["left_out_prompts"] == ["long"]
     with pytest.raises(DraftgymError, match="no prompt"):
         respond(replace(args, max_prompt_tokens=3))
+
+
+def test_prompts_that_do_not_fit_are_refused_unless_asked_for(
+    args: RespondArgs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Path(args.prompts).open("a") as file:
+        for index in range(4):
+            file.write(json.dumps({"question_id": f"long-{index}", "turns": ["x" * 300]}) + "\n")
+    with pytest.raises(DraftgymError) as refused:
+        respond(args)
+    assert "4 of 13 prompts do not fit" in refused.value.problem
+    for told in ("'long-0' (300 tokens), 'long-1'", "1 more", "256 positions"):
+        assert told in refused.value.problem
+    assert "--skip-long-prompts" in refused.value.remedy and not shards_in(args.out)
+    assert respond(replace(args, skip_long_prompts=True)).texts == 18
+    assert "4 of 13 prompts have more than" in capsys.readouterr().err
