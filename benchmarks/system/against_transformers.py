@@ -54,7 +54,8 @@ from draftgym.rollouts.decode.evaluation import chosen_policies
 from draftgym.rollouts.decode.interleaved import WARM_UP_TOKENS, turn_order
 from draftgym.rollouts.prompts.sets import Prompt
 from draftgym.rollouts.report.rows import ALL
-from draftgym.rollouts.report.statistics import Work, speed_ratio
+from draftgym.rollouts.report.stalls import stood_still
+from draftgym.rollouts.report.statistics import Work, median_ratio, speed_ratio
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +108,8 @@ def measure(args: AgainstArgs) -> Result:
     partial = Partial(args.json, settings | {name: facts["settings"][name] for name in options})
     write_missing(contenders, fitted.prompts, fitted.ids, args.max_new_tokens, partial)
     rows = make_rows(partial.records, list(contenders))
-    figures = {"rows": rows, "records": partial.records}
+    stalls = find_stalls(partial.records, list(contenders))
+    figures = {"rows": rows, "stalls": stalls, "records": partial.records}
     result = finish(tables, args, figures, target, drafters, told | fitted.describe())
     partial.done()
     return result
@@ -169,7 +171,7 @@ def _row(name: str, texts: Sequence[Json]) -> Record:
     )
     tokens, seconds = sum(one.tokens for one in mine), sum(one.seconds for one in mine)
     p10, p50, p90 = np.percentile([w.tokens / w.seconds for w in mine], [10, 50, 90]).tolist()
-    ratio = speed_ratio(mine, reference)
+    ratio, median = speed_ratio(mine, reference), median_ratio(mine, reference)
     decoding = [text[name]["decode_seconds"] for text in texts]
     timed = None not in decoding and sum(decoding) > 0
     return {
@@ -183,9 +185,23 @@ def _row(name: str, texts: Sequence[Json]) -> Record:
         "ratio": ratio.value,
         "ratio_low": ratio.low,
         "ratio_high": ratio.high,
+        "median_ratio": [median.value, median.low, median.high],
         "decode_tokens_per_second": (tokens - len(texts)) / sum(decoding) if timed else None,
         "identical_texts": sum(text[name]["same_text"] for text in texts),
     }
+
+
+def find_stalls(records: Sequence[Record], contenders: Sequence[str]) -> list[Record]:
+    """Texts that took far longer a token than the same contender's others: nobody tells rounds."""
+    found = []
+    for name in contenders:
+        texts = [record["texts"][name] for record in records]
+        each = np.array([text["seconds"] / text["tokens"] for text in texts])
+        for index in np.flatnonzero(stood_still(each, times=3.0)).tolist():
+            lost = (each[index] - np.median(each)) * texts[index]["tokens"]
+            facts = {"contender": name, "question_id": records[index]["question_id"]}
+            found.append(facts | {"seconds": float(lost)})
+    return found
 
 
 def tables(result: Json) -> list[Table]:
@@ -200,16 +216,23 @@ def tables(result: Json) -> list[Table]:
         "p10 to p90": lambda row: f"{row['p10']:.1f} to {row['p90']:.1f}",
         **each(categories, lambda row, name: f"{rows[row['contender'], name]['ratio']:.2f}"),
         "ratio": lambda row: interval([row["ratio"], row["ratio_low"], row["ratio_high"]], ".2f"),
+        "median": lambda row: interval(row.get("median_ratio"), ".2f"),
         "decode/s": number("decode_tokens_per_second", ".1f"),
         "same text": lambda row: f"{row['identical_texts']}/{row['prompts']}",
     }
     notes = [
         "tokens/s: whole calls, prompt included; p10 to p90: of single prompts. ratio: to "
-        "generate(), with its 95 % interval (paired bootstrap over prompts). decode/s: without "
+        "generate(), totals over totals, and the median of single prompts, each with its 95 % "
+        "interval (paired bootstrap over prompts). decode/s: without "
         "prompt and first token. same text: prompts whose tokens are generate()'s."
     ]
     if settings := facts["assistant_settings"]:
         notes.append(f"assisted generation: {settings}")
+    notes += [
+        f"{one['contender']}: {one['question_id']} took {one['seconds']:.1f} s longer than is "
+        "usual: totals count it, medians do not"
+        for one in result.get("stalls", [])
+    ]
     every = [row for (_, category), row in rows.items() if category == ALL]
     return [Table.of(title.format(**facts), every, columns, itemgetter("ratio"), notes)]
 

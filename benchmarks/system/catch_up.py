@@ -6,8 +6,9 @@
 Two policies switch between the same arms, one in bursts of rounds and one at random, in four
 variants: drafters catch up lazily (only the chosen one, before it drafts) or eagerly (all of them,
 after every round), and encode keys and values alone (`kv`) or run the whole drafter (`full`).
-Tokens per second of decoding; ratios of totals with a 95 % interval from a paired bootstrap over
-prompts. Texts must be identical. `benchmarks.system.switch_cost` measures a single switch.
+Tokens per second of decoding; ratios of totals, and medians of single prompts' ratios, with 95 %
+intervals from a paired bootstrap over prompts. Texts must be identical.
+`benchmarks.system.switch_cost` measures a single switch.
 """
 
 from __future__ import annotations
@@ -34,11 +35,13 @@ from draftgym.policies.routers.rules import RandomPolicy
 from draftgym.rollouts.decode.fitting import FittedPrompts
 from draftgym.rollouts.decode.interleaved import (
     WARM_UP_TOKENS,
+    DecodedText,
     DecodeSettings,
     turn_order,
     write,
 )
-from draftgym.rollouts.report.statistics import Work, speed_ratio
+from draftgym.rollouts.report.stalls import Stall, find_stalls, stalls_told
+from draftgym.rollouts.report.statistics import Work, median_ratio, speed_ratio
 
 VARIANTS = {
     "eager full": CatchUp(eager=True, full=True),
@@ -97,7 +100,14 @@ def measure(args: CatchUpArgs) -> Result:
     settings = DecodeSettings(args.max_new_tokens, args.temperature, args.seed)
     fitted = args.fit(target, prompts)
     results = decode_variants(target, drafters, arms, args.burst, fitted, settings)
-    figures = {"decoding": summarise(results)}
+    texts = [
+        DecodedText(prompt, f"{kind} {variant}", text)
+        for kind, variants in results.items()
+        for variant, written in variants.items()
+        for prompt, text in zip(fitted.prompts, written, strict=True)
+    ]
+    stalls = [asdict(one) for one in find_stalls(texts)]
+    figures = {"decoding": summarise(results), "stalls": stalls}
     return finish(tables, args, figures, target, drafters, fitted.describe())
 
 
@@ -200,12 +210,11 @@ def _summarise_policy(variants: Mapping[str, Sequence[Generation]]) -> Result:
     tokens = [[text.tokens for text in texts] for texts in variants.values()]
     same = [all(row == rows[0] for row in rows) for rows in zip(*tokens, strict=True)]
     works = {name: list(map(_work, texts)) for name, texts in variants.items()}
+    pairs = {f"{mine} / {other}": (works[mine], works[other]) for mine, other in COMPARISONS}
     return {
         "variants": {name: _speed(texts) for name, texts in variants.items()},
-        "ratios": {
-            f"{mine} / {reference}": asdict(speed_ratio(works[mine], works[reference]))
-            for mine, reference in COMPARISONS
-        },
+        "ratios": {name: asdict(speed_ratio(*pair)) for name, pair in pairs.items()},
+        "median_ratios": {name: asdict(median_ratio(*pair)) for name, pair in pairs.items()},
         "mean_backlog_at_a_switch": mean_backlog(variants["lazy kv"]),
         "prompts": len(same),
         "identical_texts": sum(same),
@@ -240,7 +249,7 @@ def tables(result: Json) -> list[Table]:
         "encoded positions": number("encoded_positions", ""),
         "catch-up, share of time": number("catch_up_share", ".1%"),
     }
-    made = []
+    made, told = [], stalls_told([Stall(**one) for one in result.get("stalls", [])])
     for policy, one in result["decoding"].items():
         note = (
             f"{one['mean_backlog_at_a_switch']:.1f} positions to catch up at a switch; "
@@ -248,8 +257,12 @@ def tables(result: Json) -> list[Table]:
         )
         rows = [{"name": name, **row} for name, row in one["variants"].items()]
         made.append(Table.of(f"decoding with switches: {policy}", rows, columns, notes=[note]))
-        ratios = [[name, interval(ratio)] for name, ratio in one["ratios"].items()]
-        made.append(Table(f"{policy}: ratios of speed", ["variants", "times"], ratios))
+        ratios = [
+            [name, interval(ratio), interval(one.get("median_ratios", {}).get(name))]
+            for name, ratio in one["ratios"].items()
+        ]
+        head = ["variants", "times, by totals", "median of prompts"]
+        made.append(Table(f"{policy}: ratios of speed", head, ratios, notes=told))
     return made
 
 

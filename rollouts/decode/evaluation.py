@@ -34,6 +34,7 @@ from draftgym.rollouts.report.rows import (
     make_arm_costs,
     make_rows,
 )
+from draftgym.rollouts.report.stalls import find_stalls
 from draftgym.rollouts.report.statistics import report_json
 from draftgym.rollouts.report.table import print_report
 
@@ -98,7 +99,7 @@ def evaluate(args: EvaluateArgs) -> Evaluation:
     if args.json is not None:  # files first: whoever reads the table may close the pipe
         write_json(args.json, report_json(result))
     page = None if args.report is None else write_report(args.report, result, target)
-    print_report(result.environment, result.rows, result.differences)
+    print_report(result.environment, result.rows, result.differences, result.stalls)
     if page is not None:
         print(f"\nreport: {page}")
     return result
@@ -139,6 +140,7 @@ def compare(
         texts=texts,
         choices={name: [str(arm) for arm in policy.arms] for name, policy in policies.items()},
         arm_costs=make_arm_costs(texts, predict_seconds) if predict_seconds else [],
+        stalls=find_stalls(texts),
     )
 
 

@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from draftgym.rollouts.report.rows import ALL, ArmCost, Evaluation, Row
+from draftgym.rollouts.report.stalls import stalls_told
 from draftgym.rollouts.report.statistics import Interval, Sureness
 
 FIGURES = (
@@ -14,6 +15,7 @@ FIGURES = (
     ("tokens / round", "committed tokens per target pass, with its 95 % interval"),
     ("tokens / s", "decoding without the prompt"),
     ("speed-up", "over plain decoding of the same prompts in this run, with its 95 % interval"),
+    ("median", "speed-up of a prompt in the middle, with its 95 % interval"),
     ("p10 to p90", "speed-ups of single prompts"),
     ("vs best single arm", "speed over that of the fastest policy with one arm, 95 % interval"),
     ("deciding", "share of the time that observing and choosing took"),
@@ -90,6 +92,11 @@ def differences_list(result: Evaluation) -> str:
     )
 
 
+def stalls_list(result: Evaluation) -> str:
+    """Every text at which the machine stood still; nothing where there is none."""
+    return "".join(f'<p class="note">{escape(line)}.</p>' for line in stalls_told(result.stalls))
+
+
 def facts_list(environment: Mapping[str, Any]) -> str:
     """What the environment says; what is long gets a line of its own."""
     facts = []
@@ -144,6 +151,7 @@ def _figures(row: Row, sure: Sureness, fastest: bool) -> list[str]:
         interval_cell(sure.acceptance_length),
         f"{row.tokens_per_second:.1f}",
         interval_cell(sure.speedup, "&times;"),
+        interval_cell(sure.median_speedup, "&times;"),
         f"{row.speedup_p10:.2f} to {row.speedup_p90:.2f}",
         interval_cell(sure.against_best, "&times;"),
         f"{row.decision_share:.1%}",

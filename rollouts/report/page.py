@@ -15,6 +15,7 @@ from draftgym.rollouts.report.html_tables import (
     differences_list,
     facts_list,
     figures_tables,
+    stalls_list,
 )
 from draftgym.rollouts.report.palette import colours_of
 from draftgym.rollouts.report.plots import INK, grouped_bars, stacked_shares, to_svg
@@ -115,6 +116,7 @@ def make_page(
             "Figures",
             figures_tables(result, intervals),
             BEST_NOTE.format(escape(best_single_arm(result))),
+            stalls_list(result),
             differences_list(result),
         ),
         section("Arms", *(figure_element(plots[one]) for one in plots if one.startswith("arms"))),

@@ -13,6 +13,7 @@ from draftgym.decoding.arms import PLAIN
 from draftgym.decoding.decoder import Generation
 from draftgym.decoding.round import RoundRecord
 from draftgym.rollouts.decode.interleaved import DecodedText
+from draftgym.rollouts.report.stalls import Stall
 
 ALL = "all"
 """The category of a policy's row over all prompts."""
@@ -116,6 +117,7 @@ class Evaluation:
         texts: The texts themselves, with their rounds.
         choices: The arms that each policy chooses from, policies in the order of the tables.
         arm_costs: Measured and predicted seconds by arm; empty without a cost model.
+        stalls: Texts at which the machine stood still.
     """
 
     environment: dict[str, Any]
@@ -124,6 +126,7 @@ class Evaluation:
     texts: list[DecodedText]
     choices: dict[str, list[str]]
     arm_costs: list[ArmCost]
+    stalls: list[Stall]
 
 
 Texts = dict[tuple[str, str], DecodedText]
@@ -224,8 +227,12 @@ def _row(
     played = [item for one in mine for item in one.rounds]
     chosen = Counter(str(item.record.arm) for item in played)
     pairs = zip(mine, plain, strict=True)
-    ratios = [_ratio(one.tokens_per_second, ref.tokens_per_second) for one, ref in pairs]
-    p10, p50, p90 = np.percentile(ratios, [10, 50, 90]).tolist()
+    ratios = [
+        one.tokens_per_second / ref.tokens_per_second
+        for one, ref in pairs
+        if one.rounds and ref.rounds  # a text of one token says nothing about speed
+    ]
+    p10, p50, p90 = np.percentile(ratios or [0.0], [10, 50, 90]).tolist()
     return Row(
         policy=policy,
         category=category,

@@ -1,5 +1,8 @@
 """How sure a measured ratio is: the paired bootstrap over prompts.
 
+Beside the ratio of totals, what a long run gains, stands the median of single prompts' ratios: a
+machine that stands still at one text moves the first and not the second.
+
 `scipy.stats.bootstrap` draws other resamples from the same seed, and published intervals are to be
 found again to the last digit.
 """
@@ -38,7 +41,7 @@ class Interval:
     """A ratio with its uncertainty.
 
     Attributes:
-        value: The ratio over all prompts.
+        value: Over all prompts.
         low: Lower end of the interval.
         high: Upper end.
     """
@@ -71,6 +74,36 @@ def speed_ratio(
         (a.tokens, a.seconds, b.tokens, b.seconds) for a, b in zip(mine, reference, strict=True)
     ]
     return bootstrap(works, lambda s: (s[:, 0] / s[:, 1]) / (s[:, 2] / s[:, 3]), level, seed)
+
+
+def median_ratio(
+    mine: Sequence[Work], reference: Sequence[Work], level: float = 0.95, seed: int = 0
+) -> Interval:
+    """Median over prompts of the ratio of two speeds, with a bootstrap interval.
+
+    Args:
+        mine: One entry per prompt.
+        reference: The same prompts in the same order.
+        level: As `bootstrap`.
+        seed: As `bootstrap`.
+
+    Raises:
+        ValueError: No prompts, or not the same number on both sides.
+    """
+    if not mine or len(mine) != len(reference):
+        raise ValueError(f"paired prompts are needed, got {len(mine)} and {len(reference)}")
+    ratios = np.sort(
+        [
+            (a.tokens / a.seconds) / (b.tokens / b.seconds)
+            for a, b in zip(mine, reference, strict=True)
+        ]
+    )
+    count = len(ratios)
+    drawn = _draws(count, seed).cumsum(axis=1)  # how many of a draw are no larger than each ratio
+    below, above = (count + 1) // 2, count // 2 + 1  # the same one where their number is odd
+    medians = (ratios[(drawn >= below).argmax(1)] + ratios[(drawn >= above).argmax(1)]) / 2
+    low, high = _ends(medians, level)
+    return Interval(float(np.median(ratios)), low, high)
 
 
 def ratio_of_sums(
@@ -112,14 +145,20 @@ def bootstrap(
     if not per_prompt:
         raise ValueError("at least one prompt is needed")
     columns = np.array(per_prompt, dtype=np.float64)  # [prompts, columns]
-    # How often each prompt is drawn: sums over a draw are then one product.
-    counts = np.random.default_rng(seed).multinomial(
-        len(columns), np.full(len(columns), 1 / len(columns)), size=RESAMPLES
-    )
-    ratios = ratio(np.vstack([columns.sum(axis=0), counts @ columns]))
-    tail = 50 * (1 - level)
-    low, high = np.percentile(ratios[1:], [tail, 100 - tail]).tolist()
+    ratios = ratio(np.vstack([columns.sum(axis=0), _draws(len(columns), seed) @ columns]))
+    low, high = _ends(ratios[1:], level)
     return Interval(float(ratios[0]), low, high)
+
+
+def _draws(count: int, seed: int) -> NDArray[np.int64]:
+    """How often each prompt is drawn: sums over a draw are then one product `[draws, prompts]`."""
+    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
+
+
+def _ends(values: NDArray[np.float64], level: float) -> tuple[float, float]:
+    tail = 50 * (1 - level)
+    low, high = np.percentile(values, [tail, 100 - tail]).tolist()
+    return low, high
 
 
 @dataclass(frozen=True)
@@ -130,11 +169,15 @@ class Sureness:
         speedup: Decoding speed over plain decoding's.
         acceptance_length: Committed tokens per round.
         against_best: Decoding speed over that of the best single arm.
+        median_speedup: Median of the single prompts' speed-ups.
+        median_against_best: The same over the best single arm.
     """
 
     speedup: Interval
     acceptance_length: Interval
     against_best: Interval
+    median_speedup: Interval
+    median_against_best: Interval
 
 
 def best_single_arm(result: Evaluation) -> str:
@@ -157,9 +200,11 @@ def make_intervals(result: Evaluation) -> dict[tuple[str, str], Sureness]:
             [by_key[policy, one].generation for one in ids] for policy in (row.policy, PLAIN, best)
         )
         intervals[row.policy, row.category] = Sureness(
-            speedup=_speed_ratio(mine, plain),
+            speedup=_compared(speed_ratio, mine, plain),
             acceptance_length=_acceptance_length(mine),
-            against_best=_speed_ratio(mine, single),
+            against_best=_compared(speed_ratio, mine, single),
+            median_speedup=_compared(median_ratio, mine, plain),
+            median_against_best=_compared(median_ratio, mine, single),
         )
     return intervals
 
@@ -176,6 +221,7 @@ def report_json(result: Evaluation) -> dict[str, Any]:
         "best_single_arm": best_single_arm(result),
         "arm_costs": [asdict(cost) for cost in result.arm_costs],
         "differences": [asdict(difference) for difference in result.differences],
+        "stalls": [asdict(stall) for stall in result.stalls],
         "texts": [
             {
                 "policy": text.policy,
@@ -188,12 +234,16 @@ def report_json(result: Evaluation) -> dict[str, Any]:
     }
 
 
-def _speed_ratio(mine: Sequence[Generation], reference: Sequence[Generation]) -> Interval:
+def _compared(
+    ratio: Callable[[Sequence[Work], Sequence[Work]], Interval],
+    mine: Sequence[Generation],
+    reference: Sequence[Generation],
+) -> Interval:
     """Texts that ended with their first token took no decoding and say nothing about speed."""
     pairs = [(a, b) for a, b in zip(mine, reference, strict=True) if a.rounds and b.rounds]
     if not pairs:
         return Interval(0.0, 0.0, 0.0)
-    return speed_ratio([_work(a) for a, _ in pairs], [_work(b) for _, b in pairs])
+    return ratio([_work(a) for a, _ in pairs], [_work(b) for _, b in pairs])
 
 
 def _acceptance_length(texts: Sequence[Generation]) -> Interval:

@@ -15,6 +15,7 @@ from draftgym.decoding.arms import PLAIN
 from draftgym.decoding.decoder import Generation
 from draftgym.decoding.model.target import Target
 from draftgym.rollouts.report.rows import Difference, Row
+from draftgym.rollouts.report.stalls import Stall, stalls_told
 
 MAX_DIFFERENCES = 12
 """Differences that are printed; the JSON file holds all."""
@@ -36,6 +37,7 @@ def print_report(
     environment: Mapping[str, Any],
     rows: Sequence[Row],
     differences: Sequence[Difference],
+    stalls: Sequence[Stall] = (),
     console: Console | None = None,
 ) -> None:
     """The table of an evaluation with its legend, arms and differences.
@@ -44,6 +46,7 @@ def print_report(
         environment: As `evaluate.py` writes it; may be empty.
         rows: Rows of one category are neighbours.
         differences: Texts that are not plain decoding's.
+        stalls: Texts at which the machine stood still.
         console: Where to print; by default standard output.
     """
     console = console or make_console()
@@ -51,11 +54,14 @@ def print_report(
     console.print(evaluation_table(environment, rows))
     console.print(
         "tokens/round: committed tokens per target pass. tokens/s: decoding without prefill. "
-        "speed-up: over plain decoding of the same prompts in this run; p10-p90: over single "
-        "prompts. same text: prompts whose tokens are all plain decoding's.",
+        "speed-up: over plain decoding of the same prompts in this run, totals over totals; median "
+        "and p10-p90: over single prompts. same text: prompts whose tokens are all plain "
+        "decoding's.",
         style="dim",
         highlight=False,
     )
+    for line in [*_prompts_told(environment), *stalls_told(stalls)]:
+        console.print(line, highlight=False, markup=False)
     _print_arms(rows, console)
     _print_differences(environment, differences, console)
 
@@ -66,7 +72,7 @@ def evaluation_table(environment: Mapping[str, Any], rows: Sequence[Row]) -> Tab
     table = Table(box=box.SIMPLE_HEAD, title=_title(environment), title_justify="left")
     table.add_column("category", style="cyan", no_wrap=True)
     table.add_column("policy", overflow="fold")
-    for name in ["tokens/round", "tokens/s", "speed-up", "p10-p90", "same text"]:
+    for name in ["tokens/round", "tokens/s", "speed-up", "median", "p10-p90", "same text"]:
         table.add_column(name, justify="right", no_wrap=True)
     if predicted:
         table.add_column("predicted", justify="right", no_wrap=True)
@@ -158,12 +164,24 @@ def _title(environment: Mapping[str, Any]) -> str | None:
     ).format(**environment)
 
 
+def _prompts_told(environment: Mapping[str, Any]) -> list[str]:
+    """What was not played, though the prompts have it."""
+    lines = []
+    if left_out := environment.get("left_out_prompts"):
+        lines.append(f"left out, too long: {len(left_out)} prompts, such as {left_out[0]!r}")
+    if further := environment.get("prompts_with_further_turns"):
+        count = environment["prompt_count"]
+        lines.append(f"{further} of {count} prompts have further turns, which were not played")
+    return lines
+
+
 def _cells(row: Row) -> list[str]:
     return [
         row.policy,
         f"{row.acceptance_length:.2f}",
         f"{row.tokens_per_second:.1f}",
         f"{row.speedup:.2f}x",
+        f"{row.speedup_p50:.2f}x",
         "" if row.policy == PLAIN else f"{row.speedup_p10:.2f}-{row.speedup_p90:.2f}",
         f"{row.identical_texts}/{row.prompts}",
     ]

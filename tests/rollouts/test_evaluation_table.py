@@ -184,7 +184,7 @@ def test_json_has_the_agreed_shape(everyone: Evaluation) -> None:
     body = report_json(everyone)
     body = json.loads(json.dumps(body, allow_nan=False))
     assert list(body) == [
-        *("environment", "rows", "best_single_arm", "arm_costs", "differences", "texts")
+        *("environment", "rows", "best_single_arm", "arm_costs", "differences", "stalls", "texts")
     ]
     for row in body["rows"]:
         low, value, high = (row["intervals"]["speedup"][key] for key in ("low", "value", "high"))
@@ -219,7 +219,7 @@ def printed(result: Evaluation, width: int = 100) -> str:
     """What the terminal shows."""
     sink = io.StringIO()
     console = Console(file=sink, width=width)
-    print_report(result.environment, result.rows, result.differences, console)
+    print_report(result.environment, result.rows, result.differences, result.stalls, console)
     return sink.getvalue()
 
 
