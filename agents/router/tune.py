@@ -5,8 +5,8 @@
     $ draftgym tune --algorithm dqn --trials 40 --run runs/tune-dqn
 
 Every trial trains a router for fewer rounds and is judged by its speed on texts that were set
-aside. The study lies in the run folder and goes on when the command is given again. Prompts that
-results are reported on play no part in it.
+aside. The study lies in the run folder and goes on when the command is given again, with the trials
+that it would have drawn without a break. Prompts that results are reported on play no part in it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import tyro
 
 from draftgym.agents.common.settings import RouterDQN, RouterPPO, TrainArgs
@@ -70,16 +71,33 @@ def tune(args: TuneArgs) -> dict[str, Any]:
             f"give --trials of at least 1 and one of {', '.join(ALGORITHMS)}",
         )
     check_run_folder(args.run)
-    study = optuna.create_study(
-        direction="maximize",
-        study_name=args.algorithm,
-        storage=f"sqlite:///{args.run / 'study.db'}",
-        sampler=optuna.samplers.TPESampler(seed=args.seed),
-        load_if_exists=True,
-    )
-    done = sum(trial.value is not None for trial in study.trials)
-    study.optimize(lambda trial: _judge(args, trial), n_trials=max(0, args.trials - done))
+    study = _open_study(args)
+    finished = sum(trial.value is not None for trial in study.trials)
+    for done in range(finished, args.trials):
+        # Each trial has a seed of its own, so that a resumed study draws what a whole one would.
+        seed = int(np.random.SeedSequence([args.seed, done]).generate_state(1)[0])
+        study.sampler = optuna.samplers.TPESampler(seed=seed)
+        study.optimize(lambda trial: _judge(args, trial), n_trials=1)
     return _report(args, study)
+
+
+def _open_study(args: TuneArgs) -> Study:
+    """The run folder's study, or a new one."""
+    import optuna
+
+    file = args.run / "study.db"
+    try:
+        return optuna.create_study(
+            direction="maximize",
+            study_name=args.algorithm,
+            storage=f"sqlite:///{file}",
+            load_if_exists=True,
+        )
+    except Exception as error:  # of Optuna, SQLAlchemy or SQLite, each of many kinds
+        reason = str(error).splitlines()[0] if str(error) else repr(error)
+        raise DraftgymError(
+            f"cannot read the study {file}: {reason}", "name another --run, or delete the file"
+        ) from error
 
 
 def suggest_ppo(trial: Trial) -> RouterPPO:

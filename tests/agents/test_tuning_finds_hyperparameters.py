@@ -40,6 +40,46 @@ def test_a_study_goes_on_and_reports_its_best(
     assert json.loads((args.run / "best.json").read_text())["settings"] == second["settings"]
 
 
+def test_a_study_that_was_cut_draws_what_a_whole_one_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    calls: list[int] = []
+
+    def judge(args: TuneArgs, trial: optuna.Trial) -> float:
+        made = suggest_dqn(trial)
+        calls.append(trial.number)
+        if args.run.name == "killed" and len(calls) == 5:
+            raise KeyboardInterrupt
+        return made.gamma - made.learning_rate
+
+    monkeypatch.setattr("draftgym.agents.router.tune._judge", judge)
+
+    def drawn(name: str, *trials: int) -> list[dict[str, float]]:
+        args, calls[:] = TuneArgs(algorithm="dqn", run=tmp_path / name), []
+        for count in trials:
+            try:
+                tune(replace(args, trials=count))
+            except KeyboardInterrupt:
+                continue
+        study = optuna.load_study(study_name="dqn", storage=f"sqlite:///{args.run / 'study.db'}")
+        return [trial.params for trial in study.trials if trial.value is not None]
+
+    whole = drawn("whole", 14)  # the first ten are random, the others the sampler's choice
+    assert len({str(params) for params in whole}) == 14
+    assert drawn("cut", 3, 14) == whole
+    assert drawn("killed", 14, 14) == whole
+
+
+def test_a_damaged_study_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "study.db").write_bytes(b"no database" * 99)
+    with pytest.raises(DraftgymError, match=r"study\.db") as refused:
+        tune(TuneArgs(run=tmp_path))
+    assert "--run" in refused.value.remedy
+
+
 def test_dqn_trials_stay_within_bounds() -> None:
     import optuna
 
