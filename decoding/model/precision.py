@@ -7,6 +7,7 @@ timed in both, and the reason is recorded beside every result.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import time
 from dataclasses import dataclass
@@ -47,7 +48,8 @@ def choose_precision(dtype: str = "auto", threads: int | None = None) -> Precisi
 
     Args:
         dtype: `auto`, `float32` or `bfloat16`.
-        threads: CPU threads, or None for every core this process may use.
+        threads: CPU threads, or None for every core this process may use. A forked process has one:
+            torch's others stay with its parent, and a pass would wait for them for ever.
 
     Raises:
         DraftgymError: Unknown dtype or a thread count below one.
@@ -56,7 +58,7 @@ def choose_precision(dtype: str = "auto", threads: int | None = None) -> Precisi
         raise DraftgymError(f"unknown dtype {dtype!r}", "choose auto, float32 or bfloat16")
     if threads is not None and threads < 1:
         raise DraftgymError(f"--threads {threads} is below one", "give at least one thread")
-    count = threads or usable_cores()
+    count = 1 if _forked else threads or usable_cores()
     torch.set_num_threads(count)
     gain = packing_gain()
     packs = gain > 1.1
@@ -73,12 +75,33 @@ def choose_precision(dtype: str = "auto", threads: int | None = None) -> Precisi
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: those it may run on, at most `OMP_NUM_THREADS` of them."""
+    """Cores that this process may use: those it may run on, at most `OMP_NUM_THREADS` of them.
+
+    One in a forked process; see `choose_precision`.
+    """
+    if _forked:
+        return 1
     there = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
     asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
     return min(there, max(1, int(asked))) if asked.isdecimal() else there
+
+
+_forked = False
+
+
+def _keep_to_one_thread() -> None:
+    """What a forked process does first: asynchronous vector environments fork by default."""
+    global _forked
+    _forked = True
+    torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_to_one_thread)
+    if isinstance(multiprocessing.current_process(), multiprocessing.get_context("fork").Process):
+        _keep_to_one_thread()  # its parent had not imported this module
 
 
 @cache
