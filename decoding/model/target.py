@@ -143,7 +143,7 @@ def load_target(
         config = load_config(source, f"target {name!r}")
         files = weight_files(source)
         model = load_model(source, config, precision.torch_dtype, f"target {name!r}")
-        return wrap_model(model, load_tokenizer(source, name), name, precision, files)
+        return wrap_model(model, load_tokenizer(source, f"target {name!r}"), name, precision, files)
     except BaseException:
         torch.set_num_threads(threads_before)
         raise

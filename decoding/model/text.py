@@ -41,8 +41,12 @@ OTHER_TEXT: dict[str, tuple[Any, ...]] = {
 """Settings with which transformers' `generate` writes another greedy text, and those without."""
 
 
-def load_tokenizer(source: str, name: str) -> Any:
+def load_tokenizer(source: str, who: str) -> Any:
     """The tokenizer of a folder or Hub id; None for a bare folder, which serves token ids.
+
+    Args:
+        source: The folder or Hub id.
+        who: What messages call the model, as in `target 'mine'`.
 
     Raises:
         DraftgymError: It has files of a tokenizer, but they cannot be read.
@@ -57,13 +61,13 @@ def load_tokenizer(source: str, name: str) -> Any:
         len(tokenizer), tokenizer.eos_token_id  # a damaged one may notice only when it is asked
     except Exception as error:  # the readers raise nearly anything on a damaged file
         raise DraftgymError(
-            f"the tokenizer of target {name!r} cannot be read: {first_line(error)}",
+            f"the tokenizer of {who} cannot be read: {first_line(error)}",
             "download or copy tokenizer.json and tokenizer_config.json again; with no such file "
-            "the target serves token ids alone",
+            "a target serves token ids alone",
         ) from error
     if not len(tokenizer):
         raise DraftgymError(
-            f"the tokenizer of target {name!r} has no tokens",
+            f"the tokenizer of {who} has no tokens",
             "put the tokenizer.json that belongs to it beside its weights",
         )
     return tokenizer

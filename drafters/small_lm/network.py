@@ -33,6 +33,7 @@ from draftgym.decoding.model.fingerprint import other_target
 from draftgym.decoding.model.loading import load_config, load_model, read_decoder
 from draftgym.decoding.model.products import Products
 from draftgym.decoding.model.target import Target, load_target
+from draftgym.decoding.model.text import load_tokenizer
 from draftgym.decoding.model.weights import SUPPORTED_MODELS, context_limit
 from draftgym.drafters.fitting import only_padding_differs
 from draftgym.drafters.formats.files import WEIGHTS, read_tensors
@@ -193,7 +194,7 @@ def _check_vocabulary(folder: Path, model: Any, target: Target) -> None:
         if rows != target.vocab_size:
             raise other
         return
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(str(folder), _called(folder))
     if tokenizer.get_vocab() != target.tokenizer.get_vocab():
         raise DraftgymError(
             f"small LM {folder} lacks the tokens of target {target.name!r} and has other ones",

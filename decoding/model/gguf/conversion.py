@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import shutil
 import sys
@@ -20,10 +19,31 @@ from typing import Any
 import torch
 
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.files import write_json
+from draftgym.decoding.files import read_json, write_json
+from draftgym.decoding.model.gguf.header import (
+    GGUFHeader,
+    check_tensors,
+    end_tokens,
+    read_header,
+    rope_parameters,
+    unreadable,
+    window,
+)
+from draftgym.decoding.model.loading import (
+    check_complete,
+    load_config,
+    load_model,
+    quiet_transformers,
+    read_decoder,
+)
+from draftgym.decoding.model.products import Products
+from draftgym.decoding.model.text import load_tokenizer
 
 # Written last into a converted folder: says where it came from and that nothing is missing.
 PROVENANCE = "draftgym_source.json"
+
+FORMAT = 2
+"""Of conversions: those of 1 left out rotary scaling, ends of a turn, and missing tensors."""
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
@@ -52,7 +72,7 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            with _quiet_transformers():
+            with _silence():
                 _convert(gguf, partial)
                 _check_loads(partial, gguf)
             _write_provenance(partial, gguf, digest)
@@ -65,13 +85,20 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def is_ready(folder: Path, digest: str) -> bool:
-    """Whether `folder` is a complete conversion of the GGUF file with this SHA-256."""
+def is_ready(folder: Path, digest: str, since: int = FORMAT) -> bool:
+    """Whether `folder` is a complete conversion of the GGUF file with this SHA-256.
+
+    Args:
+        folder: The folder.
+        digest: SHA-256 of the GGUF file.
+        since: Conversions of older formats are made again.
+    """
     try:
-        provenance = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        provenance = read_json(folder / PROVENANCE, "convert it again")
+    except DraftgymError:
         return False
-    return isinstance(provenance, dict) and provenance.get("sha256") == digest
+    made = provenance.get("format", 1)
+    return provenance.get("sha256") == digest and isinstance(made, int) and made >= since
 
 
 def check_gguf(path: Path) -> None:
@@ -84,7 +111,7 @@ def check_gguf(path: Path) -> None:
             f"cannot read {path}: {error.strerror}", "name an existing .gguf file"
         ) from error
     if magic != b"GGUF":
-        raise _unreadable(path, "it does not start with the letters GGUF")
+        raise unreadable(path, "it does not start with the letters GGUF")
 
 
 def sha256_of(path: Path) -> str:
@@ -118,6 +145,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     import transformers
     from transformers.utils import quantization_config
 
+    header = read_header(gguf)
     options: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
     # Newer releases can keep the weights packed where a kernel is installed; these must be dense.
     config_class = getattr(quantization_config, "GgufConfig", None)
@@ -125,11 +153,16 @@ def _convert(gguf: Path, folder: Path) -> None:
     where = str(gguf.parent)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            where, dtype=torch.bfloat16, **options, **packed
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            where, dtype=torch.bfloat16, output_loading_info=True, **options, **packed
         )
     except Exception as error:  # the readers raise nearly anything on a damaged file
-        raise _unreadable(gguf, error) from error
+        raise unreadable(gguf, error) from error
+    check_complete(report, f"GGUF file {gguf.name}")
+    check_tensors(header, model.state_dict())
+    if len(tokenizer) > (rows := model.get_input_embeddings().weight.shape[0]):
+        raise unreadable(gguf, f"{len(tokenizer)} tokenizer entries for {rows} embeddings")
+    _carry_over(header, model)
     # The weights are plain tensors by now; these two leftovers make saving refuse.
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
@@ -138,48 +171,36 @@ def _convert(gguf: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _check_loads(folder: Path, gguf: Path) -> None:
-    """Loads the converted folder and runs one short text through it."""
-    import transformers
+def _carry_over(header: GGUFHeader, model: Any) -> None:
+    """Sets what transformers leaves out of the file's metadata."""
+    config = model.config
+    if scaling := rope_parameters(header, model.model.layers[0].self_attn.head_dim):
+        config.rope_parameters = scaling
+    if reach := window(header):
+        config.max_position_embeddings = min(config.max_position_embeddings, reach)
+    if ends := end_tokens(header):
+        model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-    ids = torch.tensor([tokenizer("The capital of France is")["input_ids"]])
-    rows = model.get_input_embeddings().weight.shape[0]
-    if not ids.numel() or len(tokenizer) > rows:
-        raise _unreadable(gguf, f"{len(tokenizer)} tokenizer entries for {rows} embeddings")
-    with torch.inference_mode():
-        logits = model(ids).logits
-    if not bool(torch.isfinite(logits).all()):
-        raise _unreadable(gguf, "the converted model gives logits that are not finite")
+
+def _check_loads(folder: Path, gguf: Path) -> None:
+    """Loads the converted folder as any target and runs a few tokens through it."""
+    who = f"GGUF file {gguf.name}"
+    model = load_model(str(folder), load_config(str(folder), who), torch.bfloat16, who)
+    read_decoder(model, torch.bfloat16, who, Products())
+    if not len(load_tokenizer(str(folder), who)("The capital of France is")["input_ids"]):
+        raise unreadable(gguf, "its tokenizer makes no tokens of text")
 
 
 def _write_provenance(folder: Path, gguf: Path, digest: str) -> None:
     import transformers
 
     facts = {"file": gguf.name, "sha256": digest, "transformers": transformers.__version__}
-    write_json(folder / PROVENANCE, facts)
-
-
-def _unreadable(gguf: Path, why: object) -> DraftgymError:
-    reason = " ".join(str(why).split())[:300]
-    return DraftgymError(
-        f"{gguf} cannot be converted: {reason}",
-        "download the file again; if it is whole, its architecture or quantisation may be unknown "
-        "to this transformers release, so name the model's Hugging Face folder instead",
-    )
+    write_json(folder / PROVENANCE, facts | {"format": FORMAT})
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Hides transformers' progress bars and warnings, which here say nothing a user can act on."""
-    from transformers.utils import logging
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        # One of the bars ignores transformers' own switch for them.
-        with redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
+def _silence() -> Iterator[None]:
+    """Hides transformers' bars and warnings, which here say nothing a user can act on."""
+    # One of the bars ignores transformers' own switch for them.
+    with quiet_transformers(), redirect_stderr(io.StringIO()):
+        yield
