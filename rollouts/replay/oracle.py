@@ -215,7 +215,7 @@ def _undominated(labels: _Labels, context: int, catch_ups: CatchUps) -> NDArray[
         best, left = left[0], left[1:]
         kept.append(int(best))
         extra = np.zeros(len(left))
-        for drafter, most in enumerate(catch_ups.most_extra):
-            extra += most[backlog[best, drafter], backlog[left, drafter]]
+        for drafter in range(backlog.shape[1]):
+            extra += catch_ups.most_extra(drafter, backlog[best, drafter], backlog[left, drafter])
         left = left[labels.seconds[best] + extra > labels.seconds[left]]
     return np.array(kept)

@@ -70,10 +70,10 @@ def play_policy(
     Returns:
         One entry per text of `traces` that has a round to play, in their order.
     """
-    replay = Replay(traces, policy.arms, 1, cost_model)
-    texts = np.arange(len(replay.texts))
+    texts = np.arange(sum(len(text) > 0 for text in traces.texts))
+    replay = Replay(traces, policy.arms, len(texts) if together else 1, cost_model)
     if together:
-        return _play(Replay(traces, policy.arms, len(texts), cost_model), policy, texts)
+        return _play(replay, policy, texts)
     return [one for text in texts for one in _play(replay, policy, np.array([text]))]
 
 

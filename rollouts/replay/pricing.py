@@ -78,23 +78,73 @@ class CatchUps:
 
     tables: NDArray[np.float64]
 
-    @cached_property
-    def most_extra(self) -> NDArray[np.float64]:
-        """How much dearer one backlog can be than another, now or later `[D, L + 1, L + 1]`.
+    def most_extra(
+        self, drafter: int, backlog: int, others: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """How much dearer a drafter's backlog can be than others, now or later `[K]`.
 
-        Until a drafter is used, its backlog grows by one per position, whoever waits. So entry
-        `[d, u, v]` is the most, over all s, that `tables[d, u + s] - tables[d, v + s]` can be, or 0
-        where u is always cheaper. No table has to be monotone for that.
+        Until a drafter is used, its backlog grows by one per position, whoever waits. So this is
+        the most, over all s, that `table[backlog + s] - table[other + s]` can be, or 0 where the
+        backlog is always cheaper. No table has to be monotone for that.
+
+        Args:
+            drafter: Row of `tables`.
+            backlog: What one way of choosing has to catch up.
+            others: What the other ways have to `[K]`.
         """
-        drafters, size = self.tables.shape
-        most = np.zeros((drafters, size, size))
-        for waited in range(size - 1, -1, -1):
-            now = self.tables[:, waited, None] - self.tables
-            most[:, waited] = np.maximum(now, 0)
-            if waited + 1 < size:
-                later = most[:, waited + 1, 1:]
-                most[:, waited, :-1] = np.maximum(most[:, waited, :-1], later)
-        return most
+        return self._suffixes[drafter].most(backlog, others)
+
+    @cached_property
+    def _suffixes(self) -> list[_Suffixes]:
+        return [_Suffixes(table) for table in self.tables]
+
+
+class _Suffixes:
+    """What one drafter's backlogs can cost more than others, in memory of the table's order.
+
+    The answer depends on the difference of two backlogs and on the smaller one, as the largest of
+    all later values. So one row per difference is enough, worked out when it is asked for; all rows
+    of a long text would be the square of it.
+
+    Args:
+        table: Seconds by backlog `[L + 1]`.
+    """
+
+    ROWS = 128
+    """Most rows that are kept; when they are full, all are forgotten."""
+
+    def __init__(self, table: NDArray[np.float64]) -> None:
+        self.table, self.free = table, not table.any()
+        self.row_of = np.full(2 * len(table) - 1, -1)
+        self.rows = np.zeros((self.ROWS, len(table)))
+        self.used = 0
+
+    def most(self, backlog: int, others: NDArray[np.int64]) -> NDArray[np.float64]:
+        """See `CatchUps.most_extra`."""
+        if self.free or not len(others):
+            return np.zeros(len(others))
+        parts = range(0, len(others), self.ROWS)
+        return np.concatenate([self._most(backlog, others[i : i + self.ROWS]) for i in parts])
+
+    def _most(self, backlog: int, others: NDArray[np.int64]) -> NDArray[np.float64]:
+        shifts = backlog - others + len(self.table) - 1
+        lacking = np.unique(shifts[self.row_of[shifts] < 0])
+        if self.used + len(lacking) > self.ROWS:
+            self.row_of[:], self.used = -1, 0
+            lacking = np.unique(shifts)
+        for shift in lacking.tolist():
+            self._work_out(shift)
+        extra: NDArray[np.float64] = self.rows[self.row_of[shifts], others]
+        return extra
+
+    def _work_out(self, shift: int) -> None:
+        ahead = shift - (len(self.table) - 1)
+        start, stop = max(0, -ahead), len(self.table) - max(0, ahead)
+        dearer = self.table[start + ahead : stop + ahead] - self.table[start:stop]
+        largest = np.maximum.accumulate(dearer[::-1])[::-1]
+        self.rows[self.used, start:stop] = np.maximum(largest, 0)
+        self.row_of[shift] = self.used
+        self.used += 1
 
 
 @dataclass(frozen=True, eq=False)

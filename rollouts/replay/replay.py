@@ -110,7 +110,12 @@ class Replay:
         signals = self.memory.signals(self._signals[row], self._context[row], share)
         if episodes is not None:
             signals, row = signals[episodes], row[episodes]
-        return {"signals": signals, "hidden": self._hidden[row]}
+        texts = self.text_of if episodes is None else self.text_of[episodes]
+        places = row - self._first[texts]
+        hidden = np.empty((len(row), self.texts[0].hidden.shape[1]), np.float32)
+        for index, (text, place) in enumerate(zip(texts.tolist(), places.tolist(), strict=True)):
+            hidden[index] = self.texts[text].hidden[place]  # most of a trace; it is never copied
+        return {"signals": signals, "hidden": hidden}
 
     @property
     def rows(self) -> NDArray[np.int64]:
@@ -162,7 +167,6 @@ class Replay:
         self._limit = traces.origin.max_new_tokens
         self._remaining = self._limit - 1 - position
         self._signals = np.concatenate([text.signals for text in texts])
-        self._hidden = np.concatenate([text.hidden for text in texts])
         self._committed = np.stack([_rows(texts, arm) for arm in self.arms])
         self._seconds = np.stack([_costs(texts, arm, model) for arm in self.arms])
         steps = [np.append(step_seconds(model, text), 1.0) for text in texts]

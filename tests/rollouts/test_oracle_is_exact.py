@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from draftgym.decoding.arms import Arm, parse_arm
 from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.errors import DraftgymError
+from draftgym.rollouts.replay import pricing
 from draftgym.rollouts.replay.oracle import (
     greedy_price,
     total,
@@ -195,3 +198,49 @@ def test_costs_that_are_not_known_are_refused() -> None:
     model = CostModel({}, traces.origin.cost_model.target_pass, {}, {})
     with pytest.raises(DraftgymError, match="knows no costs of a"):
         price_traces(traces, [Arm("a", 3)], model)
+
+
+@pytest.mark.parametrize("kept", [1, 3, 128])
+@pytest.mark.parametrize("kind", ["rising", "falling", "any", "spikes"])
+def test_what_a_backlog_can_cost_more_is_the_largest_of_all_later_differences(
+    kind: str, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pricing._Suffixes, "ROWS", kept)
+    rng = np.random.default_rng(1)
+    model = random_costs(rng, kind)
+    tables = np.stack([pricing.catch_up_table(model, name, 45) for name in LAGS])
+    costs = pricing.CatchUps(tables)
+    size = tables.shape[1]
+    for _ in range(40):
+        drafter, backlog = int(rng.integers(len(tables))), int(rng.integers(size))
+        others = rng.integers(size, size=int(rng.integers(1, 9)))
+        expected = [
+            max(
+                0.0,
+                *(
+                    tables[drafter, backlog + s] - tables[drafter, other + s]
+                    for s in range(size - max(backlog, other))
+                ),
+            )
+            for other in others.tolist()
+        ]
+        assert costs.most_extra(drafter, backlog, others).tolist() == expected
+
+
+def test_the_optimum_of_a_long_text_needs_no_square_of_it() -> None:
+    """A table over pairs of backlogs would be 3 x 6,000 x 6,000 numbers, 864 MB."""
+    rng = np.random.default_rng(2)
+    text = replace(random_text(rng, NAMES, 300), prompt_tokens=5700)
+    model = handmade_costs(
+        1.0, 0.2, {name: [0.0, *np.sort(rng.uniform(0, 2, 40))] for name in "abc"}
+    )
+    (priced,) = price_traces(handmade_set([text], model), ARMS)
+    tracemalloc.start()
+    try:
+        found = walk_optimal(priced)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 60e6
+    assert found.seconds == paid(priced, found.arms)
+    assert found.seconds <= min(walk_single(priced, arm).seconds for arm in ARMS)

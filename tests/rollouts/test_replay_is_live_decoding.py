@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +17,8 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
 from draftgym.envs.router.live import RouterEnv
 from draftgym.envs.router.replay import RouterReplayEnv
-from draftgym.rollouts.replay.play import Course
+from draftgym.policies.routers.rules import FixedPolicy
+from draftgym.rollouts.replay.play import Course, play_policy
 from draftgym.rollouts.replay.replay import Replay
 from draftgym.rollouts.traces.trace import TraceSet
 from tests.tiny import ARMS, PROMPTS, numbered_target
@@ -123,3 +125,24 @@ def test_replay_passes_both_checkers(traces: TraceSet) -> None:
     env = RouterReplayEnv(traces, MORE_ARMS)
     check_env(env, skip_render_check=True)
     check_env_for_sb3(env)
+
+
+def test_replaying_copies_no_hidden_state(traces: TraceSet) -> None:
+    """They are most of a trace; replaying holds none but those that it has just shown."""
+    long = [
+        replace(text, hidden=np.zeros((len(text.tokens), 50_000), np.float32))
+        for text in traces.texts
+    ]
+    wide = replace(traces, texts=long)
+    held = sum(text.hidden.nbytes for text in long)
+    arms = [parse_arm(arm) for arm in MORE_ARMS]
+    tracemalloc.start()
+    try:
+        replay = Replay(wide, arms, 2)
+        shown = replay.observe(np.array([1]))["hidden"]
+        play_policy(wide, FixedPolicy(arms[0]))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert shown.shape == (1, 50_000)
+    assert peak < held / 4
