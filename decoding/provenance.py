@@ -96,12 +96,24 @@ def plain(value: Any) -> Any:
 
 def cpu_name() -> str:
     """The processor's marketing name where the system tells it."""
+    return _cpu_facts().get("model name") or platform.processor() or platform.machine()
+
+
+def cpu_model() -> str:
+    """The name with the numbers behind it: virtual machines call many processors by one name."""
+    facts = _cpu_facts()
+    numbers = [facts[key] for key in ("cpu family", "model", "stepping") if key in facts]
+    return " ".join([cpu_name(), *numbers])
+
+
+def _cpu_facts() -> dict[str, str]:
+    """What the system says of the first processor; empty where it says nothing."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+        return {}
+    pairs = (line.partition(":") for line in text.split("\n\n")[0].splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def command_line() -> str:

@@ -8,7 +8,7 @@ random@eagle3:2,ngram:8,plain      entropy:1.5@eagle3:2,dflash:2      ucb-time@e
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def make_policy(
     drafters: Mapping[str, Drafter],
     target: Target,
     seed: int = 0,
-    cost_model: Callable[[], CostModel] | None = None,
+    cost_model: Callable[[Sequence[Arm]], CostModel] | None = None,
 ) -> Policy:
     """Builds a policy.
 
@@ -48,7 +48,7 @@ def make_policy(
         drafters: Loaded drafters by name.
         target: The target; a trained policy of another one is refused.
         seed: Seed of `random`.
-        cost_model: Loads what rounds cost; asked only by `ucb-time`.
+        cost_model: Loads what rounds with some arms cost; asked only by `ucb-time`.
 
     Raises:
         DraftgymError: Unknown name, missing drafter, or a folder that holds no fitting policy.
@@ -113,7 +113,7 @@ def _chooser(
     spec: ChooserSpec,
     drafters: Mapping[str, Drafter],
     seed: int,
-    cost_model: Callable[[], CostModel] | None,
+    cost_model: Callable[[Sequence[Arm]], CostModel] | None,
 ) -> Policy:
     if spec.name == "entropy":
         return _entropy(spec, drafters)
@@ -129,7 +129,7 @@ def _chooser(
             f"policy {spec.text!r} needs to know what rounds cost",
             "pass make_policy a cost model, or use ucb",
         )
-    return TimedBandit(arms, cost_model(), exploration, spec.text)
+    return TimedBandit(arms, cost_model(arms), exploration, spec.text)
 
 
 def _entropy(spec: ChooserSpec, drafters: Mapping[str, Drafter]) -> EntropyPolicy:

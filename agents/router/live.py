@@ -11,7 +11,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from draftgym.agents.router.args import RouterArgs
 from draftgym.agents.router.train import Experience
+from draftgym.decoding.arms import default_arms, parse_arm
 from draftgym.decoding.costs.calibration import load_cost_model
+from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.model.target import load_target
 from draftgym.drafters.loading import load_drafters
 from draftgym.envs.router.live import RouterEnv
@@ -52,7 +54,10 @@ def live_experience(args: RouterArgs) -> Experience:
     target = load_target(args.target, args.dtype, args.threads)
     fitted = fit_prompts(target, prompts, args.max_new_tokens, args.skip_long_prompts)
     drafters = load_drafters(target, args.drafters)
-    known = load_cost_model(target, drafters)
+    latency: str | CostModel = args.latency
+    if latency == "calibrated":
+        arms = tuple(map(parse_arm, args.arms)) or default_arms(drafters)
+        latency = load_cost_model(target, drafters, arms)
     env = RouterEnv(
         target=target,
         drafters=drafters,
@@ -61,7 +66,7 @@ def live_experience(args: RouterArgs) -> Experience:
         max_new_tokens=args.max_new_tokens,
         temperature=args.temperature,
         latency_price=args.latency_price,
-        latency=known if args.latency == "calibrated" else args.latency,
+        latency=latency,
     )
     counted = CountedRounds(env)
     return Experience(

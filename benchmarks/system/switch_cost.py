@@ -25,7 +25,7 @@ from tqdm import tqdm
 from benchmarks.report import Json, Table
 from benchmarks.results import Result, TargetOptions, check, finish
 from draftgym.decoding.arms import Arm, check_arms, parse_arm
-from draftgym.decoding.costs.calibration import fitting_contexts, random_session
+from draftgym.decoding.costs.pieces import fitting_contexts, random_session
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
 from draftgym.decoding.model.cache import KVCache

@@ -19,13 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from draftgym.decoding.costs.calibration import (
-    ROOM,
-    fitting_contexts,
-    measured_host,
-    random_session,
-)
-from draftgym.decoding.costs.timed_rounds import median_seconds, verification
+from draftgym.decoding.costs.calibration import measured_host
+from draftgym.decoding.costs.measuring import median_seconds
+from draftgym.decoding.costs.pieces import ROOM, fitting_contexts, random_session
+from draftgym.decoding.costs.timed_rounds import verification
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import parse_json
 from draftgym.decoding.model.target import Target
@@ -75,21 +72,38 @@ class BatchCost:
         Args:
             users: Users in each pass, at least 1, any shape.
             rows: Rows of each pass in all: a user has one more than it drafted.
-            context: Mean number of cached positions; beyond those measured the nearest counts.
+            context: Mean number of cached positions; beyond those measured seconds go on along
+                the last measured slope and never fall, as those of the cost model do.
 
         Raises:
             DraftgymError: More users, or more rows per user, than were measured.
         """
         users, rows = np.asarray(users, float), np.asarray(rows, float)
+        context, last = np.asarray(context, float), self.contexts[-1]
         each = rows / users
         self._require("users", users, self.users)
         self._require("rows of a user", each, self.rows_each)
+        total = self._inside(users, each, np.minimum(context, last))
+        if len(self.contexts) > 1 and (context > last).any():
+            before = self.contexts[-2]
+            ends = (self._inside(users, each, np.array(float(at))) for at in (last, before))
+            slope = np.maximum(np.subtract(*ends), 0) / (last - before)
+            total = total + slope * np.maximum(context - last, 0)
+        return total
+
+    def _inside(
+        self,
+        users: NDArray[np.float64],
+        each: NDArray[np.float64],
+        context: NDArray[np.float64],
+    ) -> NDArray[np.float64]:
+        """Seconds, linear between what was measured and flat outside."""
         places = [
             _place(context, self.contexts),
             _place(users, self.users),
             _place(each, self.rows_each),
         ]
-        total = np.zeros(np.broadcast_shapes(users.shape, rows.shape, np.shape(context)))
+        total = np.zeros(np.broadcast_shapes(users.shape, each.shape, context.shape))
         for corner in itertools.product((0, 1), repeat=3):
             index, weight = [], np.ones(())
             for (low, part, top), up in zip(places, corner, strict=True):

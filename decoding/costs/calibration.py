@@ -1,170 +1,220 @@
-"""Measures the cost model of this host, once, and keeps it in the user cache."""
+"""Measures the cost model of this host, once, and keeps it in the user cache.
+
+Two kinds of files: what passes of a target take on a machine, and what drafting with one drafter
+takes there. Each is named by a hash of all that decides its seconds, so another machine, dtype or
+version, or a retrained drafter is measured anew, and another choice of drafters measures only what
+is missing.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
+import platform
 import sys
-from collections.abc import Mapping, Sequence
-from itertools import cycle, product
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 
-from draftgym.decoding.costs.cost_model import CostModel, Curve, read_cost_model
-from draftgym.decoding.costs.timed_rounds import (
-    Round,
-    catching_up,
-    drafting,
-    median_seconds,
-    verifying,
-)
-from draftgym.decoding.drafting import MAX_TREE_NODES, Drafter, DraftShape
-from draftgym.decoding.files import write_text
+from draftgym.decoding.arms import Arm, check_arms
+from draftgym.decoding.costs.cost_model import CostModel
+from draftgym.decoding.costs.measuring import Clock, measure
+from draftgym.decoding.costs.pieces import CONTEXTS, Pieces, Seconds, everything, needed
+from draftgym.decoding.drafting import Drafter
+from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.files import keep_text, read_json
 from draftgym.decoding.model.embedded import cache_folder
+from draftgym.decoding.model.precision import usable_cores
 from draftgym.decoding.model.target import Target
-from draftgym.decoding.session import Session
-from draftgym.decoding.verify.greedy import GreedyRule
+from draftgym.decoding.provenance import cpu_model
 
-FORMAT = 4
-"""Part of what names a host's file, so that what older versions measured is measured again."""
-ROWS = (1, 2, 3, 4, 5, 9, 17, 33, MAX_TREE_NODES + 1)
-"""Packed products begin at 4 rows, which may cost less than 3 (`decoding.model.products`)."""
-ROOM = max(ROWS) + 1
-CONTEXTS = (64, 256, 640)
-BACKLOGS = (1, 8, 64, 256)
-LENGTHS = (1, 2, 4, 8, 16)
-TREE_NODES = (4, 5, 9, 16, MAX_TREE_NODES)
-"""A step of a tree runs the square root of its budget, rounded up: costs jump behind 4 and 9."""
+FORMAT = 5
+"""Part of what names a file, so that what older versions measured is measured again."""
+REPEATS = 5
+BUDGET, BUDGET_VARIABLE = 60.0, "DRAFTGYM_CALIBRATION_SECONDS"
+AGAIN = "delete the file; it is measured again"
 
 
 def calibrate(
     target: Target,
     drafters: Mapping[str, Drafter],
-    repeats: int = 5,
+    repeats: int = REPEATS,
     contexts: Sequence[int] = CONTEXTS,
 ) -> CostModel:
-    """Measures the cost model on this host; takes one to three minutes.
+    """Measures the cost model on this host, however long it takes.
 
     Args:
         target: The target.
         drafters: Drafters by name.
-        repeats: Timings per point, after one warm-up; the median counts.
+        repeats: Timings per piece, after one warm-up; the median counts.
         contexts: Context lengths for the target's passes.
     """
-    contexts = fitting_contexts(target, drafters, contexts)
-    sessions = {context: random_session(target, drafters, context) for context in contexts}
-    session = sessions[contexts[-1]]
-    rows = [n for n in ROWS if n <= contexts[-1]]
-    backlogs = [n for n in BACKLOGS if n < contexts[-1] - 4]
-    rounds: dict[tuple[str | int, ...], Round] = {}
-    for context, shorter in sessions.items():
-        turns = cycle(drafters.values())
-        for n in rows:
-            drafter = next(turns, None) if n > 1 else None  # one row is plain decoding's
-            rounds["verify", context, n] = verifying(shorter, n, drafter)
-    for name, drafter in drafters.items():
-        for depth in _lengths(drafter):
-            rounds["draft", name, depth] = drafting(session, drafter, DraftShape(depth))
-        for depth, nodes in product(_lengths(drafter), _budgets(drafter)):
-            rounds["tree", name, depth, nodes] = drafting(
-                session, drafter, DraftShape(depth, nodes)
-            )
-        for backlog in backlogs:
-            rounds["catch up", name, backlog] = catching_up(session, drafter, backlog)
-    seconds = median_seconds(rounds, repeats)
-
-    def curve(points: Sequence[int], *piece: str | int) -> Curve:
-        return Curve(tuple(map(float, points)), tuple(seconds[*piece, at] for at in points))
-
-    def caught(name: str) -> Curve:
-        missed = curve(backlogs, "catch up", name)
-        return Curve((0.0, *missed.at), (0.0, *missed.seconds))
-
-    return CostModel(
-        measured_host(target, drafters),
-        {context: curve(rows, "verify", context) for context in contexts},
-        {name: curve(_lengths(drafter), "draft", name) for name, drafter in drafters.items()},
-        {name: caught(name) for name in drafters},
-        {
-            name: {
-                depth: curve(_budgets(drafter), "tree", name, depth) for depth in _lengths(drafter)
-            }
-            for name, drafter in drafters.items()
-            if drafter.max_tree_nodes
-        },
-    )
+    pieces = Pieces(target, drafters, everything(drafters), contexts)
+    seconds = measure(pieces.rounds(), pieces.coarse, repeats)
+    return _model(pieces, seconds)
 
 
-def load_cost_model(target: Target, drafters: Mapping[str, Drafter]) -> CostModel:
-    """The host's cost model from the user cache, measured when missing.
+def load_cost_model(
+    target: Target,
+    drafters: Mapping[str, Drafter],
+    arms: Iterable[Arm] | None = None,
+    longest: int = 0,
+    clock: Clock | None = None,
+) -> CostModel:
+    """The host's cost model; what the user cache lacks of it is measured first.
+
+    Measuring stops after a minute, or as many seconds as `DRAFTGYM_CALIBRATION_SECONDS` says, with
+    what is known by then: at least every curve's ends.
+
+    Args:
+        target: The target.
+        drafters: Drafters by name.
+        arms: What costs are asked of: no other drafters are measured; None stands for all.
+        longest: Positions of the longest text, if known: passes behind so many are measured, too.
+        clock: Tells seconds; by default the system's.
 
     Raises:
-        DraftgymError: The cached file is damaged.
+        DraftgymError: A cached file is damaged, no drafter can serve an arm, or the budget is no
+            number.
     """
-    host = measured_host(target, drafters)
-    key = hashlib.sha256(json.dumps(host, sort_keys=True).encode()).hexdigest()[:16]
-    path = cache_folder() / "cost-models" / f"{key}.json"
-    if path.is_file():
-        return read_cost_model(path, "delete the file; it is measured again")
-    print("measuring what rounds cost on this host: once, 1 to 3 minutes", file=sys.stderr)
-    model = calibrate(target, drafters)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, model.to_json())
-    return model
+    budget = _budget()
+    arms = None if arms is None else list(arms)
+    check_arms(arms or (), drafters)
+    asked = everything(drafters) if arms is None else needed(arms)
+    pieces = Pieces(target, drafters, asked, contexts_up_to(longest))
+    paths = {name: _path(target, drafters.get(name)) for name in ("", *asked)}
+    kept = {name: _read(path) for name, path in paths.items()}
+    known = {piece: times for piece in pieces.all if (times := kept[piece.drafter].get(piece.text))}
+    if missing := pieces.missing(known):
+        print("measuring what rounds cost on this host, once", file=sys.stderr)
+        rounds = {piece: play for piece, play in pieces.rounds().items() if piece in missing}
+        measured = measure(rounds, pieces.coarse, REPEATS, budget, clock)
+        print(how_sure(measured, budget), file=sys.stderr)
+        known |= {piece: times for piece, times in measured.items() if times}
+        for name in {piece.drafter for piece in missing}:
+            fresh = {p.text: times for p, times in known.items() if p.drafter == name}
+            body = {"of": _owner(target, drafters.get(name)), "seconds": kept[name] | fresh}
+            keep_text(paths[name], json.dumps(body, indent=1))
+    return _model(pieces, known)
+
+
+def contexts_up_to(longest: int) -> list[int]:
+    """The contexts that are measured for texts of so many positions.
+
+    Beyond the usual ones a single one more, of few that are possible: others find it measured.
+    """
+    contexts = [*CONTEXTS]
+    if longest > CONTEXTS[-1]:
+        contexts.append(CONTEXTS[-1] * 2 ** math.ceil(math.log2(longest / CONTEXTS[-1])))
+    return contexts
+
+
+def how_sure(measured: Seconds, budget: float) -> str:
+    """A line for the user: how often pieces were timed, and by how much their times vary."""
+    counts = [len(times) for times in measured.values()]
+    reached = [count for count in counts if count]
+    fewest, most = min(reached), max(reached)
+    often = f"{most} times" if fewest == most else f"{fewest} to {most} times"
+    line = f"measured {len(reached)} pieces of a round, {'once' if most == 1 else often}"
+    if (spread := typical_spread(measured)) is not None:
+        line += f"; half of them vary by less than {spread:.0%}"
+    if min(counts) < REPEATS:
+        line += f"; stopped at {budget:g} s ({BUDGET_VARIABLE} gives more)"
+    if lacking := len(counts) - len(reached):
+        line += f"; {lacking} more lie between measured ones and are interpolated"
+    return line
+
+
+def typical_spread(seconds: Seconds) -> float | None:
+    """Half the range of a piece's times over their median: its own median over all pieces.
+
+    None if no piece was timed more than once.
+    """
+    spreads = [
+        (max(times) - min(times)) / 2 / median(times)
+        for times in seconds.values()
+        if len(times) > 1
+    ]
+    return median(spreads) if spreads else None
 
 
 def measured_host(target: Target, drafters: Mapping[str, Drafter]) -> dict[str, Any]:
-    """What a measurement depends on: machine, threads, dtype, sizes and versions."""
-    shape = target.decoder.shape
+    """What decides the seconds of a measurement: machine, versions, numbers, weights."""
+    names = {name: drafter.fingerprint for name, drafter in sorted(drafters.items())}
+    return {**_owner(target, None), "drafters": names}
+
+
+def _owner(target: Target, drafter: Drafter | None) -> dict[str, Any]:
+    """What decides the seconds of passes, or of a drafter's pieces."""
+    precision = target.precision
     return {
         "format": FORMAT,
-        "target": target.fingerprint,
-        "layers": shape.layers,
-        "dtype": target.precision.dtype,
-        "threads": target.precision.threads,
-        "packed": target.precision.packed,
-        "drafters": {
-            name: [drafter.max_draft_length, drafter.max_tree_nodes]
-            for name, drafter in sorted(drafters.items())
-        },
+        "cpu": cpu_model(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cores": usable_cores(),
+        "threads": precision.threads,
+        "interop_threads": torch.get_num_interop_threads(),
         "torch": torch.__version__,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "dtype": precision.dtype,
+        "packed": precision.packed,
+        "target": target.fingerprint,
+        **({} if drafter is None else {"drafter": drafter.fingerprint}),
     }
 
 
-def fitting_contexts(
-    target: Target, drafters: Mapping[str, Drafter], contexts: Sequence[int], room: int = ROOM
-) -> list[int]:
-    """The contexts in ascending order, shortened to what fits a `random_session`."""
-    longest = max((drafter.max_draft_length for drafter in drafters.values()), default=0)
-    limit = target.context_limit - room - longest - 1
-    return sorted({min(context, limit) for context in contexts})
+def _model(pieces: Pieces, seconds: Seconds) -> CostModel:
+    known = {piece: seconds[piece] for piece in pieces.all if seconds.get(piece)}
+    counts = [len(times) for times in known.values()]
+    facts = {
+        "timings": [min(counts), max(counts)],
+        "spread": typical_spread(known),
+        "interpolated": len(pieces.all) - len(known),
+    }
+    return pieces.model(known, {**measured_host(pieces.target, pieces.drafters), **facts})
 
 
-def random_session(
-    target: Target, drafters: Mapping[str, Drafter], context: int, room: int = ROOM
-) -> Session:
-    """A prefilled session over `context` random tokens, with room for as many new ones.
+def _budget() -> float:
+    text = os.environ.get(BUDGET_VARIABLE, str(BUDGET))
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not seconds >= 0:
+        raise DraftgymError(
+            f"{BUDGET_VARIABLE} is {text!r}", "set it to the seconds that measuring may take"
+        )
+    return seconds
 
-    The arithmetic costs the same whatever the text says.
+
+def _path(target: Target, drafter: Drafter | None) -> Path:
+    text = json.dumps(_owner(target, drafter), sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return cache_folder() / "cost-models" / f"{digest}.json"
+
+
+def _read(path: Path) -> dict[str, list[float]]:
+    """Timings by piece; empty where there is no file.
+
+    Raises:
+        DraftgymError: It is damaged.
     """
-    generator = torch.Generator().manual_seed(0)
-    prompt = torch.randint(target.vocab_size, (context,), generator=generator)
-    session = Session(target, prompt, GreedyRule(), room, drafters)
-    session.prefill()
-    return session
+    if not path.is_file():
+        return {}
+    seconds = read_json(path, AGAIN).get("seconds")
+    if not isinstance(seconds, dict) or not all(map(_is_timings, seconds.values())):
+        raise DraftgymError(f"{path} holds no timings", AGAIN)
+    return seconds
 
 
-def _lengths(drafter: Drafter) -> list[int]:
-    """Draft lengths, and depths of trees, that are measured."""
-    return _up_to(LENGTHS, drafter.max_draft_length)
-
-
-def _budgets(drafter: Drafter) -> list[int]:
-    """Node budgets that are measured; none where the drafter draws no trees."""
-    return _up_to(TREE_NODES, drafter.max_tree_nodes) if drafter.max_tree_nodes else []
-
-
-def _up_to(points: Sequence[int], largest: int) -> list[int]:
-    """The points below `largest`, and `largest` itself."""
-    return [point for point in points if point < largest] + [largest]
+def _is_timings(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(type(one) in (int, float) and 0 <= one < math.inf for one in value)
+    )

@@ -10,6 +10,7 @@ decoding) is the unit of latency.
 from __future__ import annotations
 
 import json
+import sys
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,7 +24,10 @@ from draftgym.decoding.files import parse_json, write_text
 
 @dataclass(frozen=True)
 class Curve:
-    """A measured cost over one variable, linear in between and flat outside.
+    """A measured cost over one variable, linear in between.
+
+    Below what was measured the nearest cost counts; beyond it costs go on along the last measured
+    slope, and never fall.
 
     Attributes:
         at: Ascending arguments.
@@ -97,6 +101,17 @@ class CostModel:
             seconds += self.catch_up[arm.drafter](caught_up)
         return seconds
 
+    def reach(self) -> dict[str, int]:
+        """Up to where passes and catching up were measured; costs beyond are extrapolated."""
+        backlogs = [int(curve.at[-1]) for curve in self.catch_up.values() if curve.at]
+        reach = {"positions of context": max(self.target_pass, default=0)}
+        return reach | ({"positions to catch up on": min(backlogs)} if backlogs else {})
+
+    def sureness(self) -> dict[str, Any]:
+        """What files of figures say of the costs: how often and how far they were measured."""
+        told = {key: self.host.get(key) for key in ("timings", "spread", "interpolated")}
+        return {**told, "measured_to": self.reach()}
+
     def to_json(self) -> str:
         """The model as JSON text."""
         return json.dumps(asdict(self), indent=1)
@@ -137,12 +152,44 @@ def _between(curves: Mapping[int, Curve], at: float, x: float) -> float:
 
 
 def _interpolate(x: float, at: Sequence[float], values: Sequence[float]) -> float:
-    """Linear in between, flat outside; numpy would spend most of its time on making arrays."""
+    """As `Curve` says; numpy would spend most of its time on making arrays."""
     right = bisect_right(at, x)
-    if right == 0 or right == len(at):
-        return values[max(0, right - 1)]
+    if right == 0:
+        return values[0]
+    if right == len(at):
+        return values[-1] + slope_beyond(at, values) * (x - at[-1])
     part = (x - at[right - 1]) / (at[right] - at[right - 1])
     return values[right - 1] + part * (values[right] - values[right - 1])
+
+
+def slope_beyond(at: Sequence[float], values: Sequence[float]) -> float:
+    """How much a cost grows per unit beyond the last measured point; never below 0."""
+    if len(at) < 2:
+        return 0.0
+    return max(0.0, (values[-1] - values[-2]) / (at[-1] - at[-2]))
+
+
+_told: set[tuple[str, int]] = set()
+
+
+def note_extrapolation(model: CostModel, longest: int) -> None:
+    """Says on standard error, once for each reach, that figures rest on extrapolated costs.
+
+    Args:
+        model: The costs.
+        longest: Positions of the longest text that they are asked about.
+    """
+    reach = model.reach()
+    beyond = {what: most for what, most in reach.items() if longest > most}
+    new = beyond.items() - _told
+    if new:
+        _told.update(new)
+        known = " and ".join(f"{most} {what}" for what, most in sorted(beyond.items()))
+        print(
+            f"note: costs were measured up to {known}; beyond (texts have up to {longest} "
+            "positions) they go on along the measured slope",
+            file=sys.stderr,
+        )
 
 
 def write_cost_model(model: CostModel, path: Path) -> None:

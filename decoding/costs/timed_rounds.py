@@ -7,16 +7,13 @@ twice as long. So each timing plays a round up to a piece, unwatched, and then t
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
-from statistics import median
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from draftgym.decoding.drafting import Drafter, DraftShape, PrefixView
 from draftgym.decoding.round import verify_batch
@@ -29,24 +26,6 @@ Piece = Callable[[], object]
 """A piece of a round."""
 Round = Callable[[], Piece]
 """Plays a round up to a piece, and gives the piece."""
-Key = TypeVar("Key", bound=Hashable)
-
-
-def median_seconds(rounds: Mapping[Key, Round], repeats: int) -> dict[Key, float]:
-    """The median time of each round's piece.
-
-    All are played in turn, `repeats` times after a warm-up, so that what drifts on the machine hits
-    all alike.
-    """
-    seconds: dict[Key, list[float]] = {key: [] for key in rounds}
-    turns = [(repeat, key) for repeat in range(repeats + 1) for key in rounds]
-    for repeat, key in tqdm(turns, "measuring", unit="round", leave=False, mininterval=1):
-        piece = rounds[key]()
-        start = time.perf_counter()
-        piece()
-        if repeat:
-            seconds[key].append(time.perf_counter() - start)
-    return {key: median(times) for key, times in seconds.items()}
 
 
 def verification(sessions: Sequence[Session], rows: Sequence[int]) -> Piece:
@@ -73,16 +52,20 @@ def verification(sessions: Sequence[Session], rows: Sequence[int]) -> Piece:
     return verify
 
 
-def verifying(session: Session, rows: int, drafter: Drafter | None = None) -> Round:
+def verifying(
+    session: Session, rows: int, drafter: Drafter | None = None, state: Any = None
+) -> Round:
     """Verification of one session, behind a draft.
 
     Args:
         session: Prefilled; it is left as it was.
         rows: Rows of the pass.
         drafter: Who drafts before it; None for plain decoding, where a pass follows a pass.
+        state: Its state `behind` by nothing, if there is one already.
     """
     verify = verification([session], [rows])
-    state = None if drafter is None else _behind(session, drafter, 0)
+    if drafter is not None and state is None:
+        state = behind(session, drafter, 0)
 
     def play() -> Piece:
         if drafter is not None:
@@ -92,27 +75,43 @@ def verifying(session: Session, rows: int, drafter: Drafter | None = None) -> Ro
     return play
 
 
-def catching_up(session: Session, drafter: Drafter, backlog: int) -> Round:
-    """Catching up on `backlog` positions, behind a target step."""
+def catching_up(session: Session, drafter: Drafter, backlog: int, behind_by: Any = None) -> Round:
+    """Catching up on `backlog` positions, behind a target step.
+
+    Args:
+        session: Prefilled; it is left as it was.
+        drafter: Who catches up.
+        backlog: How many positions it lacks.
+        behind_by: Its state `behind` by so many, if there is one already.
+    """
     step = verifying(session, 1)
-    behind = _behind(session, drafter, backlog)
+    lacking = behind(session, drafter, backlog) if behind_by is None else behind_by
 
     def play() -> Piece:
-        state = deepcopy(behind)
+        state = deepcopy(lacking)
         step()()
         return lambda: drafter.catch_up(state, session)
 
     return play
 
 
-def drafting(session: Session, drafter: Drafter, shape: DraftShape) -> Round:
-    """A draft behind a target step and catching up on what that committed."""
+def drafting(
+    session: Session, drafter: Drafter, shape: DraftShape, behind_by_one: Any = None
+) -> Round:
+    """A draft behind a target step and catching up on what that committed.
+
+    Args:
+        session: Prefilled; it is left as it was.
+        drafter: Who drafts.
+        shape: How much.
+        behind_by_one: Its state `behind` by one position, if there is one already.
+    """
     context = PrefixView(session, len(session.tokens), _FullTrees())
     step = verifying(session, 1)
-    behind = _behind(session, drafter, 1)
+    lacking = behind(session, drafter, 1) if behind_by_one is None else behind_by_one
 
     def play() -> Piece:
-        state = deepcopy(behind)
+        state = deepcopy(lacking)
         step()()
         drafter.catch_up(state, session)
         return lambda: drafter.propose(state, context, shape)
@@ -132,7 +131,7 @@ class _FullTrees(GreedyRule):
         return replace(usual, scores=-ranks.expand_as(usual.scores))
 
 
-def _behind(session: Session, drafter: Drafter, backlog: int) -> Any:
+def behind(session: Session, drafter: Drafter, backlog: int) -> Any:
     """A state of the drafter that lacks the last `backlog` positions."""
     state = drafter.new_state(session.capacity)
     drafter.catch_up(state, PrefixView(session, len(session.tokens) - backlog))

@@ -25,6 +25,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from draftgym.decoding.arms import Arm
 from draftgym.decoding.costs.batch_cost import (
     CONTEXTS,
     ROWS_EACH,
@@ -169,7 +170,9 @@ def measure_host(args: HostArgs) -> MeasuredHost:
     if min((1, *args.users, *args.rows_each, *args.contexts, args.repeats)) < 1:
         raise DraftgymError("a measurement of nothing", "give numbers of 1 and more")
     target = load_target(args.target, args.dtype, args.threads)
-    costs = load_cost_model(target, load_drafters(target, args.drafters))
+    drafters = load_drafters(target, args.drafters)
+    chains = [Arm(name, drafter.max_draft_length) for name, drafter in drafters.items()]
+    costs = load_cost_model(target, drafters, chains)
     batches = measure_batches(target, args.users, args.rows_each, args.contexts, args.repeats)
     host = MeasuredHost(batches, costs, {**describe_target(target), **describe_host()})
     write_text(args.out, host.to_json() + "\n")

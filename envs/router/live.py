@@ -8,7 +8,7 @@ from typing import Any, SupportsInt
 
 from draftgym.decoding.arms import check_arms, default_arms, parse_arm
 from draftgym.decoding.costs.calibration import load_cost_model
-from draftgym.decoding.costs.cost_model import CostModel
+from draftgym.decoding.costs.cost_model import CostModel, note_extrapolation
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target, load_target
@@ -135,7 +135,9 @@ class RouterEnv(RoundsEnv):
         super().__init__(chosen, names, self.target.hidden_size, latency_price, render_mode)
         self.measured = latency == "measured"
         self.cost_model = (
-            load_cost_model(self.target, self.drafters) if isinstance(latency, str) else latency
+            load_cost_model(self.target, self.drafters, () if self.measured else chosen)
+            if isinstance(latency, str)
+            else latency
         )
 
     def reset(
@@ -196,6 +198,8 @@ class RouterEnv(RoundsEnv):
         self.prompt, self.observer = prompt, RouterObserver(self.arms)
         self.session = Session(self.target, ids, rule, self.max_new_tokens, self.drafters)
         self.session.prefill()
+        if not self.measured:
+            note_extrapolation(self.cost_model, len(ids) + self.max_new_tokens)
         self.running = not self.session.finished
         return self.running
 

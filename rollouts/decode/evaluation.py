@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from draftgym.decoding.arms import PLAIN
 from draftgym.decoding.costs.calibration import load_cost_model
-from draftgym.decoding.costs.cost_model import CostModel
+from draftgym.decoding.costs.cost_model import CostModel, note_extrapolation
 from draftgym.decoding.decoder import PlainPolicy, RoutingPolicy, SpeculativeDecoder
 from draftgym.decoding.drafting import LAZY_KV_ONLY, Drafter
 from draftgym.decoding.errors import DraftgymError
@@ -92,7 +93,12 @@ def evaluate(args: EvaluateArgs) -> Evaluation:
     environment = describe_run(args, target, drafters) | fitted.describe()
     predict = None
     if args.settings.catching_up == LAZY_KV_ONLY:  # the only way that the cost model knows
-        predict = cost_predictor(load_cost_model(target, drafters))
+        longest = args.max_new_tokens + max(map(len, fitted.ids.values()), default=0)
+        arms = [arm for policy in policies.values() for arm in policy.arms]
+        model = load_cost_model(target, drafters, arms, longest)
+        note_extrapolation(model, longest)
+        environment["costs"] = model.sureness() | {"longest_text": longest}
+        predict = cost_predictor(model)
     result = compare(
         target, drafters, policies, fitted.prompts, args.settings, environment, predict
     )
@@ -171,7 +177,7 @@ def chosen_policies(
     policies: dict[str, RoutingPolicy] = {}
     for spec in all_policies(drafters, shipped_router(target)) if specs is None else specs:
         policy = make_policy(
-            spec, drafters, target, seed, lambda: load_cost_model(target, drafters)
+            spec, drafters, target, seed, partial(load_cost_model, target, drafters)
         )
         if policy.name in policies:
             raise DraftgymError(

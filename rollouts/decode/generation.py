@@ -13,6 +13,7 @@ import io
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import tyro
 
@@ -98,7 +99,7 @@ def generate(args: GenerateArgs) -> Generation:
     target, drafters = args.load()
     spec = args.policy or default_policy(drafters, shipped_router(target))
     policy = make_policy(
-        spec, drafters, target, args.seed, lambda: load_cost_model(target, drafters)
+        spec, drafters, target, args.seed, partial(load_cost_model, target, drafters)
     )
     decoder = SpeculativeDecoder(target, drafters, policy)
     stream = TextStream(target.decode, _emit)

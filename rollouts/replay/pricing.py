@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from draftgym.decoding.arms import PLAIN, Arm
-from draftgym.decoding.costs.cost_model import CostModel
+from draftgym.decoding.costs.cost_model import CostModel, note_extrapolation
 from draftgym.decoding.errors import DraftgymError
 from draftgym.rollouts.traces.trace import TextTrace, TraceSet
 
@@ -47,8 +47,7 @@ def round_seconds(model: CostModel, text: TextTrace, arm: Arm) -> NDArray[np.flo
 
 def catch_up_table(model: CostModel, drafter: str, longest: int) -> NDArray[np.float64]:
     """Seconds of catching up by backlog, for 0 to `longest` positions."""
-    curve = model.catch_up[drafter]
-    return np.interp(np.arange(longest + 1), curve.at, curve.seconds)
+    return np.array([model.catch_up[drafter](backlog) for backlog in range(longest + 1)])
 
 
 def backlogs(
@@ -224,6 +223,7 @@ def price_traces(
     names = list(dict.fromkeys(_drafter_name(arm) for arm in arms))
     check_costs(model, names)
     longest = max((text.prompt_tokens + len(text) for text in traces.texts), default=0)
+    note_extrapolation(model, longest)
     tables = [
         np.zeros(longest + 1) if name == PLAIN else catch_up_table(model, name, longest)
         for name in names

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from draftgym.decoding.arms import Arm
-from draftgym.decoding.costs.cost_model import CostModel
+from draftgym.decoding.costs.cost_model import CostModel, note_extrapolation
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.observation import Observation, RouterMemory, drafter_names
 from draftgym.rollouts.replay.pricing import backlogs, catch_up_table, round_seconds, step_seconds
@@ -174,6 +174,7 @@ class Replay:
         self._drafter = np.array([names.index(a.drafter) if a.drafts else -1 for a in self.arms])
         self._lags = np.array([traces.origin.lags[name] for name in names], dtype=np.int64)
         longest = int(self._context.max()) + 1
+        note_extrapolation(model, longest)
         tables = [catch_up_table(model, name, longest) for name in names]
         self._tables = np.stack(tables) if tables else np.zeros((0, longest + 1))
 

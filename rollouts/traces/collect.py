@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from draftgym.decoding.arms import Arm, check_arms, parse_arm
 from draftgym.decoding.costs.calibration import load_cost_model
+from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
@@ -91,7 +92,9 @@ def collect(args: CollectArgs) -> TraceSet:
         fitted = fit_prompts(
             target, interleave_categories(prompts), args.max_new_tokens, args.skip_long_prompts
         )
-        origin = describe_origin(args, target, drafters, arms)
+        longest = args.max_new_tokens + max(map(len, fitted.ids.values()), default=0)
+        costs = load_cost_model(target, drafters, arms, longest)
+        origin = describe_origin(args, target, drafters, arms, costs)
         origin.host["prompts"] = fitted.describe()
         done = read_done(args.out, origin)
         requests = requests_of_run(fitted, args.temperature, args.seed)
@@ -110,7 +113,11 @@ def _in_the_dtype_of(args: CollectArgs) -> CollectArgs:
 
 
 def describe_origin(
-    args: CollectArgs, target: Target, drafters: Mapping[str, Drafter], arms: Sequence[Arm]
+    args: CollectArgs,
+    target: Target,
+    drafters: Mapping[str, Drafter],
+    arms: Sequence[Arm],
+    costs: CostModel,
 ) -> TraceOrigin:
     """What the traces' file says about where they come from."""
     used = {arm.drafter: drafters[arm.drafter] for arm in arms}
@@ -126,7 +133,7 @@ def describe_origin(
         temperature=args.temperature,
         seed=args.seed,
         max_new_tokens=args.max_new_tokens,
-        cost_model=load_cost_model(target, drafters),
+        cost_model=costs,
         host=describe_host(),
     )
 

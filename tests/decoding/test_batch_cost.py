@@ -1,4 +1,4 @@
-"""Costs of ragged batches are measured here, interpolated, and never extrapolated."""
+"""Costs of ragged batches are measured here, interpolated, and extrapolated in contexts only."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from draftgym.decoding.costs.batch_cost import BatchCost, measure_batches
-from draftgym.decoding.costs.calibration import random_session
+from draftgym.decoding.costs.pieces import random_session
 from draftgym.decoding.costs.timed_rounds import verification
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
@@ -27,10 +27,10 @@ def test_measured_points_come_back() -> None:
                 assert COST(users, users * each, context) == COST.seconds[c][u][r]
 
 
-def test_it_is_linear_in_between_and_flat_in_contexts_outside() -> None:
+def test_it_is_linear_in_between_and_in_contexts_beyond() -> None:
     assert COST(1, 3, 10) == pytest.approx(1.5)
     assert COST(2, 6, 20) == pytest.approx((3.5 + 13.5) / 2)
-    assert COST(1, 1, 0) == 1.0 and COST(1, 1, 99) == 11.0
+    assert COST(1, 1, 0) == 1.0 and COST(1, 1, 99) == 11.0 + 69 * 0.5
     table = COST(np.array([[1], [2]]), np.array([[5], [10]]), np.array([10.0, 20.0, 30.0]))
     assert table == pytest.approx(np.array([[2, 7, 12], [4, 9, 14]]))
 

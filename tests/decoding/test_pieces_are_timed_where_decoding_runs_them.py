@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from draftgym.decoding.costs.calibration import random_session
-from draftgym.decoding.costs.timed_rounds import catching_up, drafting, median_seconds, verifying
+from draftgym.decoding.costs.measuring import median_seconds
+from draftgym.decoding.costs.pieces import random_session
+from draftgym.decoding.costs.timed_rounds import catching_up, drafting, verifying
 from draftgym.decoding.drafting import Drafter, DraftShape
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.model.transformer import Decoder
