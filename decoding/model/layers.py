@@ -6,6 +6,8 @@ G = key/value heads, D = head dimension, d = hidden size.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -58,7 +60,39 @@ def rotate(x: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), signed_sin)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+ROWS_TOGETHER = 1024
+"""Rows of a long text that attend at once: a mask over all of them would be its square."""
+
+
+@dataclass(frozen=True)
+class CausalMask:
+    """New rows of which each sees what is cached, the rows before it and itself.
+
+    Attributes:
+        cached: Keys before the new rows.
+        dtype: Dtype of the queries.
+    """
+
+    cached: int
+    dtype: torch.dtype
+
+    def part(self, start: int, stop: int) -> Tensor:
+        """Of the rows `start .. stop - 1`, over the keys that the last of them sees."""
+        keys = torch.arange(self.cached + stop)
+        hidden = keys > keys[self.cached + start :, None]
+        return torch.zeros(hidden.shape, dtype=self.dtype).masked_fill_(hidden, float("-inf"))
+
+
+def causal_mask(rows: int, cached: int, dtype: torch.dtype) -> Tensor | CausalMask | None:
+    """The mask of new rows behind cached ones, in whichever form suits their number."""
+    if rows > ROWS_TOGETHER:
+        return CausalMask(cached, dtype)
+    if rows == 1:
+        return None
+    return additive_mask(torch.ones(rows, rows).tril().bool(), cached + rows, dtype)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | CausalMask | None) -> Tensor:
     """Grouped-query attention of one sequence.
 
     The query heads that share a key/value head are folded into rows, so keys are never repeated.
@@ -67,12 +101,20 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         q: Queries `[N, H, D]`.
         k: Keys `[G, L, D]` (a view into a cache).
         v: Values `[G, L, D]`.
-        mask: Additive `[N, L]` in q's dtype (0 = visible, -inf = hidden), or None for all visible.
+        mask: Additive `[N, L]` in q's dtype (0 = visible, -inf = hidden), a causal one that is made
+            part by part, or None for all visible.
 
     Returns:
         `[N, H * D]`.
     """
     n, heads, dim = q.shape
+    if isinstance(mask, CausalMask):
+        parts = []
+        for start in range(0, n, ROWS_TOGETHER):
+            part = mask.part(start, min(n, start + ROWS_TOGETHER))
+            seen = part.shape[1]
+            parts.append(attend(q[start : start + len(part)], k[:, :seen], v[:, :seen], part))
+        return torch.cat(parts)
     groups = k.shape[0]
     share = heads // groups
     rows = q.view(n, groups, share, dim).permute(1, 2, 0, 3).reshape(1, groups, share * n, dim)

@@ -18,7 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from draftgym.decoding.model.cache import KVCache
-from draftgym.decoding.model.layers import RotaryTable, additive_mask, attend, rms_norm, rotate
+from draftgym.decoding.model.layers import (
+    CausalMask,
+    RotaryTable,
+    additive_mask,
+    attend,
+    causal_mask,
+    rms_norm,
+    rotate,
+)
 from draftgym.decoding.model.products import Products
 
 
@@ -176,7 +184,7 @@ class Decoder:
         cos_sin: tuple[Tensor, Tensor],
         batch: Sequence[NewRows],
         counts: list[int],
-        masks: list[Tensor | None],
+        masks: Sequence[Tensor | CausalMask | None],
     ) -> Tensor:
         q, k, v = self._projections(layer, x, cos_sin)
         attended = []
@@ -208,13 +216,12 @@ class Decoder:
             )
         return q, k, v
 
-    def _mask(self, rows: NewRows) -> Tensor | None:
+    def _mask(self, rows: NewRows) -> Tensor | CausalMask | None:
         """Additive mask `[n, length + n]` of one sequence; None when nothing is hidden."""
         n = rows.tokens.shape[0]
-        if rows.visible is None and n == 1:
-            return None
-        visible = rows.visible if rows.visible is not None else torch.ones(n, n).tril().bool()
-        return additive_mask(visible, rows.cache.length + n, self.dtype)
+        if rows.visible is None:
+            return causal_mask(n, rows.cache.length, self.dtype)
+        return additive_mask(rows.visible, rows.cache.length + n, self.dtype)
 
     def _outputs(
         self,
