@@ -12,6 +12,7 @@ from torch import Tensor
 
 from draftgym.decoding.arms import PLAIN, Arm, check_arms
 from draftgym.decoding.drafting import LAZY_KV_ONLY, CatchUp, Drafter
+from draftgym.decoding.given import check_drafters, check_policy, check_target
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.observation import RouterObserver
 from draftgym.decoding.round import RoundRecord, play_round
@@ -110,11 +111,17 @@ class SpeculativeDecoder:
         target: The target.
         drafters: Drafters by name.
         policy: Chooses an arm each round; its arms must name loaded drafters.
+
+    Raises:
+        DraftgymError: One of them is something else, such as a name or an agent of SB3.
     """
 
     def __init__(
         self, target: Target, drafters: Mapping[str, Drafter], policy: RoutingPolicy
     ) -> None:
+        check_target(target)
+        check_drafters(drafters)
+        check_policy(policy)
         check_arms(policy.arms, drafters)
         self.target, self.policy = target, policy
         used = {arm.drafter for arm in policy.arms if arm.drafts}

@@ -17,6 +17,7 @@ from typing import Any
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import user_path
+from draftgym.decoding.given import check_target
 from draftgym.decoding.model.target import Target
 from draftgym.drafters.checkpoint import NEURAL, load_drafter
 from draftgym.drafters.formats import recognise
@@ -47,6 +48,9 @@ def load_drafters(
         DraftgymError: A folder is damaged or of another target, two given ones are of one kind, or
             code does not make a drafter.
     """
+    check_target(target)
+    if isinstance(given, str | Path):  # a text would be read letter by letter
+        given = [given]
     found = find_checkpoints(target, given, shipped)
     if not found:
         print(

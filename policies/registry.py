@@ -17,6 +17,7 @@ from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import user_path
+from draftgym.decoding.given import check_drafters, check_target
 from draftgym.decoding.model.embedded import EMBEDDED_TARGETS
 from draftgym.decoding.model.target import Target
 from draftgym.policies.base import Policy
@@ -29,7 +30,7 @@ SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints"
 
 
 def make_policy(
-    spec: str,
+    spec: str | Path,
     drafters: Mapping[str, Drafter],
     target: Target,
     seed: int = 0,
@@ -53,6 +54,14 @@ def make_policy(
     Raises:
         DraftgymError: Unknown name, missing drafter, or a folder that holds no fitting policy.
     """
+    if not isinstance(spec, str | Path):
+        raise DraftgymError(
+            f"a {type(spec).__name__} is no name of a policy",
+            "give a name or a folder; a policy that is made already needs no make_policy",
+        )
+    check_drafters(drafters)
+    check_target(target)
+    spec = str(spec)
     name, _, rest = spec.strip().partition(":")
     if chooser_name(spec) in CHOOSERS and not (name == "random" and rest):
         return _chooser(parse_chooser(spec, drafters), drafters, seed, cost_model)

@@ -11,6 +11,7 @@ from draftgym.decoding.costs.calibration import load_cost_model
 from draftgym.decoding.costs.cost_model import CostModel, note_extrapolation
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.given import check_drafters, check_target, check_texts
 from draftgym.decoding.model.target import Target, load_target
 from draftgym.decoding.observation import Observation, RouterObserver
 from draftgym.decoding.round import RoundRecord, play_round
@@ -103,7 +104,7 @@ class RouterEnv(RoundsEnv):
 
     def __init__(
         self,
-        target: str | Target = "smollm2-135m",
+        target: str | Path | Target = "smollm2-135m",
         drafters: Mapping[str, Drafter] | None = None,
         arms: Sequence[str] | None = None,
         prompts: str | Path | Sequence[Prompt] = "train",
@@ -123,8 +124,13 @@ class RouterEnv(RoundsEnv):
                 "ask for 2 or more with max_new_tokens",
             )
         check_temperature(temperature)
+        if drafters is not None:
+            check_drafters(drafters)
+        if arms:
+            check_texts(arms, "arms", "eagle3:4")
         given = as_prompts(prompts)
-        self.target = load_target(target) if isinstance(target, str) else target
+        self.target = load_target(str(target)) if isinstance(target, str | Path) else target
+        check_target(self.target)
         fitted = fit_prompts(self.target, given, max_new_tokens, skip_long_prompts)
         self.prompts, self._ids = fitted.prompts, fitted.ids
         self.drafters = dict(load_drafters(self.target) if drafters is None else drafters)

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from draftgym.decoding.arms import PLAIN, parse_arm
 from draftgym.decoding.costs.cost_model import CostModel
+from draftgym.decoding.given import check_texts
 from draftgym.decoding.observation import Observation
 from draftgym.envs.options import check_options
 from draftgym.envs.reward import Reward, RoundReward, restart
 from draftgym.envs.router.base import RoundsEnv, TextOrder, router_spaces
 from draftgym.envs.vector import ArrayVectorEnv, Facts, Seeds
 from draftgym.rollouts.replay.replay import Replay
-from draftgym.rollouts.traces.file import read_traces
+from draftgym.rollouts.traces.file import as_traces
 from draftgym.rollouts.traces.trace import TraceSet
 
 OPTIONS = ("prompt", "noise_seed")
@@ -228,6 +229,8 @@ def _replay(
     cost_model: CostModel | None,
 ) -> Replay:
     """Episodes over traces; by default with every traced arm and `plain`."""
-    read = traces if isinstance(traces, TraceSet) else read_traces(Path(traces))
+    read = as_traces(traces)
+    if arms:
+        check_texts(arms, "arms", "eagle3:4")
     chosen = [parse_arm(arm) for arm in arms or (*read.origin.arms, PLAIN)]
     return Replay(read, chosen, count, cost_model)

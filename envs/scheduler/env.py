@@ -24,7 +24,7 @@ from draftgym.envs.scheduler.actions import (
 )
 from draftgym.envs.scheduler.observation import observe_cell, scheduler_observation_space
 from draftgym.policies.multispin.problem import Plan
-from draftgym.rollouts.traces.file import read_traces
+from draftgym.rollouts.traces.file import as_traces
 from draftgym.rollouts.traces.trace import TraceSet
 
 
@@ -302,7 +302,10 @@ def _of_the_first(facts: dict[str, Any]) -> dict[str, Any]:
 
 def read_table(traces: str | Path | TraceSet | ChainTable, settings: CellSettings) -> ChainTable:
     """Traces in the form that cells read; a table is taken as it is."""
+    if not isinstance(settings, CellSettings):
+        raise DraftgymError(
+            f"a {type(settings).__name__} is no cell", "give a CellSettings of draftgym.envs.cell"
+        )
     if isinstance(traces, ChainTable):
         return traces
-    read = traces if isinstance(traces, TraceSet) else read_traces(Path(traces))
-    return ChainTable(read, settings.arms)
+    return ChainTable(as_traces(traces), settings.arms)

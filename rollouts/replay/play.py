@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from draftgym.decoding.arms import Arm
 from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.decoder import RoutingPolicy
+from draftgym.decoding.given import check_policy
 from draftgym.rollouts.replay.replay import Replay
 from draftgym.rollouts.report.statistics import Work
 from draftgym.rollouts.traces.trace import TextTrace, TraceSet
@@ -70,6 +71,7 @@ def play_policy(
     Returns:
         One entry per text of `traces` that has a round to play, in their order.
     """
+    check_policy(policy)
     texts = np.arange(sum(len(text) > 0 for text in traces.texts))
     replay = Replay(traces, policy.arms, len(texts) if together else 1, cost_model)
     if together:

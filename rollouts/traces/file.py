@@ -79,6 +79,22 @@ def trace_table(texts: Sequence[TextTrace], origin: TraceOrigin) -> Any:
     return table.replace_schema_metadata({METADATA_KEY: json.dumps(body).encode()})
 
 
+def as_traces(source: str | Path | TraceSet) -> TraceSet:
+    """Traces as they are given to an environment: a folder, or a loaded `TraceSet`.
+
+    Raises:
+        DraftgymError: It is something else, or the folder cannot be read.
+    """
+    if isinstance(source, TraceSet):
+        return source
+    if not isinstance(source, str | Path):
+        raise DraftgymError(
+            f"a {type(source).__name__} is no traces",
+            "give their folder (draftgym collect makes it)",
+        )
+    return read_traces(Path(source))
+
+
 def read_traces(folder: Path) -> TraceSet:
     """Reads every shard of a folder.
 

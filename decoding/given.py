@@ -1,0 +1,69 @@
+"""What people hand to the public face by mistake, refused by name before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from draftgym.decoding.errors import DraftgymError
+
+
+def check_target(given: Any) -> None:
+    """Raises `DraftgymError` unless it is a loaded target."""
+    if not (hasattr(given, "decoder") and hasattr(given, "encode")):
+        raise DraftgymError(
+            f"{_told(given)} is no loaded target", "load it: draftgym.load_target(name)"
+        )
+
+
+def check_drafters(given: Any) -> None:
+    """Raises `DraftgymError` unless it is loaded drafters by name."""
+    loaded = isinstance(given, Mapping) and all(
+        isinstance(name, str) and hasattr(one, "propose") for name, one in given.items()
+    )
+    if not loaded:
+        raise DraftgymError(
+            f"{_told(given)} is not loaded drafters by name",
+            "load them: draftgym.load_drafters(target, [folder, ...])",
+        )
+
+
+def check_policy(given: Any) -> None:
+    """Raises `DraftgymError` unless it is a router's policy: it knows its arms."""
+    lacking = [name for name in ("arms", "observes", "predict") if not hasattr(given, name)]
+    if not lacking:
+        return
+    if isinstance(given, str | Path):
+        remedy = "make a policy of it: draftgym.make_policy(name_or_folder, drafters, target)"
+    elif "predict" not in lacking:
+        remedy = (
+            "an agent of Stable-Baselines3 does not know what its actions mean: train with "
+            "draftgym train-router, whose <run>/policy is the exported policy that make_policy "
+            "loads, or derive from draftgym.Policy and let choose() ask your agent"
+        )
+    else:
+        remedy = "make one with draftgym.make_policy, or derive from draftgym.Policy"
+    raise DraftgymError(f"{_told(given)} is no policy: it lacks {', '.join(lacking)}", remedy)
+
+
+def check_texts(given: Any, what: str, example: str) -> None:
+    """Raises `DraftgymError` unless it is a list of texts, and not one text.
+
+    Args:
+        given: What was given.
+        what: What it should list, for the error.
+        example: One of them.
+    """
+    listed = [] if isinstance(given, str) or not isinstance(given, Iterable) else list(given)
+    if not listed or not all(isinstance(one, str) for one in listed):
+        raise DraftgymError(
+            f"{_told(given)} is no list of {what}", f'write them as texts, as in ["{example}"]'
+        )
+
+
+def _told(given: Any) -> str:
+    """A text itself, and of other things what they are."""
+    if given is None or isinstance(given, str | Path | int | float):
+        return repr(given)
+    return f"a {type(given).__name__}"
