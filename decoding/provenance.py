@@ -64,13 +64,16 @@ def check_run_folder(folder: Path, option: str = "--run") -> None:
         ) from error
 
 
-def write_run_config(folder: Path, settings: Any, target: Target) -> None:
+def write_run_config(
+    folder: Path, settings: Any, target: Target, facts: Mapping[str, Any] | None = None
+) -> None:
     """Writes `config.json` of a run folder: settings, command, revision, versions, target.
 
     Args:
         folder: The run folder.
         settings: A dataclass, possibly nested.
         target: What it runs on.
+        facts: What else is told.
 
     Raises:
         DraftgymError: The folder has a run on another target.
@@ -81,8 +84,8 @@ def write_run_config(folder: Path, settings: Any, target: Target) -> None:
         if before not in (None, target.fingerprint):
             key, remedy = "fingerprint in its config.json", "name another --run"
             raise other_target(f"run {folder}", before, target, key, remedy)
-    body = {"settings": plain(asdict(settings)), **describe_target(target), **describe_host()}
-    write_json(path, body)
+    told = {**(facts or {}), **describe_target(target), **describe_host()}
+    write_json(path, {"settings": plain(asdict(settings)), **told})
 
 
 def plain(value: Any) -> Any:

@@ -57,6 +57,9 @@ class DrafterArgs:
     hottest: float | None = None
     """Leave out texts sampled at a higher temperature (column `temperature`); 0 keeps the greedy
     ones. Default: all."""
+    skip_long_prompts: bool = False
+    """Leave out texts whose prompts leave no room for a response, and count them; else they are
+    refused before anything is trained."""
     features: Path | None = None
     """Folder where the target's hidden states are kept for later visits and other drafters (8 KB a
     token for the embedded target); default: the target runs at every visit."""
@@ -143,11 +146,16 @@ def train(args: Eagle3Args | DFlashArgs | SmallLMArgs) -> Path:
         longest,
         hottest=args.hottest,
         target=target,
+        skip_long_prompts=args.skip_long_prompts,
     )
-    print(f"corpus: {len(corpus.train)} texts, {corpus.response_tokens} response tokens")
+    left_out = f"; left out: {corpus.too_long} too long, {corpus.too_short} too short"
+    print(
+        f"corpus: {len(corpus.train)} texts, {corpus.response_tokens} response tokens"
+        f"{left_out if corpus.too_long or corpus.too_short else ''}"
+    )
     objective = _objective(args, target, corpus)
 
-    write_run_config(args.run, args, target)
+    write_run_config(args.run, args, target, {"corpus": corpus.describe()})
     layers = {
         *default_taps(target.decoder.shape.layers),
         *default_dflash_taps(target.decoder.shape.layers),

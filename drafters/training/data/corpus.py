@@ -37,6 +37,9 @@ METADATA_KEY = b"draftgym"
 LONGEST_TEXT = 768
 """Tokens of a training text; the rest is cut, since attention costs its square."""
 
+SHORTEST_RESPONSE = 4
+"""Response tokens that are left of a text, at least."""
+
 SHAPE = "it must be Parquet with list columns `prompt` and `response` of token ids"
 
 
@@ -48,19 +51,39 @@ class Text:
         tokens: Prompt and response `[n]`.
         prompt_length: How many of them are the prompt.
         temperature: At which the response was sampled; 0 for greedy, and where nobody says.
+        question_id: Which question it answers; empty where nobody says.
     """
 
     tokens: Tensor
     prompt_length: int
     temperature: float = 0.0
+    question_id: str = ""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Texts split into those to train on and a few to validate on."""
+    """Texts split into those to train on and a few to validate on.
+
+    Attributes:
+        train: To train on.
+        validation: To validate on.
+        too_long: Texts left out on request: their prompts leave no room for a response.
+        too_short: Texts left out for an empty prompt or a response of few tokens.
+    """
 
     train: list[Text]
     validation: list[Text]
+    too_long: int = 0
+    too_short: int = 0
+
+    def describe(self) -> dict[str, int]:
+        """How many texts became what."""
+        return {
+            "train": len(self.train),
+            "validation": len(self.validation),
+            "left_out_too_long": self.too_long,
+            "left_out_too_short": self.too_short,
+        }
 
     @property
     def response_tokens(self) -> int:
@@ -103,6 +126,7 @@ def load_corpus(
     seed: int = 0,
     hottest: float | None = None,
     target: Target | None = None,
+    skip_long_prompts: bool = False,
 ) -> Corpus:
     """Reads a corpus.
 
@@ -114,17 +138,28 @@ def load_corpus(
         seed: Seed of that choice.
         hottest: Texts sampled at a higher temperature are left out; None keeps all.
         target: The target; files that name another one are refused.
+        skip_long_prompts: Whether texts whose prompts leave no room for a response are left out.
 
     Raises:
         DraftgymError: Missing file or columns, ids of another tokenizer, responses of another
-            target, too few texts.
+            target, prompts that leave no room for a response, too few texts.
     """
     shards = _shards_of(path)
     if target is not None:
         for shard in shards:
             _check_target(shard, target)
     read = [text for shard in shards for text in _read(shard, vocab, max_length, hottest)]
-    texts = [text for text in read if 0 < text.prompt_length <= len(text.tokens) - 4]
+    too_long = [text for text in read if text.prompt_length > max_length - SHORTEST_RESPONSE]
+    if too_long and not skip_long_prompts:
+        raise DraftgymError(
+            f"{len(too_long)} of {len(read)} texts of {path} have prompts that leave no room for a "
+            f"response: {_told(too_long)}; a text is cut to {max_length} tokens",
+            "write responses to shorter prompts (draftgym respond --max-prompt-tokens "
+            f"{max_length - SHORTEST_RESPONSE}), or leave them out with --skip-long-prompts",
+        )
+    texts = [
+        text for text in read if 0 < text.prompt_length <= len(text.tokens) - SHORTEST_RESPONSE
+    ]
     if len(texts) <= validation:
         raise DraftgymError(
             f"{path} has {len(texts)} usable texts, fewer than the {validation} to validate on",
@@ -132,7 +167,14 @@ def load_corpus(
         )
     order = np.random.default_rng(seed).permutation(len(texts))
     held, kept = order[:validation], order[validation:]
-    return Corpus([texts[i] for i in kept], [texts[i] for i in held])
+    too_short = len(read) - len(too_long) - len(texts)
+    return Corpus([texts[i] for i in kept], [texts[i] for i in held], len(too_long), too_short)
+
+
+def _told(some: list[Text]) -> str:
+    """The first few, with their lengths, and how many more there are."""
+    named = [f"{text.question_id or 'one'} ({text.prompt_length} tokens)" for text in some[:3]]
+    return ", ".join([*named, *([f"{len(some) - 3} more"] if len(some) > 3 else [])])
 
 
 def response_schema(metadata: dict[str, Any]) -> Any:
@@ -214,14 +256,18 @@ def _read(path: Path, vocab: int, max_length: int, hottest: float | None) -> lis
     import pyarrow.parquet as parquet
 
     try:
-        said = "temperature" in parquet.read_schema(path).names
-        columns = ["prompt", "response"] + (["temperature"] if said or hottest is not None else [])
+        names = parquet.read_schema(path).names
+        said = [name for name in ("id", "temperature") if name in names]
+        columns = ["prompt", "response", *said]
+        if hottest is not None and "temperature" not in said:
+            columns.append("temperature")  # its absence is an error
         rows = parquet.read_table(path, columns=columns).to_pylist()
         texts = [
             Text(
                 torch.tensor(row["prompt"] + row["response"], dtype=torch.long)[:max_length],
                 len(row["prompt"]),
                 float(row.get("temperature") or 0.0),
+                str(row.get("id") or ""),
             )
             for row in rows
             if hottest is None or row["temperature"] <= hottest

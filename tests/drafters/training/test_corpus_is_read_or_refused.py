@@ -78,7 +78,13 @@ def test_long_texts_are_cut_and_texts_without_prompt_or_response_left_out(tmp_pa
     prompts = [[1, 2], [], [1] * 30, [1, 2], [7]]
     responses = [[3] * 40, [3] * 9, [3] * 9, [3, 3, 3], [8] * 4]
     path = write_corpus(tmp_path / "c.parquet", {"prompt": prompts, "response": responses})
-    corpus = load_corpus(path, 61, max_length=20, validation=1)
+    with pytest.raises(DraftgymError, match=r"1 of 5 texts .*one \(30 tokens\)") as refused:
+        load_corpus(path, 61, max_length=20, validation=1)
+    assert "--skip-long-prompts" in refused.value.remedy
+    corpus = load_corpus(path, 61, max_length=20, validation=1, skip_long_prompts=True)
+    assert corpus.describe() == {
+        **{"train": 1, "validation": 1, "left_out_too_long": 1, "left_out_too_short": 2}
+    }
     texts = sorted(text.tokens.tolist() for text in corpus.train + corpus.validation)
     assert texts == [[1, 2] + [3] * 18, [7, 8, 8, 8, 8]]
 
