@@ -21,8 +21,10 @@ key `draftgym`: kind, schema version, and the `TraceOrigin` with hashes, seed an
 from __future__ import annotations
 
 import json
+import reprlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,7 @@ ONE_SEED_VERSION = 2
 """As now, but that sampled texts had one seed for all (`TraceOrigin.seeding`)."""
 METADATA_KEY = b"draftgym"
 TEXT_COLUMNS = ("question_id", "category", "prompt_hash")
+PARTS = ("committed", "drafted", "depth")
 LOGPROBS = ".logprobs"
 AGAIN = "collect it again with draftgym collect"
 
@@ -66,7 +69,7 @@ def trace_table(texts: Sequence[TextTrace], origin: TraceOrigin) -> Any:
     hidden = np.concatenate([text.hidden for text in texts])
     columns["hidden"] = pa.FixedSizeListArray.from_arrays(hidden.ravel(), hidden.shape[1])
     for arm in origin.arms:
-        for part in ("committed", "drafted", "depth"):
+        for part in PARTS:
             rows = [np.append(getattr(text.arms[arm], part), 0) for text in texts]
             columns[f"{arm}.{part}"] = pa.array(np.concatenate(rows).astype(np.int16))
     for drafter in texts[0].logprobs:
@@ -124,28 +127,25 @@ def read_origin(shard: Path) -> TraceOrigin:
     Raises:
         DraftgymError: It is no trace, of another version, or damaged.
     """
-    import pyarrow as pa
     import pyarrow.parquet
 
-    try:
+    with _refusing(shard):
         stored = (pyarrow.parquet.read_schema(shard).metadata or {}).get(METADATA_KEY)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise DraftgymError(f"cannot read {shard}: {error}", f"delete it and {AGAIN}") from error
-    told = (stored or b"{}").decode("utf-8", "replace")
-    body = parse_json(told, f"the description in {shard}", f"delete it and {AGAIN}")
+        body = parse_json(stored.decode(), "its metadata", AGAIN) if stored else {}
     if body.get("kind") != KIND:
         raise DraftgymError(
             f"{shard} holds no traces", "name a folder of draftgym.rollouts.traces.collect"
         )
     if body.get("schema_version") not in (ONE_SEED_VERSION, SCHEMA_VERSION):
         raise DraftgymError(
-            f"{shard} has trace version {body.get('schema_version')}, this program reads "
-            f"{SCHEMA_VERSION}",
+            f"{shard} has trace version {reprlib.repr(body.get('schema_version'))}, this program "
+            f"reads {SCHEMA_VERSION}",
             AGAIN,
         )
-    sampled_with_one = body["schema_version"] == ONE_SEED_VERSION and body["origin"]["temperature"]
-    seeding = {"seeding": ONE_FOR_ALL} if sampled_with_one else {}
-    origin = TraceOrigin.from_json(body["origin"] | seeding)
+    with _refusing(shard):
+        told = body["origin"]
+        one_for_all = body["schema_version"] == ONE_SEED_VERSION and told["temperature"]
+        origin = TraceOrigin.from_json(told | ({"seeding": ONE_FOR_ALL} if one_for_all else {}))
     if is_sampled(origin.target_fingerprint):
         raise DraftgymError(
             f"{shard} carries an older version's fingerprint of the target, which read only a "
@@ -166,9 +166,10 @@ def read_done(folder: Path, origin: TraceOrigin) -> dict[str, str]:
     done: dict[str, str] = {}
     for shard in shards_in(folder):
         require_same(read_origin(shard), origin, shard)
-        table = pyarrow.parquet.read_table(shard, columns=["question_id", "prompt_hash"])
-        questions, hashes = (column.to_pylist() for column in table.columns)
-        done.update(zip(questions, hashes, strict=True))
+        with _refusing(shard):
+            table = pyarrow.parquet.read_table(shard, columns=["question_id", "prompt_hash"])
+            questions, hashes = (column.to_pylist() for column in table.columns)
+            done.update(zip(questions, hashes, strict=True))
     return done
 
 
@@ -182,21 +183,49 @@ def require_same(found: TraceOrigin, wanted: TraceOrigin, where: Path) -> None:
         )
 
 
+@contextmanager
+def _refusing(shard: Path) -> Iterator[None]:
+    """Whatever a damaged file makes of its reader is refused with the remedy."""
+    try:
+        yield
+    except Exception as error:  # pyarrow raises many kinds
+        reason = error.problem if isinstance(error, DraftgymError) else repr(error)[:200]
+        raise DraftgymError(f"cannot read {shard}: {reason}", f"delete it and {AGAIN}") from error
+
+
 def _read_texts(shard: Path, origin: TraceOrigin) -> list[TextTrace]:
-    import pyarrow as pa
     import pyarrow.parquet
 
-    try:
+    with _refusing(shard):
         table = pyarrow.parquet.read_table(shard).combine_chunks()
-        arrays = {name: _array(table.column(name)) for name in table.column_names}
+        kinds = _column_types(table.column_names, origin)
+        for name, kind in kinds.items():
+            column = table.column(name)
+            if not str(column.type).startswith(kind) or column.null_count:
+                raise ValueError(f"column {name} is {column.type}, with {column.null_count} gaps")
+        arrays = {name: _array(table.column(name)) for name in kinds}
         starts = np.flatnonzero(arrays["position"] == 0)
-        stops = [*starts[1:], len(table)]
+        lengths = np.diff(np.append(starts, len(table)))
+        whole = [np.arange(length) for length in lengths]
+        if len(table) and not np.array_equal(arrays["position"], np.concatenate(whole or [starts])):
+            raise ValueError("rows are missing or out of order")
         return [
-            _read_text(arrays, slice(int(start), int(stop)), origin)
-            for start, stop in zip(starts, stops, strict=True)
+            _read_text(arrays, slice(int(start), int(start + length)), origin)
+            for start, length in zip(starts, lengths, strict=True)
         ]
-    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-        raise DraftgymError(f"cannot read {shard}: {error}", f"delete it and {AGAIN}") from error
+
+
+def _column_types(names: Sequence[str], origin: TraceOrigin) -> dict[str, str]:
+    """How the Arrow type of each column begins that is read."""
+    arms = [f"{arm}.{part}" for arm in origin.arms for part in PARTS]
+    logprobs = [name for name in names if name.endswith(LOGPROBS)]
+    return {
+        **dict.fromkeys(TEXT_COLUMNS, "dictionary<values=string"),
+        **dict.fromkeys(("prompt_tokens", "position", "token"), "int32"),
+        **dict.fromkeys(TEXT_SIGNALS, "float"),
+        **dict.fromkeys(arms, "int16"),
+        **dict.fromkeys(("hidden", *logprobs), "fixed_size_list<"),
+    }
 
 
 def _array(column: Any) -> NDArray[Any]:
@@ -211,8 +240,9 @@ def _read_text(arrays: dict[str, NDArray[Any]], rows: slice, origin: TraceOrigin
     rounds = slice(rows.start, rows.stop - 1)
 
     def arm(name: str) -> ArmTrace:
-        parts = ("committed", "drafted", "depth")
-        return ArmTrace(*(arrays[f"{name}.{part}"][rounds].astype(np.int64) for part in parts))
+        if arrays[f"{name}.committed"][rows.stop - 1]:
+            raise ValueError("a text's last rows are missing")
+        return ArmTrace(*(arrays[f"{name}.{part}"][rounds].astype(np.int64) for part in PARTS))
 
     question, category, prompt = (str(arrays[name][rows.start]) for name in TEXT_COLUMNS)
     return TextTrace(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -144,8 +145,16 @@ class TraceOrigin:
         """Reads what `to_json` made, after a way through a file.
 
         Raises:
-            DraftgymError: Its costs are no cost model.
+            DraftgymError: Its costs are no cost model, or a fact is missing or of another kind.
         """
+        for name, kind in _FACTS.items():
+            value = body.get(name)
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise DraftgymError(
+                    f"{name} of these traces is {reprlib.repr(value)}", "collect them again"
+                )
+        if not all(isinstance(arm, str) for arm in body["arms"]):
+            raise DraftgymError("arms of these traces are no text", "collect them again")
         costs = CostModel.from_json(json.dumps(body["cost_model"]))
         return cls(**{**body, "arms": tuple(body["arms"]), "cost_model": costs})
 
@@ -154,6 +163,14 @@ class TraceOrigin:
         body = self.to_json()
         body["costs_of"] = body.pop("cost_model")["host"]
         return body
+
+
+_FACTS: dict[str, Any] = {
+    **dict.fromkeys(("target", "target_fingerprint", "dtype", "verification"), str),
+    **dict.fromkeys(("drafters", "lags", "cost_model"), dict),
+    **{"arms": list | tuple, "temperature": int | float, "seed": int, "max_new_tokens": int},
+}
+"""What an origin says at least, and the kinds of it."""
 
 
 @dataclass(frozen=True)
