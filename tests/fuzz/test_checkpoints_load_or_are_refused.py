@@ -109,8 +109,8 @@ def changed(name: str, value: Tensor, data: st.DataObject) -> dict[str, Tensor]:
         return {name: value.to(data.draw(st.sampled_from(DTYPES)))}
     if how == "filled":
         number = data.draw(st.sampled_from([0, 1, -1, 60, 61, 2**40]))
-        return {name: torch.full_like(value, number)}
-    if how == "shuffled":
+        return {name: torch.full(value.shape, float(number)).to(value.dtype)}
+    if how == "shuffled" and value.dim():
         order = torch.randperm(len(value), generator=torch.Generator().manual_seed(5))
         return {name: value[order]}
     return {}
