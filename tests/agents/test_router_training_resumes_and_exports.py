@@ -196,25 +196,6 @@ def test_the_exported_policy_samples_as_sb3s(train: Train) -> None:
     np.testing.assert_allclose(shares, probabilities.numpy(), atol=0.015)
 
 
-def test_an_exported_dqn_explores_as_sb3s(train: Train, target: Target) -> None:
-    args = train(live=False, algorithm="dqn")
-    agent = agent_of(args)
-    assert isinstance(agent, DQN) and agent.exploration_rate == TINY_DQN.exploration_final_eps
-    experience = replayed_experience(read_traces(args.traces), args)
-    trainer = RouterTrainer(args, experience, args.run)
-    trainer.agent.exploration_rate = 0.4
-    trainer.export(trainer.policy(), None)
-    one = {name: value[0] for name, value in experience.env.reset().items()}  # type: ignore[union-attr]
-    many = {name: np.repeat(value[None], 20_000, axis=0) for name, value in one.items()}
-    policy = load_learned_policy(args.run / "policy", target)
-    best, _ = trainer.agent.predict(one, deterministic=True)
-    drawn, _ = policy.predict(many)
-    shares = np.bincount(drawn, minlength=len(ARMS)) / len(drawn)
-    wanted = np.full(len(ARMS), 0.4 / len(ARMS))
-    wanted[int(best)] += 0.6
-    np.testing.assert_allclose(shares, wanted, atol=0.015)
-
-
 @pytest.mark.parametrize("mode", MODES)
 def test_training_changes_the_policy_and_a_seed_repeats_it(
     train: Train, tmp_path: Path, mode: str
