@@ -100,6 +100,13 @@ def load_cost_model(
             fresh = {p.text: times for p, times in known.items() if p.drafter == name}
             body = {"of": _owner(target, drafters.get(name)), "seconds": kept[name] | fresh}
             keep_text(paths[name], json.dumps(body, indent=1))
+    elif (fewest := min(map(len, known.values()))) < REPEATS:
+        print(
+            f"note: what rounds cost here was measured in a hurry (some pieces {fewest} times, "
+            f"{len(pieces.all) - len(known)} interpolated); to measure again, delete "
+            f"{paths[''].parent}",
+            file=sys.stderr,
+        )
     return _model(pieces, known)
 
 

@@ -19,7 +19,9 @@ from draftgym.decoding.costs.pieces import CATCH_UP, DRAFT, TREE, VERIFY, Piece,
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
-from tests.tiny import tiny_eagle3, tiny_target
+from draftgym.envs.router.live import RouterEnv
+from draftgym.rollouts.decode.evaluation import chosen_policies
+from tests.tiny import PROMPTS, numbered_target, tiny_eagle3, tiny_target
 
 ARMS = [parse_arm(text) for text in ("eagle3:2x4", "dflash:4", "ngram:4", "plain")]
 
@@ -126,6 +128,18 @@ def test_only_what_arms_ask_for_is_measured(
     assert {piece.drafter for piece in measured[2]} >= {"dflash", "small"}, "no arms: everything"
 
 
+def test_environments_and_bandits_measure_their_own_arms(
+    target: Target, drafters: dict[str, Drafter], measured: list[list[Piece]]
+) -> None:
+    told = {"drafters": drafters, "prompts": PROMPTS, "max_new_tokens": 8}
+    RouterEnv(numbered_target(target), arms=["ngram:4", "plain"], latency="measured", **told)
+    assert {piece.at for piece in measured[0]} == {(1,)}, "a target step is all it needs"
+    RouterEnv(numbered_target(target), arms=["ngram:4", "plain"], **told)
+    chosen_policies(["ucb-time@dflash:2,plain", "ucb@eagle3:2,plain"], drafters, target)
+    asked = [{piece.drafter for piece in pieces} - {""} for pieces in measured]
+    assert asked == [set(), {"ngram"}, {"dflash"}]
+
+
 def test_an_arm_that_nobody_serves_is_refused_before_measuring(
     target: Target, drafters: dict[str, Drafter], measured: list[list[Piece]]
 ) -> None:
@@ -172,7 +186,11 @@ def test_measuring_ends_with_the_budget_and_coarse_pieces_come_in_any_case() -> 
 
 
 def test_a_budget_of_nothing_leaves_the_ends_of_every_curve(
-    target: Target, drafters: dict[str, Drafter], cache: Path, monkeypatch: pytest.MonkeyPatch
+    target: Target,
+    drafters: dict[str, Drafter],
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("DRAFTGYM_CALIBRATION_SECONDS", "0")
     ticks: Iterator[int] = iter(range(10**9))
@@ -185,8 +203,11 @@ def test_a_budget_of_nothing_leaves_the_ends_of_every_curve(
     }
     assert model.sureness()["timings"] == [1, 1] and model.sureness()["spread"] is None
     assert model.sureness()["interpolated"] > 0
+    capsys.readouterr()
     again = load_cost_model(target, drafters, ARMS, clock=lambda: pytest.fail("measured again"))
     assert again == model
+    told = capsys.readouterr().err
+    assert "in a hurry" in told and f"delete {cache}" in told
 
 
 def test_a_curve_without_its_ends_is_left_out(target: Target, drafters: dict[str, Drafter]) -> None:

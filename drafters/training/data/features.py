@@ -8,6 +8,7 @@ every drafter that is trained on the same texts.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,7 +135,10 @@ class FeatureCache:
                 ) from error
 
     def batch(self, texts: Sequence[Text], tap_layers: Sequence[int]) -> FeatureBatch:
-        """Features of some texts; what the folder lacks is computed in one pass and stored."""
+        """Features of some texts; what the folder lacks is computed in one pass and stored.
+
+        Once the folder cannot be written any more (a full disk), features are computed each time.
+        """
         if self.folder is None:
             return target_features(self.target, texts, tap_layers)
         found = {index: self._read(text, tap_layers) for index, text in enumerate(texts)}
@@ -142,9 +146,18 @@ class FeatureCache:
         if missing:
             layers = sorted({*self.layers, *tap_layers})
             news = run_target(self.target, [texts[index] for index in missing], layers)
-            for index, item in zip(missing, news, strict=True):
-                self._write(texts[index], layers, item)
-                found[index] = self._read(texts[index], tap_layers)
+            try:
+                for index, item in zip(missing, news, strict=True):
+                    self._write(texts[index], layers, item)
+                    found[index] = self._read(texts[index], tap_layers)
+            except (OSError, SafetensorError) as error:
+                print(
+                    f"note: cannot write {self.folder}: {error}; features are computed anew each "
+                    "time. Name another folder with --features",
+                    file=sys.stderr,
+                )
+                self.folder = None
+                return target_features(self.target, texts, tap_layers)
         return pad_features(texts, [item for item in found.values() if item is not None])
 
     def _path(self, text: Text) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,19 @@ def test_a_folder_that_cannot_be_written_is_refused(target: Target, tmp_path: Pa
     (tmp_path / "file").write_text("")
     with pytest.raises(DraftgymError, match="--features"):
         FeatureCache(tmp_path / "file", target, [1])
+
+
+def test_a_folder_that_goes_away_is_done_without(
+    target: Target, texts: list[Text], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = FeatureCache(tmp_path / "features", target, (1, 2))
+    shutil.rmtree(tmp_path / "features")
+    (tmp_path / "features").write_text("a file: not even root writes into it")
+    for _ in range(2):
+        batch = cache.batch(texts, (1,))
+        assert torch.equal(batch.taps, target_features(target, texts, (1,)).taps)
+    [line] = capsys.readouterr().err.splitlines()
+    assert "cannot write" in line and "--features" in line
 
 
 def test_features_stored_in_the_targets_own_dtype_are_not_rounded(
