@@ -21,8 +21,10 @@ import numpy as np
 import tyro
 
 from draftgym.agents.common.settings import RouterDQN, RouterPPO, TrainArgs
-from draftgym.agents.router.args import ALGORITHMS, RouterArgs
-from draftgym.agents.router.train import train_router
+from draftgym.agents.common.trainer import open_traces
+from draftgym.agents.router.args import ALGORITHMS, RouterArgs, check_args
+from draftgym.agents.router.train import COLLECT, train_router
+from draftgym.decoding.arms import parse_arm
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import read_json, write_json
 from draftgym.decoding.provenance import check_run_folder, plain
@@ -70,6 +72,12 @@ def tune(args: TuneArgs) -> dict[str, Any]:
             "there is nothing to tune",
             f"give --trials of at least 1 and one of {', '.join(ALGORITHMS)}",
         )
+    trial = _router_args(args, args.run)
+    check_args(trial)
+    if args.seed < 0:
+        raise DraftgymError(f"--seed is {args.seed}", "give 0 or more")
+    traces = open_traces(args.traces, COLLECT.format(folder=args.traces))
+    traces.check_arms(map(parse_arm, args.arms))  # now, rather than once in every trial
     check_run_folder(args.run)
     study = _open_study(args)
     finished = sum(trial.value is not None for trial in study.trials)
@@ -133,10 +141,15 @@ def _judge(args: TuneArgs, trial: Trial) -> float:
     chosen: dict[str, Any] = (
         {"ppo": suggest_ppo(trial)} if args.algorithm == "ppo" else {"dqn": suggest_dqn(trial)}
     )
-    given = {field.name: getattr(args, field.name) for field in fields(TrainArgs)}
-    train_router(RouterArgs(**given | {"run": run, "arms": args.arms} | chosen))
+    train_router(replace(_router_args(args, run), **chosen))
     best = read_json(run / "best.json", f"delete {run}")
     return float(best["tokens_per_target_step"])
+
+
+def _router_args(args: TuneArgs, run: Path) -> RouterArgs:
+    """What a trial trains with, hyperparameters aside."""
+    given = {field.name: getattr(args, field.name) for field in fields(TrainArgs)}
+    return RouterArgs(**given | {"run": run, "arms": args.arms, "algorithm": args.algorithm})
 
 
 def _report(args: TuneArgs, study: Study) -> dict[str, Any]:

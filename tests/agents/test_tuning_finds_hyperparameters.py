@@ -13,8 +13,15 @@ from draftgym.agents.router.tune import TuneArgs, suggest_dqn, tune
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
+from draftgym.rollouts.traces.trace import TraceSet
+from tests.handmade_texts import handmade_set, handmade_text
 from tests.tiny import ARMS
 from tests.traces import save_traces, tiny_traces
+
+
+def some_traces(*_: object) -> TraceSet:
+    """For tests in which nobody trains."""
+    return handmade_set([handmade_text({"a:2": [1, 2, 1]})])
 
 
 def test_a_study_goes_on_and_reports_its_best(
@@ -56,6 +63,7 @@ def test_a_study_that_was_cut_draws_what_a_whole_one_draws(
         return made.gamma - made.learning_rate
 
     monkeypatch.setattr("draftgym.agents.router.tune._judge", judge)
+    monkeypatch.setattr("draftgym.agents.router.tune.open_traces", some_traces)
 
     def drawn(name: str, *trials: int) -> list[dict[str, float]]:
         args, calls[:] = TuneArgs(algorithm="dqn", run=tmp_path / name), []
@@ -73,7 +81,14 @@ def test_a_study_that_was_cut_draws_what_a_whole_one_draws(
     assert drawn("killed", 14, 14) == whole
 
 
-def test_a_damaged_study_is_refused(tmp_path: Path) -> None:
+def test_traces_that_are_not_there_are_told_before_any_trial(tmp_path: Path) -> None:
+    with pytest.raises(DraftgymError, match="no traces in") as refused:
+        tune(TuneArgs(run=tmp_path / "run", traces=tmp_path / "none"))
+    assert "draftgym collect" in refused.value.remedy and not (tmp_path / "run").exists()
+
+
+def test_a_damaged_study_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("draftgym.agents.router.tune.open_traces", some_traces)
     (tmp_path / "study.db").write_bytes(b"no database" * 99)
     with pytest.raises(DraftgymError, match=r"study\.db") as refused:
         tune(TuneArgs(run=tmp_path))
