@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.model.text import first_line
+from draftgym.decoding.model.text import one_line
 from draftgym.decoding.model.transformer import Decoder, LayerWeights, NewRows
 from draftgym.decoding.model.weights import (
     SUPPORTED_MODELS,
-    activation,
     context_limit,
     decoder_shape,
     layer_weights,
@@ -61,7 +60,7 @@ def check_agrees(model: Any, who: str) -> None:
     try:
         theirs = _their_logits(model, tokens[:count], positions)
     except Exception as error:  # their passes raise nearly anything on an impossible configuration
-        raise _refusal(who, f"transformers itself cannot run it ({first_line(error)})") from error
+        raise _refusal(who, f"transformers itself cannot run it ({one_line(error)})") from error
     ours = _our_logits(model, tokens[:count], positions)
     distance = _distance(ours, theirs)
     if not distance <= TOLERANCE:  # NaN, too
@@ -144,7 +143,6 @@ def _our_logits(model: Any, tokens: Tensor, positions: Tensor) -> Tensor:
         body.norm.weight.float(),
         model.lm_head.weight.float(),
         rotary_table(model, torch.float32),
-        activation=activation(model),
     )
     rows = NewRows(decoder.new_cache(len(tokens)), tokens, positions)
     return decoder.forward([rows])[0].logits

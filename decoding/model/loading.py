@@ -16,7 +16,7 @@ import torch
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.agreement import check_agrees
 from draftgym.decoding.model.products import Products
-from draftgym.decoding.model.text import first_line
+from draftgym.decoding.model.text import one_line
 from draftgym.decoding.model.transformer import Decoder
 from draftgym.decoding.model.weights import SUPPORTED_MODELS, context_limit, extract_decoder
 
@@ -226,7 +226,7 @@ def _telling(who: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise DraftgymError(
-            f"cannot load {who}: {first_line(error)}",
+            f"cannot load {who}: {one_line(error)}",
             "check the name, the folder's files (safetensors may be truncated) and, for a Hub id, "
             "the network",
         ) from error

@@ -61,7 +61,7 @@ def load_tokenizer(source: str, who: str) -> Any:
         len(tokenizer), tokenizer.eos_token_id  # a damaged one may notice only when it is asked
     except Exception as error:  # the readers raise nearly anything on a damaged file
         raise DraftgymError(
-            f"the tokenizer of {who} cannot be read: {first_line(error)}",
+            f"the tokenizer of {who} cannot be read: {one_line(error)}",
             "download or copy tokenizer.json and tokenizer_config.json again; with no such file "
             "a target serves token ids alone",
         ) from error
@@ -99,7 +99,7 @@ def encode_prompt(tokenizer: Any, prompt: str, name: str) -> Tensor:
         tokens = torch.tensor(ids, dtype=torch.long)
     except Exception as error:  # also of text that is no Unicode, such as lone surrogates
         raise DraftgymError(
-            f"the tokenizer of target {name!r} cannot read the prompt: {first_line(error)}",
+            f"the tokenizer of target {name!r} cannot read the prompt: {one_line(error)}",
             "write it as ordinary Unicode text",
         ) from error
     if not len(tokens):
@@ -142,9 +142,15 @@ def stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     stops = getattr(model.generation_config, "eos_token_id", None)
     if stops is None:
         stops = model.config.eos_token_id
-    found = set([] if stops is None else [stops] if isinstance(stops, int) else stops)
+    found = [] if stops is None else stops if isinstance(stops, list | tuple) else [stops]
+    for token in found:
+        if not isinstance(token, int) or isinstance(token, bool):
+            raise DraftgymError(
+                f"the model's eos_token_id is {stops!r}, not a token id or a list of them",
+                "correct it in generation_config.json and config.json",
+            )
     end = getattr(tokenizer, "eos_token_id", None)
-    return frozenset(found if end is None else found | {end})
+    return frozenset(found if end is None else [*found, end])
 
 
 def tell_ignored_settings(settings: Any, name: str) -> None:
@@ -169,9 +175,9 @@ def tell_ignored_settings(settings: Any, name: str) -> None:
         )
 
 
-def first_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """What an exception says, shortened to one line."""
-    return next(iter(str(error).strip().splitlines()), "")[:300] or repr(error)
+    return " ".join(str(error).split())[:300] or repr(error)
 
 
 def _in_template(tokenizer: Any, prompt: str, name: str) -> str:
@@ -180,7 +186,7 @@ def _in_template(tokenizer: Any, prompt: str, name: str) -> str:
         text = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
     except Exception as error:  # the template's own code raises whatever it likes
         raise DraftgymError(
-            f"the chat template of target {name!r} fails: {first_line(error)}",
+            f"the chat template of target {name!r} fails: {one_line(error)}",
             "mend chat_template (in chat_template.jinja or tokenizer_config.json), or delete it to "
             "write without one",
         ) from error

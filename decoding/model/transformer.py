@@ -32,7 +32,7 @@ from draftgym.decoding.model.products import Products
 
 @dataclass(frozen=True)
 class DecoderShape:
-    """Sizes of a decoder."""
+    """Sizes of a decoder, and the function of its MLPs' gates by its name in configurations."""
 
     layers: int
     hidden: int
@@ -41,6 +41,7 @@ class DecoderShape:
     head_dim: int
     vocab: int
     eps: float
+    activation: str = "silu"
 
 
 @dataclass(frozen=True)
@@ -107,11 +108,10 @@ class Decoder:
         head: Tensor,
         rotary: RotaryTable,
         products: Products | None = None,
-        activation: Callable[[Tensor], Tensor] = F.silu,
     ) -> None:
         self.shape = shape
         self.products = products or Products()
-        self.activation = activation
+        self.activation = _activation(shape.activation)
         self.layers = layers
         self.embedding = embedding  # [vocab, d]
         self.final_norm = final_norm  # [d]
@@ -249,3 +249,12 @@ def _positions(rows: NewRows) -> Tensor:
     if rows.positions is not None:
         return rows.positions
     return torch.arange(rows.cache.length, rows.cache.length + rows.tokens.shape[0])
+
+
+def _activation(name: str) -> Callable[[Tensor], Tensor]:
+    if name == "silu":
+        return F.silu
+    from transformers.activations import ACT2FN  # seconds, and nearly all models are done with SiLU
+
+    function: Callable[[Tensor], Tensor] = ACT2FN[name]
+    return function

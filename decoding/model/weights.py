@@ -44,8 +44,7 @@ def extract_decoder(model: Any, dtype: torch.dtype, products: Products | None = 
     tied = model.lm_head.weight.data_ptr() == body.embed_tokens.weight.data_ptr()
     head = embedding if tied else model.lm_head.weight.detach().to(dtype)
     rotary, norm = rotary_table(model, dtype), _tensor(body.norm.weight, dtype)
-    act = activation(model)
-    return Decoder(decoder_shape(model), layers, embedding, norm, head, rotary, products, act)
+    return Decoder(decoder_shape(model), layers, embedding, norm, head, rotary, products)
 
 
 def decoder_shape(model: Any) -> DecoderShape:
@@ -59,6 +58,7 @@ def decoder_shape(model: Any) -> DecoderShape:
         head_dim=model.model.layers[0].self_attn.head_dim,
         vocab=model.lm_head.weight.shape[0],
         eps=config.rms_norm_eps,
+        activation="silu" if config.hidden_act == "swish" else config.hidden_act,
     )
 
 
@@ -67,11 +67,6 @@ def rotary_table(model: Any, dtype: torch.dtype) -> RotaryTable:
     positions = torch.arange(context_limit(model.config))[None]
     cos, sin = model.model.rotary_emb(torch.zeros(1, dtype=torch.float32), positions)
     return RotaryTable(cos[0].to(dtype), sin[0].to(dtype))
-
-
-def activation(model: Any) -> Any:
-    """The function of its MLPs' gates; transformers' own module, so that every one runs."""
-    return model.model.layers[0].mlp.act_fn
 
 
 def layer_weights(layer: Any, dtype: torch.dtype) -> LayerWeights:

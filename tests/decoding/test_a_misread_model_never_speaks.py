@@ -27,13 +27,15 @@ KINDS = ("llama", "mistral", "qwen2", "qwen3")
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_activation_is_the_models_own(kind: str, act: str) -> None:
     model = tiny_model(kind, hidden_act=act)
-    decoder = wrap_model(model, None, kind, ONE_THREAD).decoder
+    target = wrap_model(model, None, kind, ONE_THREAD)
+    decoder = target.decoder
     ours = decoder.forward([NewRows(decoder.new_cache(40), TOKENS)])[0].logits
     with torch.no_grad():
         theirs = model(TOKENS[None]).logits[0]
         another = tiny_model(kind)(TOKENS[None]).logits[0]
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     assert (theirs - another).abs().max() > 0.1
+    assert target.fingerprint != tiny_target(kind).fingerprint  # the same weights, another model
 
 
 def scaled_logits(model: Any) -> None:

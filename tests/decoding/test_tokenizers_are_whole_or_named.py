@@ -135,6 +135,14 @@ def test_what_ends_a_text(
     assert wrap_model(model, reader, "x", ONE_THREAD).stop_tokens == stops
 
 
+@pytest.mark.parametrize("stops", [True, "2", [[2]], [2, None], 1.5, {"a": 2}])
+def test_an_end_that_is_no_token_id_is_refused(stops: Any) -> None:
+    model = text_model()
+    model.generation_config.eos_token_id = stops
+    with pytest.raises(DraftgymError, match="eos_token_id"):
+        wrap_model(model, None, "x", ONE_THREAD)
+
+
 IGNORED = {
     "repetition_penalty": 1.2,
     "no_repeat_ngram_size": 3,

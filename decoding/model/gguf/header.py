@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.model.text import first_line
+from draftgym.decoding.model.text import one_line
 from draftgym.decoding.model.weights import SUPPORTED_MODELS
 
 PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
@@ -93,7 +93,7 @@ def read_header(path: Path) -> GGUFHeader:
         frequencies = None if divisors is None else torch.from_numpy(np.array(divisors.data))
         architecture = str(values["general.architecture"])
     except Exception as error:  # the reader raises nearly anything on a damaged file
-        raise unreadable(path, first_line(error)) from error
+        raise unreadable(path, one_line(error)) from error
     prefix = f"{architecture}."
     values = {key.removeprefix(prefix): value for key, value in values.items()}
     header = GGUFHeader(path, architecture, values, frozenset(tensors), frequencies)
