@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -137,23 +138,16 @@ def test_a_write_that_breaks_off_leaves_the_old_or_the_new(
 
 
 def counted_steps(write: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> int:
-    """How often a writer gives a file its name."""
-    taken: list[object] = []
-    replace = os.replace
+    """How often a writer writes a text or gives a file its name."""
     with monkeypatch.context() as patched:
-
-        def count(source: str, target: str) -> None:
-            taken.append(target)
-            replace(source, target)
-
-        patched.setattr(os, "replace", count)
+        taken = stop_before(-1, patched)
         write()
     return len(taken)
 
 
-def stop_before(step: int, patched: pytest.MonkeyPatch) -> None:
-    """Breaks a writer off before it gives its n-th file its name."""
-    replace, taken = os.replace, []
+def stop_before(step: int, patched: pytest.MonkeyPatch) -> list[object]:
+    """Breaks a writer off: in the middle of a text, or before a file gets its name."""
+    replace, write_text, taken = os.replace, Path.write_text, []
 
     def stop(source: str, target: str) -> None:
         if len(taken) == step:
@@ -161,7 +155,16 @@ def stop_before(step: int, patched: pytest.MonkeyPatch) -> None:
         taken.append(target)
         replace(source, target)
 
+    def stop_within(self: Path, text: str, *rest: Any, **named: Any) -> int:
+        if len(taken) == step:
+            write_text(self, text[: len(text) // 2], *rest, **named)
+            raise InterruptedError
+        taken.append(self)
+        return write_text(self, text, *rest, **named)
+
     patched.setattr(os, "replace", stop)
+    patched.setattr(Path, "write_text", stop_within)
+    return taken
 
 
 def test_a_shard_that_breaks_off_leaves_the_others(
@@ -183,7 +186,7 @@ def test_a_shard_that_breaks_off_leaves_the_others(
 def test_the_first_export_that_breaks_off_leaves_a_folder_to_write_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for step in range(3):
+    for step in range(4):
         folder = tmp_path / str(step)
         with monkeypatch.context() as patched:
             stop_before(step, patched)
