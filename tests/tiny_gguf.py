@@ -21,6 +21,7 @@ def write_tiny_gguf(
     without: str = "",
     extra: Mapping[str, Any] | None = None,
     architecture: str = "llama",
+    tensors_per_part: int = 0,
 ) -> None:
     """A random one-layer Llama with a byte tokenizer, in Q8_0 as a real file would be.
 
@@ -31,9 +32,10 @@ def write_tiny_gguf(
         without: A tensor that is left out.
         extra: Float tensors that are added, by name.
         architecture: What the file calls its model.
+        tensors_per_part: Where above 0, it is split as large files are.
     """
     tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *bytes_to_unicode().values(), "ab"]
-    writer = gguf.GGUFWriter(path, architecture)
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=tensors_per_part)
     writer.add_context_length(64)
     writer.add_embedding_length(WIDTH)
     writer.add_feed_forward_length(MLP)

@@ -31,6 +31,7 @@ from draftgym.decoding.model.gguf.conversion import (
     sha256_of,
     writing,
 )
+from draftgym.decoding.model.gguf.parts import join, parts_of
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def gguf_target(path: Path) -> Path:
     """The Hugging Face folder of a user's GGUF file, converted on first use.
 
     Args:
-        path: A `.gguf` file whose architecture transformers can convert.
+        path: A `.gguf` file whose architecture transformers can convert, or a part of a split one.
 
     Returns:
         A folder in the cache, named by the file's name and the first 16 digits of its SHA-256.
@@ -112,10 +113,19 @@ def gguf_target(path: Path) -> Path:
     Raises:
         DraftgymError: The file is missing or no readable GGUF, or the cache cannot be written.
     """
-    check_gguf(path)
-    digest = sha256_of(path)
-    folder = cache_folder() / "targets" / f"{path.stem}-{digest[:16]}"
-    return _made_once(folder, digest, lambda made, _: convert_gguf(path, made))
+    parts = parts_of(path)
+    for part in parts:
+        check_gguf(part)
+    digest = sha256_of(*parts)
+
+    def make(folder: Path, scratch: Path) -> None:
+        whole = path
+        if len(parts) > 1:
+            whole = scratch / path.name
+            join(parts, whole)
+        convert_gguf(whole, folder, digest)
+
+    return _made_once(cache_folder() / "targets" / f"{parts[0].stem}-{digest[:16]}", digest, make)
 
 
 def _made_once(

@@ -66,11 +66,38 @@ def test_a_tensor_that_would_be_dropped_is_refused(tmp_path: Path, cache: Path) 
     assert name in refused(tmp_path / "more.gguf", cache, extra={name: [1.0] * WIDTH}).problem
 
 
-@pytest.mark.parametrize("name", ["big-00001-of-00002.gguf", "big-00002-of-00002.gguf"])
-def test_a_part_of_a_split_file_is_refused_by_its_name(
-    tmp_path: Path, cache: Path, name: str
-) -> None:
-    assert "gguf-split --merge" in refused(tmp_path / name, cache).remedy
+def split_into_three(tmp_path: Path) -> tuple[Target, list[Path]]:
+    """A model as one file, loaded, and the parts of the same one."""
+    whole = loaded(tmp_path / "whole.gguf")
+    write_tiny_gguf(tmp_path / "big.gguf", scale=0.4, tensors_per_part=4)
+    parts = sorted(tmp_path.glob("big-*-of-00003.gguf"))
+    assert len(parts) == 3
+    return whole, parts
+
+
+@pytest.mark.parametrize("named", [0, 2])
+def test_a_split_file_is_read_as_a_whole(tmp_path: Path, named: int) -> None:
+    whole, parts = split_into_three(tmp_path)
+    target = load_target(str(parts[named]), "float32", 1)
+    assert target.fingerprint == whole.fingerprint
+    assert target.stop_tokens == whole.stop_tokens
+    assert target.encode("abc").tolist() == whole.encode("abc").tolist()
+
+
+def test_a_split_file_without_a_part_is_refused(tmp_path: Path) -> None:
+    _, parts = split_into_three(tmp_path)
+    parts[1].unlink()
+    with pytest.raises(DraftgymError, match=r"big-00002-of-00003\.gguf") as caught:
+        load_target(str(parts[0]), "float32", 1)
+    assert "one folder" in caught.value.remedy
+
+
+def test_parts_of_another_model_are_refused(tmp_path: Path, cache: Path) -> None:
+    _, parts = split_into_three(tmp_path)
+    shutil.copy(parts[2], parts[1])
+    with pytest.raises(DraftgymError, match=r"big-00001-of-00003\.gguf"):
+        load_target(str(parts[0]), "float32", 1)
+    assert not list(cache.glob("targets/big-*"))
 
 
 def test_a_part_of_a_split_file_is_refused_by_what_it_says(tmp_path: Path, cache: Path) -> None:
@@ -79,7 +106,7 @@ def test_a_part_of_a_split_file_is_refused_by_what_it_says(tmp_path: Path, cache
         writer.add_uint16("split.count", 3)
 
     error = refused(tmp_path / "renamed.gguf", cache, setting=split)
-    assert "part 1 of 3" in error.problem and "gguf-split --merge" in error.remedy
+    assert "part 1 of 3" in error.problem and "-00001-of-00003.gguf" in error.remedy
 
 
 def test_the_only_part_is_a_whole_file(tmp_path: Path) -> None:

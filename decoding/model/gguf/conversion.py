@@ -46,7 +46,7 @@ FORMAT = 2
 """Of conversions: those of 1 left out rotary scaling, ends of a turn, and missing tensors."""
 
 
-def convert_gguf(gguf: Path, folder: Path) -> None:
+def convert_gguf(gguf: Path, folder: Path, digest: str | None = None) -> None:
     """Converts a GGUF file to a Hugging Face folder with bfloat16 weights.
 
     The folder appears under its name only when it is complete and has been loaded again: killing
@@ -56,12 +56,13 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     Args:
         gguf: The file to read.
         folder: The folder to make; must not exist yet, or must hold the same conversion.
+        digest: SHA-256 of what the file was made from; by default its own.
 
     Raises:
         DraftgymError: The file cannot be read, the folder is taken, or cannot be written.
     """
     check_gguf(gguf)
-    digest = sha256_of(gguf)
+    digest = digest or sha256_of(gguf)
     if is_ready(folder, digest):
         return
     if folder.exists():
@@ -114,10 +115,13 @@ def check_gguf(path: Path) -> None:
         raise unreadable(path, "it does not start with the letters GGUF")
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256_of(*paths: Path) -> str:
+    """SHA-256 of a file, or of several as one, hexadecimal."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()
 
 
 @contextmanager

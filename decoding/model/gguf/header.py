@@ -6,7 +6,6 @@ is left out loads, and speaks as another model.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,6 @@ from torch import Tensor
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.text import one_line
 from draftgym.decoding.model.weights import SUPPORTED_MODELS
-
-PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
 UNREAD = (
     "expert_count",
@@ -74,13 +71,11 @@ def read_header(path: Path) -> GGUFHeader:
     """Reads a GGUF file's metadata.
 
     Raises:
-        DraftgymError: It cannot be read, is part of a split file, or its model is one that we
-            cannot run.
+        DraftgymError: It cannot be read, is part of a split file (`parts.join`), or its model is
+            one that we cannot run.
     """
     import gguf  # takes half a second, and most runs find their folder ready made
 
-    if (part := PART.search(path.name)) and int(part[2]) > 1:
-        raise _is_part(path, f"{int(part[1])} of {int(part[2])}")
     try:
         reader = gguf.GGUFReader(path)
         values = {
@@ -169,8 +164,12 @@ def unreadable(path: Path, why: object) -> DraftgymError:
 
 def _check(header: GGUFHeader) -> None:
     if int(header.values.get("split.count", 0)) > 1:
-        number = int(header.values.get("split.no", 0)) + 1
-        raise _is_part(header.path, f"{number} of {header.values['split.count']}")
+        which = f"{int(header.values.get('split.no', 0)) + 1} of {header.values['split.count']}"
+        raise DraftgymError(
+            f"{header.path} is part {which} of a split GGUF file",
+            "put all parts into one folder under the names they were published with "
+            "(MODEL-00001-of-00003.gguf), and name one of them",
+        )
     if header.architecture not in SUPPORTED_MODELS:
         raise DraftgymError(
             f"{header.path} holds a {header.architecture!r} model",
@@ -185,14 +184,6 @@ def _check(header: GGUFHeader) -> None:
 
 def _layers(header: GGUFHeader) -> int:
     return int(header.values["block_count"])
-
-
-def _is_part(path: Path, which: str) -> DraftgymError:
-    return DraftgymError(
-        f"{path} is part {which} of a split GGUF file",
-        "put all parts into one folder and join them: llama-gguf-split --merge FIRST_PART WHOLE, "
-        "then name WHOLE",
-    )
 
 
 def _yarn(header: GGUFHeader, theta: float, factor: float) -> dict[str, Any]:
