@@ -12,7 +12,7 @@ from torch import Tensor
 
 from draftgym.decoding.arms import PLAIN, Arm, check_arms
 from draftgym.decoding.drafting import LAZY_KV_ONLY, CatchUp, Drafter
-from draftgym.decoding.given import check_drafters, check_policy, check_target
+from draftgym.decoding.given import check_drafters, check_policy, check_target, token_ids
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.observation import RouterObserver
 from draftgym.decoding.round import RoundRecord, play_round
@@ -129,7 +129,7 @@ class SpeculativeDecoder:
 
     def generate(
         self,
-        prompt: str | Tensor,
+        prompt: str | Tensor | Sequence[int],
         max_new_tokens: int = 128,
         temperature: float = 0.0,
         seed: int = 0,
@@ -154,7 +154,7 @@ class SpeculativeDecoder:
         Raises:
             DraftgymError: Empty or too long prompt, bad temperature or rule.
         """
-        ids = self.target.encode(prompt) if isinstance(prompt, str) else prompt
+        ids = self.target.encode(prompt) if isinstance(prompt, str) else token_ids(prompt)
         rule = make_rule(verification, temperature, seed, self.target.vocab_size)
         session = Session(
             self.target, ids, rule, max_new_tokens, self.drafters, catching_up=catching_up

@@ -6,6 +6,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from draftgym.decoding.errors import DraftgymError
 
 
@@ -45,6 +48,30 @@ def check_policy(given: Any) -> None:
     else:
         remedy = "make one with draftgym.make_policy, or derive from draftgym.Policy"
     raise DraftgymError(f"{_told(given)} is no policy: it lacks {', '.join(lacking)}", remedy)
+
+
+def token_ids(given: Any) -> Tensor:
+    """Token ids `[m]` of a tensor, array or list, also of the `[1, m]` that tokenizers return.
+
+    Raises:
+        DraftgymError: It is something else, or no ids at all.
+    """
+    try:
+        ids = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise _no_ids(_told(given)) from error
+    ids = ids[0] if ids.dim() == 2 and len(ids) == 1 else ids
+    whole = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
+    if ids.dim() != 1 or (len(ids) and not whole):
+        raise _no_ids(f"{ids.dtype} {list(ids.shape)}")
+    return ids.long()
+
+
+def _no_ids(what: str) -> DraftgymError:
+    return DraftgymError(
+        f"{what} is neither text nor the token ids of one",
+        "give a str, or whole numbers: a list, or a tensor [m]",
+    )
 
 
 def check_texts(given: Any, what: str, example: str) -> None:

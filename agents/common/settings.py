@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.verify.seeds import check_seed
 from draftgym.envs.reward import GOODPUT
 
 
@@ -52,6 +53,7 @@ class TrainArgs:
             raise DraftgymError(
                 f"unknown algorithm {self.algorithm!r}", f"choose from {', '.join(algorithms)}"
             )
+        check_seed(self.seed)
         if self.rounds is not None and self.rounds < 1:
             raise DraftgymError(f"--rounds is {self.rounds}", "train for at least one round")
         if self.minutes is not None and not self.minutes >= 0:

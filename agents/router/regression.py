@@ -15,6 +15,7 @@ from draftgym.agents.common.trainer import open_traces
 from draftgym.decoding.arms import Arm
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.provenance import check_run_folder, describe_host, plain
+from draftgym.decoding.verify.seeds import check_seed
 from draftgym.policies.base import Policy
 from draftgym.policies.folder import PolicyTarget
 from draftgym.rollouts.prompts.sets import refuse_held_out
@@ -75,6 +76,7 @@ class RegressionArgs:
 
     def check(self) -> None:
         """Raises `DraftgymError` for settings that cannot work, before anything is read."""
+        check_seed(self.seed)
         self.fitting.check()
         check_run_folder(self.out, "--out")
 

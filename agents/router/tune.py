@@ -28,6 +28,7 @@ from draftgym.decoding.arms import parse_arm
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import read_json, write_json
 from draftgym.decoding.provenance import check_run_folder, plain
+from draftgym.decoding.verify.seeds import check_seed
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -74,8 +75,7 @@ def tune(args: TuneArgs) -> dict[str, Any]:
         )
     trial = _router_args(args, args.run)
     check_args(trial)
-    if args.seed < 0:
-        raise DraftgymError(f"--seed is {args.seed}", "give 0 or more")
+    check_seed(args.seed)
     traces = open_traces(args.traces, COLLECT.format(folder=args.traces))
     traces.check_arms(map(parse_arm, args.arms))  # now, rather than once in every trial
     check_run_folder(args.run)

@@ -22,6 +22,7 @@ from draftgym.agents.scheduler.totals import PERCENTILES, CellTotals, count_roun
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import user_path, write_json
 from draftgym.decoding.provenance import describe_host, plain
+from draftgym.decoding.verify.seeds import check_seed
 from draftgym.envs.cell.cell import Cell
 from draftgym.envs.cell.texts import ChainTable
 from draftgym.policies.folder import PolicyTarget
@@ -117,6 +118,7 @@ def evaluate_schedulers(args: EvaluateSchedulersArgs) -> list[SchedulerRow]:
     Raises:
         DraftgymError: Anything the user can mend; found before anything is played.
     """
+    check_seed(args.seed)
     if args.cells < 1 or args.rounds < 1:
         raise DraftgymError(f"{args.cells} cells of {args.rounds} rounds", "play one at least")
     if args.json is not None:

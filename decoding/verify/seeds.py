@@ -5,6 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 
+from draftgym.decoding.errors import DraftgymError
+
+MOST = 2**31
+"""Seeds of training are smaller: numpy's oldest generators, which SB3 seeds, take 32 bits."""
+
 
 def text_seed(seed: int, question_id: str) -> int:
     """Seed of one text of a run, the same under every policy.
@@ -17,6 +22,12 @@ def text_seed(seed: int, question_id: str) -> int:
         question_id: Which prompt.
     """
     return derived_seed(seed, question_id)
+
+
+def check_seed(seed: int, option: str = "--seed") -> None:
+    """Raises `DraftgymError` for a seed that not every generator takes."""
+    if not 0 <= seed < MOST:
+        raise DraftgymError(f"{option} is {seed}", f"give a whole number from 0 to {MOST - 1}")
 
 
 def derived_seed(*facts: int | str | float | None) -> int:

@@ -37,6 +37,10 @@ class FixedPolicy(Policy):
         return np.zeros(count, dtype=np.int64)
 
 
+MASK = (1 << 64) - 1
+"""Any whole number is a seed of sampling; numpy takes those that are not negative."""
+
+
 class RandomPolicy(Policy):
     """Every arm with the same probability, whatever `deterministic` says: it has no best action.
 
@@ -58,7 +62,7 @@ class RandomPolicy(Policy):
             raise DraftgymError("policy 'random' has no arms", "load at least one drafter")
         self.name = name
         self.arms = tuple(arms)
-        self._generator = np.random.default_rng(seed)
+        self._generator = np.random.default_rng(seed & MASK)
 
     def choose(
         self, observation: Mapping[str, NDArray[np.float32]], count: int, deterministic: bool

@@ -8,6 +8,7 @@ from typing import Any
 
 import gymnasium as gym
 import pytest
+import torch
 from stable_baselines3 import PPO
 
 from draftgym import SpeculativeDecoder, load_drafters, make_policy
@@ -143,3 +144,16 @@ def test_what_is_right_is_taken(
     SpeculativeDecoder(face["target"], face["lookup"], face["policy"])
     traces = tiny_traces(target, drafters, arms=("ngram:4",), max_new_tokens=12)
     assert play_policy(traces, face["policy"])
+
+
+def test_token_ids_are_lists_or_tensors_of_whole_numbers(face: dict[str, Any]) -> None:
+    decoder = SpeculativeDecoder(face["target"], face["lookup"], face["policy"])
+    ids = torch.tensor([3, 4, 5])
+    texts = [decoder.generate(one, 6).tokens for one in (ids, [3, 4, 5], ids.numpy(), ids[None])]
+    assert texts == [texts[0]] * 4
+    for wrong in ([0.5, 1.0], [["a"]], {"input_ids": ids}, torch.zeros(2, 3), None, [True]):
+        with pytest.raises(DraftgymError, match="token ids") as refused:
+            decoder.generate(wrong, 6)  # type: ignore[arg-type]
+        assert "whole numbers" in refused.value.remedy
+    with pytest.raises(DraftgymError, match="empty"):
+        decoder.generate([], 6)

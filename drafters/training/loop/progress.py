@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, field
 
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.verify.seeds import check_seed
 
 SELECTS = "acceptance_length"
 """The figure that decides which weights are the best; longer is better."""
@@ -68,9 +69,10 @@ def check_trainer(config: TrainerConfig) -> None:
     """Refuses knobs that cannot work.
 
     Raises:
-        DraftgymError: No budget, empty batches, negative counts, or patience with nothing to wait
-            for.
+        DraftgymError: A seed outside of 31 bits, no budget, empty batches, negative counts, or
+            patience with nothing to wait for.
     """
+    check_seed(config.seed, "--trainer.seed")
     least = {"batch_size": 1, "updates": 1, "measure_updates": 0, "patience": 0}
     for knob, floor in least.items():
         value = getattr(config, knob)
