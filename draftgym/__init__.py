@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from draftgym.policies.registry import make_policy
     from draftgym.rollouts.traces.collect import CollectArgs, collect
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 # Loaded when first used: a program that decodes never imports a training library.
 _HOME = {

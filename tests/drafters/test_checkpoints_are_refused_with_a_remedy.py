@@ -135,7 +135,7 @@ def test_missing_weights_are_refused(target: Target, folder: Path) -> None:
 
 
 def test_a_missing_folder_is_refused(target: Target, tmp_path: Path) -> None:
-    assert "train_drafter.py" in refusal(tmp_path / "nowhere", target).remedy
+    assert "draftgym train-drafter" in refusal(tmp_path / "nowhere", target).remedy
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1, 2]", '"text"', "\x00"])
