@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +15,7 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.drafters.checkpoint import read_checkpoint
 from draftgym.drafters.loading import load_folder
 from tests.drafters.test_published_checkpoints_load import check_lossless
+from tests.fuzz.conftest import Fresh
 from tests.published_checkpoints import FORMATS, SIZES, config_of, tensors_of, write_checkpoint
 from tests.tiny import tiny_target
 
@@ -68,9 +68,7 @@ def keys_of(body: dict[str, Any], path: tuple[str, ...] = ()) -> list[tuple[str,
 
 
 @given(st.data(), st.sampled_from(FORMATS))
-def test_any_config_loads_or_is_refused(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, form: str
-) -> None:
+def test_any_config_loads_or_is_refused(fresh: Fresh, data: st.DataObject, form: str) -> None:
     body = json.loads(json.dumps(BODIES[form]))
     for _ in range(data.draw(st.integers(1, 2))):
         *path, key = data.draw(st.sampled_from(keys_of(body)))
@@ -81,19 +79,17 @@ def test_any_config_loads_or_is_refused(
             place[key] = data.draw(JSON)
         else:
             place.pop(key)
-    check(write_checkpoint(tmp_path_factory.mktemp("config"), body, TENSORS[form]))
+    check(write_checkpoint(fresh(), body, TENSORS[form]))
 
 
 @given(st.data(), st.sampled_from(FORMATS))
-def test_any_tensors_load_or_are_refused(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, form: str
-) -> None:
+def test_any_tensors_load_or_are_refused(fresh: Fresh, data: st.DataObject, form: str) -> None:
     tensors = dict(TENSORS[form])
     for _ in range(data.draw(st.integers(1, 3))):
         name = data.draw(st.sampled_from(sorted(tensors)))
         value = tensors.pop(name)
         tensors |= changed(name, value, data)
-    check(write_checkpoint(tmp_path_factory.mktemp("tensors"), BODIES[form], tensors))
+    check(write_checkpoint(fresh(), BODIES[form], tensors))
 
 
 def changed(name: str, value: Tensor, data: st.DataObject) -> dict[str, Tensor]:
@@ -117,10 +113,8 @@ def changed(name: str, value: Tensor, data: st.DataObject) -> dict[str, Tensor]:
 
 
 @given(st.data(), st.sampled_from(["native-eagle3", "native-dflash"]))
-def test_any_bytes_load_or_are_refused(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, form: str
-) -> None:
-    folder = write_checkpoint(tmp_path_factory.mktemp("bytes"), BODIES[form], TENSORS[form])
+def test_any_bytes_load_or_are_refused(fresh: Fresh, data: st.DataObject, form: str) -> None:
+    folder = write_checkpoint(fresh(), BODIES[form], TENSORS[form])
     name = data.draw(st.sampled_from(["config.json", "model.safetensors"]))
     whole = bytearray((folder / name).read_bytes())
     cut = data.draw(st.integers(0, len(whole)) | st.integers(0, min(200, len(whole))))
@@ -134,12 +128,8 @@ def test_any_bytes_load_or_are_refused(
 
 
 @given(st.data())
-def test_any_index_loads_or_is_refused(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
-    folder = write_checkpoint(
-        tmp_path_factory.mktemp("index"), BODIES["native-eagle3"], TENSORS["native-eagle3"]
-    )
+def test_any_index_loads_or_is_refused(fresh: Fresh, data: st.DataObject) -> None:
+    folder = write_checkpoint(fresh(), BODIES["native-eagle3"], TENSORS["native-eagle3"])
     part = folder / "model-00001-of-00001.safetensors"
     (folder / "model.safetensors").rename(part)
     names = st.sampled_from([part.name, "../model.safetensors", "", ".", "/etc/hosts", "a\0b"])

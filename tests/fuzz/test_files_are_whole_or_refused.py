@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import parse_json, read_json, replacing, write_json
+from tests.fuzz.conftest import Fresh
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.floats(allow_nan=False) | st.integers() | st.text(),
@@ -19,20 +20,16 @@ VALUES = st.recursive(
 
 
 @given(st.dictionaries(st.text(), VALUES))
-def test_what_is_written_is_read(
-    tmp_path_factory: pytest.TempPathFactory, body: dict[str, object]
-) -> None:
-    path = tmp_path_factory.mktemp("written") / "body.json"
+def test_what_is_written_is_read(fresh: Fresh, body: dict[str, object]) -> None:
+    path = fresh() / "body.json"
     write_json(path, body)
     assert read_json(path, "-") == json.loads(json.dumps(body))
     assert list(path.parent.iterdir()) == [path]
 
 
 @given(st.binary() | st.text().map(lambda text: text.encode("utf-8", "surrogatepass")))
-def test_bytes_are_an_object_or_refused(
-    tmp_path_factory: pytest.TempPathFactory, data: bytes
-) -> None:
-    path = tmp_path_factory.mktemp("read") / "body.json"
+def test_bytes_are_an_object_or_refused(fresh: Fresh, data: bytes) -> None:
+    path = fresh() / "body.json"
     path.write_bytes(data)
     try:
         assert isinstance(read_json(path, "write it again"), dict)

@@ -42,6 +42,7 @@ from draftgym.policies.schedulers.learned import (
     save_scheduler,
 )
 from draftgym.rollouts.traces.trace import TraceSet
+from tests.fuzz.conftest import Fresh
 from tests.tiny import ARMS
 from tests.traces import tiny_traces
 
@@ -106,10 +107,8 @@ def copied(good: Path, to: Path) -> Path:
 
 
 @given(data=st.data())
-def test_a_changed_json_loads_or_is_refused(
-    good: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
-    folder = copied(good, tmp_path_factory.mktemp("changed"))
+def test_a_changed_json_loads_or_is_refused(good: Path, fresh: Fresh, data: st.DataObject) -> None:
+    folder = copied(good, fresh())
     kind, body = read_kind(folder), json.loads((folder / BODY).read_text())
     keys = st.sampled_from(sorted(body)) | st.text(max_size=9)
     body |= data.draw(st.dictionaries(keys, JSON, min_size=1, max_size=3), "changed")
@@ -117,14 +116,11 @@ def test_a_changed_json_loads_or_is_refused(
         body.pop(name, None)
     (folder / BODY).write_text(json.dumps(body))
     loads_or_is_refused(folder, kind)
-    shutil.rmtree(folder)
 
 
 @given(data=st.data())
-def test_damaged_bytes_load_or_are_refused(
-    good: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
-    folder = copied(good, tmp_path_factory.mktemp("damaged"))
+def test_damaged_bytes_load_or_are_refused(good: Path, fresh: Fresh, data: st.DataObject) -> None:
+    folder = copied(good, fresh())
     kind = read_kind(folder)
     if data.draw(st.booleans(), "of an older version"):  # which told no hash of its weights
         body = json.loads((folder / BODY).read_text())
@@ -133,7 +129,6 @@ def test_damaged_bytes_load_or_are_refused(
     path = folder / data.draw(st.sampled_from([BODY, WEIGHTS]), "file")
     path.write_bytes(damaged(path.read_bytes(), data))
     loads_or_is_refused(folder, kind)
-    shutil.rmtree(folder)
 
 
 def damaged(whole: bytes, data: st.DataObject) -> bytes:
@@ -176,10 +171,8 @@ def run(
 
 
 @given(data=st.data())
-def test_a_damaged_run_goes_on_or_is_refused(
-    run: Run, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
-    folder = copied(run.args.run, tmp_path_factory.mktemp("resumed"))
+def test_a_damaged_run_goes_on_or_is_refused(run: Run, fresh: Fresh, data: st.DataObject) -> None:
+    folder = copied(run.args.run, fresh())
     names = ["model.zip", "policy/policy.json", "policy/policy.safetensors", "best.json"]
     path = folder / data.draw(st.sampled_from(names), "file")
     before = path.read_bytes()
@@ -190,4 +183,3 @@ def test_a_damaged_run_goes_on_or_is_refused(
         trainer.judge(-1.0)  # reads what was best
     except DraftgymError as error:
         assert error.remedy and str(folder) in error.problem
-    shutil.rmtree(folder)

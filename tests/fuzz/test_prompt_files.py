@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.rollouts.prompts.sets import Prompt, load_prompts
+from tests.fuzz.conftest import Fresh
 
 TEXTS = st.text(st.characters(exclude_categories=()), max_size=12)  # lone surrogates too
 VALUES = st.recursive(
@@ -57,24 +57,20 @@ def read_or_refused(folder: Path, data: bytes) -> list[Prompt]:
 @example(b'{"question_id": 1, "turns": ' + b"[" * 100_000)
 @example(b'{"question_id": ' + b"9" * 5000 + b', "turns": ["x"]}')
 @example(b'{"question_id": 1, "category": ' + b"[" * 900 + b"]" * 900 + b', "turns": ["x"]}')
-def test_bytes(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
-    read_or_refused(tmp_path_factory.mktemp("prompts"), data)
+def test_bytes(fresh: Fresh, data: bytes) -> None:
+    read_or_refused(fresh(), data)
 
 
 @given(LINES, ENCODINGS, st.sampled_from(["\n", "\r\n", "\r"]))
-def test_lines(
-    tmp_path_factory: pytest.TempPathFactory, lines: list[str], encoding: str, ending: str
-) -> None:
+def test_lines(fresh: Fresh, lines: list[str], encoding: str, ending: str) -> None:
     data = ending.join(lines).encode(encoding, "surrogatepass")
-    read_or_refused(tmp_path_factory.mktemp("prompts"), data)
+    read_or_refused(fresh(), data)
 
 
 @given(st.lists(RECORDS, min_size=1, max_size=4, unique_by=lambda one: str(one["question_id"])))
-def test_nothing_is_lost(
-    tmp_path_factory: pytest.TempPathFactory, records: list[dict[str, object]]
-) -> None:
+def test_nothing_is_lost(fresh: Fresh, records: list[dict[str, object]]) -> None:
     """What can be read comes back as it was written, in its order."""
     data = "\n".join(map(json.dumps, records)).encode()
-    prompts = read_or_refused(tmp_path_factory.mktemp("prompts"), data)
+    prompts = read_or_refused(fresh(), data)
     told = [(str(one["question_id"]), one["turns"]) for one in records]
     assert [(one.question_id, list(one.turns)) for one in prompts] in ([], told)

@@ -18,6 +18,7 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.rollouts.traces.file import METADATA_KEY, read_done, read_traces, trace_table
 from draftgym.rollouts.traces.shards import ShardWriter, shards_in
 from draftgym.rollouts.traces.trace import TraceSet
+from tests.fuzz.conftest import Fresh
 from tests.handmade_texts import handmade_set, handmade_text
 
 VALUES = st.recursive(
@@ -69,24 +70,20 @@ def rewritten(table: Any, folder: Path) -> Path:
 
 
 @given(st.data())
-def test_damaged_bytes(
-    shard: Path, traces: TraceSet, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
+def test_damaged_bytes(shard: Path, traces: TraceSet, fresh: Fresh, data: st.DataObject) -> None:
     whole = bytearray(shard.read_bytes())
     if data.draw(st.booleans(), "cut"):
         whole = whole[: data.draw(st.integers(0, len(whole) - 1), "to")]
     places = st.lists(st.integers(0, max(0, len(whole) - 1)), max_size=4)
     for place in data.draw(places, "flip"):
         whole[place : place + 1] = data.draw(st.binary(min_size=1, max_size=1), "to")
-    folder = tmp_path_factory.mktemp("damaged")
+    folder = fresh()
     (folder / "part-00000.parquet").write_bytes(whole)
     read_or_refused(folder, traces)
 
 
 @given(st.data())
-def test_strange_metadata(
-    shard: Path, traces: TraceSet, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
+def test_strange_metadata(shard: Path, traces: TraceSet, fresh: Fresh, data: st.DataObject) -> None:
     table = pyarrow.parquet.read_table(shard)
     body = json.loads(table.schema.metadata[METADATA_KEY])
     if data.draw(st.booleans(), "origin"):
@@ -98,16 +95,12 @@ def test_strange_metadata(
         body[data.draw(st.sampled_from(sorted(body)), "key")] = data.draw(VALUES, "value")
     text = json.dumps(body) if data.draw(st.integers(0, 4)) else data.draw(st.text(), "text")
     stored = text.encode("utf-8", "surrogatepass")
-    folder = rewritten(
-        table.replace_schema_metadata({METADATA_KEY: stored}), tmp_path_factory.mktemp("told")
-    )
+    folder = rewritten(table.replace_schema_metadata({METADATA_KEY: stored}), fresh())
     read_or_refused(folder, traces)
 
 
 @given(st.data())
-def test_strange_columns(
-    shard: Path, traces: TraceSet, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
+def test_strange_columns(shard: Path, traces: TraceSet, fresh: Fresh, data: st.DataObject) -> None:
     table = pyarrow.parquet.read_table(shard)
     index = data.draw(st.integers(0, table.num_columns - 1), "column")
     kind = data.draw(st.sampled_from(["drop", "rows", *COLUMNS]), "kind")
@@ -118,7 +111,7 @@ def test_strange_columns(
         table = table.slice(first, data.draw(st.integers(0, 8), "count"))
     else:
         table = table.set_column(index, table.column_names[index], COLUMNS[kind])
-    folder = rewritten(table, tmp_path_factory.mktemp("columns"))
+    folder = rewritten(table, fresh())
     found = read_or_refused(folder, traces)
     if found is not None:
         for text in found.texts:
