@@ -33,7 +33,7 @@ evaluate: setup  ## Every policy on all 150 held-out prompts (about half an hour
 test: setup  ## The test suite, a process per core
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-fuzz: setup  ## Over 10,000 damaged files and strange inputs: no stack trace, nothing lost
+fuzz: setup  ## 10,000 damaged files and strange inputs: no stack trace, nothing lost
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto tests/fuzz --hypothesis-profile fuzz
 
 lint: .venv/.ready  ## Style

@@ -118,7 +118,7 @@ def draw_round() -> str:
 
 def speeds() -> dict[str, float]:
     """Speed over plain decoding, from the table of the results page that goes by the clock."""
-    table = TABLE.read_text(encoding="utf-8").partition("## By the clock")[2]
+    table = TABLE.read_text(encoding="utf-8").partition("## By the clock")[2].partition("\n##")[0]
     rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| ")]
     place = next(index for index, cell in enumerate(rows[0]) if "over `plain`" in cell)
     return {row[0][2:]: float(row[place].strip("*")) for row in rows[1:] if row[0][2:] in SHOWN}
