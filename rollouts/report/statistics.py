@@ -68,11 +68,7 @@ def speed_ratio(
     Raises:
         ValueError: No prompts, or not the same number on both sides.
     """
-    if not mine or len(mine) != len(reference):
-        raise ValueError(f"paired prompts are needed, got {len(mine)} and {len(reference)}")
-    works = [
-        (a.tokens, a.seconds, b.tokens, b.seconds) for a, b in zip(mine, reference, strict=True)
-    ]
+    works = _paired(mine, reference)
     return bootstrap(works, lambda s: (s[:, 0] / s[:, 1]) / (s[:, 2] / s[:, 3]), level, seed)
 
 
@@ -90,14 +86,7 @@ def median_ratio(
     Raises:
         ValueError: No prompts, or not the same number on both sides.
     """
-    if not mine or len(mine) != len(reference):
-        raise ValueError(f"paired prompts are needed, got {len(mine)} and {len(reference)}")
-    ratios = np.sort(
-        [
-            (a.tokens / a.seconds) / (b.tokens / b.seconds)
-            for a, b in zip(mine, reference, strict=True)
-        ]
-    )
+    ratios = np.sort([(a / s) / (b / t) for a, s, b, t in _paired(mine, reference)])
     count = len(ratios)
     drawn = _draws(count, seed).cumsum(axis=1)  # how many of a draw are no larger than each ratio
     below, above = (count + 1) // 2, count // 2 + 1  # the same one where their number is odd
@@ -120,6 +109,16 @@ def ratio_of_sums(
         ValueError: No prompts.
     """
     return bootstrap(parts, lambda sums: sums[:, 0] / sums[:, 1], level, seed)
+
+
+def _paired(
+    mine: Sequence[Work], reference: Sequence[Work]
+) -> list[tuple[float, float, float, float]]:
+    """Tokens and seconds of both sides, by prompt."""
+    if not mine or len(mine) != len(reference):
+        raise ValueError(f"paired prompts are needed, got {len(mine)} and {len(reference)}")
+    pairs = zip(mine, reference, strict=True)
+    return [(a.tokens, a.seconds, b.tokens, b.seconds) for a, b in pairs]
 
 
 def bootstrap(
