@@ -110,7 +110,10 @@ class Trainer(ABC, Generic[Policy]):
         return None
 
     def world(self) -> Any:
-        """What the episodes are of: those of another world do not go on in this one."""
+        """What the episodes are of: those of another world do not go on in this one.
+
+        Asked only of trainers whose `episodes` keeps any; the same holds for `go_on`.
+        """
         raise NotImplementedError
 
     def go_on(self, episodes: Any) -> None:

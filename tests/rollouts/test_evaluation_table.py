@@ -208,7 +208,9 @@ def test_a_cost_models_prediction_stands_beside_the_measured_time(
     )
     for row in result.rows:
         assert row.predicted_seconds is not None
-        assert row.seconds < row.predicted_seconds < 2 * row.seconds, "decisions left out"
+        assert row.predicted_seconds < 2 * row.seconds, "decisions are left out"
+    total = sum(row.predicted_seconds or 0.0 for row in result.rows if row.category == "all")
+    assert total == pytest.approx(2 * sum(cost.measured_seconds for cost in result.arm_costs))
     assert [cost.predicted_seconds for cost in result.arm_costs] == pytest.approx(
         [2 * cost.measured_seconds for cost in result.arm_costs]
     )
