@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from draftgym.decoding.arms import Arm
-from draftgym.decoding.model.transformer import PassOutput
+from draftgym.decoding.model.interface import PassOutput
 from draftgym.decoding.session import Session
 from draftgym.decoding.verify.base import Verdict
 from draftgym.decoding.verify.proposal import Proposal

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from draftgym.decoding.drafting import LAZY_KV_ONLY, CatchUp, Drafter
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.interface import NewRows, PassOutput
 from draftgym.decoding.model.target import Target
-from draftgym.decoding.model.transformer import NewRows, PassOutput
 from draftgym.decoding.verify.base import Verdict, VerificationRule
 from draftgym.decoding.verify.proposal import Proposal
 
@@ -136,9 +136,7 @@ class Session:
     def start_like(self, other: Session) -> None:
         """Takes over what a session of the same prompt, rule and drafters knows after prefill."""
         size = other.prompt_length
-        self.cache.keys[:, :, :size] = other.cache.keys[:, :, :size]
-        self.cache.values[:, :, :size] = other.cache.values[:, :, :size]
-        self.cache.keep(size)
+        self.cache.start_like(other.cache, size)
         self._taps[:size] = other._taps[:size]
         self._last = other._last
         self._append(other.tokens[size : size + 1].tolist())

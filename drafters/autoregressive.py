@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from draftgym.decoding.drafting import DraftContext, DraftShape
-from draftgym.decoding.model.cache import KVCache
+from draftgym.decoding.model.compact.cache import KVCache
 from draftgym.decoding.verify.base import Candidates, VerificationRule
 from draftgym.decoding.verify.proposal import Proposal
 from draftgym.drafters.batched import BatchDrafter, Shapes

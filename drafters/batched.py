@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from draftgym.decoding.drafting import DraftContext, Drafter, DraftShape, Place
-from draftgym.decoding.model.cache import KVCache
+from draftgym.decoding.model.compact.cache import KVCache
 from draftgym.decoding.verify.proposal import Proposal
 
 Shapes = Sequence[Sequence[DraftShape]]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.model.products import Products, pack_linears
+from draftgym.decoding.model.compact.products import Products, pack_linears
 from draftgym.decoding.model.target import Target
 from draftgym.drafters.dflash.drafter import DFlashDrafter
 from draftgym.drafters.dflash.network import DFlashNetwork

@@ -10,14 +10,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from draftgym.decoding.model.cache import KVCache
-from draftgym.decoding.model.fingerprint import hash_facts, hash_tensors, plain_rope, settings
-from draftgym.decoding.model.layers import (
+from draftgym.decoding.model.compact.cache import KVCache
+from draftgym.decoding.model.compact.layers import (
     RotaryTable,
     additive_mask,
     attend,
     rotate,
 )
+from draftgym.decoding.model.fingerprint import hash_facts, hash_tensors, plain_rope, settings
 from draftgym.drafters.vocabulary import to_maps
 
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"

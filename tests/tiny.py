@@ -9,9 +9,9 @@ import torch
 import transformers
 
 from draftgym.decoding.drafting import Drafter
+from draftgym.decoding.model.compact.transformer import Decoder
 from draftgym.decoding.model.precision import Precision
 from draftgym.decoding.model.target import Target, wrap_model
-from draftgym.decoding.model.transformer import Decoder
 from draftgym.drafters.dflash.drafter import DFlashDrafter
 from draftgym.drafters.dflash.network import DFlashConfig, DFlashNetwork
 from draftgym.drafters.eagle3.drafter import Eagle3Drafter

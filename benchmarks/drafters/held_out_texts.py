@@ -150,7 +150,6 @@ class Recordings:
 
     def _likelihood(self, one: HeldOutText, hidden: Tensor) -> Tensor:
         first = one.text.prompt_length
-        decoder = self.target.decoder
-        logits = decoder.products(hidden[first:-1], decoder.head).float() / one.temperature
+        logits = self.target.decoder.logits(hidden[first:-1]) / one.temperature
         tokens = one.text.tokens[first + 1 :, None]
         return logits.log_softmax(-1).gather(-1, tokens)[:, 0]

@@ -18,7 +18,7 @@ import tyro
 from benchmarks.report import Json, Table, number
 from benchmarks.results import Result, TargetOptions, check, finish
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
-from draftgym.decoding.model.products import Products, packing_gain
+from draftgym.decoding.model.compact.products import Products, packing_gain
 from draftgym.decoding.model.target import Target, load_target
 
 
@@ -40,10 +40,10 @@ class ProductsArgs(TargetOptions):
 @torch.inference_mode()
 def time_products(target: Target, rows: int, repeats: int) -> tuple[float, float]:
     """Median milliseconds of torch's products and of packed ones, over all weights once."""
-    layers = [[one.qkv, one.out, one.gate_up, one.down] for one in target.decoder.layers]
+    layers = [[one.qkv, one.out, one.gate_up, one.down] for one in target.compact.layers]
     weights = [weight for layer in layers for weight in layer] + [target.decoder.head]
     inputs = {width: torch.randn(rows, width) for width in {w.shape[1] for w in weights}}
-    seconds: dict[Products, list[float]] = {Products(): [], target.decoder.products: []}
+    seconds: dict[Products, list[float]] = {Products(): [], target.compact.products: []}
     for repeat in range(repeats + 1):
         for products, times in seconds.items():
             start = time.perf_counter()

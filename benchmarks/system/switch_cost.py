@@ -28,7 +28,7 @@ from draftgym.decoding.arms import Arm, check_arms, parse_arm
 from draftgym.decoding.costs.pieces import fitting_contexts, random_session
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
-from draftgym.decoding.model.cache import KVCache
+from draftgym.decoding.model.compact.cache import KVCache
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.round import play_round, verify_batch
 from draftgym.decoding.session import Session

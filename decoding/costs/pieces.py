@@ -23,7 +23,7 @@ from draftgym.decoding.session import Session
 from draftgym.decoding.verify.greedy import GreedyRule
 
 ROWS = (1, 2, 3, 4, 5, 9, 17, 33, MAX_TREE_NODES + 1)
-"""Packed products begin at 4 rows, which may cost less than 3 (`decoding.model.products`)."""
+"""Packed products begin at 4 rows, which may cost less than 3 (`Products`)."""
 COARSE_ROWS = (1, 5, 17, MAX_TREE_NODES + 1)
 ROOM = max(ROWS) + 1
 CONTEXTS = (64, 256, 640)

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import keep_text
+from draftgym.decoding.model.compact.transformer import Decoder
 from draftgym.decoding.model.embedded import cache_folder
 from draftgym.decoding.model.precision import usable_cores
-from draftgym.decoding.model.transformer import Decoder
 
 DIGITS = 32
 WORTH_REMEMBERING = 1 << 26

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.model.agreement import check_agrees
-from draftgym.decoding.model.products import Products
+from draftgym.decoding.model.compact.agreement import check_agrees
+from draftgym.decoding.model.compact.products import Products
+from draftgym.decoding.model.compact.transformer import Decoder
+from draftgym.decoding.model.compact.weights import SUPPORTED_MODELS, context_limit, extract_decoder
 from draftgym.decoding.model.text import one_line
-from draftgym.decoding.model.transformer import Decoder
-from draftgym.decoding.model.weights import SUPPORTED_MODELS, context_limit, extract_decoder
 
 FIXED_ROPES = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings whose angles do not change with the length of the text."""

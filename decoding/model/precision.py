@@ -1,4 +1,4 @@
-"""Chooses dtype and threads by trying them, and says why.
+"""Chooses device, dtype and threads, by trying them where that tells, and says why.
 
 bfloat16 halves the bytes that a pass reads, but only processors with bfloat16 instructions gain
 from it; elsewhere it can be many times slower. So a matrix product of a decoder's typical shape is
@@ -16,26 +16,38 @@ from functools import cache
 import torch
 
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.model.products import packing_gain
+from draftgym.decoding.model.compact.products import packing_gain
+from draftgym.decoding.model.device import choose_device
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 @dataclass(frozen=True)
 class Precision:
-    """The numbers a target computes in.
+    """The numbers a target computes in, and where.
 
     Attributes:
-        dtype: `float32` or `bfloat16`.
+        dtype: `float32`, `bfloat16` or `float16`.
         threads: CPU threads of torch.
         reason: Why these were chosen.
         packed: Whether products use packed copies of the weights.
+        device: Where, as torch names it.
     """
 
     dtype: str
     threads: int
     reason: str
     packed: bool = False
+    device: str = "cpu"
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device as torch knows it."""
+        return torch.device(self.device)
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -43,23 +55,30 @@ class Precision:
         return DTYPES[self.dtype]
 
 
-def choose_precision(dtype: str = "auto", threads: int | None = None) -> Precision:
-    """Settles dtype and threads.
+def choose_precision(
+    dtype: str = "auto", threads: int | None = None, device: str = "cpu"
+) -> Precision:
+    """Settles device, dtype and threads.
 
     Args:
-        dtype: `auto`, `float32` or `bfloat16`.
+        dtype: `auto`, `float32`, `bfloat16` or `float16`.
         threads: CPU threads, or None for every core this process may use. A forked process has one:
             torch's others stay with its parent, and a pass would wait for them for ever.
+        device: See `choose_device`.
 
     Raises:
-        DraftgymError: Unknown dtype or a thread count below one.
+        DraftgymError: Unknown dtype, no such device, or a thread count below one.
     """
     if dtype != "auto" and dtype not in DTYPES:
-        raise DraftgymError(f"unknown dtype {dtype!r}", "choose auto, float32 or bfloat16")
+        raise DraftgymError(f"unknown dtype {dtype!r}", f"choose auto, {', '.join(DTYPES)}")
     if threads is not None and threads < 1:
         raise DraftgymError(f"--threads {threads} is below one", "give at least one thread")
+    where, why = choose_device(device)
     count = 1 if _forked else threads or usable_cores()
     torch.set_num_threads(count)
+    if where.type != "cpu":
+        dtype, reason = _accelerator_dtype(dtype, where)
+        return Precision(dtype, count, f"{reason}; {why}", device=str(where))
     gain = packing_gain()
     packs = gain > 1.1
     reason = "asked for"
@@ -72,6 +91,15 @@ def choose_precision(dtype: str = "auto", threads: int | None = None) -> Precisi
     if packed:
         reason += f"; packed weights ({gain:.2f} times as fast)"
     return Precision(dtype, count, reason, packed)
+
+
+def _accelerator_dtype(dtype: str, device: torch.device) -> tuple[str, str]:
+    """The dtype on an accelerator, and why."""
+    if dtype != "auto":
+        return dtype, "asked for"
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return "float16", "this GPU has no bfloat16 of its own"
+    return "bfloat16", "accelerators read half the bytes"
 
 
 def usable_cores() -> int:
@@ -107,11 +135,12 @@ if hasattr(os, "register_at_fork"):
 @cache
 def _bfloat16_gain() -> float:
     """Time of float32 over bfloat16 for a few rows times weights that do not fit the caches."""
-    best = dict.fromkeys(DTYPES, float("inf"))
-    weights = {name: torch.randn(32768, 576, dtype=dtype) for name, dtype in DTYPES.items()}
-    rows = {name: torch.randn(8, 576, dtype=dtype) for name, dtype in DTYPES.items()}
+    tried = ("float32", "bfloat16")
+    best = dict.fromkeys(tried, float("inf"))
+    weights = {name: torch.randn(32768, 576, dtype=DTYPES[name]) for name in tried}
+    rows = {name: torch.randn(8, 576, dtype=DTYPES[name]) for name in tried}
     for _ in range(6):  # interleaved, so that drift hits both
-        for name in DTYPES:
+        for name in tried:
             start = time.perf_counter()
             torch.nn.functional.linear(rows[name], weights[name])
             best[name] = min(best[name], time.perf_counter() - start)

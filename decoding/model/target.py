@@ -14,11 +14,14 @@ from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import check_unicode, user_path
+from draftgym.decoding.model.compact.products import Products
+from draftgym.decoding.model.compact.transformer import Decoder
+from draftgym.decoding.model.compact.weights import context_limit
 from draftgym.decoding.model.embedded import EMBEDDED_TARGETS, embedded_target, gguf_target
 from draftgym.decoding.model.fingerprint import WeightFiles, fingerprint, weight_files
+from draftgym.decoding.model.interface import TargetDecoder
 from draftgym.decoding.model.loading import load_config, load_model, read_decoder
 from draftgym.decoding.model.precision import Precision, choose_precision
-from draftgym.decoding.model.products import Products
 from draftgym.decoding.model.text import (
     check_tokens,
     encode_prompt,
@@ -26,8 +29,6 @@ from draftgym.decoding.model.text import (
     stop_tokens,
     tell_ignored_settings,
 )
-from draftgym.decoding.model.transformer import Decoder
-from draftgym.decoding.model.weights import context_limit
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Target:
     """
 
     name: str
-    decoder: Decoder
+    decoder: TargetDecoder
     tokenizer: Any
     stop_tokens: frozenset[int]
     context_limit: int
@@ -60,6 +61,25 @@ class Target:
     def vocab_size(self) -> int:
         """Rows of the language-model head."""
         return self.decoder.shape.vocab
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes, and where all that belongs to its sessions lies."""
+        return self.decoder.device
+
+    @property
+    def compact(self) -> Decoder:
+        """The compact decoder, where what is done reads single weights of the target.
+
+        Raises:
+            DraftgymError: transformers drives this target.
+        """
+        if not isinstance(self.decoder, Decoder):
+            raise DraftgymError(
+                f"this reads the layers of target {self.name!r}, which transformers drives",
+                "name a target of an architecture that the compact decoder knows",
+            )
+        return self.decoder
 
     @property
     def hidden_size(self) -> int:
@@ -124,21 +144,25 @@ def resolve_target(name: str) -> str:
 
 
 def load_target(
-    name: str = "smollm2-135m", dtype: str = "auto", threads: int | None = None
+    name: str = "smollm2-135m",
+    dtype: str = "auto",
+    threads: int | None = None,
+    device: str = "auto",
 ) -> Target:
     """Loads a target.
 
     Args:
         name: `smollm2-135m`, a Hugging Face folder, a Hub id or a `.gguf` file.
-        dtype: `auto` (a probe decides), `float32` or `bfloat16`.
+        dtype: `auto` (a probe decides), `float32`, `bfloat16` or `float16`.
         threads: CPU threads; None leaves it to the probe.
+        device: `auto` (an accelerator where there is one), `cpu`, `cuda`, `cuda:1`, `mps` or `xpu`.
 
     Raises:
         DraftgymError: Unknown name, unsupported or damaged model.
     """
     source, threads_before = resolve_target(name), torch.get_num_threads()
     try:
-        precision = choose_precision(dtype, threads)
+        precision = choose_precision(dtype, threads, device)
         torch.set_num_threads(precision.threads)
         config = load_config(source, f"target {name!r}")
         files = weight_files(source)

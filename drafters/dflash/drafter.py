@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from draftgym.decoding.drafting import MAX_TREE_NODES, DraftContext, DraftShape
-from draftgym.decoding.model.cache import KVCache
-from draftgym.decoding.model.products import Products
+from draftgym.decoding.model.compact.cache import KVCache
+from draftgym.decoding.model.compact.products import Products
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.verify.base import Candidates
 from draftgym.decoding.verify.proposal import Proposal

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from draftgym.decoding.drafting import MAX_TREE_NODES, DraftContext
-from draftgym.decoding.model.cache import KVCache
+from draftgym.decoding.model.compact.cache import KVCache
 from draftgym.decoding.model.target import Target
 from draftgym.drafters.autoregressive import AutoregressiveDrafter
 from draftgym.drafters.eagle3.network import Eagle3Network

@@ -2,7 +2,7 @@
 
 It reads token ids alone, so it runs where the target is not: on a device that sends its drafts over
 a network. Any causal LM with the target's vocabulary serves. Its pass is the target's own kind of
-pass (`draftgym.decoding.model.transformer`), with a key/value cache of its own.
+pass (`draftgym.decoding.model.compact.transformer`), with a key/value cache of its own.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from draftgym.decoding.drafting import (
     Place,
     PrefixView,
 )
-from draftgym.decoding.model.cache import KVCache
+from draftgym.decoding.model.compact.cache import KVCache
+from draftgym.decoding.model.compact.transformer import Decoder
 from draftgym.decoding.model.fingerprint import fingerprint
-from draftgym.decoding.model.transformer import Decoder, NewRows
+from draftgym.decoding.model.interface import NewRows
 from draftgym.decoding.verify.proposal import Proposal
 from draftgym.drafters.autoregressive import AutoregressiveDrafter
 from draftgym.drafters.tree import scratch_rows

@@ -83,7 +83,7 @@ def build_eagle3(
             network.fc.weight.zero_()
             network.fc.weight[:, -shape.hidden :] = torch.eye(shape.hidden)
             network.lm_head.weight.copy_(target.decoder.head[ids])
-            network.norm.weight.copy_(target.decoder.final_norm)
+            network.norm.weight.copy_(target.compact.final_norm)
     return Eagle3Unroller(
         network, target, settings.steps, _sampler(settings, network, target, corpus)
     )
@@ -135,8 +135,8 @@ def _start_as_last_layers(network: DFlashNetwork, target: Target) -> None:
     shape = target.decoder.shape
     network.fc.weight.zero_()
     network.fc.weight[:, -shape.hidden :] = torch.eye(shape.hidden)
-    network.norm.weight.copy_(target.decoder.final_norm)
-    sources = target.decoder.layers[-len(network.layers) :]
+    network.norm.weight.copy_(target.compact.final_norm)
+    sources = target.compact.layers[-len(network.layers) :]
     network.hidden_norm.weight.copy_(sources[0].input_norm)
     groups = shape.kv_heads * shape.head_dim
     for layer, source in zip(network.blocks, sources, strict=False):
@@ -169,7 +169,7 @@ def _sizes(target: Target) -> dict[str, Any]:
     shape = target.decoder.shape
     return {
         "hidden_size": shape.hidden,
-        "intermediate_size": target.decoder.layers[0].down.shape[1],
+        "intermediate_size": target.compact.layers[0].down.shape[1],
         "num_attention_heads": shape.heads,
         "num_key_value_heads": shape.kv_heads,
         "head_dim": shape.head_dim,

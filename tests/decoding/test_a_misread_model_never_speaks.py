@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.model import agreement
+from draftgym.decoding.model.compact import agreement
+from draftgym.decoding.model.interface import NewRows
 from draftgym.decoding.model.precision import Precision
 from draftgym.decoding.model.target import load_target, wrap_model
-from draftgym.decoding.model.transformer import NewRows
 from draftgym.drafters.small_lm.network import load_small_lm
 from tests.tiny import ONE_THREAD, tiny_model, tiny_target
 

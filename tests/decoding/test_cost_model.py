@@ -10,7 +10,7 @@ from draftgym.decoding.costs.cost_model import CostModel, Curve
 from draftgym.decoding.costs.pieces import ROWS
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.model.products import FEWEST
+from draftgym.decoding.model.compact.products import FEWEST
 from draftgym.decoding.model.target import Target
 from draftgym.drafters.tree import frontier_width
 

@@ -16,8 +16,8 @@ import transformers
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model import embedded
 from draftgym.decoding.model.gguf import conversion
+from draftgym.decoding.model.interface import NewRows
 from draftgym.decoding.model.target import Target, load_target
-from draftgym.decoding.model.transformer import NewRows
 from tests.tiny_gguf import HEADS, WIDTH, write_tiny_gguf
 
 HEAD_DIM = WIDTH // HEADS

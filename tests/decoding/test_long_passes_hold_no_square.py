@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from draftgym.decoding.model import layers
+from draftgym.decoding.model.compact import layers
+from draftgym.decoding.model.interface import NewRows, PassOutput
 from draftgym.decoding.model.target import Target
-from draftgym.decoding.model.transformer import NewRows, PassOutput
 
 TOKENS = torch.randint(4, 60, (150,), generator=torch.Generator().manual_seed(0))
 

@@ -9,15 +9,15 @@ from torch import nn
 
 from draftgym.decoding.arms import parse_arm
 from draftgym.decoding.decoder import PlainPolicy, SpeculativeDecoder
-from draftgym.decoding.model import products as products_module
-from draftgym.decoding.model.precision import Precision, choose_precision
-from draftgym.decoding.model.products import (
+from draftgym.decoding.model.compact import products as products_module
+from draftgym.decoding.model.compact.products import (
     FEWEST,
     PackedLinear,
     Products,
     pack_linears,
     packing_gain,
 )
+from draftgym.decoding.model.precision import Precision, choose_precision
 from draftgym.decoding.model.target import wrap_model
 from draftgym.policies.routers.rules import FixedPolicy
 from tests.tiny import tiny_eagle3, tiny_model

@@ -12,8 +12,8 @@ from draftgym.decoding.costs.measuring import median_seconds
 from draftgym.decoding.costs.pieces import random_session
 from draftgym.decoding.costs.timed_rounds import catching_up, drafting, verifying
 from draftgym.decoding.drafting import Drafter, DraftShape
+from draftgym.decoding.model.compact.transformer import Decoder
 from draftgym.decoding.model.target import Target
-from draftgym.decoding.model.transformer import Decoder
 from draftgym.decoding.session import Session
 
 CONTEXT = 48

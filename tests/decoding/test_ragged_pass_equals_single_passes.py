@@ -10,9 +10,9 @@ from torch import Tensor
 
 from draftgym.decoding.arms import parse_arm
 from draftgym.decoding.drafting import Drafter, DraftShape
-from draftgym.decoding.model.cache import KVCache
+from draftgym.decoding.model.compact.cache import KVCache
+from draftgym.decoding.model.interface import NewRows, PassOutput
 from draftgym.decoding.model.target import Target
-from draftgym.decoding.model.transformer import NewRows, PassOutput
 from draftgym.decoding.round import play_round, verify_batch
 from draftgym.decoding.session import Session
 from draftgym.decoding.verify.proposal import Proposal

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from draftgym.decoding.decoder import PlainPolicy, SpeculativeDecoder
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.interface import NewRows
 from draftgym.decoding.model.precision import usable_cores
 from draftgym.decoding.model.target import load_target, wrap_model
-from draftgym.decoding.model.transformer import NewRows
 from tests.tiny import ONE_THREAD, tiny_model, tiny_target
 
 TOKENS = torch.tensor([5, 17, 3, 44, 60, 9, 9, 31, 2, 28, 50, 1])
@@ -246,7 +246,7 @@ def test_an_unknown_name_gets_a_suggestion() -> None:
     assert "Hub id" in refusal("surely/not/here").remedy
 
 
-@pytest.mark.parametrize(("dtype", "threads"), [("float16", 1), ("float32", 0)])
+@pytest.mark.parametrize(("dtype", "threads"), [("float8", 1), ("float32", 0)])
 def test_impossible_precision_is_refused(tmp_path: Path, dtype: str, threads: int) -> None:
     saved(tmp_path)
     with pytest.raises(DraftgymError) as caught:

@@ -11,9 +11,9 @@ from torch import Tensor
 from draftgym.decoding.arms import Arm
 from draftgym.decoding.decoder import PlainPolicy, SpeculativeDecoder
 from draftgym.decoding.drafting import DraftContext, Drafter, DraftShape
-from draftgym.decoding.model.cache import KVCache
+from draftgym.decoding.model.compact.cache import KVCache
+from draftgym.decoding.model.interface import NewRows
 from draftgym.decoding.model.target import Target
-from draftgym.decoding.model.transformer import NewRows
 from draftgym.decoding.round import verify_batch
 from draftgym.decoding.session import Session
 from draftgym.decoding.verify.base import Verdict

@@ -13,8 +13,8 @@ import torch
 from draftgym.decoding.arms import Arm, parse_arm
 from draftgym.decoding.decoder import Generation, PlainPolicy, SpeculativeDecoder
 from draftgym.decoding.drafting import LAZY_KV_ONLY, CatchUp, Drafter, DraftShape
+from draftgym.decoding.model.interface import NewRows
 from draftgym.decoding.model.target import Target, load_target
-from draftgym.decoding.model.transformer import NewRows
 from draftgym.decoding.round import play_round
 from draftgym.decoding.session import Session
 from draftgym.decoding.verify.proposal import Proposal

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from draftgym.decoding.drafting import DraftShape
-from draftgym.decoding.model.layers import rotate
+from draftgym.decoding.model.compact.layers import rotate
 from draftgym.decoding.model.target import Target
 from draftgym.drafters.dflash.network import DFlashNetwork
 from draftgym.drafters.eagle3.drafter import Eagle3Drafter

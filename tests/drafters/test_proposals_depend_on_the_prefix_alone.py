@@ -10,7 +10,7 @@ from torch import Tensor
 
 from draftgym.decoding.arms import parse_arm
 from draftgym.decoding.drafting import Drafter, DraftShape
-from draftgym.decoding.model.cache import KVCache
+from draftgym.decoding.model.compact.cache import KVCache
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.round import play_round
 from draftgym.decoding.session import Session

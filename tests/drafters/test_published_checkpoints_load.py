@@ -13,7 +13,7 @@ from torch import Tensor
 from draftgym.decoding.arms import Arm
 from draftgym.decoding.decoder import PlainPolicy, SpeculativeDecoder
 from draftgym.decoding.drafting import Drafter, DraftShape
-from draftgym.decoding.model.layers import rms_norm
+from draftgym.decoding.model.compact.layers import rms_norm
 from draftgym.decoding.model.target import Target
 from draftgym.drafters.checkpoint import load_drafter, read_checkpoint
 from draftgym.drafters.dflash.drafter import DFlashDrafter

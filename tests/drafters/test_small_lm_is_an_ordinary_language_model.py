@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from draftgym.decoding.arms import parse_arm
 from draftgym.decoding.drafting import Place
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.interface import NewRows
 from draftgym.decoding.model.target import Target, load_target
-from draftgym.decoding.model.transformer import NewRows
 from draftgym.decoding.round import play_round
 from draftgym.decoding.session import Session
 from draftgym.decoding.verify.rules import make_rule

@@ -20,6 +20,7 @@ import torch
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import read_json, write_json
+from draftgym.decoding.model.compact.products import Products
 from draftgym.decoding.model.gguf.header import (
     GGUFHeader,
     check_tensors,
@@ -36,7 +37,6 @@ from draftgym.decoding.model.loading import (
     quiet_transformers,
     read_decoder,
 )
-from draftgym.decoding.model.products import Products
 from draftgym.decoding.model.text import load_tokenizer
 
 # Written last into a converted folder: says where it came from and that nothing is missing.

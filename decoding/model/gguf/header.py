@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.compact.weights import SUPPORTED_MODELS
 from draftgym.decoding.model.text import one_line
-from draftgym.decoding.model.weights import SUPPORTED_MODELS
 
 UNREAD = (
     "expert_count",

@@ -242,7 +242,7 @@ def _check_target(shard: Path, target: Target) -> None:
     written_by = metadata.get("fingerprint")
     if written_by in (None, target.fingerprint):
         return
-    if is_sampled(written_by) and written_by == sampled_fingerprint(target.decoder):
+    if is_sampled(written_by) and written_by == sampled_fingerprint(target.compact):
         return
     raise DraftgymError(
         f"corpus {shard} was written by another target ({metadata.get('target')!r}, "

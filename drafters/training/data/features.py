@@ -21,8 +21,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import replacing
+from draftgym.decoding.model.interface import NewRows
 from draftgym.decoding.model.target import Target
-from draftgym.decoding.model.transformer import NewRows
 from draftgym.drafters.training.data.corpus import Text
 
 HIDDEN = "hidden"

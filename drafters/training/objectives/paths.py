@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from draftgym.decoding.drafting import Drafter, DraftShape, Place
+from draftgym.decoding.model.interface import NewRows
 from draftgym.decoding.model.target import Target
-from draftgym.decoding.model.transformer import NewRows
 from draftgym.decoding.verify.proposal import Proposal
 from draftgym.drafters.recorded import RecordedText
 

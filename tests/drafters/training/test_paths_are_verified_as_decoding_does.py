@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from draftgym.decoding.drafting import DraftShape, PrefixView
+from draftgym.decoding.model.interface import NewRows
 from draftgym.decoding.model.target import Target
-from draftgym.decoding.model.transformer import NewRows
 from draftgym.decoding.verify.greedy import GreedyRule
 from draftgym.decoding.verify.proposal import Proposal
 from draftgym.decoding.verify.rejection import Coins, RejectionRule

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from draftgym.decoding.model.compact.weights import extract_decoder
+from draftgym.decoding.model.interface import NewRows
 from draftgym.decoding.model.target import Target
-from draftgym.decoding.model.transformer import NewRows
-from draftgym.decoding.model.weights import extract_decoder
 from draftgym.drafters.training.objectives.candidates import CandidateSampler
 from draftgym.drafters.training.objectives.small_lm import SmallLMObjective, cut_layers
 from tests.feature_context import random_batch, random_texts

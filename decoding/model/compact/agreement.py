@@ -14,15 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.model.text import one_line
-from draftgym.decoding.model.transformer import Decoder, LayerWeights, NewRows
-from draftgym.decoding.model.weights import (
+from draftgym.decoding.model.compact.transformer import Decoder, LayerWeights
+from draftgym.decoding.model.compact.weights import (
     SUPPORTED_MODELS,
     context_limit,
     decoder_shape,
     layer_weights,
     rotary_table,
 )
+from draftgym.decoding.model.interface import NewRows
+from draftgym.decoding.model.text import one_line
 
 ROWS = 16
 """Tokens that both run; their positions are spread over the whole context."""

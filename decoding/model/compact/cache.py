@@ -20,12 +20,20 @@ class KVCache:
         capacity: Most positions that fit.
         head_dim: Size of a head.
         dtype: Storage dtype.
+        device: Where it lies.
     """
 
     def __init__(
-        self, layers: int, kv_heads: int, capacity: int, head_dim: int, dtype: torch.dtype
+        self,
+        layers: int,
+        kv_heads: int,
+        capacity: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device | None = None,
     ) -> None:
-        self.keys = torch.empty(layers, kv_heads, capacity, head_dim, dtype=dtype)
+        size = (layers, kv_heads, capacity, head_dim)
+        self.keys = torch.empty(size, dtype=dtype, device=device)
         self.values = torch.empty_like(self.keys)
         self.length = 0
 
@@ -78,4 +86,10 @@ class KVCache:
         """Forgets everything from position `length` on."""
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot roll back from {self.length} to {length}")
+        self.length = length
+
+    def start_like(self, other: KVCache, length: int) -> None:
+        """Takes over the first `length` positions of another cache."""
+        self.keys[:, :, :length] = other.keys[:, :, :length]
+        self.values[:, :, :length] = other.values[:, :, :length]
         self.length = length

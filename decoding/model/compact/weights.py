@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from draftgym.decoding.model.layers import RotaryTable
-from draftgym.decoding.model.products import Products
-from draftgym.decoding.model.transformer import Decoder, DecoderShape, LayerWeights
+from draftgym.decoding.model.compact.layers import RotaryTable
+from draftgym.decoding.model.compact.products import Products
+from draftgym.decoding.model.compact.transformer import Decoder, LayerWeights
+from draftgym.decoding.model.interface import DecoderShape
 
 SUPPORTED_MODELS = ("llama", "mistral", "qwen2", "qwen3")
 

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from draftgym.decoding.model.cache import KVCache
-from draftgym.decoding.model.layers import (
+from draftgym.decoding.model.compact.cache import KVCache
+from draftgym.decoding.model.compact.layers import (
     CausalMask,
     RotaryTable,
     additive_mask,
@@ -27,21 +27,8 @@ from draftgym.decoding.model.layers import (
     rms_norm,
     rotate,
 )
-from draftgym.decoding.model.products import Products
-
-
-@dataclass(frozen=True)
-class DecoderShape:
-    """Sizes of a decoder, and the function of its MLPs' gates by its name in configurations."""
-
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab: int
-    eps: float
-    activation: str = "silu"
+from draftgym.decoding.model.compact.products import Products
+from draftgym.decoding.model.interface import DecoderShape, NewRows, PassOutput
 
 
 @dataclass(frozen=True)
@@ -60,44 +47,10 @@ class LayerWeights:
     down: Tensor  # [d, I]
 
 
-@dataclass(frozen=True)
-class NewRows:
-    """The new tokens of one sequence in a pass.
-
-    Attributes:
-        cache: The sequence's cache; its `length` is where the new rows begin.
-        tokens: Token ids `[n]`.
-        positions: Absolute positions `[n]`, or None for consecutive ones.
-        visible: Who sees whom among the newest keys, bool `[n, m]`, or None for causal new rows.
-            The last n of the m keys are the new rows; any before are the newest cached ones (a tree
-            that grows by levels). All new rows see every other cached position.
-        logits_from: Logits are computed for rows from this one on (prefill needs only the last).
-    """
-
-    cache: KVCache
-    tokens: Tensor
-    positions: Tensor | None = None
-    visible: Tensor | None = None
-    logits_from: int = 0
-
-
-@dataclass(frozen=True)
-class PassOutput:
-    """What a pass gives for one sequence.
-
-    Attributes:
-        logits: Float32 `[n - logits_from, vocab]`.
-        hidden: Final hidden states after the last norm, `[n - logits_from, d]`.
-        taps: Residual stream after each tapped layer, `[n, taps, d]`.
-    """
-
-    logits: Tensor
-    hidden: Tensor
-    taps: Tensor
-
-
 class Decoder:
-    """Weights of a rotary decoder and its forward pass. Holds no sequence state."""
+    """Weights of a rotary decoder and its forward pass (a `TargetDecoder`)."""
+
+    draws_trees = True
 
     def __init__(
         self,
@@ -123,28 +76,26 @@ class Decoder:
         """Dtype of weights, cache and hidden states."""
         return self.embedding.dtype
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.embedding.device
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits of final hidden states; see `TargetDecoder.logits`."""
+        return self.products(hidden, self.head).float()
+
     def new_cache(self, capacity: int) -> KVCache:
         """An empty cache for one sequence."""
         shape = self.shape
-        return KVCache(shape.layers, shape.kv_heads, capacity, shape.head_dim, self.dtype)
+        sizes = (shape.layers, shape.kv_heads, capacity, shape.head_dim)
+        return KVCache(*sizes, self.dtype, self.device)
 
     @torch.inference_mode()
     def forward(
         self, batch: Sequence[NewRows], tap_layers: Sequence[int] = (), with_logits: bool = True
     ) -> list[PassOutput]:
-        """One pass over the new rows of several sequences.
-
-        Keys and values are written behind each cache's `length`, which does not move: the caller
-        keeps what verification accepts (`KVCache.keep`).
-
-        Args:
-            batch: One entry per sequence; their row counts may differ.
-            tap_layers: 0-based layers whose output is returned, in this order.
-            with_logits: False skips the language-model head (`logits` then has no rows).
-
-        Returns:
-            One output per sequence.
-        """
+        """One pass; see `TargetDecoder.forward`."""
         counts = [rows.tokens.shape[0] for rows in batch]
         masks = [self._mask(rows) for rows in batch]
         positions = torch.cat([_positions(rows) for rows in batch])
@@ -236,7 +187,7 @@ class Decoder:
         hidden = rms_norm(torch.cat(wanted), self.final_norm, self.shape.eps)
         sizes = [piece.shape[0] for piece in wanted]
         if with_logits:
-            logits = self.products(hidden, self.head).float().split(sizes)
+            logits = self.logits(hidden).split(sizes)
         else:
             logits = (hidden.new_empty(0, self.shape.vocab),) * len(sizes)
         return [

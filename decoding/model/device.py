@@ -1,0 +1,76 @@
+"""Where a target computes: the one place that chooses a device, waits for it and reads from it.
+
+Everything a session owns lives on its target's device. What decides control flow (which tokens were
+accepted, which nodes a tree grows by) is read back through `to_host` alone: on an accelerator every
+such read waits for all work before it, so a round has as few of them as can be.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from draftgym.decoding.errors import DraftgymError
+
+KINDS = ("auto", "cpu", "cuda", "mps", "xpu")
+
+
+def choose_device(name: str = "auto") -> tuple[torch.device, str]:
+    """Settles where to compute.
+
+    Args:
+        name: `auto` (an accelerator that torch can use, else the processor), `cpu`, `cuda`,
+            `cuda:1`, `mps` or `xpu`.
+
+    Returns:
+        The device, and why it.
+
+    Raises:
+        DraftgymError: Unknown name, or no such device here.
+    """
+    if name == "auto":
+        for kind in KINDS[2:]:
+            if count := _count(kind):
+                return torch.device(kind, 0), f"{kind}: the first of {count} found"
+        return torch.device("cpu"), "no accelerator found"
+    kind, _, index = name.partition(":")
+    if kind not in KINDS[1:] or (index and not index.isdecimal()):
+        raise DraftgymError(
+            f"unknown device {name!r}", "choose auto, cpu, cuda, cuda:1 (the second), mps or xpu"
+        )
+    if kind == "cpu":
+        return torch.device("cpu"), "asked for"
+    count, wanted = _count(kind), int(index or 0)
+    if wanted >= count:
+        there = f"torch {torch.__version__} finds {count or 'no'} {kind} devices"
+        raise DraftgymError(
+            f"no device {name!r}: {there}",
+            "use --device cpu, or install a torch built for this accelerator and its driver",
+        )
+    return torch.device(kind, wanted), "asked for"
+
+
+def synchronise(device: torch.device) -> None:
+    """Waits until the device has done all that was asked of it; the processor always has."""
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize(device)
+
+
+def clock(device: torch.device) -> float:
+    """Seconds on a monotonic clock, once the device has done its work."""
+    synchronise(device)
+    return time.perf_counter()
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """The tensor in the processor's memory; every read that decides control flow comes here."""
+    return tensor.cpu()
+
+
+def _count(kind: str) -> int:
+    if kind == "mps":
+        return int(torch.backends.mps.is_available())
+    module = getattr(torch, kind, None)
+    return module.device_count() if module is not None and module.is_available() else 0
