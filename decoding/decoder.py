@@ -12,7 +12,8 @@ from torch import Tensor
 
 from draftgym.decoding.arms import PLAIN, Arm, check_arms
 from draftgym.decoding.drafting import LAZY_KV_ONLY, CatchUp, Drafter
-from draftgym.decoding.given import check_drafters, check_policy, check_target, token_ids
+from draftgym.decoding.given import check_drafters, check_policy, check_target, is_text, token_ids
+from draftgym.decoding.model.messages import Message
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.observation import RouterObserver
 from draftgym.decoding.round import RoundRecord, play_round
@@ -129,7 +130,7 @@ class SpeculativeDecoder:
 
     def generate(
         self,
-        prompt: str | Tensor | Sequence[int],
+        prompt: str | Sequence[Message] | Tensor | Sequence[int],
         max_new_tokens: int = 128,
         temperature: float = 0.0,
         seed: int = 0,
@@ -137,11 +138,12 @@ class SpeculativeDecoder:
         on_tokens: Callable[[list[int]], None] | None = None,
         with_margins: bool = False,
         catching_up: CatchUp = LAZY_KV_ONLY,
+        template_options: Mapping[str, Any] | None = None,
     ) -> Generation:
         """Writes one text.
 
         Args:
-            prompt: Text (put through the chat template) or token ids `[m]`.
+            prompt: Text or messages (put through the chat template), or token ids `[m]`.
             max_new_tokens: Tokens to write at most.
             temperature: 0 for greedy.
             seed: Seed of the sampling noise; with `coupled` verification the same seed gives the
@@ -150,11 +152,12 @@ class SpeculativeDecoder:
             on_tokens: Called with each round's new token ids (streaming).
             with_margins: Whether to record the target's margins.
             catching_up: When and how drafters encode what they missed; changes no text.
+            template_options: What the chat template reads beside the messages (`Target.encode`).
 
         Raises:
             DraftgymError: Empty or too long prompt, bad temperature or rule.
         """
-        ids = self.target.encode(prompt) if isinstance(prompt, str) else token_ids(prompt)
+        ids = self._encode(prompt, template_options)
         rule = make_rule(verification, temperature, seed, self.target.vocab_size)
         session = Session(
             self.target, ids, rule, max_new_tokens, self.drafters, catching_up=catching_up
@@ -164,6 +167,15 @@ class SpeculativeDecoder:
         for tokens in self._rounds(result, session, with_margins):
             tell(tokens)
         return result
+
+    def _encode(
+        self,
+        prompt: str | Sequence[Message] | Tensor | Sequence[int],
+        options: Mapping[str, Any] | None,
+    ) -> Tensor:
+        if is_text(prompt):
+            return self.target.encode(prompt, **(options or {}))
+        return token_ids(prompt)
 
     def _rounds(
         self, result: Generation, session: Session, with_margins: bool

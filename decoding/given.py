@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.messages import Message
 
 
 def check_target(given: Any) -> None:
@@ -50,6 +51,13 @@ def check_policy(given: Any) -> None:
     raise DraftgymError(f"{_told(given)} is no policy: it lacks {', '.join(lacking)}", remedy)
 
 
+def is_text(given: Any) -> TypeGuard[str | Sequence[Message]]:
+    """Whether it is a text or messages, and not token ids."""
+    if isinstance(given, str):
+        return True
+    return isinstance(given, Sequence) and len(given) > 0 and isinstance(given[0], Mapping)
+
+
 def token_ids(given: Any) -> Tensor:
     """Token ids `[m]` of a tensor, array or list, also of the `[1, m]` that tokenizers return.
 
@@ -70,7 +78,7 @@ def token_ids(given: Any) -> Tensor:
 def _no_ids(what: str) -> DraftgymError:
     return DraftgymError(
         f"{what} is neither text nor the token ids of one",
-        "give a str, or whole numbers: a list, or a tensor [m]",
+        "give a str, messages, or whole numbers: a list, or a tensor [m]",
     )
 
 

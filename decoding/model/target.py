@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.files import check_unicode, user_path
+from draftgym.decoding.files import user_path
 from draftgym.decoding.model.compact.products import Products
 from draftgym.decoding.model.compact.transformer import Decoder
 from draftgym.decoding.model.compact.weights import context_limit
@@ -21,10 +22,10 @@ from draftgym.decoding.model.embedded import EMBEDDED_TARGETS, embedded_target, 
 from draftgym.decoding.model.fingerprint import WeightFiles, fingerprint, weight_files
 from draftgym.decoding.model.interface import TargetDecoder
 from draftgym.decoding.model.loading import load_config, load_model, read_decoder
+from draftgym.decoding.model.messages import Message, encode_messages
 from draftgym.decoding.model.precision import Precision, choose_precision
 from draftgym.decoding.model.text import (
     check_tokens,
-    encode_prompt,
     load_tokenizer,
     stop_tokens,
     tell_ignored_settings,
@@ -86,12 +87,22 @@ class Target:
         """Width of the hidden states."""
         return self.decoder.shape.hidden
 
-    def encode(self, prompt: str) -> Tensor:
-        """Token ids `[n]` of a user prompt, in the chat template where the model has one."""
-        if not prompt.strip():
+    def encode(self, prompt: str | Sequence[Message], **options: Any) -> Tensor:
+        """Token ids `[n]` of a prompt, in the chat template where the model has one.
+
+        Args:
+            prompt: One user's text, or the messages of a chat (`{"role": "user", "content": ...}`;
+                also `system`, `assistant`, `tool`, and tool calls). Where the last one is the
+                assistant's, the model goes on with it.
+            **options: Of the chat template: `tools`, `enable_thinking`, whatever it reads.
+
+        Raises:
+            DraftgymError: An empty prompt, messages or options that the template cannot write, or
+                no tokenizer.
+        """
+        if isinstance(prompt, str) and not prompt.strip():
             raise DraftgymError("the prompt is empty", "give some text with --prompt")
-        check_unicode(prompt, "the prompt")
-        ids = encode_prompt(self._require_tokenizer(), prompt, self.name)
+        ids = encode_messages(self._require_tokenizer(), prompt, self.name, options)
         self.check_tokens(ids)
         return ids
 

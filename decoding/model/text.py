@@ -1,4 +1,4 @@
-"""Between text and token ids: the tokenizer, the chat template, and where a text ends."""
+"""Between text and token ids: the tokenizer, and where a text ends."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
@@ -71,43 +70,6 @@ def load_tokenizer(source: str, who: str) -> Any:
             "put the tokenizer.json that belongs to it beside its weights",
         )
     return tokenizer
-
-
-def encode_prompt(tokenizer: Any, prompt: str, name: str) -> Tensor:
-    """Token ids `[n]` of a user prompt, in the chat template where there is one.
-
-    Args:
-        tokenizer: A transformers tokenizer.
-        prompt: The user's text.
-        name: What the user called the target.
-
-    Raises:
-        DraftgymError: The template fails or leaves the prompt out, or there are no tokens.
-    """
-    special, text = True, prompt
-    if getattr(tokenizer, "chat_template", None):
-        special, text = False, _in_template(tokenizer, prompt, name)
-        # Templates may trim or escape; one that writes the same for another prompt has left it out.
-        if prompt.strip() not in text and text == _in_template(tokenizer, f"{prompt} x", name):
-            raise DraftgymError(
-                f"the chat template of target {name!r} leaves the prompt out",
-                "it must write messages[...]['content'] of the role 'user'; mend chat_template (in "
-                "chat_template.jinja or tokenizer_config.json), or delete it to write without one",
-            )
-    try:
-        ids = tokenizer(text, add_special_tokens=special)["input_ids"]
-        tokens = torch.tensor(ids, dtype=torch.long)
-    except Exception as error:  # also of text that is no Unicode, such as lone surrogates
-        raise DraftgymError(
-            f"the tokenizer of target {name!r} cannot read the prompt: {one_line(error)}",
-            "write it as ordinary Unicode text",
-        ) from error
-    if not len(tokens):
-        raise DraftgymError(
-            f"the tokenizer of target {name!r} makes no tokens of the prompt",
-            "it does not belong to this prompt's writing; name another target, or give token ids",
-        )
-    return tokens
 
 
 def check_tokens(tokens: Tensor, rows: int, tokenizer: Any, name: str) -> None:
@@ -178,16 +140,3 @@ def tell_ignored_settings(settings: Any, name: str) -> None:
 def one_line(error: Exception) -> str:
     """What an exception says, shortened to one line."""
     return " ".join(str(error).split())[:300] or repr(error)
-
-
-def _in_template(tokenizer: Any, prompt: str, name: str) -> str:
-    message = [{"role": "user", "content": prompt}]
-    try:
-        text = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
-    except Exception as error:  # the template's own code raises whatever it likes
-        raise DraftgymError(
-            f"the chat template of target {name!r} fails: {one_line(error)}",
-            "mend chat_template (in chat_template.jinja or tokenizer_config.json), or delete it to "
-            "write without one",
-        ) from error
-    return str(text)
