@@ -24,6 +24,7 @@ from rich.table import Table as RichTable
 
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
 from draftgym.decoding.files import read_json
+from draftgym.decoding.provenance import machine_of
 from draftgym.rollouts.report.rows import ALL
 from draftgym.rollouts.report.statistics import Interval
 from draftgym.rollouts.report.table import make_console
@@ -31,6 +32,12 @@ from draftgym.rollouts.report.table import make_console
 Json = Mapping[str, Any]
 Cell = Callable[[Any], str]
 """The text of a cell, given its row's figures."""
+
+
+def titled(result: Json) -> dict[str, Any]:
+    """What titles are filled with: the environment, and what it ran on as `machine`."""
+    facts = result["environment"]
+    return {**facts, "machine": machine_of(facts)}
 
 
 @dataclass(frozen=True)

@@ -39,15 +39,17 @@ class TargetOptions:
         target: Embedded target, Hugging Face folder, Hub id or .gguf file.
         drafters: Drafter checkpoints beside or instead of the shipped ones.
         threads: CPU threads; default: every core this process may use.
+        device: auto (an accelerator if torch finds one), cpu, cuda, cuda:1, mps or xpu.
     """
 
     target: str = "smollm2-135m"
     drafters: tuple[Path, ...] = ()
     threads: int | None = None
+    device: str = "auto"
 
     def load(self, dtype: str = "float32") -> tuple[Target, dict[str, Drafter]]:
         """The target and its drafters."""
-        target = load_target(self.target, dtype, self.threads)
+        target = load_target(self.target, dtype, self.threads, self.device)
         return target, dict(load_drafters(target, self.drafters))
 
 

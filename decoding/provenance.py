@@ -16,6 +16,7 @@ import torch
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import read_json, write_json
+from draftgym.decoding.model.device import device_name
 from draftgym.decoding.model.fingerprint import other_target
 from draftgym.decoding.model.target import Target
 
@@ -37,14 +38,56 @@ def describe_host() -> dict[str, Any]:
 
 
 def describe_target(target: Target) -> dict[str, Any]:
-    """Which weights, in which numbers, and why in those."""
+    """Which weights, in which numbers, where, and why in those and there."""
     return {
         "target": target.name,
         "fingerprint": target.fingerprint,
         "dtype": target.precision.dtype,
         "threads": target.precision.threads,
         "precision_reason": target.precision.reason,
+        **describe_device(target),
     }
+
+
+def describe_device(target: Target) -> dict[str, Any]:
+    """Where a target computes, and why there."""
+    return {
+        "device": str(target.device),
+        "device_name": target_device_name(target),
+        "device_reason": target.precision.device_reason,
+    }
+
+
+def target_device_name(target: Target) -> str:
+    """What a target computes on: the accelerator's name, or the processor's."""
+    return cpu_name() if target.device.type == "cpu" else device_name(target.device)
+
+
+def machine_of(facts: Mapping[str, Any]) -> str:
+    """What figures ran on: the accelerator, where there was one, and the processor.
+
+    Args:
+        facts: `describe_host` and `describe_target`; older ones name no device.
+    """
+    elsewhere = facts.get("device", "cpu") != "cpu"
+    return f"{facts['device_name']}, {facts['cpu']}" if elsewhere else str(facts["cpu"])
+
+
+def note_other_device(
+    what: str, before: Mapping[str, Any], target: Target, consequence: str
+) -> None:
+    """Says on standard error that something goes on elsewhere than it began.
+
+    Args:
+        what: What goes on, as in `traces runs/traces`.
+        before: What it says of its target; older ones name no device.
+        target: The target now.
+        consequence: What that means for it.
+    """
+    began, now = before.get("device_name"), target_device_name(target)
+    if began not in (None, now):
+        told = f"note: {what} began on {began} and now runs on {now}: {consequence}"
+        print(told, file=sys.stderr)
 
 
 def describe_drafters(
@@ -80,10 +123,12 @@ def write_run_config(
     """
     path = folder / "config.json"
     if path.is_file():
-        before = read_json(path, "repair it, or name another --run").get("fingerprint")
+        told_before = read_json(path, "repair it, or name another --run")
+        before = told_before.get("fingerprint")
         if before not in (None, target.fingerprint):
             key, remedy = "fingerprint in its config.json", "name another --run"
             raise other_target(f"run {folder}", before, target, key, remedy)
+        note_other_device(f"run {folder}", told_before, target, "its minutes are of both")
     told = {**(facts or {}), **describe_target(target), **describe_host()}
     write_json(path, {"settings": plain(asdict(settings)), **told})
 

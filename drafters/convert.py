@@ -55,7 +55,7 @@ def convert(args: ConvertArgs) -> None:
         DraftgymError: Either folder is unusable, or the format cannot say what the source says.
     """
     check_new_folder(args.destination)
-    target = load_target(args.target, "float32") if args.target else None
+    target = load_target(args.target, "float32", device="cpu") if args.target else None
     contents = read_contents(args.source, target.decoder.shape.layers if target else None)
     form = find_format(args.format, contents.kind)
     if target is not None:

@@ -39,7 +39,9 @@ class RouterArgs(TrainArgs):
         latency: Live: calibrated (reproducible) or measured (wall-clock).
         target: Live: embedded target, Hugging Face folder, Hub id or .gguf file.
         drafters: Live: drafter checkpoints beside or instead of the shipped ones.
-        dtype: Live: auto, float32 or bfloat16.
+        dtype: Live: auto, float32, bfloat16 or float16.
+        device: Live: where target and drafters compute (auto, cpu, cuda, cuda:1, mps or xpu); the
+            network in training, which is small, stays on the processor.
         ppo: Hyperparameters on traces; a resumed run keeps the ones it was started with.
         live_ppo: Hyperparameters on live decoding.
         dqn: Hyperparameters of DQN.
@@ -60,6 +62,7 @@ class RouterArgs(TrainArgs):
     target: str = "smollm2-135m"
     drafters: tuple[Path, ...] = ()
     dtype: str = "auto"
+    device: str = "auto"
     ppo: RouterPPO = field(default_factory=RouterPPO)
     live_ppo: RouterPPO = LIVE_PPO
     dqn: RouterDQN = field(default_factory=RouterDQN)

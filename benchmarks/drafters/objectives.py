@@ -64,7 +64,9 @@ class ObjectivesArgs:
         texts: Folder of the target's texts and features; filled by the first call.
         cost_model: Predict speed at temperature 0 by this cost model (JSON).
         target: Embedded target, Hugging Face folder, Hub id or .gguf file.
-        dtype: auto, float32 (rounds are then exactly those of decoding) or bfloat16.
+        dtype: auto, float32 (rounds are then exactly those of decoding), bfloat16 or
+            float16.
+        device: auto (an accelerator if torch finds one), cpu, cuda, cuda:1, mps or xpu.
         threads: CPU threads; default: every core this process may use.
         seed: Of the sampled texts.
         json: Result file.
@@ -84,6 +86,7 @@ class ObjectivesArgs:
     cost_model: Path | None = None
     target: str = "smollm2-135m"
     dtype: str = "float32"
+    device: str = "auto"
     threads: int | None = None
     seed: int = 0
     json: Path = Path("runs/objectives.json")
@@ -141,7 +144,7 @@ def compare_objectives(args: ObjectivesArgs) -> Result:
     model = None
     if args.cost_model is not None:
         model = read_cost_model(args.cost_model, "name a file that this program wrote")
-    target = load_target(args.target, args.dtype, args.threads)
+    target = load_target(args.target, args.dtype, args.threads, args.device)
     known = {name: [_look(one, target, args) for one in of] for name, of in folders.items()}
     texts = write_texts(args.writing, target)
     result = _start(args, target, texts, known)

@@ -81,7 +81,8 @@ class ObjectiveRunsArgs:
         hottest: Leave out texts sampled at a higher temperature.
         features: Folder of the target's hidden states, shared by all runs.
         target: smollm2-135m (embedded), a Hugging Face folder, a Hub id or a .gguf file.
-        dtype: auto, float32 or bfloat16.
+        dtype: auto, float32, bfloat16 or float16.
+        device: auto (an accelerator if torch finds one), cpu, cuda, cuda:1, mps or xpu.
         threads: CPU threads; default: all cores.
         trainer: The loop; its seed is replaced.
         prompts: heldout or train (shipped sets), or a JSON-lines file, to compare on.
@@ -99,6 +100,7 @@ class ObjectiveRunsArgs:
     features: Path | None = Path("runs/features")
     target: str = "smollm2-135m"
     dtype: str = "float32"
+    device: str = "auto"
     threads: int | None = None
     prompts: str = "heldout"
     trainer: TrainerConfig = field(
@@ -122,6 +124,7 @@ def planned_runs(args: ObjectiveRunsArgs) -> Iterator[Eagle3Args | DFlashArgs]:
                 features=args.features,
                 target=args.target,
                 dtype=args.dtype,
+                device=args.device,
                 threads=args.threads,
                 trainer=replace(args.trainer, seed=seed),
                 objective=objective,
@@ -145,6 +148,7 @@ def comparison(args: ObjectiveRunsArgs, runs: Sequence[Path]) -> ObjectivesArgs:
         texts=args.out / "texts",
         target=args.target,
         dtype=args.dtype,
+        device=args.device,
         threads=args.threads,
         json=args.out / f"{args.drafter}.json",
         **vars(args.compare),

@@ -30,7 +30,7 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.report import Cell, Json, Table, each, interval, number
+from benchmarks.report import Cell, Json, Table, each, interval, number, titled
 from benchmarks.results import (
     Partial,
     PromptOptions,
@@ -68,7 +68,7 @@ class AgainstArgs(PromptOptions):
             decoding is always there. Default: every policy there is.
         assistant: Folder of a small LM for transformers' assisted generation.
         prompt_lookup_tokens: transformers' `prompt_lookup_num_tokens` (it has no default).
-        dtype: auto, float32 (texts must then be identical) or bfloat16.
+        dtype: auto, float32 (texts must then be identical), bfloat16 or float16.
     """
 
     json: Path
@@ -102,7 +102,7 @@ def measure(args: AgainstArgs) -> Result:
     contenders |= {name: our_contender(decoder) for name, decoder in decoders.items()}
     told = {"contenders": list(contenders), "assistant_settings": assisting}
     facts = environment(args, target, drafters)
-    fixed = ("target", "fingerprint", "dtype", "threads", "drafters")
+    fixed = ("target", "fingerprint", "dtype", "device_name", "threads", "drafters")
     options = ("prompts", "per_category", "max_new_tokens", "prompt_lookup_tokens", "assistant")
     settings = told | {name: facts[name] for name in fixed}
     partial = Partial(args.json, settings | {name: facts["settings"][name] for name in options})
@@ -209,7 +209,9 @@ def tables(result: Json) -> list[Table]:
     facts = result["environment"]
     rows = {(row["contender"], row["category"]): row for row in result["rows"]}
     categories = [one for one in dict.fromkeys(one for _, one in rows) if one != ALL]
-    title = "{target}, {dtype}, threads {threads}; {cpu}; up to {settings[max_new_tokens]} tokens"
+    title = (
+        "{target}, {dtype}, threads {threads}; {machine}; up to {settings[max_new_tokens]} tokens"
+    )
     columns: dict[str, Cell] = {
         "who": number("contender", ""),
         "tokens/s": number("tokens_per_second", ".1f"),
@@ -234,7 +236,7 @@ def tables(result: Json) -> list[Table]:
         for one in result.get("stalls", [])
     ]
     every = [row for (_, category), row in rows.items() if category == ALL]
-    return [Table.of(title.format(**facts), every, columns, itemgetter("ratio"), notes)]
+    return [Table.of(title.format(**titled(result)), every, columns, itemgetter("ratio"), notes)]
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ class CatchUpArgs(PromptOptions):
         burst: Mean rounds that a burst stays with an arm.
         temperature: 0 for greedy; above 0 with coupled noise.
         seed: Seed of policies and sampling noise.
-        dtype: auto, float32 (texts must then be identical) or bfloat16.
+        dtype: auto, float32 (texts must then be identical), bfloat16 or float16.
         json: Write the figures to this file.
     """
 

@@ -15,7 +15,7 @@ from statistics import median
 import torch
 import tyro
 
-from benchmarks.report import Json, Table, number
+from benchmarks.report import Json, Table, number, titled
 from benchmarks.results import Result, TargetOptions, check, finish
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
 from draftgym.decoding.model.compact.products import Products, packing_gain
@@ -62,7 +62,7 @@ def measure(args: ProductsArgs) -> Result:
         DraftgymError: This machine does not pack.
     """
     check(args)
-    target = load_target(args.target, "float32", args.threads)
+    target = load_target(args.target, "float32", args.threads, "cpu")
     if not target.precision.packed:
         raise DraftgymError(
             f"packed products are not used here (gain {packing_gain():.2f})",
@@ -77,13 +77,13 @@ def measure(args: ProductsArgs) -> Result:
 
 def tables(result: Json) -> list[Table]:
     """Milliseconds by rows of a pass."""
-    title = "all weights of {target} once, {dtype}, threads {threads}; {cpu}; ms"
+    title = "all weights of {target} once, {dtype}, threads {threads}; {machine}; ms"
     columns = {
         "rows": number("rows", ""),
         "torch": number("torch_ms", ".1f"),
         "packed": number("packed_ms", ".1f"),
     }
-    return [Table.of(title.format(**result["environment"]), result["rows"], columns)]
+    return [Table.of(title.format(**titled(result)), result["rows"], columns)]
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import tyro
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from benchmarks.report import Json, Table
+from benchmarks.report import Json, Table, titled
 from benchmarks.results import Result, TargetOptions, check, finish
 from draftgym.decoding.arms import PLAIN, Arm, default_arms
 from draftgym.decoding.drafting import Drafter
@@ -53,7 +53,7 @@ class OverheadArgs(TargetOptions):
         warm_up: Rounds at the start that do not count.
         policy: Folder of a trained router; default: the shipped one, else an untrained network of
             the same size.
-        dtype: auto, float32 or bfloat16.
+        dtype: auto, float32, bfloat16 or float16.
         seed: Seed of the environment.
         json: Write the figures to this file.
     """
@@ -191,7 +191,7 @@ def summarise(samples: Sequence[Sample]) -> Result:
 
 def tables(result: Json) -> list[Table]:
     """The pieces, the arms and the verdict."""
-    title = "{target}, {dtype}, threads {threads}; {policy}; {cpu}".format(**result["environment"])
+    title = "{target}, {dtype}, threads {threads}; {policy}; {machine}".format(**titled(result))
     rows = []
     for name, ms in result["milliseconds"].items():
         cells = [f"{ms['p50']:.3f}", f"{ms['p10']:.3f}-{ms['p90']:.3f}"]

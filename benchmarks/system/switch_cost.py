@@ -22,7 +22,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from benchmarks.report import Json, Table
+from benchmarks.report import Json, Table, titled
 from benchmarks.results import Result, TargetOptions, check, finish
 from draftgym.decoding.arms import Arm, check_arms, parse_arm
 from draftgym.decoding.costs.pieces import fitting_contexts, random_session
@@ -47,7 +47,7 @@ class SwitchCostArgs(TargetOptions):
         contexts: Context lengths; shortened where the target's limit is lower.
         backlogs: Positions to catch up; those longer than a context are left out there.
         repeats: Timings per cell.
-        dtype: auto, float32 or bfloat16.
+        dtype: auto, float32, bfloat16 or float16.
         json: Write the figures to this file.
     """
 
@@ -182,8 +182,8 @@ def tables(result: Json) -> list[Table]:
     """Shares of a round: a row per arm, prefill and context, a column per backlog."""
     title = (
         "switch cost by backlog: catching up, % of a round's time (p10-p90)\n"
-        "{target}, {dtype}, threads {threads}; {cpu}"
-    ).format(**result["environment"])
+        "{target}, {dtype}, threads {threads}; {machine}"
+    ).format(**titled(result))
     cells = result["switch_cost"]
     backlogs = sorted({cell["backlog"] for cell in cells})
     rows: dict[tuple[str, str, int], dict[int, Json]] = {}

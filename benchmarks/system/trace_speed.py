@@ -24,7 +24,7 @@ import numpy as np
 import torch
 import tyro
 
-from benchmarks.report import Json, Table
+from benchmarks.report import Json, Table, titled
 from benchmarks.results import Result, check, finish
 from draftgym.agents.router.args import RouterArgs
 from draftgym.agents.router.train import train_router
@@ -88,7 +88,7 @@ def tables(result: Json) -> list[Table]:
     rate = f"{result['replayed_rounds_per_second']:,.0f}"
     rows.append([f"replaying {facts['settings']['count']} episodes", rate, "rounds/s"])
     rows.append(["PPO from end to end", f"{result['ppo']['rounds_per_second']:,.0f}", "rounds/s"])
-    title = "{target}, {dtype}, threads {threads}; {cpu}".format(**facts)
+    title = "{target}, {dtype}, threads {threads}; {machine}".format(**titled(result))
     return [Table(title, ["what", "rate", "unit"], rows)]
 
 

@@ -25,6 +25,7 @@ from draftgym.decoding.costs.pieces import ROOM, fitting_contexts, random_sessio
 from draftgym.decoding.costs.timed_rounds import verification
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import parse_json
+from draftgym.decoding.model.device import clock
 from draftgym.decoding.model.target import Target
 
 USERS = (1, 2, 4, 8, 16)
@@ -181,7 +182,7 @@ def measure_batches(
             (count, rows): partial(verification, sessions[:count], [rows] * count)
             for count, rows in points
         }
-        seconds = median_seconds(runs, repeats)
+        seconds = median_seconds(runs, repeats, partial(clock, target.device))
         grid[at] = np.reshape([seconds[point] for point in points], grid.shape[1:])
     return BatchCost(
         measured_host(target, {}),

@@ -15,6 +15,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,6 +29,8 @@ from draftgym.decoding.costs.pieces import CONTEXTS, Pieces, Seconds, everything
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import keep_text, read_json
+from draftgym.decoding.model.device import clock as device_clock
+from draftgym.decoding.model.device import device_facts
 from draftgym.decoding.model.embedded import cache_folder
 from draftgym.decoding.model.precision import usable_cores
 from draftgym.decoding.model.target import Target
@@ -55,7 +58,8 @@ def calibrate(
         contexts: Context lengths for the target's passes.
     """
     pieces = Pieces(target, drafters, everything(drafters), contexts)
-    seconds = measure(pieces.rounds(), pieces.coarse, repeats)
+    clock = partial(device_clock, target.device)
+    seconds = measure(pieces.rounds(), pieces.coarse, repeats, clock=clock)
     return _model(pieces, seconds)
 
 
@@ -76,7 +80,7 @@ def load_cost_model(
         drafters: Drafters by name.
         arms: What costs are asked of: no other drafters are measured; None stands for all.
         longest: Positions of the longest text, if known: passes behind so many are measured, too.
-        clock: Tells seconds; by default the system's.
+        clock: Tells seconds; by default the system's, once the target's device has done its work.
 
     Raises:
         DraftgymError: A cached file is damaged, no drafter can serve an arm, or the budget is no
@@ -93,6 +97,7 @@ def load_cost_model(
     if missing := pieces.missing(known):
         print("measuring what rounds cost on this host, once", file=sys.stderr)
         rounds = {piece: play for piece, play in pieces.rounds().items() if piece in missing}
+        clock = clock or partial(device_clock, target.device)
         measured = measure(rounds, pieces.coarse, REPEATS, budget, clock)
         print(how_sure(measured, budget), file=sys.stderr)
         known |= {piece: times for piece, times in measured.items() if times}
@@ -163,15 +168,28 @@ def _owner(target: Target, drafter: Drafter | None) -> dict[str, Any]:
         "format": FORMAT,
         "cpu": cpu_model(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "cores": usable_cores(),
-        "threads": precision.threads,
-        "interop_threads": torch.get_num_interop_threads(),
+        **_machine(target),
         "torch": torch.__version__,
-        "instructions": torch.backends.cpu.get_cpu_capability(),
         "dtype": precision.dtype,
         "packed": precision.packed,
         "target": target.fingerprint,
         **({} if drafter is None else {"drafter": drafter.fingerprint}),
+    }
+
+
+def _machine(target: Target) -> dict[str, Any]:
+    """What decides them beside the processor's model: its cores and threads, or the accelerator.
+
+    On an accelerator a processor only starts what is computed there: its model counts, since small
+    passes wait for it, but not how many of its cores are free.
+    """
+    if target.device.type != "cpu":
+        return device_facts(target.device)
+    return {
+        "cores": usable_cores(),
+        "threads": target.precision.threads,
+        "interop_threads": torch.get_num_interop_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
     }
 
 

@@ -33,7 +33,7 @@ def measure(
         coarse: Pieces that are timed once whatever it takes; they come first.
         repeats: Most timings of a piece.
         budget: Seconds after which no other piece is begun.
-        clock: Tells seconds; by default the system's.
+        clock: Tells seconds, when all that was begun is done; by default the system's.
 
     Returns:
         Seconds of each piece, in order of time; empty where the budget ended before.
@@ -59,8 +59,10 @@ def measure(
     return seconds
 
 
-def median_seconds(rounds: Mapping[Key, Round], repeats: int) -> dict[Key, float]:
+def median_seconds(
+    rounds: Mapping[Key, Round], repeats: int, clock: Clock | None = None
+) -> dict[Key, float]:
     """The median time of each round's piece; see `measure`."""
     factories = {key: (lambda play=play: play) for key, play in rounds.items()}
-    measured = measure(factories, rounds, repeats)
+    measured = measure(factories, rounds, repeats, clock=clock)
     return {key: median(times) for key, times in measured.items()}

@@ -37,8 +37,7 @@ def verification(sessions: Sequence[Session], rows: Sequence[int]) -> Piece:
     """
     lengths = [len(session.tokens) for session in sessions]
     proposals = [
-        Proposal.chain(session.tokens[0].repeat(count - 1), torch.zeros(count - 1))
-        for session, count in zip(sessions, rows, strict=True)
+        _any_chain(session, count - 1) for session, count in zip(sessions, rows, strict=True)
     ]
 
     def verify() -> None:
@@ -50,6 +49,11 @@ def verification(sessions: Sequence[Session], rows: Sequence[int]) -> Piece:
             session.roll_back(length)
 
     return verify
+
+
+def _any_chain(session: Session, length: int) -> Proposal:
+    tokens = session.tokens[0].repeat(length)
+    return Proposal.chain(tokens, torch.zeros(length, device=tokens.device))
 
 
 def verifying(
@@ -127,7 +131,8 @@ class _FullTrees(GreedyRule):
     ) -> Candidates:
         """The usual tokens; each costs its rank, so that the best path has no end."""
         usual = super().candidates(logits, positions, count, vocab)
-        ranks = torch.arange(usual.tokens.shape[1], dtype=torch.float32)
+        count, device = usual.tokens.shape[1], usual.tokens.device
+        ranks = torch.arange(count, dtype=torch.float32, device=device)
         return replace(usual, scores=-ranks.expand_as(usual.scores))
 
 

@@ -8,6 +8,7 @@ such read waits for all work before it, so a round has as few of them as can be.
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,6 +63,28 @@ def clock(device: torch.device) -> float:
     """Seconds on a monotonic clock, once the device has done its work."""
     synchronise(device)
     return time.perf_counter()
+
+
+def device_name(device: torch.device) -> str:
+    """What an accelerator is called by its maker; torch's word for it where nobody says."""
+    if device.type == "mps":
+        told = getattr(torch.backends.mps, "get_name", None)  # torch 2.9 and newer
+        return str(told()) if told else "Apple GPU"
+    told = getattr(getattr(torch, device.type, None), "get_device_name", None)
+    return str(told(device)) if told else str(device)
+
+
+def device_facts(device: torch.device) -> dict[str, Any]:
+    """What decides how fast an accelerator is: its name, its kind and what drives it."""
+    facts: dict[str, Any] = {"device": device_name(device)}
+    if device.type == "cuda":
+        driver = getattr(torch._C, "_cuda_getDriverVersion", None)
+        facts |= {
+            "capability": list(torch.cuda.get_device_capability(device)),
+            "driver": driver() if driver else None,
+            "runtime": torch.version.cuda or torch.version.hip,
+        }
+    return facts
 
 
 def to_host(tensor: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ class Precision:
         reason: Why these were chosen.
         packed: Whether products use packed copies of the weights.
         device: Where, as torch names it.
+        device_reason: Why there.
     """
 
     dtype: str
@@ -43,6 +44,7 @@ class Precision:
     reason: str
     packed: bool = False
     device: str = "cpu"
+    device_reason: str = "asked for"
 
     @property
     def torch_device(self) -> torch.device:
@@ -78,7 +80,7 @@ def choose_precision(
     torch.set_num_threads(count)
     if where.type != "cpu":
         dtype, reason = _accelerator_dtype(dtype, where)
-        return Precision(dtype, count, f"{reason}; {why}", device=str(where))
+        return Precision(dtype, count, reason, device=str(where), device_reason=why)
     gain = packing_gain()
     packs = gain > 1.1
     reason = "asked for"
@@ -90,7 +92,7 @@ def choose_precision(
     packed = packs and dtype == "float32"
     if packed:
         reason += f"; packed weights ({gain:.2f} times as fast)"
-    return Precision(dtype, count, reason, packed)
+    return Precision(dtype, count, reason, packed, device_reason=why)
 
 
 def _accelerator_dtype(dtype: str, device: torch.device) -> tuple[str, str]:

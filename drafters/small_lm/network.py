@@ -218,7 +218,7 @@ class AssembleArgs:
 
 def assemble_from(args: AssembleArgs) -> None:
     """Converts one form into the other."""
-    target = load_target(args.target, "bfloat16")
+    target = load_target(args.target, "bfloat16", device="cpu")
     (pack_small_lm if args.pack else assemble_small_lm)(args.part, args.folder, target)
     print(args.folder)
 

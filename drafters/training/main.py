@@ -66,7 +66,11 @@ class DrafterArgs:
     target: str = "smollm2-135m"
     """Embedded target, Hugging Face folder, Hub id or .gguf file."""
     dtype: str = "auto"
-    """auto, float32 or bfloat16."""
+    """auto (a probe picks the faster one; bfloat16 on an accelerator), float32, bfloat16 or float16
+    (of the target's passes; its drafter then learns in float32)."""
+    device: str = "auto"
+    """Where target and drafter compute: auto (an accelerator that torch can use, else the
+    processor), cpu, cuda, cuda:1, mps or xpu. A run may go on elsewhere than it began."""
     threads: int | None = None
     """CPU threads; default: all cores."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -137,7 +141,7 @@ def train(args: Eagle3Args | DFlashArgs | SmallLMArgs) -> Path:
     _check_args(args)
     torch.manual_seed(args.trainer.seed)
     print(f"loading {args.target} and {args.corpus}")
-    target = load_target(args.target, args.dtype, args.threads)
+    target = load_target(args.target, args.dtype, args.threads, args.device)
     print(f"target {target.name}: {target.precision}")
     longest = min(LONGEST_TEXT, target.context_limit - LONGEST_DRAFT)
     corpus = load_corpus(

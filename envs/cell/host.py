@@ -38,7 +38,7 @@ from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import parse_json, write_text
 from draftgym.decoding.model.target import load_target
-from draftgym.decoding.provenance import describe_host, describe_target
+from draftgym.decoding.provenance import describe_host, describe_target, machine_of
 from draftgym.drafters.loading import load_drafters
 from draftgym.envs.cell.devices import NO_NETWORK, MeasuredServer, measured_device
 from draftgym.envs.cell.settings import CellSettings
@@ -145,7 +145,9 @@ class HostArgs:
         repeats: Timings per point, after a warm-up; the median counts.
         target: Embedded target, Hugging Face folder, Hub id or .gguf file.
         drafters: Drafter checkpoints beside or instead of the shipped ones.
-        dtype: auto, float32 or bfloat16.
+        dtype: auto, float32, bfloat16 or float16.
+        device: What is measured: auto (an accelerator that torch can use, else the processor), cpu,
+            cuda, cuda:1, mps or xpu.
         threads: CPU threads; default: every core this process may use.
     """
 
@@ -157,6 +159,7 @@ class HostArgs:
     target: str = "smollm2-135m"
     drafters: tuple[Path, ...] = ()
     dtype: str = "float32"
+    device: str = "auto"
     threads: int | None = None
 
 
@@ -169,7 +172,7 @@ def measure_host(args: HostArgs) -> MeasuredHost:
     check_writable(args.out, "name another file with --out")
     if min((1, *args.users, *args.rows_each, *args.contexts, args.repeats)) < 1:
         raise DraftgymError("a measurement of nothing", "give numbers of 1 and more")
-    target = load_target(args.target, args.dtype, args.threads)
+    target = load_target(args.target, args.dtype, args.threads, args.device)
     drafters = load_drafters(target, args.drafters)
     chains = [Arm(name, drafter.max_draft_length) for name, drafter in drafters.items()]
     costs = load_cost_model(target, drafters, chains)
@@ -197,7 +200,7 @@ def print_host(host: MeasuredHost, console: Console | None = None) -> None:
     for context, grid in zip(batches.contexts, batches.seconds, strict=True):
         title = (
             f"ms of a pass, {context} cached positions ({facts['target']}, {facts['dtype']}, "
-            f"threads {facts['threads']}, {facts['cpu']})"
+            f"threads {facts['threads']}, {machine_of(facts)})"
         )
         table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
         for name in ("users", *(f"{rows} rows each" for rows in batches.rows_each)):

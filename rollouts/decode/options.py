@@ -33,8 +33,11 @@ class DecodingOptions:
         verification: greedy (temperature 0), coupled (default above 0; every policy writes plain
             decoding's text) or rejection (the textbook rule; the distribution is plain decoding's,
             the text is not).
-        dtype: auto (a probe picks the faster one), float32 (texts agree across policies) or
-            bfloat16 (near ties between tokens may flip).
+        dtype: auto (a probe picks the faster one; bfloat16 on an accelerator), float32 (texts agree
+            across policies), bfloat16 or float16 (near ties between tokens may flip).
+        device: Where target and drafters compute: auto (an accelerator that torch can use, else the
+            processor), cpu, cuda, cuda:1 (the second one), mps (Apple) or xpu (Intel). Another
+            device rounds otherwise, so that near ties may flip between two of them.
         threads: CPU threads; default: every core this process may use.
     """
 
@@ -45,6 +48,7 @@ class DecodingOptions:
     seed: int = 0
     verification: str | None = None
     dtype: str = "auto"
+    device: str = "auto"
     threads: int | None = None
 
     @property
@@ -54,7 +58,7 @@ class DecodingOptions:
 
     def load(self) -> tuple[Target, Mapping[str, Drafter]]:
         """The target and its drafters."""
-        target = load_target(self.target, self.dtype, self.threads)
+        target = load_target(self.target, self.dtype, self.threads, self.device)
         return target, load_drafters(target, self.drafters)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from draftgym.decoding.arms import PLAIN
 from draftgym.decoding.files import write_json, write_text
 from draftgym.decoding.model.target import Target
+from draftgym.decoding.provenance import machine_of
 from draftgym.rollouts.report.html_tables import (
     arm_costs_table,
     differences_list,
@@ -163,7 +164,8 @@ def _header(name: str, result: Evaluation, intervals: Mapping[tuple[str, str], S
     facts = [
         f"{len(rows)} policies",
         f"{rows[0].prompts} prompts ({', '.join(categories)})",
-        *(str(result.environment[key]) for key in ("dtype", "cpu") if key in result.environment),
+        *(str(result.environment[key]) for key in ("dtype",) if key in result.environment),
+        *([machine_of(result.environment)] if "cpu" in result.environment else []),
     ]
     return (
         f"<header><h1>Speculative decoding of {escape(name)}</h1>"

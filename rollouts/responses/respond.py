@@ -28,7 +28,7 @@ from tqdm import tqdm
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.fingerprint import is_sampled
 from draftgym.decoding.model.target import Target, load_target
-from draftgym.decoding.provenance import describe_host, describe_target
+from draftgym.decoding.provenance import describe_host, describe_target, note_other_device
 from draftgym.decoding.verify.rules import make_rule
 from draftgym.decoding.verify.seeds import derived_seed
 from draftgym.drafters.training.data.corpus import read_metadata, response_schema
@@ -64,7 +64,10 @@ class RespondArgs:
         shard_texts: Texts per file. A killed process loses at most the work on that many and on
             one batch; an interrupted one (Ctrl-C, SIGTERM) only the batch.
         target: smollm2-135m (embedded), a Hugging Face folder, a Hub id or a .gguf file.
-        dtype: auto (a probe picks the faster one), float32 or bfloat16.
+        dtype: auto (a probe picks the faster one; bfloat16 on an accelerator), float32, bfloat16 or
+            float16.
+        device: Where: auto (an accelerator that torch can use, else the processor), cpu, cuda,
+            cuda:1, mps or xpu. A folder may go on where another device left it.
         threads: CPU threads; default: every core this process may use.
     """
 
@@ -81,6 +84,7 @@ class RespondArgs:
     shard_texts: int = 256
     target: str = "smollm2-135m"
     dtype: str = "auto"
+    device: str = "auto"
     threads: int | None = None
 
 
@@ -105,7 +109,7 @@ def respond(args: RespondArgs, target: Target | None = None) -> Written:
     _check_args(args)
     prompts = load_prompts(args.prompts, limit_per_category=args.limit_per_category)
     with sole_writer(args.out):
-        target = target or load_target(args.target, args.dtype, args.threads)
+        target = target or load_target(args.target, args.dtype, args.threads, args.device)
         settings = {  # what decides the texts, and so must not change when a run goes on
             "fingerprint": target.fingerprint,
             "dtype": target.precision.dtype,
@@ -115,6 +119,9 @@ def respond(args: RespondArgs, target: Target | None = None) -> Written:
             "seed": args.seed,
         }
         done = _read_done(args.out, settings)
+        for shard in shards_in(args.out)[:1]:
+            ties = "near ties between tokens may fall differently"
+            note_other_device(f"folder {args.out}", read_metadata(shard), target, ties)
         fitted = fit_prompts(
             *(target, prompts, args.max_new_tokens, args.skip_long_prompts, args.max_prompt_tokens)
         )

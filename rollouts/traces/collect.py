@@ -28,7 +28,7 @@ from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
-from draftgym.decoding.provenance import describe_host
+from draftgym.decoding.provenance import describe_device, describe_host, note_other_device
 from draftgym.decoding.verify.rules import make_rule
 from draftgym.rollouts.decode.batched import Request, requests_of_run
 from draftgym.rollouts.decode.fitting import fit_prompts
@@ -97,6 +97,10 @@ def collect(args: CollectArgs) -> TraceSet:
         origin = describe_origin(args, target, drafters, arms, costs)
         origin.host["prompts"] = fitted.describe()
         done = read_done(args.out, origin)
+        if done:
+            began = read_origin(shards_in(args.out)[0]).host
+            costs_stay = "costs stay those of where they began; near ties may fall differently"
+            note_other_device(f"traces {args.out}", began, target, costs_stay)
         requests = requests_of_run(fitted, args.temperature, args.seed)
         _check_same_prompts(done, requests)
         missing = [one for one in requests if one.question_id not in done]
@@ -134,7 +138,7 @@ def describe_origin(
         seed=args.seed,
         max_new_tokens=args.max_new_tokens,
         cost_model=costs,
-        host=describe_host(),
+        host={**describe_host(), **describe_device(target)},
     )
 
 

@@ -90,6 +90,48 @@ def test_other_numbers_are_measured_anew(
     assert len(measured) == 2 and measured[0] == measured[1]
 
 
+class Elsewhere(Target):
+    """A target that says it computes on a GPU."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it would compute."""
+        return torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize(
+    "change", [{"device": "B"}, {"device": "A", "capability": [9, 0]}, {"driver": 2}]
+)
+def test_another_accelerator_is_measured_anew(
+    target: Target,
+    drafters: dict[str, Drafter],
+    measured: list[list[Piece]],
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, Any],
+) -> None:
+    facts: dict[str, Any] = {"device": "A", "driver": 1}
+    monkeypatch.setattr(calibration, "device_facts", lambda _: facts)
+    there = Elsewhere(**vars(target))
+    model = load_cost_model(there, drafters, ARMS)
+    assert model.host["device"] == "A"
+    monkeypatch.setattr(calibration, "usable_cores", lambda: 512)
+    load_cost_model(there, drafters, ARMS)
+    assert len(measured) == 1, "how many cores are free does not decide what a GPU takes"
+    facts |= change
+    load_cost_model(there, drafters, ARMS)
+    load_cost_model(target, drafters, ARMS)
+    assert measured[0] == measured[1] == measured[2], "another one, and none at all"
+
+
+def test_files_of_the_processor_are_still_named_as_before(
+    target: Target, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for patch in MACHINES.values():
+        monkeypatch.setattr(*patch)
+    monkeypatch.setattr(calibration.platform, "machine", lambda: "abacus")
+    assert calibration._path(replace(target, fingerprint="f"), None).name == "ba64cd7f5c4af467.json"
+
+
 def test_other_weights_of_the_target_are_measured_anew(
     target: Target, drafters: dict[str, Drafter], measured: list[list[Piece]]
 ) -> None:

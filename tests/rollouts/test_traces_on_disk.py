@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import draftgym.rollouts.traces.collect
+from draftgym.decoding import provenance
 from draftgym.decoding.costs.calibration import calibrate
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
@@ -152,6 +153,19 @@ def test_collecting_goes_on_in_the_dtype_that_it_began_with(
     collect(replace(args, dtype="auto"))
     collect(replace(args, dtype="auto"))
     assert asked == ["auto", "float32"]
+
+
+def test_collecting_elsewhere_goes_on_with_a_note(
+    args: CollectArgs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which texts are traced does not depend on the device, and costs are the first one's."""
+    began = collect(args).origin.host
+    assert began["device"] == "cpu" and began["device_name"] and began["device_reason"]
+    collect(args)
+    assert "now runs on" not in capsys.readouterr().err
+    monkeypatch.setattr(provenance, "cpu_name", lambda: "GPU X")
+    assert collect(args).origin.host["device_name"] == began["device_name"]
+    assert f"{began['device_name']} and now runs on GPU X: costs stay" in capsys.readouterr().err
 
 
 def test_traces_of_other_weights_are_refused(

@@ -16,6 +16,7 @@ import tyro
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import parse_json, read_json
+from draftgym.decoding.provenance import machine_of
 from draftgym.drafters.training.loop.progress import SELECTS
 from draftgym.drafters.training.loop.watch import DEPTH, NODES
 from draftgym.drafters.training.objectives.losses import LOSSES
@@ -75,7 +76,7 @@ def _facts(config: dict[str, Any], entries: list[dict[str, float]]) -> str:
         "throughput": f"{last.get('tokens_per_second', 0)} response tokens/s, "
         f"{last.get('gflops', 0)} GFLOP/s where a matrix product alone reaches "
         f"{last.get('matmul_peak_gflops', 0)}",
-        "machine": f"{config['cpu']}, {config['threads']} threads, {config['dtype']}, torch "
+        "machine": f"{machine_of(config)}, {config['threads']} threads, {config['dtype']}, torch "
         f"{config['torch']}, revision {str(config['git_revision'])[:12]}",
     }
     return "\n".join(
