@@ -60,7 +60,8 @@ def load_drafters(
         )
     loaded = [load_folder(folder, target) for folder in found.values()]
     own = [make_drafter(str(entry), target) for entry in given or () if is_code(str(entry))]
-    return {drafter.name: drafter for drafter in [*loaded, NgramDrafter(), *own]}
+    ngram = NgramDrafter(never=target.image_tokens)
+    return {drafter.name: drafter for drafter in [*loaded, ngram, *own]}
 
 
 def is_code(entry: str) -> bool:

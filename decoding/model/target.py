@@ -46,6 +46,7 @@ class Target:
         fingerprint: Hash of its weights; drafters carry the same.
         precision: Chosen dtype and threads, with the reason.
         architecture: Its transformers class; drafter checkpoints record it.
+        image_tokens: Ids of the tokens that stand for pieces of images.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Target:
     fingerprint: str
     precision: Precision
     architecture: str = ""
+    image_tokens: frozenset[int] = frozenset()
 
     @property
     def vocab_size(self) -> int:

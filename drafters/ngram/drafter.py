@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from draftgym.decoding.drafting import DraftContext, Drafter, DraftShape
 from draftgym.decoding.verify.proposal import Proposal
@@ -29,21 +30,33 @@ class NgramDrafter(Drafter):
     Longer matches are tried first. The proposal is deterministic, so it needs no target and no
     training; where nothing matches it is empty and the round is plain decoding.
 
+    Placeholders of images are the same token over and over, whatever the image shows: they are
+    neither matched nor copied.
+
     Args:
         longest: Longest n-gram to match.
         shortest: Shortest n-gram to match.
         max_draft_length: Most tokens to copy.
+        never: Token ids that it neither matches nor copies (`Target.image_tokens`).
     """
 
-    def __init__(self, longest: int = 4, shortest: int = 2, max_draft_length: int = 16) -> None:
+    def __init__(
+        self,
+        longest: int = 4,
+        shortest: int = 2,
+        max_draft_length: int = 16,
+        never: frozenset[int] = frozenset(),
+    ) -> None:
         self.name = "ngram"
         self.longest, self.shortest = longest, shortest
         self.max_draft_length = max_draft_length
+        self.never = never
 
     @property
     def fingerprint(self) -> str:
         """Its settings."""
-        return f"ngram-{self.shortest}-{self.longest}"
+        never = "".join(f"-not{token}" for token in sorted(self.never))
+        return f"ngram-{self.shortest}-{self.longest}{never}"
 
     def new_state(self, capacity: int) -> NgramState:
         """An empty index."""
@@ -62,6 +75,8 @@ class NgramDrafter(Drafter):
             state.last_seen.clear()
         start = state.length
         for end in range(start, stop):
+            if tokens[end + 1] in self.never:  # an earlier occurrence may go on with text
+                continue
             for size in range(self.shortest, self.longest + 1):
                 if end + 1 >= size:
                     state.last_seen[tuple(tokens[end + 1 - size : end + 1])] = end + 1
@@ -73,8 +88,17 @@ class NgramDrafter(Drafter):
         tokens = context.tokens
         newest = tokens[-self.longest :].tolist()
         for size in range(min(self.longest, len(newest)), self.shortest - 1, -1):
+            if not self.never.isdisjoint(newest[-size:]):
+                continue
             follows = state.last_seen.get(tuple(newest[-size:]))
             if follows is not None:
-                copied = tokens[follows : follows + shape.depth].clone()
+                copied = self._text(tokens[follows : follows + shape.depth]).clone()
                 return Proposal.chain(copied, torch.zeros(len(copied)))
         return Proposal.empty()
+
+    def _text(self, tokens: Tensor) -> Tensor:
+        """The tokens before the first placeholder."""
+        if not self.never:
+            return tokens
+        stop = next((i for i, one in enumerate(tokens.tolist()) if one in self.never), len(tokens))
+        return tokens[:stop]

@@ -77,6 +77,12 @@ def fit_prompts(
             f"{len(twice)} question ids are there twice, such as {twice[0]!r}",
             "give every prompt an id of its own; results are filed under it",
         )
+    if shown := [prompt.question_id for prompt in prompts if prompt.first_images]:
+        raise DraftgymError(
+            f"{len(shown)} of {len(prompts)} prompts have images, such as {shown[0]!r}, and this "
+            "reads text alone",
+            "leave them out; draftgym generate and draftgym evaluate read images",
+        )
     encoded = [(prompt, encode_prompt(target, prompt)) for prompt in prompts]
     room = target.context_limit - max_new_tokens
     too_long = [(prompt, ids) for prompt, ids in encoded if len(ids) > room]

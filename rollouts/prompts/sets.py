@@ -4,6 +4,9 @@ One prompt per line, `{"question_id": "chat-train-001", "category": "chat", "tur
 in MT-bench and Spec-Bench, so their question files load as they are. The shipped sets hold 30
 prompts in each of five categories (chat, code, math, summary, structured). Tune on `train`, report
 on `heldout`.
+
+A line may have `images` beside `turns`, for targets that see: paths relative to the file, one list
+per turn (`"images": [["cat.png"], []]`), or one list for the first turn.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from pathlib import Path
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import check_unicode, parse_json, user_path
+from draftgym.rollouts.prompts.images import read_images
 
 SHIPPED_SETS = ("train", "heldout")
 UNCATEGORISED = "uncategorised"
@@ -34,16 +38,24 @@ class Prompt:
         question_id: Unique within its file; results are filed under it.
         category: What kind of text the answer is (`chat`, `code`, ...).
         turns: What the user says, one string per turn, never empty.
+        images: What the user shows: files per turn, in the order of the images; empty where no turn
+            has any.
     """
 
     question_id: str
     category: str
     turns: tuple[str, ...]
+    images: tuple[tuple[Path, ...], ...] = ()
 
     @property
     def text(self) -> str:
         """The first turn."""
         return self.turns[0]
+
+    @property
+    def first_images(self) -> tuple[Path, ...]:
+        """Images of the first turn."""
+        return self.images[0] if self.images else ()
 
 
 def load_prompts(
@@ -170,7 +182,7 @@ def _read(path: Path) -> list[Prompt]:
     prompts = []
     for number, line in _lines(path):
         where = f"{path}, line {number}"
-        prompt = _parse(line, where)
+        prompt = _parse(line, where, path.parent)
         earlier = first_line.setdefault(prompt.question_id, number)
         if earlier != number:
             raise DraftgymError(
@@ -207,10 +219,12 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
-def _parse(line: str, where: str) -> Prompt:
-    """One line as a prompt; `where` opens every complaint."""
+def _parse(line: str, where: str, folder: Path) -> Prompt:
+    """One line as a prompt; `where` opens every complaint, and `folder` holds its images."""
     record = parse_json(line, f"{where}: it", _REMEDY)
-    prompt = Prompt(_question_id(record, where), _category(record, where), _turns(record, where))
+    turns = _turns(record, where)
+    images = read_images(record.get("images"), len(turns), where, folder)
+    prompt = Prompt(_question_id(record, where), _category(record, where), turns, images)
     for text in (prompt.question_id, prompt.category, *prompt.turns):
         check_unicode(text, f"{where}: it")
     return prompt
