@@ -102,7 +102,11 @@ class DraftContext(Protocol):
 
     @property
     def tokens(self) -> Tensor:
-        """All committed token ids `[n]`."""
+        """All committed token ids `[n]`, on the target's device."""
+
+    @property
+    def token_ids(self) -> Sequence[int]:
+        """The same ids for the host, where reading them costs nothing."""
 
     def features(self, layers: Sequence[int], start: int, stop: int) -> Tensor:
         """Taps of `layers` at positions `start .. stop - 1`: `[stop - start, k * d]`."""
@@ -121,6 +125,11 @@ class PrefixView:
     def tokens(self) -> Tensor:
         """The first tokens."""
         return self.context.tokens[: self.length]
+
+    @property
+    def token_ids(self) -> Sequence[int]:
+        """The same for the host."""
+        return self.context.token_ids[: self.length]
 
     def features(self, layers: Sequence[int], start: int, stop: int) -> Tensor:
         """Taps, as `DraftContext.features`."""

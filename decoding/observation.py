@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from draftgym.decoding.arms import Arm
+from draftgym.decoding.model.device import read_together
 from draftgym.decoding.round import RoundRecord
 from draftgym.decoding.session import Session
 
@@ -184,13 +185,13 @@ class RouterObserver:
             `signals`: float32 `[len(signal_names(arms))]`, every entry roughly within 0 to 4;
             `hidden`: the target's last hidden state, float32 `[d]`.
         """
-        unread = session.tokens[len(self._repeats) :].tolist()
+        unread = session.token_ids[len(self._repeats) :]
         if unread:
             self._repeat = self._repeats.extend(unread)[-1:]
-        confidence = session.confidence().numpy()
+        confidence, hidden = read_together([session.confidence(), session.last_hidden.float()])
         signals = self._memory.signals(
-            text_signals(confidence, self._repeat),
+            text_signals(confidence.numpy(), self._repeat),
             np.array([session.cache.length]),
             np.array([session.remaining / session.max_new_tokens]),
         )
-        return {"signals": signals[0], "hidden": session.last_hidden.float().numpy()}
+        return {"signals": signals[0], "hidden": hidden.numpy()}

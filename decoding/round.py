@@ -6,14 +6,16 @@ what was trained is what runs.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
+
 from draftgym.decoding.arms import Arm
+from draftgym.decoding.model.device import clock
 from draftgym.decoding.model.interface import PassOutput
 from draftgym.decoding.session import Session
-from draftgym.decoding.verify.base import Verdict
+from draftgym.decoding.verify.base import Verdict, verify_together
 from draftgym.decoding.verify.proposal import Proposal
 
 
@@ -110,12 +112,12 @@ def draft(session: Session, arm: Arm) -> Draft:
     shape = arm.shape.cut(session.remaining - 1)  # the target adds one token by itself
     if not arm.drafts or shape.depth < 1:
         return Draft(arm)
-    drafter = session.drafters[arm.drafter]
-    start = time.perf_counter()
+    drafter, device = session.drafters[arm.drafter], session.target.device
+    start = clock(device)
     caught_up = session.catch_up(drafter)
-    caught = time.perf_counter()
+    caught = clock(device) if caught_up else start
     proposal = drafter.propose(session.state_of(drafter), session, shape)
-    end = time.perf_counter()
+    end = clock(device)
     return Draft(arm, proposal, caught_up, caught - start, end - caught)
 
 
@@ -130,23 +132,24 @@ def verify_drafts(
         with_margins: Whether to record the target's margins.
     """
     contexts = [session.cache.length for session in sessions]
-    start = time.perf_counter()
+    device = sessions[0].target.device
+    start = clock(device)
     verified = verify_batch(sessions, [one.proposal for one in drafts], with_margins)
-    verify_seconds = time.perf_counter() - start
+    verify_seconds = clock(device) - start
     records = []
     for session, context, one, (output, verdict) in zip(
         sessions, contexts, drafts, verified, strict=True
     ):
-        start = time.perf_counter()
+        start = clock(device)
         committed = session.commit(one.proposal, verdict, output)
-        commit_seconds = time.perf_counter() - start
+        commit_seconds = clock(device) - start
         eager, eager_seconds = _catch_up_eagerly(session)
         path = verdict.path[: len(committed)]
         records.append(
             RoundRecord(
                 one.arm,
                 context,
-                one.proposal.tokens.tolist(),
+                one.proposal.token_ids,
                 one.proposal.depth,
                 len(path),
                 committed,
@@ -167,22 +170,29 @@ def verify_drafts(
 def verify_batch(
     sessions: Sequence[Session], proposals: Sequence[Proposal], with_margins: bool = False
 ) -> list[tuple[PassOutput, Verdict]]:
-    """Verifies one proposal per session in a single ragged target pass.
+    """Verifies one proposal per session in a single ragged target pass, and reads once.
 
     All sessions must share one target. Nothing is committed yet (`Session.commit`).
     """
     rows = [s.verification_rows(p) for s, p in zip(sessions, proposals, strict=True)]
     taps = sorted({layer for session in sessions for layer in session.tap_layers})
     outputs = sessions[0].target.decoder.forward(rows, taps)
-    results = []
-    for session, proposal, output in zip(sessions, proposals, outputs, strict=True):
-        if len(taps) != len(session.tap_layers):  # other sessions' drafters tap other layers
-            columns = [taps.index(layer) for layer in session.tap_layers]
-            output = replace(output, taps=output.taps[:, columns])
-        anchor = session.tokens.shape[0] - 1
-        verdict = session.rule.verify(proposal, output.logits, anchor, with_margins)
-        results.append((output, verdict))
-    return results
+    questions = [
+        (session.rule, proposal, output.logits, len(session.token_ids) - 1)
+        for session, proposal, output in zip(sessions, proposals, outputs, strict=True)
+    ]
+    verdicts = verify_together(questions, with_margins)
+    mine = [_own_taps(*one, taps) for one in zip(sessions, outputs, strict=True)]
+    return list(zip(mine, verdicts, strict=True))
+
+
+def _own_taps(session: Session, output: PassOutput, taps: Sequence[int]) -> PassOutput:
+    """Without the taps of other sessions' drafters."""
+    if len(taps) == len(session.tap_layers):
+        return output
+    columns = [output.taps[:, taps.index(layer)] for layer in session.tap_layers]
+    own = torch.stack(columns, 1) if columns else output.taps[:, :0]
+    return replace(output, taps=own)
 
 
 def _catch_up_eagerly(session: Session) -> tuple[int, float]:
@@ -192,6 +202,6 @@ def _catch_up_eagerly(session: Session) -> tuple[int, float]:
     """
     if not session.catching_up.eager or session.finished:
         return 0, 0.0
-    start = time.perf_counter()
+    start = clock(session.target.device)
     positions = sum(session.catch_up(drafter) for drafter in session.drafters.values())
-    return positions, time.perf_counter() - start
+    return positions, clock(session.target.device) - start

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from draftgym.decoding.drafting import LAZY_KV_ONLY, CatchUp, Drafter
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.device import to_host, upload
 from draftgym.decoding.model.interface import NewRows, PassOutput
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.verify.base import Verdict, VerificationRule
@@ -20,11 +21,12 @@ class Session:
     """One sequence being written.
 
     With n committed tokens, the target's cache and the taps cover positions `0 .. n - 2`; the
-    newest token, the anchor, goes through the target in the next round.
+    newest token, the anchor, goes through the target in the next round. Cache, taps and tokens lie
+    on the target's device; the text is kept on the host as well, where rounds are decided.
 
     Args:
         target: The target.
-        prompt: Prompt token ids `[m]`.
+        prompt: Prompt token ids `[m]`, wherever they lie.
         rule: Verification rule.
         max_new_tokens: Tokens to write at most.
         drafters: Drafters that may be used, by name; their taps are recorded.
@@ -32,6 +34,9 @@ class Session:
             text must, so they need no more; but the target's cache gets more rows than that where a
             drafter draws trees: nodes share positions, not rows.
         catching_up: When and how drafters encode what they missed.
+
+    Attributes:
+        token_ids: All committed token ids, on the host.
 
     Raises:
         DraftgymError: Empty prompt, or a prompt that does not fit.
@@ -47,6 +52,7 @@ class Session:
         capacity: int | None = None,
         catching_up: CatchUp = LAZY_KV_ONLY,
     ) -> None:
+        prompt = to_host(prompt)
         needed = len(prompt) + max_new_tokens
         self.capacity = min(needed, target.context_limit) if capacity is None else capacity
         _check_request(prompt, max_new_tokens, self.capacity)
@@ -62,10 +68,10 @@ class Session:
         )
         self._column = {layer: i for i, layer in enumerate(self.tap_layers)}
         size = (self.capacity, len(self.tap_layers), target.hidden_size)
-        self._taps = torch.empty(size, dtype=target.decoder.dtype)
-        self._tokens = torch.empty(self.capacity + 1, dtype=torch.long)
-        self._tokens[: len(prompt)] = prompt
-        self._length = len(prompt)
+        self._taps = torch.empty(size, dtype=target.decoder.dtype, device=target.device)
+        self._tokens = torch.empty(self.capacity + 1, dtype=torch.long, device=target.device)
+        self._tokens[: len(prompt)] = upload(prompt, target.device)
+        self.token_ids: list[int] = prompt.tolist()
         self._states: dict[str, Any] = {}
         self._stopped = False
         self._last: tuple[Tensor, Tensor] | None = None
@@ -73,18 +79,17 @@ class Session:
     @property
     def tokens(self) -> Tensor:
         """All committed token ids `[n]`, prompt included."""
-        return self._tokens[: self._length]
+        return self._tokens[: len(self.token_ids)]
 
     @property
     def new_tokens(self) -> list[int]:
         """Token ids written so far."""
-        written: list[int] = self._tokens[self.prompt_length : self._length].tolist()
-        return written
+        return self.token_ids[self.prompt_length :]
 
     @property
     def remaining(self) -> int:
         """Tokens that may still be written."""
-        return self.max_new_tokens - (self._length - self.prompt_length)
+        return self.max_new_tokens - (len(self.token_ids) - self.prompt_length)
 
     @property
     def finished(self) -> bool:
@@ -108,8 +113,9 @@ class Session:
 
     def features(self, layers: Sequence[int], start: int, stop: int) -> Tensor:
         """Taps of `layers` at positions `start .. stop - 1`: `[stop - start, k * d]`."""
-        columns = [self._column[layer] for layer in layers]
-        return self._taps[start:stop, columns].flatten(1)
+        if tuple(layers) == self.tap_layers:
+            return self._taps[start:stop].flatten(1)
+        return torch.cat([self._taps[start:stop, self._column[layer]] for layer in layers], -1)
 
     def state_of(self, drafter: Drafter) -> Any:
         """The drafter's own state of this sequence, made on first use."""
@@ -126,7 +132,7 @@ class Session:
         prompt = self.tokens
         rows = NewRows(self.cache, prompt, logits_from=len(prompt) - 1)
         output = self.target.decoder.forward([rows], self.tap_layers)[0]
-        verdict = self.rule.verify(Proposal.empty(), output.logits, self._length - 1, with_margins)
+        verdict = self.rule.verify(Proposal.empty(), output.logits, len(prompt) - 1, with_margins)
         self._taps[: len(prompt)] = output.taps
         self.cache.keep(len(prompt))
         self._remember(output, 0)
@@ -139,32 +145,38 @@ class Session:
         self.cache.start_like(other.cache, size)
         self._taps[:size] = other._taps[:size]
         self._last = other._last
-        self._append(other.tokens[size : size + 1].tolist())
+        self._append(other.token_ids[size : size + 1])
 
     def verification_rows(self, proposal: Proposal) -> NewRows:
         """The target rows that verify a proposal: the anchor, then its nodes."""
         self.cache.require(len(proposal) + 1)
-        anchor = self._length - 1
-        tokens = torch.cat([self._tokens[anchor : anchor + 1], proposal.tokens])
+        anchor, device = len(self.token_ids) - 1, self.target.device
+        drafted = upload(proposal.tokens, device)
+        tokens = torch.cat([self._tokens[anchor : anchor + 1], drafted])
         if proposal.is_chain:
             return NewRows(self.cache, tokens)
-        positions = anchor + torch.cat([torch.zeros(1, dtype=torch.long), proposal.depths()])
-        return NewRows(self.cache, tokens, positions, proposal.ancestor_mask())
+        positions = torch.tensor([anchor, *(anchor + proposal.depths()).tolist()])
+        mask = proposal.ancestor_mask()
+        return NewRows(self.cache, tokens, upload(positions, device), upload(mask, device))
 
     def commit(self, proposal: Proposal, verdict: Verdict, output: PassOutput) -> list[int]:
         """Keeps what verification accepted; returns the committed tokens.
 
         Tokens behind a stop token or the token limit are dropped, and so are their rows.
         """
-        accepted = proposal.tokens[verdict.path].tolist()
+        accepted = [proposal.token_ids[node] for node in verdict.path]
         tokens = self._append([*accepted, verdict.next_token])
         # The anchor's row, and those of the committed tokens but the newest (the next anchor).
-        rows = torch.tensor([0, *(node + 1 for node in verdict.path)][: len(tokens)])
+        rows = [0, *(node + 1 for node in verdict.path)][: len(tokens)]
         kept, base = len(rows), self.cache.length
-        self._taps[base : base + kept] = output.taps[rows]
-        straight = proposal.is_chain  # then the accepted rows already lie in order
-        self.cache.keep(kept if straight else rows)
-        self._remember(output, int(rows[-1]))
+        if proposal.is_chain:  # then the accepted rows already lie in order
+            self._taps[base : base + kept] = output.taps[:kept]
+            self.cache.keep(kept)
+        else:
+            there = upload(torch.tensor(rows), self.target.device)
+            self._taps[base : base + kept] = output.taps[there]
+            self.cache.keep(there)
+        self._remember(output, rows[-1])
         return tokens
 
     def roll_back(self, length: int) -> None:
@@ -172,12 +184,13 @@ class Session:
 
         The session is then as it was; drafters' states begin anew.
         """
-        if not 2 <= length <= self._length:
-            raise ValueError(f"cannot roll back from {self._length} tokens to {length}")
+        if not 2 <= length <= len(self.token_ids):
+            raise ValueError(f"cannot roll back from {len(self.token_ids)} tokens to {length}")
         self.cache.roll_back(length - 1)
-        self._length, self._last = length, None
+        del self.token_ids[length:]
+        self._last = None
         written = length > self.prompt_length
-        self._stopped = written and int(self._tokens[length - 1]) in self.target.stop_tokens
+        self._stopped = written and self.token_ids[-1] in self.target.stop_tokens
         self._states.clear()
 
     def confidence(self) -> Tensor:
@@ -190,7 +203,7 @@ class Session:
     def _chosen_from(self) -> tuple[Tensor, Tensor]:
         """Hidden state and logits behind the newest token; what was rolled back runs once more."""
         if self._last is None:
-            before = self._length - 2
+            before = len(self.token_ids) - 2
             self.cache.roll_back(before)
             rows = NewRows(self.cache, self._tokens[before : before + 1])
             self._remember(self.target.decoder.forward([rows])[0], 0)
@@ -206,8 +219,9 @@ class Session:
                 self._stopped = True
                 tokens = tokens[:count]
                 break
-        self._tokens[self._length : self._length + len(tokens)] = torch.tensor(tokens)
-        self._length += len(tokens)
+        written = slice(len(self.token_ids), len(self.token_ids) + len(tokens))
+        self._tokens[written] = upload(torch.tensor(tokens), self.target.device)
+        self.token_ids += tokens
         return tokens
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from draftgym.decoding.drafting import DraftContext, DraftShape
 from draftgym.decoding.model.compact.cache import KVCache
+from draftgym.decoding.model.device import upload
 from draftgym.decoding.verify.base import Candidates, VerificationRule
 from draftgym.decoding.verify.proposal import Proposal
 from draftgym.drafters.batched import BatchDrafter, Shapes
@@ -25,6 +26,12 @@ class AutoregressiveDrafter(BatchDrafter):
         self, cache: KVCache, context: DraftContext, lengths: Tensor, visible: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Runs the newest committed row of each place, which lies behind the cache afterwards.
+
+        Args:
+            cache: The cache.
+            context: The text.
+            lengths: Committed tokens at each place `[R]`, on the host.
+            visible: As `BatchDrafter.own_rows` gives it.
 
         Returns:
             Logits of the token behind each anchor `[R, Vd]`, and what the next step reads of each
@@ -87,7 +94,7 @@ class _Steps:
         drafter: The drafter.
         cache: The committed positions and the R rows of the first step.
         rule: Picks tokens.
-        lengths: Committed tokens at each place `[R]`.
+        lengths: Committed tokens at each place `[R]`, on the host.
         visible: Who sees whom of what is in the cache, `[R, n]`; None for a single place.
         logits: Of the first step `[R, Vd]`.
         carried: Of the first step `[R, ...]`.
@@ -106,12 +113,13 @@ class _Steps:
         drafter, lengths, behind = self.drafter, self.lengths, self.cache.length
         logits, carried, visible = self.logits, self.carried, self.visible
         drawn = [self.rule.draft(logits, lengths.tolist(), drafter.draft_ids)]
+        first = upload(lengths - drafter.lag, drafter.device)
         for step in range(1, depth):
             if visible is not None:
-                visible = torch.cat([visible, torch.eye(len(lengths), dtype=torch.bool)], dim=1)
-            positions = lengths - drafter.lag + step
+                own = torch.eye(len(lengths), dtype=torch.bool, device=visible.device)
+                visible = torch.cat([visible, own], dim=1)
             newest = drawn[-1][0]
-            logits, carried = drafter.next_step(self.cache, newest, carried, positions, visible)
+            logits, carried = drafter.next_step(self.cache, newest, carried, first + step, visible)
             self.cache.keep(len(newest))
             drawn.append(self.rule.draft(logits, (lengths + step).tolist(), drafter.draft_ids))
         self.cache.roll_back(behind)
@@ -124,18 +132,19 @@ class _Steps:
         return [Proposal.chain(*row) for row in rows]
 
     def trees(self, shapes: Sequence[DraftShape]) -> list[Proposal]:
-        """The dynamic tree of every place; a level of all of them is one step."""
+        """The dynamic tree of every place; a level of all of them is one step and one read."""
         ids, behind, carried = self.drafter.draft_ids, self.cache.length, self.carried
         count = children_per_node(shapes[0].budget)
+        drafter, device = self.drafter, self.drafter.device
 
         def expand(front: Frontier) -> Candidates:
             nonlocal carried
-            visible, lengths = front.visible, self.lengths[front.places]
+            visible, lengths = upload(front.visible, device), self.lengths[front.places]
             if self.visible is not None:
-                visible = torch.cat([self.visible[front.places], visible], dim=1)
-            positions, parents = lengths - self.drafter.lag + front.depth, carried[front.parents]
-            step = self.drafter.next_step(self.cache, front.tokens, parents, positions, visible)
-            logits, carried = step
+                visible = torch.cat([self.visible[upload(front.places, device)], visible], dim=1)
+            at = upload(lengths - drafter.lag + front.depth, device)
+            parents, tokens = upload(front.parents, device), upload(front.tokens, device)
+            logits, carried = drafter.next_step(self.cache, tokens, carried[parents], at, visible)
             self.cache.keep(len(front.tokens))
             return self.rule.candidates(logits, (lengths + front.depth).tolist(), count, ids)
 

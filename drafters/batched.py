@@ -15,7 +15,8 @@ from torch import Tensor
 
 from draftgym.decoding.drafting import DraftContext, Drafter, DraftShape, Place
 from draftgym.decoding.model.compact.cache import KVCache
-from draftgym.decoding.verify.proposal import Proposal
+from draftgym.decoding.model.device import upload
+from draftgym.decoding.verify.proposal import Proposal, on_host
 
 Shapes = Sequence[Sequence[DraftShape]]
 """Per place what to draft, each at least one deep; columns are chains or trees throughout."""
@@ -27,12 +28,14 @@ class BatchDrafter(Drafter):
     Attributes:
         draft_rows: Most rows that one draft writes into the cache.
         draft_ids: Target ids of the draft vocabulary `[Vd]`; None where it is the target's.
+        device: Where it computes: its target's.
     """
 
     TOGETHER = 48
     """Places per pass; the noise of so many is kept (`decoding.verify.coupled.NoiseCache`)."""
 
     draft_rows: int
+    device: torch.device
     draft_ids: Tensor | None = None
 
     @abstractmethod
@@ -54,7 +57,7 @@ class BatchDrafter(Drafter):
         Args:
             cache: Caught up with the context.
             context: The whole text.
-            lengths: Committed tokens at each place `[R]`.
+            lengths: Committed tokens at each place `[R]`, on the host.
             shapes: What to draft at each.
 
         Returns:
@@ -95,9 +98,11 @@ class BatchDrafter(Drafter):
         for start in range(0, len(wanted), self.TOGETHER):
             chunk = wanted[start : start + self.TOGETHER]
             cut = [[shape.cut(place.room) for shape in shapes] for place in chunk]
-            drawn += self._draft(state, context, [place.length for place in chunk], cut)
-        made = iter(drawn)
-        return [next(made) if p.room > 0 else [Proposal.empty()] * len(shapes) for p in places]
+            made = self._draft(state, context, [place.length for place in chunk], cut)
+            read = iter(on_host([one for row in made for one in row]))
+            drawn += [[next(read) for _ in row] for row in made]
+        each = iter(drawn)
+        return [next(each) if p.room > 0 else [Proposal.empty()] * len(shapes) for p in places]
 
     @torch.inference_mode()
     def _draft(
@@ -112,12 +117,13 @@ class BatchDrafter(Drafter):
         """Who sees whom when every place runs `rows` rows that see each other.
 
         Returns:
-            Bool `[R * rows, n + R * rows]` over n committed positions and these rows; None where
-            one place stands at the end of the committed positions, so that all is visible.
+            Bool `[R * rows, n + R * rows]` over n committed positions and these rows, on the
+            drafter's device; None where one place stands at the end of the committed positions, so
+            that all is visible.
         """
         committed = lengths - self.lag
         if len(lengths) == 1 and int(committed[0]) == cache.length:
             return None
         places = torch.arange(len(lengths)).repeat_interleave(rows)
         before = torch.arange(cache.length) < committed[places, None]
-        return torch.cat([before, places == places[:, None]], dim=1)
+        return upload(torch.cat([before, places == places[:, None]], dim=1), self.device)

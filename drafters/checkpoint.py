@@ -72,7 +72,7 @@ def load_drafter(folder: Path, target: Target) -> Drafter:
     network, origin = read_checkpoint(folder, target)
     check_fits(folder, network, origin, target)
     note_differences(folder, network, target)
-    network.to(target.decoder.dtype).requires_grad_(False)
+    network.to(target.device, target.decoder.dtype).requires_grad_(False)
     widen(network, target)
     if target.precision.packed:
         pack_linears(network, Products(target.precision.packed))

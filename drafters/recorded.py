@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from draftgym.decoding.drafting import Drafter, DraftShape, Place
+from draftgym.decoding.model.device import to_host, upload
 from draftgym.decoding.verify.base import (
     Drafted,
     Verdict,
@@ -44,9 +46,10 @@ class RecordedText:
     """A finished text (a `DraftContext`).
 
     Attributes:
-        tokens: Prompt and response `[n]`.
+        tokens: Prompt and response `[n]`, on the drafter's device.
         prompt_length: How many of them are the prompt.
-        taps: The target's concatenated taps `[n, k * d]` (those of the last token are not read).
+        taps: The target's concatenated taps `[n, k * d]` (those of the last token are not read),
+            there as well.
         tap_layers: The k layers they were taken from.
         rule: How its tokens were chosen, and how drafters choose theirs.
         max_new_tokens: Response tokens that it could have had; None: no more than it has. A draft
@@ -59,6 +62,12 @@ class RecordedText:
     tap_layers: tuple[int, ...]
     rule: VerificationRule
     max_new_tokens: int | None = None
+
+    @cached_property
+    def token_ids(self) -> list[int]:
+        """The tokens for the host."""
+        ids: list[int] = to_host(self.tokens).tolist()
+        return ids
 
     def places(self) -> list[Place]:
         """Where its m response tokens but the first are drafted `[m - 1]`.
@@ -119,7 +128,7 @@ def rounds_at_each(
     Returns:
         Per shape `m - 1` rounds; the anchor of round i is response token i.
     """
-    tokens, places = text.tokens.tolist(), text.places()
+    tokens, places = text.token_ids, text.places()
     drawn = drafter.propose_at_each(text, places, shapes)
     facts = [
         [_facts(proposal, tokens[place.length :]) for proposal in proposals]
@@ -151,7 +160,7 @@ class ForcedRule(VerificationRule):
     Trees are ranked as under rejection, by logits / T.
 
     Args:
-        text: Token ids `[m]`; behind its end the last one is repeated.
+        text: Token ids `[m]`, on the host; behind its end the last one is repeated.
         temperature: Above 0.
     """
 
@@ -168,8 +177,9 @@ class ForcedRule(VerificationRule):
         Their log-probabilities are at the rule's temperature (unlike `VerificationRule.draft`'s);
         a token that the drafter cannot propose has -inf.
         """
-        wanted = self.text[torch.tensor(positions).clamp(max=len(self.text) - 1)]
-        ids = torch.arange(logits.shape[-1]) if vocab is None else vocab
+        places = torch.tensor(positions).clamp(max=len(self.text) - 1)
+        wanted = upload(self.text[places], logits.device)
+        ids = torch.arange(logits.shape[-1], device=logits.device) if vocab is None else vocab
         rows = torch.searchsorted(ids, wanted).clamp(max=len(ids) - 1)
         scores = self.ranking(logits, positions, vocab).log_softmax(-1)
         logprobs = scores.gather(-1, rows[:, None])[:, 0]
@@ -181,14 +191,20 @@ class ForcedRule(VerificationRule):
         """Logits / T, as under rejection; see `VerificationRule.ranking`."""
         return logits.float() / self.temperature
 
-    def verify(
-        self, proposal: Proposal, logits: Tensor, position: int, with_margins: bool = False
-    ) -> Verdict:
+    def look(
+        self, proposal: Proposal, logits: Tensor, position: int, with_margins: bool
+    ) -> tuple[Tensor, ...]:
         """Nothing is ever verified here.
 
         Raises:
             TypeError: Always.
         """
+        raise TypeError("a forced rule only drafts")
+
+    def decide(
+        self, proposal: Proposal, position: int, with_margins: bool, *seen: Tensor
+    ) -> Verdict:
+        """As `look`."""
         raise TypeError("a forced rule only drafts")
 
 
@@ -202,7 +218,7 @@ def chances_at_each(
         text: A text of m response tokens that was sampled from the target at the temperature of
             its rule, which is a `ForcedRule`.
         target_logprobs: The target's log-probability of each response token but the first, at that
-            temperature `[m - 1]`.
+            temperature `[m - 1]`, on the host.
         depth: Tokens of the chain, K.
 
     Returns:
@@ -216,7 +232,7 @@ def chances_at_each(
     for position, (proposal,) in enumerate(drawn):
         count = min(len(proposal), len(places) - 1 - position)
         stop = position + count
-        log_ratio = proposal.logprobs[:count] - target_logprobs[position:stop]
+        log_ratio = to_host(proposal.logprobs[:count]) - target_logprobs[position:stop]
         ratios[:count, position] = log_ratio.double().clamp(max=0).exp().numpy()
     return ratios.cumprod(axis=0)
 

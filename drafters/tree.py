@@ -49,6 +49,8 @@ def scratch_rows(depth: int, nodes: int = MAX_TREE_NODES) -> int:
 class Frontier:
     """Nodes of one level of all trees, to be run through a drafter in one batched step.
 
+    All of it lies on the host, where trees are drawn.
+
     Attributes:
         depth: Distance from the anchor, 1 in the first step.
         tokens: Token ids `[w]`.

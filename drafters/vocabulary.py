@@ -23,18 +23,18 @@ def most_frequent(counts: Tensor, size: int) -> Tensor:
 
 def to_maps(ids: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
     """The stored form (`d2t`, `t2d`) of ascending target ids."""
-    covered = torch.zeros(vocab, dtype=torch.bool)
+    covered = torch.zeros(vocab, dtype=torch.bool, device=ids.device)
     covered[ids] = True
-    return ids - torch.arange(ids.shape[0]), covered
+    return ids - torch.arange(ids.shape[0], device=ids.device), covered
 
 
 def from_d2t(d2t: Tensor) -> Tensor:
     """Target ids of the draft vocabulary, ascending `[Vd]`."""
-    return d2t + torch.arange(d2t.shape[0])
+    return d2t + torch.arange(d2t.shape[0], device=d2t.device)
 
 
 def draft_labels(ids: Tensor, vocab: int) -> Tensor:
     """Maps a target id to its row in the draft vocabulary, `[V]`; -1 where it is not covered."""
-    rows = torch.full((vocab,), -1, dtype=torch.long)
-    rows[ids] = torch.arange(ids.shape[0])
+    rows = torch.full((vocab,), -1, dtype=torch.long, device=ids.device)
+    rows[ids] = torch.arange(ids.shape[0], device=ids.device)
     return rows

@@ -44,6 +44,12 @@ class FeatureContext:
         """Committed token ids `[length]`."""
         return self.batch.tokens[self.row, : self.length]
 
+    @property
+    def token_ids(self) -> list[int]:
+        """The same for the host."""
+        ids: list[int] = self.tokens.tolist()
+        return ids
+
     def features(self, layers: Sequence[int], start: int, stop: int) -> Tensor:
         """The batch's taps, which must be of `layers`; none exist at the newest position."""
         assert stop <= self.length - 1

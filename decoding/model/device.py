@@ -8,6 +8,7 @@ such read waits for all work before it, so a round has as few of them as can be.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -90,6 +91,30 @@ def device_facts(device: torch.device) -> dict[str, Any]:
 def to_host(tensor: Tensor) -> Tensor:
     """The tensor in the processor's memory; every read that decides control flow comes here."""
     return tensor.cpu()
+
+
+def read_together(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Several tensors in the processor's memory, in one read; those that are there stay.
+
+    Args:
+        tensors: Of any shapes and dtypes.
+    """
+    far = [tensor for tensor in tensors if tensor.device.type != "cpu"]
+    if len(far) < 2:
+        return [to_host(tensor) for tensor in tensors]
+    far.sort(key=Tensor.element_size, reverse=True)  # so that each begins where its numbers may
+    bits = [tensor.contiguous().flatten().view(torch.uint8) for tensor in far]
+    pieces = to_host(torch.cat(bits)).split([len(piece) for piece in bits])
+    found = {
+        id(tensor): piece.view(tensor.dtype).view(tensor.shape)
+        for tensor, piece in zip(far, pieces, strict=True)
+    }
+    return [found.get(id(tensor), tensor) for tensor in tensors]
+
+
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the processor's memory on the device; CUDA's queue goes on meanwhile."""
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def _count(kind: str) -> int:

@@ -118,7 +118,13 @@ def load_model(
     return model
 
 
-def read_decoder(model: Any, dtype: torch.dtype, who: str, products: Products) -> Decoder:
+def read_decoder(
+    model: Any,
+    dtype: torch.dtype,
+    who: str,
+    products: Products,
+    device: torch.device | None = None,
+) -> Decoder:
     """The compact decoder of a loaded model, when it computes what the model computes.
 
     Args:
@@ -126,6 +132,7 @@ def read_decoder(model: Any, dtype: torch.dtype, who: str, products: Products) -
         dtype: Dtype of the decoder.
         who: What messages call it, as in `target 'mine'`.
         products: How rows are multiplied with its weights.
+        device: Where it shall compute; default: where the model lies.
 
     Raises:
         DraftgymError: The model is of another kind, damaged, or read otherwise by transformers.
@@ -133,7 +140,7 @@ def read_decoder(model: Any, dtype: torch.dtype, who: str, products: Products) -
     check_supported(model.config, who)
     check_weights(model, who)
     check_agrees(model, who)
-    return extract_decoder(model, dtype, products)
+    return extract_decoder(model, dtype, products, device)
 
 
 def check_supported(config: Any, who: str) -> None:

@@ -199,14 +199,16 @@ def wrap_model(
         model: The model.
         tokenizer: Its transformers tokenizer, or None.
         name: What the user called it.
-        precision: In which numbers it computes.
+        precision: In which numbers it computes, and where.
         files: Where it was just read from; the fingerprint is remembered for them.
 
     Raises:
         DraftgymError: The compact decoder does not compute what the model computes.
     """
     products = Products(precision.packed)
-    decoder = read_decoder(model, precision.torch_dtype, f"target {name!r}", products)
+    decoder = read_decoder(
+        model, precision.torch_dtype, f"target {name!r}", products, precision.torch_device
+    )
     tell_ignored_settings(model.generation_config, name)
     return Target(
         name=name,

@@ -16,15 +16,18 @@ import torch
 from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.device import read_together
 from draftgym.decoding.verify.proposal import Proposal
 
+Choose = Callable[[int, int], tuple[int, float]]
+"""The target's choice: row of the logits, depth of its node -> token, margin."""
 Drafted = tuple[Tensor, Tensor, Tensor | None]
 """Token ids `[n]`, log-probabilities `[n]`, draft distributions `[n, vocab]` or None."""
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The best few tokens after each of several prefixes, from which trees are drawn.
+    """The best few tokens after each of several prefixes, from which the host draws trees.
 
     Attributes:
         tokens: Ids in the target's vocabulary, best first `[n, k]`.
@@ -99,7 +102,8 @@ class VerificationRule(ABC):
         """The `count` best tokens of each row (all of them in a smaller draft vocabulary).
 
         They are a function of the logits, never sampled: a tree of sampled tokens would need
-        another verification. Where `draft` does not sample, the first one is its pick.
+        another verification. Where `draft` does not sample, the first one is its pick. They are
+        returned on the host, in one read: what a tree grows by is decided there.
 
         Args:
             logits: Draft logits `[n, draft_vocab]`.
@@ -116,14 +120,13 @@ class VerificationRule(ABC):
         # Of equal scores, argmax and topk may take different ones first; argmax decides.
         rows = torch.cat([first, rows.where(rows != first, rows[:, :1])[:, 1:]], dim=1)
         scores = ranking.gather(-1, rows) - ranking.logsumexp(-1, keepdim=True)
-        check_finite(float(scores[:, 0].sum()), "drafter")
         logprobs = logits.float().gather(-1, rows) - logits.float().logsumexp(-1, keepdim=True)
+        tokens = rows if vocab is None else vocab.to(rows.device)[rows]
+        tokens, logprobs, scores = read_together([tokens, logprobs, scores])
+        check_finite(float(scores[:, 0].sum()), "drafter")
         # Rounding may lift a sure token above 0, but no child may outrank its parent.
-        return Candidates(
-            rows if vocab is None else vocab.to(rows.device)[rows], logprobs, scores.clamp(max=0)
-        )
+        return Candidates(tokens, logprobs, scores.clamp(max=0))
 
-    @abstractmethod
     def verify(
         self, proposal: Proposal, logits: Tensor, position: int, with_margins: bool = False
     ) -> Verdict:
@@ -141,11 +144,67 @@ class VerificationRule(ABC):
             DraftgymError: If a row that is needed holds NaN.
             ValueError: If shapes do not fit together.
         """
+        return verify_together([(self, proposal, logits, position)], with_margins)[0]
+
+    @abstractmethod
+    def look(
+        self, proposal: Proposal, logits: Tensor, position: int, with_margins: bool
+    ) -> tuple[Tensor, ...]:
+        """The first half of `verify`: what the verdict needs of the logits, where they lie.
+
+        Arguments and errors as `verify`'s, but that nothing is read here.
+        """
+
+    @abstractmethod
+    def decide(
+        self, proposal: Proposal, position: int, with_margins: bool, *seen: Tensor
+    ) -> Verdict:
+        """The second half: the verdict, from what `look` gave, once the host has it."""
 
 
-def walk(
-    proposal: Proposal, choose: Callable[[int, int], tuple[int, float]], with_margins: bool
-) -> Verdict:
+Question = tuple[VerificationRule, Proposal, Tensor, int]
+"""A rule, and what it is to verify: proposal, logits and position, as `VerificationRule.verify`."""
+
+
+def verify_together(questions: Sequence[Question], with_margins: bool = False) -> list[Verdict]:
+    """The verdicts on several sequences: the one read of a round, tokens included.
+
+    Args:
+        questions: Their logits lie on one device.
+        with_margins: Whether to fill `Verdict.margins`.
+    """
+    seen = [
+        (proposal.tokens, *rule.look(proposal, logits, position, with_margins))
+        for rule, proposal, logits, position in questions
+    ]
+    read = iter(read_together([one for some in seen for one in some]))
+    verdicts = []
+    for (rule, proposal, _, position), some in zip(questions, seen, strict=True):
+        tokens, *mine = [next(read) for _ in some]
+        proposal.read_as(tokens)
+        verdicts.append(rule.decide(proposal, position, with_margins, *mine))
+    return verdicts
+
+
+def best_of(scores: Tensor, with_margins: bool) -> tuple[Tensor, ...]:
+    """What `choices_of` reads: per row the top score, its token and, for margins, the top two."""
+    top, token = scores.max(dim=-1)
+    return (top, token, scores.float().topk(2).values) if with_margins else (top, token)
+
+
+def choices_of(top: Tensor, token: Tensor, two: Tensor | None = None) -> Choose:
+    """The target's choices on the host, for `walk`; rows that are not finite are refused there."""
+    tops, tokens = top.tolist(), token.tolist()
+    firsts = [[math.nan, 0.0]] * len(tokens) if two is None else two.tolist()
+
+    def choose(row: int, depth: int) -> tuple[int, float]:
+        check_finite(tops[row])
+        return tokens[row], firsts[row][0] - firsts[row][1]
+
+    return choose
+
+
+def walk(proposal: Proposal, choose: Choose, with_margins: bool) -> Verdict:
     """Follows the target's choices down the tree until one is not among the children.
 
     Args:
@@ -170,7 +229,7 @@ def walk(
 def children_by_edge(proposal: Proposal) -> dict[tuple[int, int], int]:
     """(parent, token) -> node, in node order; of siblings with the same token the first."""
     children: dict[tuple[int, int], int] = {}
-    nodes = zip(proposal.parents.tolist(), proposal.tokens.tolist(), strict=True)
+    nodes = zip(proposal.parents.tolist(), proposal.token_ids, strict=True)
     for node, edge in enumerate(nodes):
         children.setdefault(edge, node)
     return children
@@ -180,12 +239,6 @@ def chosen_tokens(logits: Tensor, rows: Tensor, vocab: Tensor | None) -> tuple[T
     """Target ids and temperature-1 log-probabilities of the chosen draft rows, each `[n]`."""
     logprobs = logits.float().log_softmax(-1).gather(-1, rows[:, None])[:, 0]
     return (rows if vocab is None else vocab.to(rows.device)[rows]), logprobs
-
-
-def margin_of(scores: Tensor) -> float:
-    """Top-1 minus top-2 of `scores`, shape `[vocab]`."""
-    top = scores.float().topk(2).values.tolist()
-    return float(top[0] - top[1])
 
 
 def check_finite(top: float, who: str = "target") -> None:

@@ -7,7 +7,6 @@ other, and a text sampled with it does not depend on how its tokens were grouped
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -15,15 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from draftgym.decoding.model.device import upload
 from draftgym.decoding.verify.base import (
     Drafted,
     Verdict,
     VerificationRule,
+    best_of,
     check_draft,
-    check_finite,
     check_rows,
+    choices_of,
     chosen_tokens,
-    margin_of,
     walk,
 )
 from draftgym.decoding.verify.proposal import Proposal
@@ -88,9 +88,9 @@ class NoiseCache:
         """Noise of several positions.
 
         Args:
-            positions: Absolute positions, length n; may repeat.
+            positions: Absolute positions on the host, length n; may repeat.
             device: Where the rows are wanted. They stay there, so that the second caller on an
-                accelerator pays no transfer.
+                accelerator pays no transfer; new ones go there together.
 
         Returns:
             A new tensor, shape `[n, vocab_size]`, float32.
@@ -98,6 +98,10 @@ class NoiseCache:
         wanted = positions.tolist() if isinstance(positions, Tensor) else positions
         if not len(wanted):
             return torch.empty(0, self.vocab_size, device=device)
+        new = [int(position) for position in dict.fromkeys(wanted) if position not in self._rows]
+        if len(new) > 1 and torch.device(device).type != "cpu":
+            made = torch.stack([gumbel_noise(self.seed, at, self.vocab_size) for at in new])
+            self._rows |= zip(new, upload(made, torch.device(device)), strict=True)
         return torch.stack([self.row(int(position), device) for position in wanted])
 
     def row(self, position: int, device: torch.device | str = "cpu") -> Tensor:
@@ -105,8 +109,8 @@ class NoiseCache:
         row = self._rows.pop(position, None)
         if row is None:
             row = gumbel_noise(self.seed, position, self.vocab_size)
-        self._rows[position] = row = row.to(device)
-        if len(self._rows) > self.capacity:
+        self._rows[position] = row = upload(row, torch.device(device))
+        while len(self._rows) > self.capacity:
             self._rows.popitem(last=False)
         return row
 
@@ -151,19 +155,29 @@ class CoupledRule(VerificationRule):
         noise = noise[:, : logits.shape[1]] if vocab is None else noise[:, vocab.to(noise.device)]
         return self._scores(logits, noise)
 
-    def verify(
-        self, proposal: Proposal, logits: Tensor, position: int, with_margins: bool = False
-    ) -> Verdict:
-        """Walks the tree along the target's own samples; see `VerificationRule.verify`."""
+    def look(
+        self, proposal: Proposal, logits: Tensor, position: int, with_margins: bool
+    ) -> tuple[Tensor, ...]:
+        """The target's own samples; on a processor only the logits; see `VerificationRule.look`."""
         check_rows(proposal, logits, self.noise.vocab_size)
+        if logits.device.type == "cpu":
+            return (logits,)
+        after = [position + 1, *(position + 1 + proposal.depths()).tolist()]
+        scores = self._scores(logits, self.noise.rows(after, logits.device))
+        return best_of(scores, with_margins)
+
+    def decide(
+        self, proposal: Proposal, position: int, with_margins: bool, *seen: Tensor
+    ) -> Verdict:
+        """Walks the tree along the target's own samples; see `VerificationRule.decide`."""
+        if len(seen) > 1:
+            return walk(proposal, choices_of(*seen), with_margins)
+        (logits,) = seen
 
         def choose(row: int, depth: int) -> tuple[int, float]:
             # Row by row: noise for rows off the path would be made for nothing.
-            noise = self.noise.row(position + depth + 1, logits.device)
-            scores = self._scores(logits[row], noise)
-            top, choice = scores.max(dim=-1)
-            check_finite(float(top))
-            return int(choice), margin_of(scores) if with_margins else math.nan
+            scores = self._scores(logits[row], self.noise.row(position + depth + 1))
+            return choices_of(*best_of(scores[None], with_margins))(0, depth)
 
         return walk(proposal, choose, with_margins)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -11,10 +10,10 @@ from draftgym.decoding.verify.base import (
     Drafted,
     Verdict,
     VerificationRule,
-    check_finite,
+    best_of,
     check_rows,
+    choices_of,
     chosen_tokens,
-    margin_of,
     walk,
 )
 from draftgym.decoding.verify.proposal import Proposal
@@ -32,16 +31,15 @@ class GreedyRule(VerificationRule):
         """Argmax of each row; see `VerificationRule.draft`."""
         return *chosen_tokens(logits, logits.argmax(-1), vocab), None
 
-    def verify(
-        self, proposal: Proposal, logits: Tensor, position: int, with_margins: bool = False
-    ) -> Verdict:
-        """Walks the tree along the target's argmaxes; see `VerificationRule.verify`."""
+    def look(
+        self, proposal: Proposal, logits: Tensor, position: int, with_margins: bool
+    ) -> tuple[Tensor, ...]:
+        """The argmax of every row; see `VerificationRule.look`."""
         check_rows(proposal, logits)
-        # One reduction over all rows: a single wait for the accelerator instead of one per token.
-        tops, choices = (values.tolist() for values in logits.max(dim=-1))
+        return best_of(logits, with_margins)
 
-        def choose(row: int, depth: int) -> tuple[int, float]:
-            check_finite(tops[row])
-            return choices[row], margin_of(logits[row]) if with_margins else math.nan
-
-        return walk(proposal, choose, with_margins)
+    def decide(
+        self, proposal: Proposal, position: int, with_margins: bool, *seen: Tensor
+    ) -> Verdict:
+        """Walks the tree along the target's argmaxes; see `VerificationRule.decide`."""
+        return walk(proposal, choices_of(*seen), with_margins)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from draftgym.decoding.model.device import read_together, to_host
 
 
 @dataclass(frozen=True)
@@ -17,8 +21,9 @@ class Proposal:
     branches; an empty proposal is plain decoding.
 
     Attributes:
-        tokens: Drafted token ids, shape `[n]`, int64.
-        parents: Index of each node's parent, shape `[n]`, int64; -1 is the anchor.
+        tokens: Drafted token ids, shape `[n]`, int64; where they were drawn, on the host or on the
+            target's device.
+        parents: Index of each node's parent, shape `[n]`, int64, on the host; -1 is the anchor.
         logprobs: Log-probability that the drafter gave each token after its parent, shape `[n]`.
         draft_probs: Full draft distribution each token was *sampled* from, shape `[n, vocab]`, or
             None when the tokens were chosen deterministically (argmax, top-k, n-gram). Only
@@ -40,6 +45,16 @@ class Proposal:
             )
         if n and bool((self.parents >= torch.arange(n)).any() | (self.parents < -1).any()):
             raise ValueError("every parent must come before its child (-1 is the anchor)")
+
+    @cached_property
+    def token_ids(self) -> list[int]:
+        """`tokens` for the host, read once: verification reads them along with its verdict."""
+        ids: list[int] = to_host(self.tokens).tolist()
+        return ids
+
+    def read_as(self, tokens: Tensor) -> None:
+        """Takes in `tokens` as somebody has read them, so that they need not be read again."""
+        self.__dict__["token_ids"] = tokens.tolist()
 
     def __len__(self) -> int:
         return int(self.tokens.shape[0])
@@ -82,3 +97,12 @@ class Proposal:
         for node, parent in enumerate(self.parents.tolist(), start=1):
             mask[node] |= mask[parent + 1]
         return torch.from_numpy(mask)
+
+
+def on_host(proposals: Sequence[Proposal]) -> list[Proposal]:
+    """The same proposals in the processor's memory, in one read, without draft distributions."""
+    read = read_together([one for each in proposals for one in (each.tokens, each.logprobs)])
+    return [
+        replace(each, tokens=tokens, logprobs=logprobs, draft_probs=None)
+        for each, tokens, logprobs in zip(proposals, read[::2], read[1::2], strict=True)
+    ]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.device import read_together, upload
 from draftgym.decoding.verify.base import (
     Drafted,
     Verdict,
@@ -79,11 +80,12 @@ class RejectionRule(VerificationRule):
     ) -> Drafted:
         """Samples from softmax(logits / T); see `VerificationRule.draft`."""
         check_draft(logits, vocab, self.vocab_size)
-        check_finite(float(logits.max()) if logits.numel() else 0.0, "drafter")
         # In float32 from here on: verification must divide by the very numbers sampled from.
         probs = (logits.float() / self.temperature).softmax(-1)
-        rows = [self.coins.pick(row) for row in probs.cpu()]
-        ids = torch.tensor(rows, dtype=torch.long, device=logits.device)
+        top, shares = read_together([logits.amax(-1), probs])  # coins are thrown on the host
+        check_finite(float(top.max()) if len(top) else 0.0, "drafter")
+        rows = [self.coins.pick(row) for row in shares]
+        ids = upload(torch.tensor(rows, dtype=torch.long), logits.device)
         full = probs.new_zeros(probs.shape[0], self.vocab_size)
         if vocab is None:
             full[:, : probs.shape[1]] = probs
@@ -98,19 +100,26 @@ class RejectionRule(VerificationRule):
         check_draft(logits, vocab, self.vocab_size)
         return logits.float() / self.temperature
 
-    def verify(
-        self, proposal: Proposal, logits: Tensor, position: int, with_margins: bool = False
+    def look(
+        self, proposal: Proposal, logits: Tensor, position: int, with_margins: bool
+    ) -> tuple[Tensor, ...]:
+        """All rows, as coins are thrown on the host, in float64; see `VerificationRule.look`."""
+        check_rows(proposal, logits, self.vocab_size)
+        return (logits,) if proposal.draft_probs is None else (logits, proposal.draft_probs)
+
+    def decide(
+        self, proposal: Proposal, position: int, with_margins: bool, *seen: Tensor
     ) -> Verdict:
-        """Accepts or rejects child by child; see `VerificationRule.verify`.
+        """Accepts or rejects child by child; see `VerificationRule.decide`.
 
         Raises:
             DraftgymError: Also if a sampled proposal branches.
         """
-        check_rows(proposal, logits, self.vocab_size)
-        if proposal.draft_probs is None:
+        logits, *draft_probs = seen
+        if not draft_probs:
             path, next_token = self._verify_tree(proposal, logits)
         else:
-            path, next_token = self._verify_chain(proposal, proposal.draft_probs, logits)
+            path, next_token = self._verify_chain(proposal, draft_probs[0], logits)
         return Verdict(path, next_token, [math.nan] * (len(path) + 1) if with_margins else [])
 
     def _verify_chain(
@@ -122,9 +131,9 @@ class RejectionRule(VerificationRule):
                 "rejection verification got a tree of sampled tokens",
                 "draft a chain, draft the tree by top-k (no draft_probs), or use the coupled rule",
             )
-        for node, token in enumerate(proposal.tokens.tolist()):
+        for node, token in enumerate(proposal.token_ids):
             p = self._probs(logits[node])
-            q = draft_probs[node].cpu().double()
+            q = draft_probs[node].double()
             q = q / q.sum()
             if not self.coins.accept(float(p[token]), float(q[token])):
                 residual = (p - q).clamp_(min=0)
@@ -150,7 +159,7 @@ class RejectionRule(VerificationRule):
                 return path, self.coins.pick(residual if residual.sum() > 0 else p)
 
     def _probs(self, row: Tensor) -> Tensor:
-        """softmax(row / T) on the CPU in float64, shape `[vocab]`."""
-        row = row.float().cpu()
+        """softmax(row / T) in float64, shape `[vocab]`."""
+        row = row.float()
         check_finite(float(row.max()))
         return (row.double() / self.temperature).softmax(-1)

@@ -14,6 +14,7 @@ from torch import Tensor
 from draftgym.decoding.drafting import MAX_TREE_NODES, DraftContext, DraftShape
 from draftgym.decoding.model.compact.cache import KVCache
 from draftgym.decoding.model.compact.products import Products
+from draftgym.decoding.model.device import upload
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.verify.base import Candidates
 from draftgym.decoding.verify.proposal import Proposal
@@ -53,14 +54,15 @@ class DFlashDrafter(BatchDrafter):
         self.max_draft_length = config.block_size - 1
         self.max_tree_nodes = MAX_TREE_NODES
         self.draft_rows = config.block_size
-        self.dtype = network.fc.weight.dtype
+        self.dtype, self.device = network.fc.weight.dtype, network.fc.weight.device
         self.embedding = network.embedding(embedding)
         full = config.draft_vocab_size == config.vocab_size
         self.draft_ids = None if full else from_d2t(network.d2t)
         self.head = network.head(head)
         self.products = products or Products()
         limit = config.max_position_embeddings + config.block_size  # a block has its whole width
-        self.rotary = rotary_table(config.rope_parameters, config.head_dim, limit).to(self.dtype)
+        table = rotary_table(config.rope_parameters, config.head_dim, limit)
+        self.rotary = table.to(self.dtype, self.device)
 
     @classmethod
     def of(cls, network: DFlashNetwork, target: Target, needs_target: str | None) -> DFlashDrafter:
@@ -77,7 +79,7 @@ class DFlashDrafter(BatchDrafter):
         """A cache of every draft layer."""
         config = self.network.config
         layers, groups = config.num_hidden_layers, config.num_key_value_heads
-        return KVCache(layers, groups, rows, config.head_dim, self.dtype)
+        return KVCache(layers, groups, rows, config.head_dim, self.dtype, self.device)
 
     def encode(
         self, cache: KVCache, context: DraftContext, start: int, stop: int, full: bool
@@ -88,7 +90,7 @@ class DFlashDrafter(BatchDrafter):
         attention or MLP for them that could be left out.
         """
         fused = self.network.fuse(context.features(self.tap_layers, start, stop))
-        cos_sin = self.rotary.at(torch.arange(start, stop))
+        cos_sin = self.rotary.at(torch.arange(start, stop, device=self.device))
         for index, layer in enumerate(self.network.blocks):
             cache.write(index, *layer.self_attn.keys_values(fused, cos_sin))
 
@@ -124,9 +126,10 @@ class DFlashDrafter(BatchDrafter):
     def _logits(self, cache: KVCache, context: DraftContext, lengths: Tensor, depth: int) -> Tensor:
         """Logits `[R * depth, Vd]` of the first tokens behind each anchor."""
         network, width = self.network, self.network.config.block_size
-        blocks = torch.full((len(lengths), width), network.config.mask_token_id)
-        blocks[:, 0] = context.tokens[lengths - 1]
-        positions = (lengths[:, None] + torch.arange(-1, width - 1)).flatten()
+        anchors, device = upload(lengths - 1, self.device), self.device
+        blocks = torch.full((len(lengths), width), network.config.mask_token_id, device=device)
+        blocks[:, 0] = context.tokens[anchors]
+        positions = (anchors[:, None] + torch.arange(width, device=device)).flatten()
         visible = self.own_rows(cache, lengths, width)
         layers = range(network.config.num_hidden_layers)
         x = network.run(

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from draftgym.decoding.drafting import MAX_TREE_NODES, DraftContext
 from draftgym.decoding.model.compact.cache import KVCache
+from draftgym.decoding.model.compact.layers import all_before
+from draftgym.decoding.model.device import upload
 from draftgym.decoding.model.target import Target
 from draftgym.drafters.autoregressive import AutoregressiveDrafter
 from draftgym.drafters.eagle3.network import Eagle3Network
@@ -53,10 +55,11 @@ class Eagle3Drafter(AutoregressiveDrafter):
         self.max_draft_length = 16
         self.max_tree_nodes = MAX_TREE_NODES
         self.draft_rows = 1 + scratch_rows(self.max_draft_length)
-        self.dtype = network.fc.weight.dtype
+        self.dtype, self.device = network.fc.weight.dtype, network.fc.weight.device
         self.draft_ids = from_d2t(network.d2t)
         limit = config.max_position_embeddings
-        self.rotary = rotary_table(config.rope_parameters, config.head_dim, limit).to(self.dtype)
+        table = rotary_table(config.rope_parameters, config.head_dim, limit)
+        self.rotary = table.to(self.dtype, self.device)
 
     @classmethod
     def of(cls, network: Eagle3Network, target: Target, needs_target: str | None) -> Eagle3Drafter:
@@ -71,7 +74,8 @@ class Eagle3Drafter(AutoregressiveDrafter):
     def new_cache(self, rows: int) -> KVCache:
         """A cache of one layer."""
         config = self.network.config
-        return KVCache(1, config.num_key_value_heads, rows, config.head_dim, self.dtype)
+        sizes = (1, config.num_key_value_heads, rows, config.head_dim)
+        return KVCache(*sizes, self.dtype, self.device)
 
     def encode(
         self, cache: KVCache, context: DraftContext, start: int, stop: int, full: bool
@@ -79,9 +83,9 @@ class Eagle3Drafter(AutoregressiveDrafter):
         """Keys and values only; `full` also runs queries, attention, MLP and LM head."""
         taps = context.features(self.tap_layers, start, stop)
         pair, feature = self._pair(taps, context.tokens[start + 1 : stop + 1])
-        positions = torch.arange(start, stop)
+        positions = torch.arange(start, stop, device=self.device)
         if full:
-            visible = torch.ones(len(pair), len(pair)).tril().bool() if len(pair) > 1 else None
+            visible = all_before(len(pair), self.device) if len(pair) > 1 else None
             self._run(cache, pair, feature, positions, visible)
         else:
             attention = self.network.midlayer.self_attn
@@ -93,9 +97,10 @@ class Eagle3Drafter(AutoregressiveDrafter):
         """Runs the position before each anchor, on its true feature."""
         newest = lengths - 2
         start, stop = int(newest[0]), int(newest[-1]) + 1
-        taps = context.features(self.tap_layers, start, stop)[newest - start]
-        pair, feature = self._pair(taps, context.tokens[lengths - 1])
-        return self._run(cache, pair, feature, newest, visible)
+        positions = upload(newest, self.device)
+        taps = context.features(self.tap_layers, start, stop)[positions - start]
+        pair, feature = self._pair(taps, context.tokens[positions + 1])
+        return self._run(cache, pair, feature, positions, visible)
 
     def next_step(
         self,

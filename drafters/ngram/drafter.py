@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import torch
-from torch import Tensor
 
 from draftgym.decoding.drafting import DraftContext, Drafter, DraftShape
 from draftgym.decoding.verify.proposal import Proposal
@@ -68,7 +69,7 @@ class NgramDrafter(Drafter):
         There is no network, so `full` has nothing to add. A context that has become shorter is
         indexed anew.
         """
-        tokens = context.tokens.tolist()
+        tokens = context.token_ids
         stop = len(tokens) - 1
         if stop < state.length:
             state.length = 0
@@ -85,20 +86,21 @@ class NgramDrafter(Drafter):
 
     def propose(self, state: NgramState, context: DraftContext, shape: DraftShape) -> Proposal:
         """Copies a chain; each token gets log-probability 0 (it is a sure guess)."""
-        tokens = context.tokens
-        newest = tokens[-self.longest :].tolist()
+        tokens = context.token_ids
+        newest = tokens[-self.longest :]
         for size in range(min(self.longest, len(newest)), self.shortest - 1, -1):
             if not self.never.isdisjoint(newest[-size:]):
                 continue
             follows = state.last_seen.get(tuple(newest[-size:]))
             if follows is not None:
-                copied = self._text(tokens[follows : follows + shape.depth]).clone()
+                copied = torch.tensor(
+                    self._text(tokens[follows : follows + shape.depth]), dtype=torch.long
+                )
                 return Proposal.chain(copied, torch.zeros(len(copied)))
         return Proposal.empty()
 
-    def _text(self, tokens: Tensor) -> Tensor:
+    def _text(self, tokens: Sequence[int]) -> Sequence[int]:
         """The tokens before the first placeholder."""
         if not self.never:
             return tokens
-        stop = next((i for i, one in enumerate(tokens.tolist()) if one in self.never), len(tokens))
-        return tokens[:stop]
+        return list(takewhile(lambda token: token not in self.never, tokens))

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from draftgym.decoding.drafting import (
@@ -22,6 +23,7 @@ from draftgym.decoding.drafting import (
 )
 from draftgym.decoding.model.compact.cache import KVCache
 from draftgym.decoding.model.compact.transformer import Decoder
+from draftgym.decoding.model.device import upload
 from draftgym.decoding.model.fingerprint import fingerprint
 from draftgym.decoding.model.interface import NewRows
 from draftgym.decoding.verify.proposal import Proposal
@@ -68,6 +70,11 @@ class SmallLMDrafter(AutoregressiveDrafter):
         """Hash of the small LM's weights."""
         return fingerprint(self.decoder, self.rope_parameters)
 
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        """Where the small LM's weights lie."""
+        return self.decoder.device
+
     def new_cache(self, rows: int) -> KVCache:
         """A cache of all layers."""
         return self.decoder.new_cache(rows)
@@ -113,8 +120,9 @@ class SmallLMDrafter(AutoregressiveDrafter):
         self, cache: KVCache, context: DraftContext, lengths: Tensor, visible: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Runs each anchor."""
-        anchors = context.tokens[lengths - 1]
-        return self.next_step(cache, anchors, anchors, lengths - 1, visible)
+        positions = upload(lengths - 1, self.device)
+        anchors = context.tokens[positions]
+        return self.next_step(cache, anchors, anchors, positions, visible)
 
     def next_step(
         self,

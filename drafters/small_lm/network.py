@@ -31,6 +31,7 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import replacing
 from draftgym.decoding.model.compact.products import Products
 from draftgym.decoding.model.compact.weights import SUPPORTED_MODELS, context_limit
+from draftgym.decoding.model.device import to_host
 from draftgym.decoding.model.fingerprint import other_target
 from draftgym.decoding.model.loading import load_config, load_model, read_decoder
 from draftgym.decoding.model.target import Target, load_target
@@ -95,8 +96,9 @@ def load_small_lm(folder: Path, target: Target) -> SmallLMDrafter:
             file=sys.stderr,
         )
     products = Products(target.precision.packed)
-    decoder = read_decoder(model, target.decoder.dtype, _called(folder), products)
-    known = torch.arange(rows) if rows < target.vocab_size else None
+    dtype, device = target.decoder.dtype, target.device
+    decoder = read_decoder(model, dtype, _called(folder), products, device)
+    known = torch.arange(rows, device=device) if rows < target.vocab_size else None
     return SmallLMDrafter(decoder, rope_parameters=model.config.rope_parameters, draft_ids=known)
 
 
@@ -149,7 +151,7 @@ def _shared(target: Target, config: Any) -> dict[str, Tensor]:
     names = {EMBEDDING: target.decoder.embedding}
     if not config.tie_word_embeddings:
         names[HEAD] = target.decoder.head
-    return {name: value.to(torch.bfloat16) for name, value in names.items()}
+    return {name: to_host(value.to(torch.bfloat16)) for name, value in names.items()}
 
 
 def _check_origin(folder: Path, made_for: dict[str, Any], target: Target) -> None:

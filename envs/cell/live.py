@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from draftgym.decoding.arms import Arm
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.device import to_host
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.observation import Repeats, text_signals
 from draftgym.decoding.round import Draft, draft, verify_drafts
@@ -60,8 +61,9 @@ class Reading:
 
     def signals(self) -> NDArray[np.float32]:
         """`TEXT_SIGNALS` of the newest token `[4]`."""
-        repeats = self.repeats.extend(self.session.tokens[len(self.repeats) :].tolist())
-        return np.asarray(text_signals(self.session.confidence().numpy(), repeats[-1:])[0])
+        repeats = self.repeats.extend(self.session.token_ids[len(self.repeats) :])
+        confidence = to_host(self.session.confidence()).numpy()
+        return np.asarray(text_signals(confidence, repeats[-1:])[0])
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ class LiveTable(TextTable):
             session = self._reading(place, int(row[place])).session
             first = draft(session, Arm(self.arms[int(arm[place])].drafter, 1)).proposal
             if len(first):
-                told[place] = first.logprobs[0].exp()
+                told[place] = to_host(first.logprobs[0]).exp()
         return told
 
     def committed(self, arm: Ints, row: Ints, drafted: Ints, where: Mask | None = None) -> Ints:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from draftgym.decoding.arms import PLAIN, Arm
 from draftgym.decoding.drafting import Drafter, DraftShape, Place
+from draftgym.decoding.model.device import read_together
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.observation import Repeats, text_signals
 from draftgym.decoding.round import play_rounds
@@ -46,7 +47,7 @@ def trace_texts(
     used = {arm.drafter: drafters[arm.drafter] for arm in asked}
     written = _write(target, used, requests, max_new_tokens)
     for request, (session, confidence, hidden) in zip(requests, written, strict=True):
-        repeats = Repeats().extend(session.tokens.tolist())[session.prompt_length :]
+        repeats = Repeats().extend(session.token_ids)[session.prompt_length :]
         traces, logprobs = _trace_arms(session, asked)
         yield TextTrace(
             request.question_id,
@@ -91,10 +92,11 @@ def _write(
         running = [one for one in running if not one[0].finished]
         if running:
             play_rounds([session for session, _ in running], [Arm(PLAIN, 0)] * len(running))
-    return [
-        (session, torch.stack(confidence).numpy(), torch.stack(hidden).numpy())
-        for session, (confidence, hidden) in zip(sessions, facts, strict=True)
-    ]
+    written = []
+    for session, both in zip(sessions, facts, strict=True):
+        confidence_of, hidden_of = read_together([torch.stack(one) for one in both])
+        written.append((session, confidence_of.numpy(), hidden_of.numpy()))
+    return written
 
 
 def _trace_arms(

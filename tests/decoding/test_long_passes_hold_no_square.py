@@ -48,7 +48,7 @@ def test_no_mask_is_as_large_as_the_square(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
     q, k, v = torch.randn(rows, heads, dim), *torch.randn(2, groups, rows + 9, dim)
-    mask = layers.causal_mask(rows, 9, torch.float32)
+    mask = layers.causal_mask(rows, 9, torch.float32, torch.device("cpu"))
     out = layers.attend(q, k, v, mask)
     share = heads // groups
     assert max(seen) <= layers.ROWS_TOGETHER * share * (rows + 9) < share * rows**2 / 3

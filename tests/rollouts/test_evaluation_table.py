@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from torch import Tensor
 
 from draftgym.decoding.decoder import RoutingPolicy
 from draftgym.decoding.drafting import Drafter
@@ -134,13 +133,13 @@ def test_no_policy_has_a_favourite_place(names: int) -> None:
         assert max(first.values()) <= 2 * min(first.values())
 
 
-def take_all(self: GreedyRule, proposal: Proposal, logits: Tensor, *rest: Any) -> Verdict:
+def take_all(self: GreedyRule, proposal: Proposal, *rest: Any) -> Verdict:
     """A lossy rule: every drafted token is accepted."""
-    honest = GREEDY(self, proposal, logits, *rest)
-    return Verdict(list(range(len(proposal))), int(logits[-1].argmax()), honest.margins)
+    honest, (_, choices) = GREEDY(self, proposal, *rest), rest[2:4]
+    return Verdict(list(range(len(proposal))), int(choices[-1]), honest.margins)
 
 
-GREEDY = GreedyRule.verify
+GREEDY = GreedyRule.decide
 
 
 def test_a_lossy_rule_is_found_out(
@@ -149,7 +148,7 @@ def test_a_lossy_rule_is_found_out(
     prompts: list[Prompt],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(GreedyRule, "verify", take_all)
+    monkeypatch.setattr(GreedyRule, "decide", take_all)
     result = run(writer, tools, prompts, ["eagle3"])
     row = next(row for row in result.rows if (row.policy, row.category) == ("eagle3", "all"))
     assert row.identical_texts < row.prompts

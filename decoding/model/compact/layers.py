@@ -43,10 +43,11 @@ class RotaryTable:
     def __len__(self) -> int:
         return self.cos.shape[0]
 
-    def to(self, dtype: torch.dtype) -> RotaryTable:
-        """The same table in another dtype."""
+    def to(self, dtype: torch.dtype, device: torch.device | None = None) -> RotaryTable:
+        """The same table in another dtype, where it is or on another device."""
         table = object.__new__(RotaryTable)
-        table.cos, table.signed_sin = self.cos.to(dtype), self.signed_sin.to(dtype)
+        table.cos = self.cos.to(device, dtype)
+        table.signed_sin = self.signed_sin.to(device, dtype)
         return table
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,25 +72,35 @@ class CausalMask:
     Attributes:
         cached: Keys before the new rows.
         dtype: Dtype of the queries.
+        device: Where they lie.
     """
 
     cached: int
     dtype: torch.dtype
+    device: torch.device
 
     def part(self, start: int, stop: int) -> Tensor:
         """Of the rows `start .. stop - 1`, over the keys that the last of them sees."""
-        keys = torch.arange(self.cached + stop)
+        keys = torch.arange(self.cached + stop, device=self.device)
         hidden = keys > keys[self.cached + start :, None]
-        return torch.zeros(hidden.shape, dtype=self.dtype).masked_fill_(hidden, float("-inf"))
+        mask = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device)
+        return mask.masked_fill_(hidden, float("-inf"))
 
 
-def causal_mask(rows: int, cached: int, dtype: torch.dtype) -> Tensor | CausalMask | None:
+def causal_mask(
+    rows: int, cached: int, dtype: torch.dtype, device: torch.device
+) -> Tensor | CausalMask | None:
     """The mask of new rows behind cached ones, in whichever form suits their number."""
     if rows > ROWS_TOGETHER:
-        return CausalMask(cached, dtype)
+        return CausalMask(cached, dtype, device)
     if rows == 1:
         return None
-    return additive_mask(torch.ones(rows, rows).tril().bool(), cached + rows, dtype)
+    return additive_mask(all_before(rows, device), cached + rows, dtype)
+
+
+def all_before(rows: int, device: torch.device) -> Tensor:
+    """Each row sees itself and those before it: bool `[n, n]`."""
+    return torch.ones(rows, rows, dtype=torch.bool, device=device).tril()
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | CausalMask | None) -> Tensor:
@@ -134,6 +145,6 @@ def additive_mask(visible: Tensor, keys: int, dtype: torch.dtype) -> Tensor:
     Returns:
         `[n, keys]`.
     """
-    mask = torch.zeros(visible.shape[0], keys, dtype=dtype)
+    mask = torch.zeros(visible.shape[0], keys, dtype=dtype, device=visible.device)
     mask[:, keys - visible.shape[1] :].masked_fill_(~visible, float("-inf"))
     return mask

@@ -171,7 +171,7 @@ class Decoder:
         """Additive mask `[n, length + n]` of one sequence; None when nothing is hidden."""
         n = rows.tokens.shape[0]
         if rows.visible is None:
-            return causal_mask(n, rows.cache.length, self.dtype)
+            return causal_mask(n, rows.cache.length, self.dtype, self.device)
         return additive_mask(rows.visible, rows.cache.length + n, self.dtype)
 
     def _outputs(
@@ -199,7 +199,8 @@ class Decoder:
 def _positions(rows: NewRows) -> Tensor:
     if rows.positions is not None:
         return rows.positions
-    return torch.arange(rows.cache.length, rows.cache.length + rows.tokens.shape[0])
+    start, device = rows.cache.length, rows.tokens.device
+    return torch.arange(start, start + rows.tokens.shape[0], device=device)
 
 
 def _activation(name: str) -> Callable[[Tensor], Tensor]:

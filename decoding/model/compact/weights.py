@@ -6,6 +6,7 @@ the tensors out of the loaded model.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,24 +29,38 @@ def context_limit(config: Any) -> int:
     return min(limit, int(window)) if slides and window else limit
 
 
-def extract_decoder(model: Any, dtype: torch.dtype, products: Products | None = None) -> Decoder:
+def extract_decoder(
+    model: Any,
+    dtype: torch.dtype,
+    products: Products | None = None,
+    device: torch.device | None = None,
+) -> Decoder:
     """Builds the compact decoder from a loaded transformers model.
 
     Args:
         model: A `...ForCausalLM` of one of `SUPPORTED_MODELS`.
         dtype: Dtype of the result.
         products: How rows are multiplied with its weights; default: by torch's own product.
+        device: Where it shall compute; default: where the model lies.
 
     Returns:
         A decoder that computes what the model computes, within rounding.
     """
     body = model.model
-    layers = [layer_weights(layer, dtype) for layer in body.layers]
-    embedding = body.embed_tokens.weight.detach().to(dtype)
+    where = device or body.embed_tokens.weight.device
+    layers = [_moved(layer_weights(layer, dtype), where) for layer in body.layers]
+    embedding = body.embed_tokens.weight.detach().to(where, dtype)
     tied = model.lm_head.weight.data_ptr() == body.embed_tokens.weight.data_ptr()
-    head = embedding if tied else model.lm_head.weight.detach().to(dtype)
-    rotary, norm = rotary_table(model, dtype), _tensor(body.norm.weight, dtype)
+    head = embedding if tied else model.lm_head.weight.detach().to(where, dtype)
+    rotary = rotary_table(model, dtype).to(dtype, where)
+    norm = _tensor(body.norm.weight, dtype).to(where)
     return Decoder(decoder_shape(model), layers, embedding, norm, head, rotary, products)
+
+
+def _moved(layer: LayerWeights, device: torch.device) -> LayerWeights:
+    """The same weights on another device."""
+    parts = {name: value for name, value in vars(layer).items() if value is not None}
+    return replace(layer, **{name: value.to(device) for name, value in parts.items()})
 
 
 def decoder_shape(model: Any) -> DecoderShape:
@@ -65,8 +80,9 @@ def decoder_shape(model: Any) -> DecoderShape:
 
 def rotary_table(model: Any, dtype: torch.dtype) -> RotaryTable:
     """Its rotary embedding at all positions that it can attend to."""
-    positions = torch.arange(context_limit(model.config))[None]
-    cos, sin = model.model.rotary_emb(torch.zeros(1, dtype=torch.float32), positions)
+    device = model.model.embed_tokens.weight.device
+    positions = torch.arange(context_limit(model.config), device=device)[None]
+    cos, sin = model.model.rotary_emb(torch.zeros(1, device=device), positions)
     return RotaryTable(cos[0].to(dtype), sin[0].to(dtype))
 
 
