@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import torch
-
 from draftgym.decoding.drafting import DraftShape
 from draftgym.drafters.ngram.drafter import NgramDrafter
 
@@ -15,7 +13,7 @@ IMAGE = 9
 def drafted(tokens: list[int], never: frozenset[int] = frozenset({IMAGE})) -> list[int]:
     """What prompt lookup proposes behind some tokens."""
     drafter = NgramDrafter(longest=3, shortest=1, never=never)
-    context = SimpleNamespace(tokens=torch.tensor(tokens))
+    context = SimpleNamespace(token_ids=tokens)
     state = drafter.new_state(len(tokens))
     drafter.catch_up(state, context)
     return drafter.propose(state, context, DraftShape(4)).tokens.tolist()
