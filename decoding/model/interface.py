@@ -7,12 +7,15 @@ knows, and the generic one (`draftgym.decoding.model.generic`), which drives tra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+ModelInputs = Mapping[str, Tensor]
+"""What a multimodal model reads beside token ids, by the names of its `forward`: pixels, sizes."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class NewRows:
             The last n of the m keys are the new rows; any before are the newest cached ones (a tree
             that grows by levels). All new rows see every other cached position.
         logits_from: Logits are computed for rows from this one on (prefill needs only the last).
+        inputs: What belongs to the images among the tokens. Such rows begin a sequence.
     """
 
     cache: Any
@@ -82,6 +86,7 @@ class NewRows:
     positions: Tensor | None = None
     visible: Tensor | None = None
     logits_from: int = 0
+    inputs: ModelInputs | None = None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 Messages are dicts of the shape that OpenAI's API and transformers share: a `role` (`ROLES`), the
 `content`, and where an assistant called tools its `tool_calls`. A lone text is one user message.
+For a model that sees, contents are lists of parts, texts and images; for others they are text.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import check_unicode
+from draftgym.decoding.model.images import IMAGE_PARTS, image_of
 from draftgym.decoding.model.text import one_line
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -34,30 +37,69 @@ WITHOUT_MEANING = (
 Message = Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class Written:
+    """Messages as one text.
+
+    Attributes:
+        text: What the model reads, images as their marks.
+        templated: Whether a chat template wrote it, with all special tokens.
+        messages: The messages, checked.
+    """
+
+    text: str
+    templated: bool
+    messages: list[dict[str, Any]]
+
+
 def encode_messages(
     tokenizer: Any, prompt: str | Sequence[Message], name: str, options: Mapping[str, Any]
 ) -> Tensor:
     """Token ids `[n]` of a text or of messages, in the chat template where there is one.
 
+    Args:
+        tokenizer: A transformers tokenizer.
+        prompt: One user's text, or messages.
+        name: What the user called the target.
+        options: Of the template; see `write_messages`.
+
+    Raises:
+        DraftgymError: As `write_messages`, or there are no tokens.
+    """
+    written = write_messages(tokenizer, prompt, name, options)
+    return _tokens(tokenizer, written.text, name, special=not written.templated)
+
+
+def write_messages(
+    writer: Any,
+    prompt: str | Sequence[Message],
+    name: str,
+    options: Mapping[str, Any],
+    image_mark: str | None = None,
+) -> Written:
+    """A text or messages as the model reads them, in the chat template where there is one.
+
     Where the last message is the assistant's, its text is left open for the model to go on.
 
     Args:
-        tokenizer: A transformers tokenizer.
+        writer: A transformers tokenizer, or the processor of a model that sees.
         prompt: One user's text, or messages.
         name: What the user called the target.
         options: Of the template: `tools`, `documents`, and any keyword that it reads. Also
             `chat_template` (another template than the model's), `add_generation_prompt` and
             `continue_final_message`.
+        image_mark: What stands for an image in texts without a template; None where the model reads
+            text alone.
 
     Raises:
-        DraftgymError: Messages or options that the template cannot write, a template that fails or
-            leaves a message out, or there are no tokens.
+        DraftgymError: Messages or options that the template cannot write, or a template that fails
+            or leaves a message out.
     """
-    messages = checked_messages(prompt)
-    if getattr(tokenizer, "chat_template", None) or options.get("chat_template"):
-        _check_options(tokenizer, options, name)
+    messages = checked_messages(prompt, sees=image_mark is not None)
+    if getattr(writer, "chat_template", None) or options.get("chat_template"):
+        _check_options(writer, options, name)
         said = "the prompt" if isinstance(prompt, str) else None
-        return _tokens(tokenizer, in_template(tokenizer, messages, name, options, said), name)
+        return Written(in_template(writer, messages, name, options, said), True, messages)
     if len(messages) > 1 or messages[0]["role"] != "user":
         raise DraftgymError(
             f"target {name!r} has no chat template, so it takes one user's text and no other "
@@ -70,25 +112,30 @@ def encode_messages(
             f"{', '.join(options)}",
             "leave the options out, or name a target that was trained to chat",
         )
-    return _tokens(tokenizer, messages[0]["content"], name, special=True)
+    return Written(_text_of(messages[0]["content"], image_mark or ""), False, messages)
 
 
-def checked_messages(prompt: str | Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages in transformers' shape, contents as text; of a text its one user message.
+def checked_messages(prompt: str | Sequence[Message], sees: bool = False) -> list[dict[str, Any]]:
+    """Messages in transformers' shape; of a text its one user message.
+
+    Args:
+        prompt: A text, or messages.
+        sees: Whether contents become lists of parts (images opened), as the templates of
+            multimodal models read them; else they become texts.
 
     Raises:
         DraftgymError: There is none, or one is no message: unknown role, no content, an empty last
-            message of the assistant.
+            message of the assistant, an image where none is read.
     """
     if isinstance(prompt, str):
         check_unicode(prompt, "the prompt")
-        return [{"role": "user", "content": prompt}]
+        prompt = [{"role": "user", "content": prompt}]
     if not prompt:
         raise DraftgymError("there is no message", 'give one: {"role": "user", "content": "Hi!"}')
-    messages = [_checked(one, index) for index, one in enumerate(prompt, start=1)]
+    messages = [_checked(one, index, sees) for index, one in enumerate(prompt, start=1)]
     last = messages[-1]
     if last["role"] == "assistant" and (
-        last.get("tool_calls") or not str(last.get("content") or "").strip()
+        last.get("tool_calls") or not _text_of(last.get("content") or "").strip()
     ):
         lacks = "calls tools" if last.get("tool_calls") else "is empty"
         raise DraftgymError(
@@ -119,13 +166,14 @@ def in_template(
     """
     text = _write(tokenizer, messages, name, options)
     for index, message in enumerate(messages):
-        content = message.get("content")
+        content = message.get("content") or ""
+        texts = [part for part in _texts(content) if part.strip()]
         # Templates may trim or escape; one that writes the same for another text has left it out.
         # Beside tool calls many leave out what an assistant says.
-        if not content or message.get("tool_calls") or content.strip() in text:
+        if message.get("tool_calls") or all(part.strip() in text for part in texts):
             continue
         other = [*messages]
-        other[index] = {**message, "content": f"{content} x"}
+        other[index] = {**message, "content": _lengthened(content)}
         if text == _write(tokenizer, other, name, options):
             what = said or f"message {index + 1} ({message['role']})"
             raise DraftgymError(
@@ -183,7 +231,7 @@ def _tokens(tokenizer: Any, text: str, name: str, special: bool = False) -> Tens
     return tokens
 
 
-def _check_options(tokenizer: Any, options: Mapping[str, Any], name: str) -> None:
+def _check_options(writer: Any, options: Mapping[str, Any], name: str) -> None:
     """Raises `DraftgymError` for options that would change nothing: the template reads others."""
     if not options:
         return
@@ -193,10 +241,11 @@ def _check_options(tokenizer: Any, options: Mapping[str, Any], name: str) -> Non
             f"{', '.join(wrong)} is no option of a chat template",
             "prompts are always read as one row of token ids; leave it out",
         )
+    tokenizer = writer if hasattr(writer, "get_chat_template") else writer.tokenizer
+    own = getattr(writer, "chat_template", None)
+    given = options.get("chat_template") or (own if isinstance(own, str) else None)
     try:
-        source = str(
-            tokenizer.get_chat_template(options.get("chat_template"), options.get("tools"))
-        )
+        source = str(tokenizer.get_chat_template(given, options.get("tools")))
     except Exception:
         return  # writing will say what is wrong with it
     asked = [key for key in options if key not in (*HOW_WRITTEN, "chat_template")]
@@ -208,12 +257,13 @@ def _check_options(tokenizer: Any, options: Mapping[str, Any], name: str) -> Non
         )
 
 
-def _checked(message: Any, number: int) -> dict[str, Any]:
-    """A message with its content as text and its tool calls as transformers' templates read them.
+def _checked(message: Any, number: int, sees: bool) -> dict[str, Any]:
+    """A message with its content and its tool calls as transformers' templates read them.
 
     Args:
         message: What was given.
         number: Its place, from 1, for errors.
+        sees: See `checked_messages`.
     """
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise DraftgymError(
@@ -228,27 +278,55 @@ def _checked(message: Any, number: int) -> dict[str, Any]:
         checked["tool_calls"] = [_tool_call(call, where) for call in calls]
         if "content" not in checked:
             return checked
-    checked["content"] = _text_of(checked.get("content"), where)
-    if role not in ("assistant", "tool") and not checked["content"].strip():
+    parts = _parts(checked.get("content"), where, sees)
+    text = "".join(part.get("text", "") for part in parts)
+    checked["content"] = parts if sees else text
+    seen = any(part["type"] == "image" for part in parts)
+    if role not in ("assistant", "tool") and not text.strip() and not seen:
         raise DraftgymError(f"{where} has no content", "give it some text, or leave it out")
     return checked
 
 
-def _text_of(content: Any, where: str) -> str:
-    """A content as text: a string, or the texts of its parts."""
-    if isinstance(content, Sequence) and not isinstance(content, str):
-        for part in content:
-            if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
-                kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-                raise DraftgymError(
-                    f"{where} has a part of type {kind!r}, and this target reads text alone",
-                    'give parts of the form {"type": "text", "text": "..."}, or a string',
-                )
-        content = "".join(part["text"] for part in content)
-    if not isinstance(content, str):
+def _parts(content: Any, where: str, sees: bool) -> list[dict[str, Any]]:
+    """A content as parts, of type `text` or `image` (opened)."""
+    if isinstance(content, str):
+        content = [{"type": "text", "text": content}]
+    if not isinstance(content, Sequence):
         raise DraftgymError(f"{where} has no content", 'give it text: "content": "..."')
-    check_unicode(content, where)
-    return content
+    parts: list[dict[str, Any]] = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+        if isinstance(part, Mapping) and isinstance(part.get("text"), str):
+            check_unicode(part["text"], where)
+            parts.append({"type": "text", "text": part["text"]})
+        elif sees and kind in IMAGE_PARTS:
+            parts.append({"type": "image", "image": image_of(part, where)})
+        else:
+            reads = "texts and images" if sees else "text alone"
+            raise DraftgymError(
+                f"{where} has a part of type {kind!r}, and this target reads {reads}",
+                'give parts of the form {"type": "text", "text": "..."}, or a string',
+            )
+    return parts
+
+
+def _texts(content: Any) -> list[str]:
+    """The texts of a checked content."""
+    return [content] if isinstance(content, str) else [part.get("text", "") for part in content]
+
+
+def _text_of(content: Any, image_mark: str = "") -> str:
+    """A checked content as one text."""
+    if isinstance(content, str):
+        return content
+    return "".join(part.get("text", image_mark) for part in content)
+
+
+def _lengthened(content: Any) -> Any:
+    """The same content with more text in every part."""
+    if isinstance(content, str):
+        return f"{content} x"
+    return [{**part, "text": f"{part['text']} x"} if "text" in part else part for part in content]
 
 
 def _tool_call(call: Any, where: str) -> dict[str, Any]:

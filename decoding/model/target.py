@@ -20,10 +20,11 @@ from draftgym.decoding.model.compact.transformer import Decoder
 from draftgym.decoding.model.compact.weights import context_limit
 from draftgym.decoding.model.embedded import EMBEDDED_TARGETS, embedded_target, gguf_target
 from draftgym.decoding.model.fingerprint import WeightFiles, fingerprint, weight_files
-from draftgym.decoding.model.interface import TargetDecoder
+from draftgym.decoding.model.interface import ModelInputs, TargetDecoder
 from draftgym.decoding.model.loading import load_config, load_model, read_decoder
 from draftgym.decoding.model.messages import Message, encode_messages
 from draftgym.decoding.model.precision import Precision, choose_precision
+from draftgym.decoding.model.processor import Processor
 from draftgym.decoding.model.text import (
     check_tokens,
     load_tokenizer,
@@ -47,6 +48,7 @@ class Target:
         precision: Chosen dtype and threads, with the reason.
         architecture: Its transformers class; drafter checkpoints record it.
         image_tokens: Ids of the tokens that stand for pieces of images.
+        processor: What makes its prompts of texts and images; None for models of text alone.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Target:
     precision: Precision
     architecture: str = ""
     image_tokens: frozenset[int] = frozenset()
+    processor: Processor | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -99,14 +102,49 @@ class Target:
             **options: Of the chat template: `tools`, `enable_thinking`, whatever it reads.
 
         Raises:
-            DraftgymError: An empty prompt, messages or options that the template cannot write, or
-                no tokenizer.
+            DraftgymError: An empty prompt, messages or options that the template cannot write, an
+                image, or no tokenizer.
+        """
+        ids, inputs = self.encode_with_images(prompt, **options)
+        if inputs is not None:
+            raise DraftgymError(
+                "token ids alone do not hold the images of a prompt",
+                "use encode_with_images, or give the messages to generate as they are",
+            )
+        return ids
+
+    def encode_with_images(
+        self, prompt: str | Sequence[Message], images: Sequence[Any] = (), **options: Any
+    ) -> tuple[Tensor, ModelInputs | None]:
+        """Token ids `[n]` of a prompt, and what goes into the model with its images.
+
+        Args:
+            prompt: As `encode`. A message's content may be a list of parts, texts and images:
+                `{"type": "text", "text": ...}`, `{"type": "image", "image": ...}`.
+            images: Shown before a text: paths, or images of Pillow.
+            **options: As `encode`.
+
+        Returns:
+            Token ids, with placeholders for the images, and tensors by the names of the model's
+            `forward`, on the target's device; None for a prompt without images.
+
+        Raises:
+            DraftgymError: As `encode`; or images for a model of text alone, or too large ones.
         """
         if isinstance(prompt, str) and not prompt.strip():
             raise DraftgymError("the prompt is empty", "give some text with --prompt")
-        ids = encode_messages(self._require_tokenizer(), prompt, self.name, options)
+        if self.processor is None:
+            if images:
+                raise self._sees_nothing()
+            ids = encode_messages(self._require_tokenizer(), prompt, self.name, options)
+            self.check_tokens(ids)
+            return ids, None
+        ids, inputs = self.processor.encode(prompt, images, options)
         self.check_tokens(ids)
-        return ids
+        if inputs is None:
+            return ids, None
+        self._check_room(ids)
+        return ids, {key: self._moved(value) for key, value in inputs.items()}
 
     def check_tokens(self, tokens: Tensor) -> None:
         """Raises `DraftgymError` for a token id that the embedding has no row for."""
@@ -115,6 +153,31 @@ class Target:
     def decode(self, tokens: list[int]) -> str:
         """Text of token ids, special tokens left out."""
         return str(self._require_tokenizer().decode(tokens, skip_special_tokens=True))
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        dtype = self.decoder.dtype if tensor.is_floating_point() else tensor.dtype
+        return tensor.to(self.device, dtype)
+
+    def _check_room(self, tokens: Tensor) -> None:
+        if len(tokens) >= self.context_limit:
+            pieces = sum(token in self.image_tokens for token in tokens.tolist())
+            raise DraftgymError(
+                f"a prompt of {len(tokens)} tokens, {pieces} of them for its images, does not fit "
+                f"the {self.context_limit} positions of target {self.name!r}",
+                "show fewer or smaller images",
+            )
+
+    def _sees_nothing(self) -> DraftgymError:
+        if self.image_tokens:
+            return DraftgymError(
+                f"target {self.name!r} has no processor to read images with",
+                "put processor_config.json, preprocessor_config.json and the tokenizer's files "
+                "beside its weights",
+            )
+        return DraftgymError(
+            f"target {self.name!r} reads text alone",
+            "leave the images out, or name a model that AutoModelForImageTextToText loads",
+        )
 
     def _require_tokenizer(self) -> Any:
         if self.tokenizer is None:
