@@ -30,6 +30,12 @@ WORTH_REMEMBERING = 1 << 26
 """Bytes; hashing smaller files takes no time."""
 SAMPLED_DIGITS = 16
 """Fingerprints of versions up to 0.2: they read a sample of the weights, none of attention."""
+NO_SAY = frozenset(
+    {"dtype", "torch_dtype", "transformers_version", "architectures", "use_cache", "_name_or_path"}
+    | {"bos_token_id", "eos_token_id", "pad_token_id", "attn_implementation", "tokenizer_class"}
+    | {"_attn_implementation", "_experts_implementation", "experts_implementation"}
+)
+"""Settings of a configuration that change nothing that a model computes for a token."""
 
 
 class Fingerprinted(Protocol):
@@ -59,6 +65,24 @@ def fingerprint(
     weights = known or hash_tensors(_weights(decoder))
     if files and not known:
         files.keep(weights)
+    return hash_facts(facts, weights)
+
+
+def generic_fingerprint(model: Any, files: WeightFiles | None = None) -> str:
+    """The fingerprint of a transformers model: all of its weights, and what its configuration asks.
+
+    Args:
+        model: A causal LM.
+        files: Where the weights were read from, if from files: these are hashed once only.
+    """
+    config = model.config.get_text_config()
+    said = json.loads(json.dumps(config.to_diff_dict(), default=str))
+    facts = {key: value for key, value in said.items() if key not in NO_SAY}
+    facts |= {"model_type": config.model_type}
+    known = files.known("transformers") if files else None
+    weights = known or hash_tensors(model.state_dict())
+    if files and not known:
+        files.keep(weights, "transformers")
     return hash_facts(facts, weights)
 
 
@@ -199,25 +223,28 @@ class WeightFiles:
         self.folder = folder
         self.found = self._look()
 
-    def known(self) -> str | None:
-        """The hash, or None if it is not known."""
+    def known(self, kind: str = "") -> str | None:
+        """The hash, or None if it is not known.
+
+        Args:
+            kind: Which of several ways to name the weights the hash goes by.
+        """
         try:
-            text = self._path.read_text(encoding="ascii")
+            text = self._path(kind).read_text(encoding="ascii")
         except (OSError, ValueError):
             return None
         return text if len(text) == 64 else None
 
-    def keep(self, weights: str) -> None:
+    def keep(self, weights: str, kind: str = "") -> None:
         """Remembers the hash, unless the files changed while they were read."""
         large = sum(size for _, _, size, *_ in self.found) >= WORTH_REMEMBERING
         if large and self._look() == self.found:
-            keep_text(self._path, weights)
+            keep_text(self._path(kind), weights)
 
-    @property
-    def _path(self) -> Path:
+    def _path(self, kind: str) -> Path:
         import transformers
 
-        versions = (DIGITS, torch.__version__, transformers.__version__)
+        versions = (DIGITS, torch.__version__, transformers.__version__, *([kind] if kind else []))
         text = json.dumps([versions, self.found])
         name = hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
         return cache_folder() / "fingerprints" / name

@@ -56,17 +56,23 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def load_config(source: str, who: str) -> Any:
+def load_config(source: str, who: str, compact: bool = True) -> Any:
     """The configuration of a model that we can run.
 
+    Args:
+        source: Folder or Hub id.
+        who: What messages call the model, as in `target 'mine'`.
+        compact: Whether the compact decoder must run it.
+
     Raises:
-        DraftgymError: It cannot be read, or asks for what the compact decoder does not compute.
+        DraftgymError: It cannot be read, or asks for what is not computed.
     """
     import transformers
 
     with _telling(who), quiet_transformers():
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
-        check_supported(config, who)
+        if compact:
+            check_supported(config, who)
     if (Path(source) / "adapter_config.json").is_file():
         raise DraftgymError(
             f"{who} holds an adapter (adapter_config.json), which would not be applied",
@@ -97,8 +103,14 @@ def load_model(
     import transformers
 
     given: dict[str, Any] = {"state_dict": tensors} if tensors is not None else {}
+    kinds = transformers.AutoModelForCausalLM._model_mapping
+    if type(config) not in kinds:
+        raise DraftgymError(
+            f"{who} is a {config.model_type!r} model, which transformers has no causal LM for",
+            "name a model that AutoModelForCausalLM loads",
+        )
     with _telling(who), quiet_transformers():
-        kind = transformers.AutoModelForCausalLM._model_mapping[type(config)]
+        kind = kinds[type(config)]
         model, report = kind.from_pretrained(
             source,
             config=config,
@@ -107,7 +119,7 @@ def load_model(
             ignore_mismatched_sizes=True,  # the report names them, and then they are refused
             **given,
         )
-        stored = _stored_types(source) if source else {}
+        stored = _stored_types(source) if source and not quantisation(config) else {}
     check_complete(report, who)
     for key, kind in stored.items():
         if kind not in REAL:
@@ -151,8 +163,7 @@ def check_supported(config: Any, who: str) -> None:
             f"{who} is a {kind!r} model",
             f"name a causal LM of one of these kinds: {', '.join(SUPPORTED_MODELS)}",
         )
-    if quantised := getattr(config, "quantization_config", None):
-        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+    if method := quantisation(config):
         raise DraftgymError(
             f"the weights of {who} are quantised ({method})",
             UNQUANTISED,
@@ -172,6 +183,14 @@ def check_supported(config: Any, who: str) -> None:
             f"the config.json of {who} gives it {context_limit(config)} positions",
             "set max_position_embeddings to the length of its training texts",
         )
+
+
+def quantisation(config: Any) -> str:
+    """How a model's weights are quantised, as its configuration says; empty where they are not."""
+    quantised = getattr(config, "quantization_config", None)
+    if not quantised:
+        return ""
+    return str(quantised.get("quant_method") if isinstance(quantised, dict) else quantised)
 
 
 def check_complete(report: dict[str, Any], who: str) -> None:
@@ -200,6 +219,8 @@ def check_complete(report: dict[str, Any], who: str) -> None:
 def check_weights(model: Any, who: str) -> None:
     """Raises `DraftgymError` when a weight is no real number, or NaN or infinite."""
     for key, weight in model.named_parameters():
+        if quantisation(model.config) and not weight.is_floating_point():
+            continue
         if not weight.is_floating_point() or weight.is_meta:
             raise DraftgymError(
                 f"{who} holds {key} as {weight.dtype} on {weight.device}, not as numbers in memory",

@@ -15,13 +15,12 @@ from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import user_path
-from draftgym.decoding.model.compact.products import Products
+from draftgym.decoding.model.backends import Backend, check_backend, read_target
 from draftgym.decoding.model.compact.transformer import Decoder
-from draftgym.decoding.model.compact.weights import context_limit
 from draftgym.decoding.model.embedded import EMBEDDED_TARGETS, embedded_target, gguf_target
-from draftgym.decoding.model.fingerprint import WeightFiles, fingerprint, weight_files
+from draftgym.decoding.model.fingerprint import WeightFiles, weight_files
 from draftgym.decoding.model.interface import ModelInputs, TargetDecoder
-from draftgym.decoding.model.loading import load_config, load_model, read_decoder
+from draftgym.decoding.model.loading import load_config, load_model
 from draftgym.decoding.model.messages import Message, encode_messages
 from draftgym.decoding.model.precision import Precision, choose_precision
 from draftgym.decoding.model.processor import Processor
@@ -224,6 +223,7 @@ def load_target(
     dtype: str = "auto",
     threads: int | None = None,
     device: str = "auto",
+    backend: Backend = "auto",
 ) -> Target:
     """Loads a target.
 
@@ -232,6 +232,8 @@ def load_target(
         dtype: `auto` (a probe decides), `float32`, `bfloat16` or `float16`.
         threads: CPU threads; None leaves it to the probe.
         device: `auto` (an accelerator where there is one), `cpu`, `cuda`, `cuda:1`, `mps` or `xpu`.
+        backend: `compact` (our own pass), `transformers` (its pass; any causal LM), or `auto`: our
+            own where it computes what transformers computes, else transformers'.
 
     Raises:
         DraftgymError: Unknown name, unsupported or damaged model.
@@ -240,10 +242,12 @@ def load_target(
     try:
         precision = choose_precision(dtype, threads, device)
         torch.set_num_threads(precision.threads)
-        config = load_config(source, f"target {name!r}")
+        check_backend(backend)
+        config = load_config(source, f"target {name!r}", compact=backend == "compact")
         files = weight_files(source)
         model = load_model(source, config, precision.torch_dtype, f"target {name!r}")
-        return wrap_model(model, load_tokenizer(source, f"target {name!r}"), name, precision, files)
+        tokenizer = load_tokenizer(source, f"target {name!r}")
+        return wrap_model(model, tokenizer, name, precision, files, backend)
     except BaseException:
         torch.set_num_threads(threads_before)
         raise
@@ -255,6 +259,7 @@ def wrap_model(
     name: str,
     precision: Precision,
     files: WeightFiles | None = None,
+    backend: Backend = "auto",
 ) -> Target:
     """Makes a `Target` of a transformers model that is already in memory.
 
@@ -264,23 +269,21 @@ def wrap_model(
         name: What the user called it.
         precision: In which numbers it computes, and where.
         files: Where it was just read from; the fingerprint is remembered for them.
+        backend: Whose pass runs it; see `load_target`.
 
     Raises:
-        DraftgymError: The compact decoder does not compute what the model computes.
+        DraftgymError: Neither pass can be trusted with it, or not the one that is asked for.
     """
-    products = Products(precision.packed)
-    decoder = read_decoder(
-        model, precision.torch_dtype, f"target {name!r}", products, precision.torch_device
-    )
+    read = read_target(model, precision, f"target {name!r}", backend, files)
     tell_ignored_settings(model.generation_config, name)
     return Target(
         name=name,
-        decoder=decoder,
+        decoder=read.decoder,
         tokenizer=tokenizer,
         stop_tokens=stop_tokens(model, tokenizer),
-        context_limit=context_limit(model.config),
-        rope_parameters=dict(model.config.rope_parameters),
-        fingerprint=fingerprint(decoder, model.config.rope_parameters, files),
+        context_limit=read.context_limit,
+        rope_parameters=read.rope_parameters,
+        fingerprint=read.fingerprint,
         precision=precision,
         architecture=type(model).__name__,
     )

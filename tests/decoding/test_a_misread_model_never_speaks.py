@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.backends import Backend
 from draftgym.decoding.model.compact import agreement
 from draftgym.decoding.model.interface import NewRows
 from draftgym.decoding.model.precision import Precision
@@ -19,6 +20,7 @@ from draftgym.decoding.model.target import load_target, wrap_model
 from draftgym.drafters.small_lm.network import load_small_lm
 from tests.tiny import ONE_THREAD, tiny_model, tiny_target
 
+BOTH = pytest.mark.parametrize("backend", ["compact", "auto"])
 TOKENS = torch.arange(3, 43)
 KINDS = ("llama", "mistral", "qwen2", "qwen3")
 
@@ -84,16 +86,24 @@ MISREADINGS = [
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("change", MISREADINGS)
-def test_a_model_that_computes_something_else_is_refused(
-    change: Callable[[Any], None], dtype: str
+def test_a_model_that_computes_something_else_is_refused_or_driven_by_transformers(
+    change: Callable[[Any], None], dtype: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     precision = Precision(dtype, 1, "tests")
     model = tiny_model().to(precision.torch_dtype)
-    assert wrap_model(model, None, "plain", precision)
+    plain = wrap_model(model, None, "plain", precision)
+    assert plain.compact and not capsys.readouterr().err
     change(model)
     with pytest.raises(DraftgymError, match="'odd' cannot be trusted") as caught:
-        wrap_model(model, None, "odd", precision)
+        wrap_model(model, None, "odd", precision, backend="compact")
     assert "qwen3" in caught.value.remedy
+    driven = wrap_model(model, None, "odd", precision)
+    assert "transformers drives target 'odd'" in capsys.readouterr().err
+    cache = driven.decoder.new_cache(len(TOKENS))
+    ours = driven.decoder.forward([NewRows(cache, TOKENS)])[0].logits
+    with torch.no_grad():
+        theirs = model(TOKENS[None]).logits[0].float()
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -114,10 +124,10 @@ def saved(folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def refusal(folder: Path) -> DraftgymError:
+def refusal(folder: Path, backend: Backend = "compact") -> DraftgymError:
     """What target and small LM say; both are read by the same rules."""
     with pytest.raises(DraftgymError) as caught:
-        load_target(str(folder), "float32", threads=1)
+        load_target(str(folder), "float32", threads=1, backend=backend)
     with pytest.raises(DraftgymError) as small:
         load_small_lm(folder, tiny_target())
     assert caught.value.remedy == small.value.remedy
@@ -149,27 +159,35 @@ def test_quantised_weights_are_refused_before_they_are_read(tmp_path: Path, meth
 NAME = "model.layers.1.mlp.down_proj"
 
 
+@BOTH
 @pytest.mark.parametrize("extra", ["weight_scale", "weight.SCB", "lora_A.weight", "bias"])
-def test_tensors_that_the_model_has_no_place_for_are_refused(tmp_path: Path, extra: str) -> None:
+def test_tensors_that_the_model_has_no_place_for_are_refused(
+    tmp_path: Path, extra: str, backend: Backend
+) -> None:
     """Scales without a quantization_config, adapters, biases: dropped, the rest would speak."""
     folder = with_tensors(saved(tmp_path), **{f"{NAME}.{extra}": torch.ones(32)})
-    assert f"{NAME}.{extra}" in refusal(folder).problem
+    assert f"{NAME}.{extra}" in refusal(folder, backend).problem
 
 
-def test_integers_are_not_read_as_if_they_were_real_numbers(tmp_path: Path) -> None:
+@BOTH
+def test_integers_are_not_read_as_if_they_were_real_numbers(
+    tmp_path: Path, backend: Backend
+) -> None:
     whole = torch.randint(-127, 127, (32, 48), dtype=torch.int8)
     folder = with_tensors(saved(tmp_path), **{f"{NAME}.weight": whole})
-    assert NAME in refusal(folder).problem
+    assert NAME in refusal(folder, backend).problem
 
 
-def test_weights_of_another_size_are_refused(tmp_path: Path) -> None:
+@BOTH
+def test_weights_of_another_size_are_refused(tmp_path: Path, backend: Backend) -> None:
     folder = with_tensors(saved(tmp_path), **{f"{NAME}.weight": torch.ones(32, 47)})
-    assert "mlp.down_proj" in refusal(folder).problem
+    assert "mlp.down_proj" in refusal(folder, backend).problem
 
 
-def test_an_adapter_beside_the_weights_is_refused(tmp_path: Path) -> None:
+@BOTH
+def test_an_adapter_beside_the_weights_is_refused(tmp_path: Path, backend: Backend) -> None:
     (saved(tmp_path) / "adapter_config.json").write_text("{}")
-    error = refusal(tmp_path)
+    error = refusal(tmp_path, backend)
     assert "adapter" in error.problem and "merge" in error.remedy
 
 

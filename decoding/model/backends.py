@@ -1,0 +1,106 @@
+"""Whose pass runs a target: our own, or transformers'.
+
+Our own is faster and knows few architectures. It is taken where it computes what transformers
+computes, which is tried on a few tokens while the loaded model is in memory.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.compact.products import Products
+from draftgym.decoding.model.compact.transformer import Decoder
+from draftgym.decoding.model.compact.weights import context_limit
+from draftgym.decoding.model.fingerprint import WeightFiles, fingerprint, generic_fingerprint
+from draftgym.decoding.model.generic.anatomy import dissect, generic_context_limit
+from draftgym.decoding.model.generic.check import check_runs
+from draftgym.decoding.model.generic.decoder import GenericDecoder
+from draftgym.decoding.model.interface import TargetDecoder
+from draftgym.decoding.model.loading import check_weights, quantisation, read_decoder
+from draftgym.decoding.model.precision import Precision
+
+Backend = Literal["auto", "compact", "transformers"]
+
+
+@dataclass(frozen=True)
+class ReadTarget:
+    """What is read of a loaded model.
+
+    Attributes:
+        decoder: Its pass.
+        context_limit: Most positions it can attend to.
+        rope_parameters: Rotary settings of its config; drafters copy them.
+        fingerprint: Hash of its weights.
+    """
+
+    decoder: TargetDecoder
+    context_limit: int
+    rope_parameters: dict[str, Any]
+    fingerprint: str
+
+
+def check_backend(backend: str) -> None:
+    """Raises `DraftgymError` for the name of no backend."""
+    if backend not in get_args(Backend):
+        raise DraftgymError(
+            f"unknown backend {backend!r}", f"choose {', '.join(get_args(Backend))}"
+        )
+
+
+def read_target(
+    model: Any,
+    precision: Precision,
+    who: str,
+    backend: Backend = "auto",
+    files: WeightFiles | None = None,
+) -> ReadTarget:
+    """Reads a loaded transformers model for the backend that is asked for.
+
+    Args:
+        model: A causal LM.
+        precision: In which numbers it computes.
+        who: What messages call it, as in `target 'mine'`.
+        backend: See `Backend`; `auto` says on standard error why transformers drives it.
+        files: Where it was just read from.
+
+    Raises:
+        DraftgymError: It is damaged, or cannot be run by the backend.
+    """
+    check_backend(backend)
+    check_weights(model, who)
+    if backend != "transformers":
+        try:
+            return _compact(model, precision, who, files)
+        except DraftgymError as error:
+            if backend == "compact":
+                raise
+            print(f"note: transformers drives {who}: {error.problem}", file=sys.stderr)
+    return _generic(model, precision, who, files)
+
+
+def _compact(model: Any, precision: Precision, who: str, files: WeightFiles | None) -> ReadTarget:
+    products = Products(precision.packed)
+    decoder: Decoder = read_decoder(
+        model, precision.torch_dtype, who, products, precision.torch_device
+    )
+    rope = dict(model.config.rope_parameters)
+    return ReadTarget(decoder, context_limit(model.config), rope, fingerprint(decoder, rope, files))
+
+
+def _generic(model: Any, precision: Precision, who: str, files: WeightFiles | None) -> ReadTarget:
+    if not quantisation(model.config):  # quantisers place what they load themselves
+        model.to(precision.torch_device)
+    model.eval()
+    parts = dissect(model, who)
+    limit = generic_context_limit(parts.config, who)
+    decoder = GenericDecoder(parts)
+    check_runs(decoder, limit, who)
+    return ReadTarget(
+        decoder,
+        limit,
+        dict(getattr(parts.config, "rope_parameters", None) or {}),
+        generic_fingerprint(model, files),
+    )
