@@ -67,7 +67,9 @@ def added_adapter(model: Any) -> None:
     """What an unmerged LoRA does: the projection's `weight` is still that of the base model."""
     projection = model.model.layers[3].self_attn.v_proj
     down, up = 0.1 * torch.randn(2, 32), 0.1 * torch.randn(16, 2)
-    projection.register_forward_hook(lambda module, args, out: out + args[0] @ down.T @ up.T)
+    projection.register_forward_hook(
+        lambda module, args, out: out + args[0] @ down.T.to(out) @ up.T.to(out)
+    )
 
 
 def no_layer_norm(model: Any) -> None:
