@@ -18,6 +18,7 @@ from draftgym.decoding.model.target import Target
 from draftgym.decoding.observation import RouterObserver
 from draftgym.decoding.round import RoundRecord, play_round
 from draftgym.decoding.session import Session
+from draftgym.decoding.stops import NO_STOPS, StopReason, Stops
 from draftgym.decoding.verify.rules import make_rule
 
 
@@ -73,6 +74,8 @@ class Generation:
         finish_reason: `stop` or `length`.
         first_margin: The target's margin at the first token, when margins were asked for.
         seed: Of its sampling noise: `generate` writes the text again with it.
+        stop_reason: The token id or the stop string that ended it; None at the token limit.
+        reused: Positions of the prompt that were known from the turn before.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -83,6 +86,8 @@ class Generation:
     finish_reason: str = "running"
     first_margin: list[float] = field(default_factory=list)
     seed: int = 0
+    stop_reason: StopReason | None = None
+    reused: int = 0
 
     @property
     def acceptance_length(self) -> float:
@@ -99,6 +104,17 @@ class Generation:
     def margins(self) -> list[float]:
         """The target's margin at every token, when they were asked for."""
         return self.first_margin + [m for item in self.rounds for m in item.record.margins]
+
+
+@dataclass
+class Memory:
+    """What is kept from one turn of a talk to the next.
+
+    Attributes:
+        session: That of the turn before.
+    """
+
+    session: Session | None = None
 
 
 class SpeculativeDecoder:
@@ -139,6 +155,8 @@ class SpeculativeDecoder:
         with_margins: bool = False,
         catching_up: CatchUp = LAZY_KV_ONLY,
         template_options: Mapping[str, Any] | None = None,
+        stops: Stops = NO_STOPS,
+        memory: Memory | None = None,
     ) -> Generation:
         """Writes one text.
 
@@ -153,6 +171,9 @@ class SpeculativeDecoder:
             with_margins: Whether to record the target's margins.
             catching_up: When and how drafters encode what they missed; changes no text.
             template_options: What the chat template reads beside the messages (`Target.encode`).
+            stops: What ends the text beside the target itself.
+            memory: Kept between the turns of a talk: of a prompt that begins with the same tokens
+                as the turn before, only the rest is run.
 
         Raises:
             DraftgymError: Empty or too long prompt, bad temperature or rule.
@@ -160,11 +181,18 @@ class SpeculativeDecoder:
         ids = self._encode(prompt, template_options)
         rule = make_rule(verification, temperature, seed, self.target.vocab_size)
         session = Session(
-            self.target, ids, rule, max_new_tokens, self.drafters, catching_up=catching_up
+            *(self.target, ids, rule, max_new_tokens, self.drafters),
+            catching_up=catching_up,
+            stops=stops,
         )
         result = Generation(prompt_tokens=len(ids), seed=seed)
+        start = time.perf_counter()
+        if memory is not None:
+            if memory.session is not None:
+                result.reused = session.go_on_from(memory.session)
+            memory.session = session
         tell = on_tokens or (lambda tokens: None)
-        for tokens in self._rounds(result, session, with_margins):
+        for tokens in self._rounds(result, session, with_margins, start):
             tell(tokens)
         return result
 
@@ -178,11 +206,11 @@ class SpeculativeDecoder:
         return token_ids(prompt)
 
     def _rounds(
-        self, result: Generation, session: Session, with_margins: bool
+        self, result: Generation, session: Session, with_margins: bool, start: float
     ) -> Iterator[list[int]]:
         """Plays rounds until the text ends, filling `result` and yielding new tokens."""
         observer = RouterObserver(self.policy.arms)
-        state, start = None, time.perf_counter()
+        state = None
         verdict = session.prefill(with_margins)
         result.first_margin = verdict.margins
         result.prefill_seconds = time.perf_counter() - start
@@ -200,6 +228,7 @@ class SpeculativeDecoder:
             yield record.committed
         result.tokens = session.new_tokens
         result.finish_reason = session.finish_reason
+        result.stop_reason = session.stop_reason
 
 
 class PlainPolicy:

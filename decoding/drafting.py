@@ -174,6 +174,19 @@ class Drafter(ABC):
             full: See `CatchUp`; a drafter that has nothing to leave out ignores it.
         """
 
+    def take_over(self, state: Any, length: int, capacity: int) -> Any:
+        """A state for another sequence that begins with the same `length` tokens and taps.
+
+        Args:
+            state: Of the first sequence, which is done.
+            length: Tokens that both begin with.
+            capacity: Positions of the new one.
+
+        Returns:
+            Here an empty state; a drafter that can keep what it knows of them does.
+        """
+        return self.new_state(capacity)
+
     @abstractmethod
     def propose(self, state: Any, context: DraftContext, shape: DraftShape) -> Proposal:
         """Drafts up to `shape` tokens after the anchor. The state must be caught up.

@@ -13,6 +13,7 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.device import to_host, upload
 from draftgym.decoding.model.interface import NewRows, PassOutput
 from draftgym.decoding.model.target import Target
+from draftgym.decoding.stops import NO_STOPS, StopCheck, StopReason, Stops
 from draftgym.decoding.verify.base import Verdict, VerificationRule
 from draftgym.decoding.verify.proposal import Proposal
 
@@ -34,6 +35,7 @@ class Session:
             text must, so they need no more; but the target's cache gets more rows than that where a
             drafter draws trees: nodes share positions, not rows.
         catching_up: When and how drafters encode what they missed.
+        stops: What ends the text beside the target itself.
 
     Attributes:
         token_ids: All committed token ids, on the host.
@@ -51,6 +53,7 @@ class Session:
         drafters: Mapping[str, Drafter],
         capacity: int | None = None,
         catching_up: CatchUp = LAZY_KV_ONLY,
+        stops: Stops = NO_STOPS,
     ) -> None:
         prompt = to_host(prompt)
         needed = len(prompt) + max_new_tokens
@@ -59,6 +62,7 @@ class Session:
         target.check_tokens(prompt)
         self.target, self.rule, self.drafters = target, rule, drafters
         self.catching_up = catching_up
+        self.ends = StopCheck(target, stops)
         self.max_new_tokens = max_new_tokens
         self.prompt_length = len(prompt)
         widest = max((drafter.max_tree_nodes for drafter in drafters.values()), default=0)
@@ -74,6 +78,7 @@ class Session:
         self.token_ids: list[int] = prompt.tolist()
         self._states: dict[str, Any] = {}
         self._stopped = False
+        self.stop_reason: StopReason | None = None
         self._last: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -127,14 +132,35 @@ class Session:
         """Brings a drafter's state up to date; returns how many positions it had missed."""
         return drafter.catch_up(self.state_of(drafter), self, self.catching_up.full)
 
+    def go_on_from(self, other: Session) -> int:
+        """Takes over, before prefill, what another session of the target knows of the same tokens.
+
+        Keys and values, taps and drafters' states of the longest common beginning are kept; prefill
+        runs the rest of the prompt, its last token at least.
+
+        Returns:
+            Positions that were taken over.
+        """
+        if other.target is not self.target or other.tap_layers != self.tap_layers:
+            return 0
+        most = min(self.prompt_length - 1, other.cache.length)
+        pairs = enumerate(zip(self.token_ids[:most], other.token_ids[:most], strict=True))
+        shared = next((at for at, (mine, its) in pairs if mine != its), most)
+        self.cache.start_like(other.cache, shared)
+        self._taps[:shared] = other._taps[:shared]
+        for name, state in other._states.items():
+            if self.drafters.get(name) is other.drafters[name]:
+                self._states[name] = other.drafters[name].take_over(state, shared, self.capacity)
+        return shared
+
     def prefill(self, with_margins: bool = False) -> Verdict:
         """Runs the prompt through the target and commits the first token."""
-        prompt = self.tokens
-        rows = NewRows(self.cache, prompt, logits_from=len(prompt) - 1)
+        known, prompt = self.cache.length, self.tokens
+        rows = NewRows(self.cache, prompt[known:], logits_from=len(prompt) - known - 1)
         output = self.target.decoder.forward([rows], self.tap_layers)[0]
         verdict = self.rule.verify(Proposal.empty(), output.logits, len(prompt) - 1, with_margins)
-        self._taps[: len(prompt)] = output.taps
-        self.cache.keep(len(prompt))
+        self._taps[known : len(prompt)] = output.taps
+        self.cache.keep(len(prompt) - known)
         self._remember(output, 0)
         self._append([verdict.next_token])
         return verdict
@@ -189,8 +215,9 @@ class Session:
         self.cache.roll_back(length - 1)
         del self.token_ids[length:]
         self._last = None
-        written = length > self.prompt_length
-        self._stopped = written and self.token_ids[-1] in self.target.stop_tokens
+        written = self.new_tokens
+        ended = self.ends.first(written[:-1], written[-1:])
+        self._stopped, self.stop_reason = ended is not None, ended and ended[1]
         self._states.clear()
 
     def confidence(self) -> Tensor:
@@ -212,13 +239,12 @@ class Session:
         return self._last
 
     def _append(self, tokens: list[int]) -> list[int]:
-        """Adds tokens up to the limit or the first stop token; returns those that were added."""
+        """Adds tokens up to the limit or to where the text ends; returns those that were added."""
         tokens = tokens[: self.remaining]
-        for count, token in enumerate(tokens, start=1):
-            if token in self.target.stop_tokens:
-                self._stopped = True
-                tokens = tokens[:count]
-                break
+        before = self.new_tokens if self.ends.strings else []
+        if ended := self.ends.first(before, tokens):
+            self._stopped, self.stop_reason = True, ended[1]
+            tokens = tokens[: ended[0]]
         written = slice(len(self.token_ids), len(self.token_ids) + len(tokens))
         self._tokens[written] = upload(torch.tensor(tokens), self.target.device)
         self.token_ids += tokens

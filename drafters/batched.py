@@ -82,6 +82,12 @@ class BatchDrafter(Drafter):
         state.keep(stop - start)
         return stop - start
 
+    def take_over(self, state: KVCache, length: int, capacity: int) -> KVCache:
+        """Copies the keys and values that tokens and taps of the beginning decide."""
+        taken = self.new_state(capacity)
+        taken.start_like(state, max(0, min(state.length, length - self.lag)))
+        return taken
+
     def propose(self, state: KVCache, context: DraftContext, shape: DraftShape) -> Proposal:
         """Drafts at the end of the text; see `Drafter.propose`."""
         return self._draft(state, context, [len(context.tokens)], [[shape]])[0][0]

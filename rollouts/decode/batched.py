@@ -6,8 +6,9 @@ That is what speculation does for a single text; on top of a batch it had no cle
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from torch import Tensor
@@ -19,7 +20,8 @@ from draftgym.decoding.session import Session
 from draftgym.decoding.verify.base import VerificationRule
 from draftgym.decoding.verify.rules import make_rule
 from draftgym.decoding.verify.seeds import text_seed
-from draftgym.rollouts.decode.fitting import FittedPrompts
+from draftgym.rollouts.decode.fitting import FittedPrompts, encode_prompt
+from draftgym.rollouts.prompts.sets import Prompt
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Request:
         temperature: 0 for greedy; above, coupled noise.
         seed: Seed of that noise.
         prompt: Token ids `[m]`.
+        asked: What they say, where further turns may follow.
     """
 
     question_id: str
@@ -39,6 +42,7 @@ class Request:
     temperature: float
     seed: int
     prompt: Tensor
+    asked: Prompt | None = None
 
     def rule(self, target: Target) -> VerificationRule:
         """A new rule for the text, which does not depend on drafts (`greedy` or `coupled`)."""
@@ -54,9 +58,43 @@ def requests_of_run(fitted: FittedPrompts, temperature: float, seed: int) -> lis
         seed: Seed of the run.
     """
     return [
-        Request(one.question_id, one.category, temperature, text_seed(seed, one.question_id), ids)
+        Request(
+            one.question_id, one.category, temperature, text_seed(seed, one.question_id), ids, one
+        )
         for one, ids in fitted.pairs
     ]
+
+
+def next_requests(
+    target: Target,
+    answered: Iterable[tuple[Request, list[int]]],
+    seed_of: Callable[[str, float], int],
+    max_new_tokens: int,
+) -> list[Request]:
+    """The next turns of the questions that have one, each behind its own answer.
+
+    Args:
+        target: Who answered.
+        answered: Requests with the token ids of their answers.
+        seed_of: Seed of a text by its question's id and temperature.
+        max_new_tokens: Tokens per text at most; turns that do not fit with them are left out with a
+            note (prompts are fitted before, but an answer may be read as more tokens than written).
+    """
+    following, too_long = [], 0
+    for request, tokens in answered:
+        asked = None if request.asked is None else request.asked.answered(target.decode(tokens))
+        if asked is None:
+            continue
+        ids, name = encode_prompt(target, asked), asked.question_id
+        if len(ids) + max_new_tokens > target.context_limit:
+            too_long += 1
+            continue
+        seed = seed_of(name, request.temperature)
+        one = replace(request, question_id=name, seed=seed, prompt=ids, asked=asked)
+        following.append(one)
+    if too_long:
+        print(f"note: {too_long} further turns do not fit and are left out", file=sys.stderr)
+    return following
 
 
 @dataclass(frozen=True)

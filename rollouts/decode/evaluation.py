@@ -19,6 +19,7 @@ from draftgym.decoding.files import write_json
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.provenance import describe_drafters, describe_host, describe_target
 from draftgym.decoding.round import RoundRecord
+from draftgym.decoding.stops import NO_STOPS
 from draftgym.decoding.verify.rules import make_rule
 from draftgym.drafters.loading import find_checkpoints
 from draftgym.policies.registry import all_policies, make_policy, shipped_router
@@ -53,9 +54,11 @@ class EvaluateArgs(CatchUpOptions):
             shipped router. Plain decoding always runs: it is
             the reference for text and speed.
         prompts: heldout or train (shipped sets), or a JSON-lines file with question_id, category,
-            turns.
+            turns and perhaps system. All turns are played, each behind plain decoding's own
+            answers to those before; the second turn of question 81 is called 81#2.
         categories: Keep only these categories.
         limit_per_category: Keep at most this many prompts of each category.
+        turns: Play at most this many turns of each prompt.
         skip_long_prompts: Leave out prompts that do not fit the target with `max_new_tokens`, and
             count them; else they are refused before anything is written.
         json: Write the figures to this file, with everything needed to judge them.
@@ -67,6 +70,7 @@ class EvaluateArgs(CatchUpOptions):
     prompts: str = "heldout"
     categories: tuple[str, ...] | None = None
     limit_per_category: int | None = None
+    turns: int | None = None
     skip_long_prompts: bool = False
     json: Path | None = None
     report: Path | None = None
@@ -80,7 +84,10 @@ def evaluate(args: EvaluateArgs) -> Evaluation:
     """
     make_rule(args.verification, args.temperature, args.seed, vocab_size=1)
     prompts = load_prompts(
-        args.prompts, limit_per_category=args.limit_per_category, categories=args.categories
+        args.prompts,
+        limit_per_category=args.limit_per_category,
+        categories=args.categories,
+        turns=args.turns,
     )
     if args.json is not None:
         check_writable(args.json)
@@ -88,12 +95,14 @@ def evaluate(args: EvaluateArgs) -> Evaluation:
         check_writable(args.report / "index.html", "name another folder with --report")
         require_matplotlib()
     target, drafters = args.load()
-    fitted = fit_prompts(target, prompts, args.max_new_tokens, args.skip_long_prompts)
+    fitted = fit_prompts(
+        target, prompts, args.max_new_tokens, args.skip_long_prompts, all_turns=True
+    )
     policies = chosen_policies(args.policies, drafters, target, args.seed)
     environment = describe_run(args, target, drafters) | fitted.describe()
     predict = None
     if args.settings.catching_up == LAZY_KV_ONLY:  # the only way that the cost model knows
-        longest = args.max_new_tokens + max(map(len, fitted.ids.values()), default=0)
+        longest = args.max_new_tokens + fitted.longest
         arms = [arm for policy in policies.values() for arm in policy.arms]
         model = load_cost_model(target, drafters, arms, longest)
         note_extrapolation(model, longest)
@@ -198,11 +207,19 @@ def describe_run(
         "prompts": args.prompts,
         "categories": list(args.categories) if args.categories else None,
         "limit_per_category": args.limit_per_category,
-        **asdict(args.settings),
+        **_settings_told(args.settings),
         "catching_up": str(args.settings.catching_up),
         "verification": rule.name,
         **describe_host(),
     }
+
+
+def _settings_told(settings: DecodeSettings) -> dict[str, Any]:
+    """The settings, without what was not asked for."""
+    told = asdict(settings)
+    if settings.stops == NO_STOPS:
+        del told["stops"]
+    return told
 
 
 def check_writable(path: Path, remedy: str = "name another file with --json") -> None:

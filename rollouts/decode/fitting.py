@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
-from draftgym.rollouts.prompts.sets import Prompt, further_turns
+from draftgym.rollouts.prompts.sets import Prompt, further_turns, note_first_turns
 
 NAMED = 3
 """Prompts that a message names; it counts the others."""
@@ -26,11 +26,16 @@ class FittedPrompts:
         prompts: In their order.
         ids: Token ids `[m]` of each first turn, by `question_id`.
         left_out: Ids of those that were too long, left out on request.
+        longest: Tokens of the longest prompt; where all turns are played, about the most that a
+            last turn can have behind the answers before it.
+        all_turns: Whether all turns are played, and not only the first.
     """
 
     prompts: list[Prompt]
     ids: dict[str, Tensor]
     left_out: list[str]
+    longest: int
+    all_turns: bool = False
 
     @property
     def pairs(self) -> list[tuple[Prompt, Tensor]]:
@@ -39,11 +44,15 @@ class FittedPrompts:
 
     def describe(self) -> dict[str, Any]:
         """What a result says of its prompts."""
-        return {
+        further = further_turns(self.prompts)
+        told: dict[str, Any] = {
             "prompt_count": len(self.prompts),
             "left_out_prompts": self.left_out,
-            "prompts_with_further_turns": further_turns(self.prompts),
+            "prompts_with_further_turns": further,
         }
+        if self.all_turns and further:
+            told["turns"] = sum(len(prompt.turns) for prompt in self.prompts)
+        return told
 
 
 def fit_prompts(
@@ -52,15 +61,18 @@ def fit_prompts(
     max_new_tokens: int,
     skip_long: bool = False,
     longest: int | None = None,
+    all_turns: bool = False,
 ) -> FittedPrompts:
     """Encodes all prompts and checks that they fit.
 
     Args:
         target: Whose context they must fit into, with `max_new_tokens`.
-        prompts: First turns are encoded.
+        prompts: First turns are encoded; a note says where others stay unplayed.
         max_new_tokens: Tokens per text at most.
         skip_long: Whether those that are too long are left out, with a note on standard error.
         longest: Tokens of a prompt at most: longer ones are left out as if asked for.
+        all_turns: Whether all turns will be played, so that they must fit with as long answers as
+            there can be.
 
     Raises:
         DraftgymError: A prompt cannot be encoded or does not fit (the message names the first few),
@@ -70,7 +82,10 @@ def fit_prompts(
         raise DraftgymError(
             f"--max-new-tokens is {max_new_tokens}", "ask for at least one new token"
         )
-    counts = Counter(prompt.question_id for prompt in prompts)
+    if not all_turns:
+        note_first_turns(prompts)
+    names = [_turn_ids(prompt) if all_turns else [prompt.question_id] for prompt in prompts]
+    counts = Counter(name for some in names for name in some)
     twice = [name for name, count in counts.items() if count > 1]
     if twice:
         raise DraftgymError(
@@ -84,18 +99,23 @@ def fit_prompts(
             "leave them out; draftgym generate and draftgym evaluate read images",
         )
     encoded = [(prompt, encode_prompt(target, prompt)) for prompt in prompts]
+    sizes = {
+        prompt.question_id: _most_tokens(target, prompt, max_new_tokens) if all_turns else len(ids)
+        for prompt, ids in encoded
+    }
     room = target.context_limit - max_new_tokens
-    too_long = [(prompt, ids) for prompt, ids in encoded if len(ids) > room]
+    too_long = [prompt for prompt in prompts if sizes[prompt.question_id] > room]
     if too_long and not skip_long:
         raise DraftgymError(
-            f"{len(too_long)} of {len(prompts)} prompts do not fit {target.name}: {_told(too_long)}"
+            f"{len(too_long)} of {len(prompts)} prompts do not fit {target.name}: "
+            f"{_told(too_long, sizes)}"
             f"; with {max_new_tokens} new tokens, {target.context_limit} positions leave room for "
             f"{max(0, room)}",
             "shorten them, lower --max-new-tokens, or leave them out with --skip-long-prompts",
         )
     limit = room if longest is None else min(room, longest)
-    out = [(prompt, ids) for prompt, ids in encoded if len(ids) > limit]
-    kept = [(prompt, ids) for prompt, ids in encoded if len(ids) <= limit]
+    out = [prompt for prompt in prompts if sizes[prompt.question_id] > limit]
+    kept = [(prompt, ids) for prompt, ids in encoded if sizes[prompt.question_id] <= limit]
     if not kept:
         raise DraftgymError(
             f"no prompt has at most {limit} tokens", "give shorter ones, or lower --max-new-tokens"
@@ -104,29 +124,49 @@ def fit_prompts(
         told = (
             f"{len(out)} of {len(prompts)} prompts have more than {limit} tokens and are left out"
         )
-        print(f"note: {told}: {_told(out)}", file=sys.stderr)
+        print(f"note: {told}: {_told(out, sizes)}", file=sys.stderr)
     return FittedPrompts(
         [prompt for prompt, _ in kept],
         {prompt.question_id: ids for prompt, ids in kept},
-        [prompt.question_id for prompt, _ in out],
+        [prompt.question_id for prompt in out],
+        max(sizes[prompt.question_id] for prompt, _ in kept),
+        all_turns,
     )
 
 
 def encode_prompt(target: Target, prompt: Prompt) -> Tensor:
-    """Token ids `[m]` of a prompt's first turn; errors name the prompt."""
+    """Token ids `[m]` of a prompt's turn, with all that was said before; errors name the prompt."""
     try:
-        ids = target.encode(prompt.text)
+        alone = prompt.system is None and not prompt.answers
+        ids = target.encode(prompt.text if alone else prompt.messages)
     except DraftgymError as error:
+        later = "; or play first turns alone with --turns 1" if prompt.answers else ""
         raise DraftgymError(
-            f"prompt {prompt.question_id!r}: {error.problem}", error.remedy
+            f"prompt {prompt.question_id!r}: {error.problem}", error.remedy + later
         ) from error
     if not len(ids):
         raise DraftgymError(f"prompt {prompt.question_id!r} has no token", "give it some text")
     return ids
 
 
-def _told(some: Sequence[tuple[Prompt, Tensor]]) -> str:
+def _turn_ids(prompt: Prompt) -> list[str]:
+    """The ids under which the turns of a prompt are filed."""
+    ids, turn = [prompt.question_id], prompt.answered("")
+    while turn is not None:
+        ids.append(turn.question_id)
+        turn = turn.answered("")
+    return ids
+
+
+def _most_tokens(target: Target, prompt: Prompt, max_new_tokens: int) -> int:
+    """About the most tokens that the prompt of the last turn can have."""
+    earlier = len(prompt.turns) - 1
+    last = replace(prompt, answers=("x",) * earlier)
+    return len(encode_prompt(target, last)) + earlier * max_new_tokens
+
+
+def _told(some: Sequence[Prompt], sizes: Mapping[str, int]) -> str:
     """The first few, with their lengths, and how many more there are."""
-    named = [f"{prompt.question_id!r} ({len(ids)} tokens)" for prompt, ids in some[:NAMED]]
+    named = [f"{one.question_id!r} ({sizes[one.question_id]} tokens)" for one in some[:NAMED]]
     more = [f"{len(some) - NAMED} more"] if len(some) > NAMED else []
     return ", ".join([*named, *more])

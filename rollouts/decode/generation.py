@@ -3,6 +3,7 @@
     $ draftgym generate --prompt "Why is the sky blue?" --stream --stats
     $ draftgym generate --prompt "Write a haiku." --policy eagle3:6 --temperature 0.8 --seed 1
     $ cat article.txt | draftgym generate --prompt - --policy checkpoints/router-smollm2-135m
+    $ draftgym generate --chat --system "You are a pirate."
 
 The policy changes how fast the text comes, never what it says.
 """
@@ -11,16 +12,18 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import tyro
 
+from draftgym.decoding.chat import Chat
 from draftgym.decoding.costs.calibration import load_cost_model
 from draftgym.decoding.decoder import Generation, SpeculativeDecoder
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.files import check_unicode
+from draftgym.decoding.files import check_unicode, parse_json
+from draftgym.decoding.stops import NO_STOPS, Stops
 from draftgym.decoding.verify.rules import make_rule
 from draftgym.policies.registry import default_policy, make_policy, shipped_router
 from draftgym.rollouts.decode.options import CatchUpOptions
@@ -29,13 +32,22 @@ from draftgym.rollouts.report.table import make_console, print_stats
 UNFINISHED = "\ufffd"
 """What half a character decodes to."""
 
+EXIT = "/exit"
+TEMPLATE_REMEDY = """write a JSON object, as in --template-options '{"enable_thinking": false}'"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateArgs(CatchUpOptions):
     """Write a text with a target, drafters and a policy.
 
     Attributes:
-        prompt: What to say to the model; - reads standard input.
+        prompt: What to say to the model; - reads standard input. With --chat the first turn.
+        system: What the model is told before the first turn.
+        chat: Talk over several turns: each line of standard input is one, and answers are streamed.
+            /exit or Ctrl-D ends it. What the model knows of the earlier turns is kept, not run
+            again.
+        template_options: What the model's chat template reads beside the messages, as JSON: for
+            example {"enable_thinking": false}.
         policy: Who chooses the drafter each round: plain, a drafter (eagle3), a drafter with a
             draft length (eagle3:6) or a tree's depth and nodes (eagle3:5x16), random, entropy,
             entropy:1.5 (nats), the bandits ucb and ucb-time, router (the shipped one), or the
@@ -48,7 +60,10 @@ class GenerateArgs(CatchUpOptions):
             times.
     """
 
-    prompt: str
+    prompt: str | None = None
+    system: str | None = None
+    chat: bool = False
+    template_options: str = "{}"
     policy: str | None = None
     max_new_tokens: int = 256
     stream: bool = False
@@ -64,10 +79,16 @@ class TextStream:
     Args:
         decode: Token ids to text.
         emit: Takes the pieces.
+        stops: What ends the text: it ends before a stop string.
     """
 
-    def __init__(self, decode: Callable[[list[int]], str], emit: Callable[[str], None]) -> None:
-        self._decode, self._emit = decode, emit
+    def __init__(
+        self,
+        decode: Callable[[list[int]], str],
+        emit: Callable[[str], None],
+        stops: Stops = NO_STOPS,
+    ) -> None:
+        self._decode, self._emit, self._stops = decode, emit, stops
         self._tokens: list[int] = []
         self._shown = ""
 
@@ -75,11 +96,14 @@ class TextStream:
         """Takes a round's tokens and emits what is settled."""
         self._tokens += tokens
         text = self._decode(self._tokens)
-        self._show(text.rstrip().rstrip(UNFINISHED).rstrip())
+        settled = self._stops.cut(text)
+        if settled == text:
+            settled = text[: len(text) - self._stops.held_back(text)]
+        self._show(settled.rstrip().rstrip(UNFINISHED).rstrip())
 
     def close(self) -> None:
         """Emits what was held back."""
-        self._show(self._decode(self._tokens))
+        self._show(self._stops.cut(self._decode(self._tokens)))
 
     def _show(self, text: str) -> None:
         if len(text) > len(self._shown):
@@ -88,39 +112,86 @@ class TextStream:
 
 
 def generate(args: GenerateArgs) -> Generation:
-    """Writes the text that the command line asks for and prints it.
+    """Writes the text that the command line asks for and prints it; with `chat`, every answer.
+
+    Returns:
+        The text, of a chat the last one.
 
     Raises:
         DraftgymError: Anything the user can mend.
     """
     make_rule(args.verification, args.temperature, args.seed, vocab_size=1)
+    options = parse_json(args.template_options, "--template-options", TEMPLATE_REMEDY)
+    if args.prompt is None and not args.chat:
+        raise DraftgymError("there is no prompt", "give one with --prompt, or talk with --chat")
+    if args.prompt == "-" and args.chat:
+        raise DraftgymError("--chat reads its turns from standard input", "leave out --prompt -")
     prompt = read_standard_input() if args.prompt == "-" else args.prompt
-    check_unicode(prompt, "the prompt")
+    check_unicode(prompt or "", "the prompt")
     target, drafters = args.load()
     spec = args.policy or default_policy(drafters, shipped_router(target))
     policy = make_policy(
         spec, drafters, target, args.seed, partial(load_cost_model, target, drafters)
     )
-    decoder = SpeculativeDecoder(target, drafters, policy)
-    stream = TextStream(target.decode, _emit)
-    result = decoder.generate(
-        prompt,
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        seed=args.seed,
-        verification=args.verification,
-        on_tokens=stream.add if args.stream else None,
-        catching_up=args.settings.catching_up,
+    chat = Chat(SpeculativeDecoder(target, drafters, policy), args.system, options)
+    result = Generation()
+    for turn in turns(prompt, args.chat):
+        result = _answer(args, chat, turn)
+        if args.stats:
+            console = make_console(stderr=True)
+            console.print(f"policy: {spec}", highlight=False, markup=False)
+            print_stats(result, target, console)
+    return result
+
+
+def turns(first: str | None, several: bool) -> Iterator[str]:
+    """What the user says: the prompt, and in a chat every line of standard input up to /exit."""
+    if first is not None:
+        yield first
+    while several:
+        line = read_line()
+        if line is None or line.strip() == EXIT:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def read_line() -> str | None:
+    """A line that the user types, or the next one of a pipe; None at the end.
+
+    Raises:
+        DraftgymError: It is not UTF-8.
+    """
+    if sys.stdin.isatty():
+        try:
+            return input("> ")
+        except EOFError:
+            print()
+            return None
+    data = sys.stdin.buffer.readline()
+    return _from_utf8(data) if data else None
+
+
+def _answer(args: GenerateArgs, chat: Chat, turn: str) -> Generation:
+    """Lets the target answer a turn, and prints it."""
+    settings, target = args.settings, chat.decoder.target
+    stream = TextStream(target.decode, _emit, settings.stops)
+    streamed = args.stream or args.chat
+    result = chat.say(
+        turn,
+        settings.stops,
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        seed=settings.seed,
+        verification=settings.verification,
+        on_tokens=stream.add if streamed else None,
+        catching_up=settings.catching_up,
     )
-    if args.stream:
+    if streamed:
         stream.close()
-        print()
+        print(flush=True)
     else:
-        print(target.decode(result.tokens))
-    if args.stats:
-        console = make_console(stderr=True)
-        console.print(f"policy: {spec}", highlight=False, markup=False)
-        print_stats(result, target, console)
+        print(settings.stops.cut(target.decode(result.tokens)))
     return result
 
 
@@ -130,15 +201,18 @@ def read_standard_input() -> str:
     Raises:
         DraftgymError: It is not; the message names the first strange byte.
     """
-    data = sys.stdin.buffer.read()
+    text = _from_utf8(sys.stdin.buffer.read())
+    return io.StringIO(text, newline=None).read()  # lines end in one way
+
+
+def _from_utf8(data: bytes) -> str:
     try:
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DraftgymError(
             f"standard input is not UTF-8: byte {error.start + 1} is {data[error.start]:#04x}",
             "convert it first: iconv -f latin1 -t utf-8 FILE | draftgym generate --prompt -",
         ) from error
-    return io.StringIO(text, newline=None).read()  # lines end in one way
 
 
 def _emit(piece: str) -> None:

@@ -13,16 +13,18 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 from tqdm import tqdm
 
-from draftgym.decoding.decoder import Generation, RoutingPolicy, SpeculativeDecoder
+from draftgym.decoding.arms import PLAIN
+from draftgym.decoding.decoder import Generation, Memory, RoutingPolicy, SpeculativeDecoder
 from draftgym.decoding.drafting import LAZY_KV_ONLY, CatchUp, Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.observation import RouterObserver
 from draftgym.decoding.round import play_rounds
 from draftgym.decoding.session import Session
+from draftgym.decoding.stops import NO_STOPS, Stops
 from draftgym.decoding.verify.rules import make_rule
 from draftgym.decoding.verify.seeds import text_seed
-from draftgym.rollouts.decode.fitting import fit_prompts
+from draftgym.rollouts.decode.fitting import encode_prompt, fit_prompts
 from draftgym.rollouts.prompts.sets import Prompt
 
 WARM_UP_TOKENS = 16
@@ -38,6 +40,7 @@ class DecodeSettings:
         seed: Seed of the sampling noise, of one text or of a run; see `of`.
         verification: `greedy`, `coupled`, `rejection`, or None to go by temperature.
         catching_up: When and how drafters encode what they missed; changes no text.
+        stops: What ends a text beside the target itself.
     """
 
     max_new_tokens: int = 96
@@ -45,6 +48,7 @@ class DecodeSettings:
     seed: int = 0
     verification: str | None = None
     catching_up: CatchUp = LAZY_KV_ONLY
+    stops: Stops = NO_STOPS
 
     def of(self, prompt: Prompt) -> DecodeSettings:
         """Those of one text of a run: its noise is its own, and the same for every policy."""
@@ -98,35 +102,60 @@ def decode_each(
         target: The target.
         drafters: Drafters by name.
         policies: Policies by name.
-        prompts: What to write about, decoded in this order (first turns only).
+        prompts: What to write about, decoded in this order. Where a prompt has several turns, each
+            is a text of its own; all policies go on behind the same answer, that of plain decoding
+            (or of the first policy), with the cache of their own turns before.
         settings: How.
         progress: Whether to show a progress bar.
         label: What the progress bar says.
 
     Yields:
-        One prompt's texts, in the order in which the policies ran.
+        The texts of one turn of a prompt, in the order in which the policies ran.
 
     Raises:
         DraftgymError: Prompts that do not fit (see `fit_prompts`), or bad settings; both before
             anything is decoded.
     """
     make_rule(settings.verification, settings.temperature, settings.seed, target.vocab_size)
-    ids = fit_prompts(target, prompts, settings.max_new_tokens).ids
+    ids = fit_prompts(target, prompts, settings.max_new_tokens, all_turns=True).ids
     decoders = {
         name: SpeculativeDecoder(target, drafters, policy) for name, policy in policies.items()
     }
     _warm_up(decoders, prompts, ids, settings)
-    total = len(prompts) * len(policies)
+    total = sum(len(prompt.turns) for prompt in prompts) * len(policies)
+    leading = PLAIN if PLAIN in policies else next(iter(policies), PLAIN)
     pause = 0.2 if sys.stderr.isatty() else 10.0  # seconds; a log file wants few lines
     with tqdm(total=total, desc=label, unit="text", disable=not progress, mininterval=pause) as bar:
         for turn, prompt in enumerate(prompts):
-            texts = []
-            for name in turn_order(list(policies), turn):
-                bar.set_postfix_str(name, refresh=False)
-                generation = write(decoders[name], ids[prompt.question_id], settings.of(prompt))
-                texts.append(DecodedText(prompt, name, generation))
-                bar.update()
-            yield texts
+            memories = {name: Memory() for name in policies if len(prompt.turns) > 1}
+            said, asked = ids[prompt.question_id], prompt
+            while True:
+                texts = {}
+                for name in turn_order(list(policies), turn):
+                    bar.set_postfix_str(name, refresh=False)
+                    how, memory = settings.of(asked), memories.get(name)
+                    generation = write(decoders[name], said, how, memory=memory)
+                    texts[name] = DecodedText(asked, name, generation)
+                    bar.update()
+                yield list(texts.values())
+                if not (asked.has_next and texts):
+                    break
+                asked = next_turn(target, asked, texts[leading].generation.tokens, settings.stops)
+                said = encode_prompt(target, asked)
+
+
+def next_turn(target: Target, prompt: Prompt, answer: list[int], stops: Stops) -> Prompt:
+    """The turn behind the one that was answered; there must be one.
+
+    Args:
+        target: Who answered.
+        prompt: What it answered.
+        answer: Its token ids.
+        stops: What ended it.
+    """
+    following = prompt.answered(stops.cut(target.decode(answer)))
+    assert following is not None
+    return following
 
 
 def turn_order(names: Sequence[str], turn: int) -> list[str]:
@@ -141,9 +170,13 @@ def turn_order(names: Sequence[str], turn: int) -> list[str]:
 
 
 def write(
-    decoder: SpeculativeDecoder, ids: Tensor, settings: DecodeSettings, with_margins: bool = False
+    decoder: SpeculativeDecoder,
+    ids: Tensor,
+    settings: DecodeSettings,
+    with_margins: bool = False,
+    memory: Memory | None = None,
 ) -> Generation:
-    """One text with these settings; `seed` is its own."""
+    """One text with these settings; `seed` is its own. `memory`: see `SpeculativeDecoder`."""
     return decoder.generate(
         ids,
         max_new_tokens=settings.max_new_tokens,
@@ -152,6 +185,8 @@ def write(
         verification=settings.verification,
         with_margins=with_margins,
         catching_up=settings.catching_up,
+        stops=settings.stops,
+        memory=memory,
     )
 
 
@@ -186,6 +221,7 @@ def write_together(
             settings.max_new_tokens,
             drafters,
             catching_up=settings.catching_up,
+            stops=settings.stops,
         )
 
     first = new_session()

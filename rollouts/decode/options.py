@@ -9,6 +9,7 @@ from typing import Literal
 
 from draftgym.decoding.drafting import CatchUp, Drafter
 from draftgym.decoding.model.target import Target, load_target
+from draftgym.decoding.stops import Stops
 from draftgym.drafters.loading import load_drafters
 from draftgym.rollouts.decode.interleaved import DecodeSettings
 
@@ -33,6 +34,10 @@ class DecodingOptions:
         verification: greedy (temperature 0), coupled (default above 0; every policy writes plain
             decoding's text) or rejection (the textbook rule; the distribution is plain decoding's,
             the text is not).
+        stop: Strings that end a text: it ends before the first of them.
+        stop_token_ids: Token ids that end a text, beside the model's own.
+        ignore_eos: Write on behind the model's own end of a text, up to --max-new-tokens: texts of
+            one length for measurements.
         dtype: auto (a probe picks the faster one; bfloat16 on an accelerator), float32 (texts agree
             across policies), bfloat16 or float16 (near ties between tokens may flip).
         device: Where target and drafters compute: auto (an accelerator that torch can use, else the
@@ -47,6 +52,9 @@ class DecodingOptions:
     temperature: float = 0.0
     seed: int = 0
     verification: str | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
     dtype: str = "auto"
     device: str = "auto"
     threads: int | None = None
@@ -54,7 +62,10 @@ class DecodingOptions:
     @property
     def settings(self) -> DecodeSettings:
         """How texts are written."""
-        return DecodeSettings(self.max_new_tokens, self.temperature, self.seed, self.verification)
+        return DecodeSettings(
+            *(self.max_new_tokens, self.temperature, self.seed, self.verification),
+            stops=Stops(self.stop_token_ids, self.stop, self.ignore_eos),
+        )
 
     def load(self) -> tuple[Target, Mapping[str, Drafter]]:
         """The target and its drafters."""

@@ -1,9 +1,10 @@
 """Prompts to decode: the two shipped sets, or any JSON-lines file in the MT-bench shape.
 
 One prompt per line, `{"question_id": "chat-train-001", "category": "chat", "turns": ["..."]}`, as
-in MT-bench and Spec-Bench, so their question files load as they are. The shipped sets hold 30
-prompts in each of five categories (chat, code, math, summary, structured). Tune on `train`, report
-on `heldout`.
+in MT-bench and Spec-Bench, so their question files load as they are; `"system": "..."` may stand
+beside it. Each turn is a text of its own, behind the target's own answers to the turns before it.
+The shipped sets hold 30 prompts of one turn in each of five categories (chat, code, math, summary,
+structured). Tune on `train`, report on `heldout`.
 
 A line may have `images` beside `turns`, for targets that see: paths relative to the file, one list
 per turn (`"images": [["cat.png"], []]`), or one list for the first turn.
@@ -13,16 +14,18 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import check_unicode, parse_json, user_path
 from draftgym.rollouts.prompts.images import read_images
+from draftgym.rollouts.prompts.prompt import Prompt as Prompt
+from draftgym.rollouts.prompts.prompt import further_turns as further_turns
+from draftgym.rollouts.prompts.prompt import note_first_turns as note_first_turns
 
 SHIPPED_SETS = ("train", "heldout")
 UNCATEGORISED = "uncategorised"
@@ -30,49 +33,21 @@ _SHAPE = '{"question_id": "my-001", "category": "chat", "turns": ["Hello!"]}'
 _REMEDY = f"write each prompt as one JSON object on one line, such as {_SHAPE}"
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """One question to put to the target.
-
-    Attributes:
-        question_id: Unique within its file; results are filed under it.
-        category: What kind of text the answer is (`chat`, `code`, ...).
-        turns: What the user says, one string per turn, never empty.
-        images: What the user shows: files per turn, in the order of the images; empty where no turn
-            has any.
-    """
-
-    question_id: str
-    category: str
-    turns: tuple[str, ...]
-    images: tuple[tuple[Path, ...], ...] = ()
-
-    @property
-    def text(self) -> str:
-        """The first turn."""
-        return self.turns[0]
-
-    @property
-    def first_images(self) -> tuple[Path, ...]:
-        """Images of the first turn."""
-        return self.images[0] if self.images else ()
-
-
 def load_prompts(
     source: str | Path = "heldout",
     *,
     limit_per_category: int | None = None,
     categories: Sequence[str] | None = None,
+    turns: int | None = None,
 ) -> list[Prompt]:
     """Reads a prompt set, in the order of its file.
-
-    A note on standard error tells how many prompts have further turns: only the first is played.
 
     Args:
         source: `"train"` or `"heldout"` (shipped sets), or the path of a `.jsonl` file. A file that
             happens to have a set's name is reached as `./train` or as a `Path`.
         limit_per_category: Keep at most this many prompts of each category, the first ones.
         categories: Keep only these categories; None keeps all.
+        turns: Keep at most this many turns of each prompt, the first ones.
 
     Returns:
         At least one prompt.
@@ -86,21 +61,15 @@ def load_prompts(
             f"limit_per_category must be at least 1, got {limit_per_category}",
             "ask for one prompt per category or more, or pass None for all of them",
         )
+    if turns is not None and turns < 1:
+        raise DraftgymError(f"--turns is {turns}", "play one turn of each prompt or more")
     path = _locate(source)
-    prompts = _read(path)
+    prompts = [replace(one, turns=one.turns[:turns]) for one in _read(path)]
     if categories is not None:
         prompts = _select(prompts, categories, path)
     if limit_per_category is not None:
         prompts = _first_of_each(prompts, limit_per_category)
-    if longer := further_turns(prompts):
-        told = f"{longer} of {len(prompts)} prompts have further turns, which are not played"
-        print(f"note: {path}: {told}", file=sys.stderr)
     return prompts
-
-
-def further_turns(prompts: Iterable[Prompt]) -> int:
-    """Prompts with more turns than the first, the only one that is played."""
-    return sum(len(prompt.turns) > 1 for prompt in prompts)
 
 
 def as_prompts(source: str | Path | Sequence[Prompt]) -> list[Prompt]:
@@ -222,10 +191,10 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 def _parse(line: str, where: str, folder: Path) -> Prompt:
     """One line as a prompt; `where` opens every complaint, and `folder` holds its images."""
     record = parse_json(line, f"{where}: it", _REMEDY)
-    turns = _turns(record, where)
+    names, turns = (_question_id(record, where), _category(record, where)), _turns(record, where)
     images = read_images(record.get("images"), len(turns), where, folder)
-    prompt = Prompt(_question_id(record, where), _category(record, where), turns, images)
-    for text in (prompt.question_id, prompt.category, *prompt.turns):
+    prompt = Prompt(*names, turns, _system(record, where), images=images)
+    for text in (*names, *turns, prompt.system or ""):
         check_unicode(text, f"{where}: it")
     return prompt
 
@@ -269,6 +238,17 @@ def _turns(record: dict[str, object], where: str) -> tuple[str, ...]:
                 "make every turn a string that is not blank",
             )
     return tuple(turns)
+
+
+def _system(record: dict[str, object], where: str) -> str | None:
+    """What the target is told before the first turn."""
+    value = record.get("system")
+    if value is not None and (not isinstance(value, str) or not value.strip()):
+        raise DraftgymError(
+            f'{where}: "system" must be text that is not empty, found {reprlib.repr(value)}',
+            'write for example "system": "Be brief.", or leave the key out',
+        )
+    return value
 
 
 def _select(prompts: list[Prompt], categories: Sequence[str], path: Path) -> list[Prompt]:

@@ -142,8 +142,9 @@ def summary(generation: Generation) -> str:
         "commit": sum(item.record.times.commit for item in rounds),
     }
     total = generation.decode_seconds or 1.0
+    kept = f" ({generation.reused} kept from the turn before)" if generation.reused else ""
     lines = [
-        f"{len(generation.tokens)} tokens after a prompt of {generation.prompt_tokens}, "
+        f"{len(generation.tokens)} tokens after a prompt of {generation.prompt_tokens}{kept}, "
         f"{len(rounds)} rounds, ended by {generation.finish_reason}",
         f"{generation.acceptance_length:.2f} tokens per round, "
         f"{drafted} drafted, {accepted} accepted",
@@ -165,13 +166,16 @@ def _title(environment: Mapping[str, Any]) -> str | None:
 
 
 def _prompts_told(environment: Mapping[str, Any]) -> list[str]:
-    """What was not played, though the prompts have it."""
+    """What was not played, though the prompts have it, and how many turns were."""
     lines = []
     if left_out := environment.get("left_out_prompts"):
         lines.append(f"left out, too long: {len(left_out)} prompts, such as {left_out[0]!r}")
     if further := environment.get("prompts_with_further_turns"):
         count = environment["prompt_count"]
-        lines.append(f"{further} of {count} prompts have further turns, which were not played")
+        played = (
+            f"{turns} in all" if (turns := environment.get("turns")) else "which were not played"
+        )
+        lines.append(f"{further} of {count} prompts have further turns, {played}")
     return lines
 
 

@@ -32,7 +32,7 @@ from draftgym.decoding.provenance import describe_host, describe_target, note_ot
 from draftgym.decoding.verify.rules import make_rule
 from draftgym.decoding.verify.seeds import derived_seed
 from draftgym.drafters.training.data.corpus import read_metadata, response_schema
-from draftgym.rollouts.decode.batched import Request, Response, write_batched
+from draftgym.rollouts.decode.batched import Request, Response, next_requests, write_batched
 from draftgym.rollouts.decode.fitting import fit_prompts
 from draftgym.rollouts.prompts.sets import Prompt, load_prompts
 from draftgym.rollouts.traces.shards import ShardWriter, shards_in, sole_writer
@@ -48,8 +48,11 @@ class RespondArgs:
     Attributes:
         out: Folder of the responses; a run that was interrupted goes on there.
         prompts: train or heldout (shipped sets), or a JSON-lines file with question_id, category,
-            turns (first turns are answered). Do not train on what you will report.
+            turns and perhaps system. All turns are answered, each behind the target's own answers
+            to those before; the second turn of question 81 is called 81#2. Do not train on what
+            you will report.
         limit_per_category: Keep at most this many prompts of each category.
+        turns: Answer at most this many turns of each prompt.
         temperatures: 0 takes the likeliest token every time, 1 samples from the model's
             distribution. Every prompt is answered once at each of them, unless --shares is given.
         shares: Answer every prompt only once: each temperature gets this share of the prompts (one
@@ -74,6 +77,7 @@ class RespondArgs:
     out: Path
     prompts: str = "train"
     limit_per_category: int | None = None
+    turns: int | None = None
     temperatures: tuple[float, ...] = (0.0, 1.0)
     shares: tuple[float, ...] | None = None
     max_new_tokens: int = 256
@@ -107,7 +111,9 @@ def respond(args: RespondArgs, target: Target | None = None) -> Written:
         DraftgymError: Bad settings, or a folder that was written with others.
     """
     _check_args(args)
-    prompts = load_prompts(args.prompts, limit_per_category=args.limit_per_category)
+    prompts = load_prompts(
+        args.prompts, limit_per_category=args.limit_per_category, turns=args.turns
+    )
     with sole_writer(args.out):
         target = target or load_target(args.target, args.dtype, args.threads, args.device)
         settings = {  # what decides the texts, and so must not change when a run goes on
@@ -123,17 +129,46 @@ def respond(args: RespondArgs, target: Target | None = None) -> Written:
             ties = "near ties between tokens may fall differently"
             note_other_device(f"folder {args.out}", read_metadata(shard), target, ties)
         fitted = fit_prompts(
-            *(target, prompts, args.max_new_tokens, args.skip_long_prompts, args.max_prompt_tokens)
+            *(target, prompts, args.max_new_tokens, args.skip_long_prompts, args.max_prompt_tokens),
+            all_turns=True,
         )
-        _check_same_prompts(done, fitted.pairs)
-        wanted = make_requests(fitted.pairs, args.temperatures, args.shares, args.seed)
-        missing = [one for one in wanted if (one.question_id, one.temperature) not in done]
         told = {"prompts": fitted.describe(), **describe_target(target), **describe_host()}
         metadata = {"settings": settings, **told}
         to_table = partial(_response_table, metadata=metadata)
-        with ShardWriter(args.out, to_table, args.shard_texts) as writer:
-            tokens = _write(args, target, missing, len(wanted), writer)
-    return Written(len(missing), tokens, len(wanted) - len(missing))
+        wanted = make_requests(fitted.pairs, args.temperatures, args.shares, args.seed)
+        written = Written(0, 0, 0)
+        while wanted:  # first turns, then the second ones behind their answers, and so on
+            _check_same_prompts(done, wanted)
+            missing = [one for one in wanted if (one.question_id, one.temperature) not in done]
+            with ShardWriter(args.out, to_table, args.shard_texts) as writer:
+                tokens = _write(args, target, missing, len(wanted), writer)
+            there = len(wanted) - len(missing)
+            written = Written(
+                written.texts + len(missing), written.tokens + tokens, written.done_before + there
+            )
+            wanted = _next_turns(args, target, wanted)
+    return written
+
+
+def _next_turns(args: RespondArgs, target: Target, requests: Sequence[Request]) -> list[Request]:
+    """What follows on responses that are in the folder."""
+    import pyarrow.parquet
+
+    longer = [one for one in requests if one.asked and one.asked.has_next]
+    if not longer:
+        return []
+    answers = {}
+    for shard in shards_in(args.out):
+        columns = ["id", "temperature", "response"]
+        for row in pyarrow.parquet.read_table(shard, columns=columns).to_pylist():
+            answers[row["id"], row["temperature"]] = row["response"]
+    answered = [(one, answers[one.question_id, one.temperature]) for one in longer]
+
+    def seed_of(question_id: str, temperature: float) -> int:
+        return derived_seed(args.seed, question_id, temperature)
+
+    following = next_requests(target, answered, seed_of, args.max_new_tokens)
+    return sorted(following, key=lambda one: len(one.prompt), reverse=True)
 
 
 def make_requests(
@@ -158,7 +193,7 @@ def make_requests(
         question = prompt.question_id
         chosen = temperatures if shares is None else [_dealt(question, temperatures, shares, seed)]
         requests += [
-            Request(question, prompt.category, one, derived_seed(seed, question, one), ids)
+            Request(question, prompt.category, one, derived_seed(seed, question, one), ids, prompt)
             for one in chosen
         ]
     return sorted(requests, key=lambda one: len(one.prompt), reverse=True)
@@ -231,11 +266,11 @@ def _read_done(folder: Path, settings: Mapping[str, Any]) -> Done:
     return done
 
 
-def _check_same_prompts(done: Done, prompts: Sequence[tuple[Prompt, Tensor]]) -> None:
+def _check_same_prompts(done: Done, requests: Sequence[Request]) -> None:
     """Raises `DraftgymError` for a question that was answered when it still read differently."""
-    now = {prompt.question_id: ids.tolist() for prompt, ids in prompts}
-    for (question, _), tokens in done.items():
-        if question in now and now[question] != tokens:
+    for one in requests:
+        question, tokens = one.question_id, done.get((one.question_id, one.temperature))
+        if tokens is not None and one.prompt.tolist() != tokens:
             raise DraftgymError(
                 f"question {question!r} was answered before with another text",
                 "give changed prompts new ids, or write to another folder with --out",

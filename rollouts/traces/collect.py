@@ -30,7 +30,8 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.provenance import describe_device, describe_host, note_other_device
 from draftgym.decoding.verify.rules import make_rule
-from draftgym.rollouts.decode.batched import Request, requests_of_run
+from draftgym.decoding.verify.seeds import text_seed
+from draftgym.rollouts.decode.batched import Request, next_requests, requests_of_run
 from draftgym.rollouts.decode.fitting import fit_prompts
 from draftgym.rollouts.decode.options import DecodingOptions
 from draftgym.rollouts.prompts.sets import interleave_categories, load_prompts
@@ -56,9 +57,12 @@ class CollectArgs(DecodingOptions):
         arms: What is asked at every position: drafters with draft lengths (eagle3:4) or trees
             (eagle3:5x16). Chains of one drafter cost no more than its longest.
         prompts: train or heldout (shipped sets), or a JSON-lines file with question_id, category,
-            turns. Train routers on train, report on heldout.
+            turns and perhaps system. All turns are traced, each behind the target's own answers to
+            those before; the second turn of question 81 is called 81#2. Train routers on train,
+            report on heldout.
         categories: Keep only these categories.
         limit_per_category: Keep at most this many prompts of each category.
+        turns: Trace at most this many turns of each prompt.
         skip_long_prompts: Leave out prompts that do not fit the target with `max_new_tokens`, and
             count them; else they are refused before anything is written.
         batch_size: Texts that the target writes in one pass.
@@ -70,6 +74,7 @@ class CollectArgs(DecodingOptions):
     prompts: str = "train"
     categories: tuple[str, ...] | None = None
     limit_per_category: int | None = None
+    turns: int | None = None
     skip_long_prompts: bool = False
     max_new_tokens: int = 128
     batch_size: int = 32
@@ -84,16 +89,22 @@ def collect(args: CollectArgs) -> TraceSet:
     """
     arms, args = _check_args(args), _in_the_dtype_of(args)
     prompts = load_prompts(
-        args.prompts, limit_per_category=args.limit_per_category, categories=args.categories
+        args.prompts,
+        limit_per_category=args.limit_per_category,
+        categories=args.categories,
+        turns=args.turns,
     )
     with sole_writer(args.out):
         target, drafters = args.load()
         check_arms(arms, drafters)
         fitted = fit_prompts(
-            target, interleave_categories(prompts), args.max_new_tokens, args.skip_long_prompts
+            target,
+            interleave_categories(prompts),
+            args.max_new_tokens,
+            args.skip_long_prompts,
+            all_turns=True,
         )
-        longest = args.max_new_tokens + max(map(len, fitted.ids.values()), default=0)
-        costs = load_cost_model(target, drafters, arms, longest)
+        costs = load_cost_model(target, drafters, arms, args.max_new_tokens + fitted.longest)
         origin = describe_origin(args, target, drafters, arms, costs)
         origin.host["prompts"] = fitted.describe()
         done = read_done(args.out, origin)
@@ -102,10 +113,26 @@ def collect(args: CollectArgs) -> TraceSet:
             costs_stay = "costs stay those of where they began; near ties may fall differently"
             note_other_device(f"traces {args.out}", began, target, costs_stay)
         requests = requests_of_run(fitted, args.temperature, args.seed)
-        _check_same_prompts(done, requests)
-        missing = [one for one in requests if one.question_id not in done]
-        _trace_missing(args, target, drafters, arms, missing, origin)
+        while requests:  # first turns, then the second ones behind their answers, and so on
+            _check_same_prompts(done, requests)
+            missing = [one for one in requests if one.question_id not in done]
+            _trace_missing(args, target, drafters, arms, missing, origin)
+            requests = _next_turns(args, target, requests)
     return read_traces(args.out)
+
+
+def _next_turns(args: CollectArgs, target: Target, requests: Sequence[Request]) -> list[Request]:
+    """What follows on texts that are in the folder."""
+    longer = [one for one in requests if one.asked and one.asked.has_next]
+    if not longer:
+        return []
+    answers = {text.question_id: text.tokens.tolist() for text in read_traces(args.out).texts}
+    answered = [(one, answers[one.question_id]) for one in longer]
+
+    def seed_of(question_id: str, temperature: float) -> int:
+        return text_seed(args.seed, question_id)
+
+    return next_requests(target, answered, seed_of, args.max_new_tokens)
 
 
 def _in_the_dtype_of(args: CollectArgs) -> CollectArgs:
