@@ -16,6 +16,7 @@ from draftgym.rollouts.prompts.sets import (
     further_turns,
     interleave_categories,
     load_prompts,
+    note_first_turns,
 )
 
 CATEGORIES = ("chat", "code", "math", "summary", "structured")
@@ -157,14 +158,18 @@ def test_a_file_in_another_encoding_is_refused(tmp_path: Path, encoding: str) ->
     assert f"{path}, line 1: " in complaint(path).problem
 
 
-def test_later_turns_are_counted_aloud(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_later_turns_are_counted_aloud_where_they_are_not_played(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     turns = (["One"], ["One", "Two"], ["One", "Two", "Three"])
     lines = (json.dumps({"question_id": i, "turns": mine}) for i, mine in enumerate(turns))
     prompts = load_prompts(write(tmp_path, *lines))
+    assert capsys.readouterr().err == ""
+    note_first_turns(prompts)
     said = capsys.readouterr().err
     assert said.endswith("2 of 3 prompts have further turns, which are not played\n")
     assert said.count("\n") == 1 and further_turns(prompts) == 2
-    load_prompts("heldout")
+    note_first_turns(load_prompts("heldout"))
     assert capsys.readouterr().err == ""
 
 
