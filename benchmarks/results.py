@@ -13,6 +13,7 @@ from benchmarks.report import Table, show
 from draftgym.decoding import files
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.backends import Backend
 from draftgym.decoding.model.target import Target, load_target
 from draftgym.decoding.provenance import (
     describe_drafters,
@@ -40,16 +41,19 @@ class TargetOptions:
         drafters: Drafter checkpoints beside or instead of the shipped ones.
         threads: CPU threads; default: every core this process may use.
         device: auto (an accelerator if torch finds one), cpu, cuda, cuda:1, mps or xpu.
+        backend: Whose pass runs the target: auto (draftgym's own where it computes what
+            transformers computes, else transformers'), compact (draftgym's own) or transformers.
     """
 
     target: str = "smollm2-135m"
     drafters: tuple[Path, ...] = ()
     threads: int | None = None
     device: str = "auto"
+    backend: Backend = "auto"
 
     def load(self, dtype: str = "float32") -> tuple[Target, dict[str, Drafter]]:
         """The target and its drafters."""
-        target = load_target(self.target, dtype, self.threads, self.device)
+        target = load_target(self.target, dtype, self.threads, self.device, self.backend)
         return target, dict(load_drafters(target, self.drafters))
 
 

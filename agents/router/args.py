@@ -7,6 +7,7 @@ from pathlib import Path
 
 from draftgym.agents.common.settings import LIVE_PPO, RouterDQN, RouterPPO, TrainArgs
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.backends import Backend
 from draftgym.envs.reward import GOODPUT
 
 ALGORITHMS = ("ppo", "dqn")
@@ -42,6 +43,8 @@ class RouterArgs(TrainArgs):
         dtype: Live: auto, float32, bfloat16 or float16.
         device: Live: where target and drafters compute (auto, cpu, cuda, cuda:1, mps or xpu); the
             network in training, which is small, stays on the processor.
+        backend: Live: whose pass runs the target: auto (draftgym's own where it computes what
+            transformers computes, else transformers'), compact (draftgym's own) or transformers.
         ppo: Hyperparameters on traces; a resumed run keeps the ones it was started with.
         live_ppo: Hyperparameters on live decoding.
         dqn: Hyperparameters of DQN.
@@ -63,6 +66,7 @@ class RouterArgs(TrainArgs):
     drafters: tuple[Path, ...] = ()
     dtype: str = "auto"
     device: str = "auto"
+    backend: Backend = "auto"
     ppo: RouterPPO = field(default_factory=RouterPPO)
     live_ppo: RouterPPO = LIVE_PPO
     dqn: RouterDQN = field(default_factory=RouterDQN)

@@ -51,7 +51,7 @@ def live_experience(args: RouterArgs) -> Experience:
         DraftgymError: Anything that cannot be loaded, or arms without a drafter.
     """
     prompts = as_prompts(args.prompts)
-    target = load_target(args.target, args.dtype, args.threads, args.device)
+    target = load_target(args.target, args.dtype, args.threads, args.device, args.backend)
     fitted = fit_prompts(target, prompts, args.max_new_tokens, args.skip_long_prompts)
     drafters = load_drafters(target, args.drafters)
     latency: str | CostModel = args.latency

@@ -15,9 +15,6 @@ from draftgym.decoding.model.compact.products import Products
 from draftgym.decoding.model.compact.transformer import Decoder
 from draftgym.decoding.model.compact.weights import context_limit
 from draftgym.decoding.model.fingerprint import WeightFiles, fingerprint, generic_fingerprint
-from draftgym.decoding.model.generic.anatomy import dissect, generic_context_limit
-from draftgym.decoding.model.generic.check import check_runs
-from draftgym.decoding.model.generic.decoder import GenericDecoder
 from draftgym.decoding.model.interface import TargetDecoder
 from draftgym.decoding.model.loading import check_weights, quantisation, read_decoder
 from draftgym.decoding.model.precision import Precision
@@ -91,6 +88,11 @@ def _compact(model: Any, precision: Precision, who: str, files: WeightFiles | No
 
 
 def _generic(model: Any, precision: Precision, who: str, files: WeightFiles | None) -> ReadTarget:
+    # Its modules import transformers, which takes seconds.
+    from draftgym.decoding.model.generic.anatomy import dissect, generic_context_limit
+    from draftgym.decoding.model.generic.check import check_runs
+    from draftgym.decoding.model.generic.decoder import GenericDecoder
+
     if not quantisation(model.config):  # quantisers place what they load themselves
         model.to(precision.torch_device)
     model.eval()

@@ -19,6 +19,7 @@ import tyro
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import write_text
+from draftgym.decoding.model.backends import Backend
 from draftgym.decoding.model.target import Target, load_target
 from draftgym.decoding.provenance import check_run_folder, write_run_config
 from draftgym.drafters.dflash.network import default_taps as default_dflash_taps
@@ -71,6 +72,9 @@ class DrafterArgs:
     device: str = "auto"
     """Where target and drafter compute: auto (an accelerator that torch can use, else the
     processor), cpu, cuda, cuda:1, mps or xpu. A run may go on elsewhere than it began."""
+    backend: Backend = "auto"
+    """Whose pass runs the target: auto (draftgym's own where it computes what transformers
+    computes, else transformers'), compact (draftgym's own) or transformers."""
     threads: int | None = None
     """CPU threads; default: all cores."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -141,7 +145,7 @@ def train(args: Eagle3Args | DFlashArgs | SmallLMArgs) -> Path:
     _check_args(args)
     torch.manual_seed(args.trainer.seed)
     print(f"loading {args.target} and {args.corpus}")
-    target = load_target(args.target, args.dtype, args.threads, args.device)
+    target = load_target(args.target, args.dtype, args.threads, args.device, args.backend)
     print(f"target {target.name}: {target.precision}")
     longest = min(LONGEST_TEXT, target.context_limit - LONGEST_DRAFT)
     corpus = load_corpus(

@@ -37,6 +37,7 @@ from draftgym.decoding.costs.calibration import load_cost_model
 from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import parse_json, write_text
+from draftgym.decoding.model.backends import Backend
 from draftgym.decoding.model.target import load_target
 from draftgym.decoding.provenance import describe_host, describe_target, machine_of
 from draftgym.drafters.loading import load_drafters
@@ -148,6 +149,8 @@ class HostArgs:
         dtype: auto, float32, bfloat16 or float16.
         device: What is measured: auto (an accelerator that torch can use, else the processor), cpu,
             cuda, cuda:1, mps or xpu.
+        backend: Whose pass runs the target: auto (draftgym's own where it computes what
+            transformers computes, else transformers'), compact (draftgym's own) or transformers.
         threads: CPU threads; default: every core this process may use.
     """
 
@@ -160,6 +163,7 @@ class HostArgs:
     drafters: tuple[Path, ...] = ()
     dtype: str = "float32"
     device: str = "auto"
+    backend: Backend = "auto"
     threads: int | None = None
 
 
@@ -172,7 +176,7 @@ def measure_host(args: HostArgs) -> MeasuredHost:
     check_writable(args.out, "name another file with --out")
     if min((1, *args.users, *args.rows_each, *args.contexts, args.repeats)) < 1:
         raise DraftgymError("a measurement of nothing", "give numbers of 1 and more")
-    target = load_target(args.target, args.dtype, args.threads, args.device)
+    target = load_target(args.target, args.dtype, args.threads, args.device, args.backend)
     drafters = load_drafters(target, args.drafters)
     chains = [Arm(name, drafter.max_draft_length) for name, drafter in drafters.items()]
     costs = load_cost_model(target, drafters, chains)

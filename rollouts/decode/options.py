@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from draftgym.decoding.drafting import CatchUp, Drafter
+from draftgym.decoding.model.backends import Backend
 from draftgym.decoding.model.target import Target, load_target
 from draftgym.decoding.stops import Stops
 from draftgym.drafters.loading import load_drafters
@@ -43,6 +44,8 @@ class DecodingOptions:
         device: Where target and drafters compute: auto (an accelerator that torch can use, else the
             processor), cpu, cuda, cuda:1 (the second one), mps (Apple) or xpu (Intel). Another
             device rounds otherwise, so that near ties may flip between two of them.
+        backend: Whose pass runs the target: auto (draftgym's own where it computes what
+            transformers computes, else transformers'), compact (draftgym's own) or transformers.
         threads: CPU threads; default: every core this process may use.
     """
 
@@ -57,6 +60,7 @@ class DecodingOptions:
     ignore_eos: bool = False
     dtype: str = "auto"
     device: str = "auto"
+    backend: Backend = "auto"
     threads: int | None = None
 
     @property
@@ -69,7 +73,7 @@ class DecodingOptions:
 
     def load(self) -> tuple[Target, Mapping[str, Drafter]]:
         """The target and its drafters."""
-        target = load_target(self.target, self.dtype, self.threads, self.device)
+        target = load_target(self.target, self.dtype, self.threads, self.device, self.backend)
         return target, load_drafters(target, self.drafters)
 
 

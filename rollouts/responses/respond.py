@@ -26,6 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.backends import Backend
 from draftgym.decoding.model.fingerprint import is_sampled
 from draftgym.decoding.model.target import Target, load_target
 from draftgym.decoding.provenance import describe_host, describe_target, note_other_device
@@ -71,6 +72,8 @@ class RespondArgs:
             float16.
         device: Where: auto (an accelerator that torch can use, else the processor), cpu, cuda,
             cuda:1, mps or xpu. A folder may go on where another device left it.
+        backend: Whose pass runs the target: auto (draftgym's own where it computes what
+            transformers computes, else transformers'), compact (draftgym's own) or transformers.
         threads: CPU threads; default: every core this process may use.
     """
 
@@ -89,6 +92,7 @@ class RespondArgs:
     target: str = "smollm2-135m"
     dtype: str = "auto"
     device: str = "auto"
+    backend: Backend = "auto"
     threads: int | None = None
 
 
@@ -115,7 +119,9 @@ def respond(args: RespondArgs, target: Target | None = None) -> Written:
         args.prompts, limit_per_category=args.limit_per_category, turns=args.turns
     )
     with sole_writer(args.out):
-        target = target or load_target(args.target, args.dtype, args.threads, args.device)
+        target = target or load_target(
+            args.target, args.dtype, args.threads, args.device, args.backend
+        )
         settings = {  # what decides the texts, and so must not change when a run goes on
             "fingerprint": target.fingerprint,
             "dtype": target.precision.dtype,
