@@ -39,18 +39,20 @@ class DFlashUnroller(Unroller[DFlashNetwork]):
         self.student_rows = network.head(target.decoder.head).clone()
         own = network.lm_head is not None
         self.teacher_rows = target.decoder.head[self.draft_ids] if own else self.student_rows
-        self.rotary = rotary_table(
+        table = rotary_table(
             config.rope_parameters, config.head_dim, config.max_position_embeddings
         )
+        self.rotary = table.to(torch.float32, target.device)
 
     def outputs(self, batch: FeatureBatch, anchors: Tensor, paths: Tensor) -> Tensor:
         """See `Unroller.outputs`; the tokens of `paths` play no part, only how many there are."""
         network, width = self.network, self.network.config.block_size
-        positions = torch.arange(batch.tokens.shape[1])
+        device = anchors.device
+        positions = torch.arange(batch.tokens.shape[1], device=device)
         fused = network.fuse(batch.taps)
         everywhere = self.rotary.at(positions)
         visible = positions < anchors[..., None]
-        blocks = self.rotary.at(anchors[..., None] + torch.arange(width))
+        blocks = self.rotary.at(anchors[..., None] + torch.arange(width, device=device))
         tokens = anchors.new_full((*anchors.shape, width), network.config.mask_token_id)
         tokens[..., 0] = batch.tokens.gather(1, anchors)
 

@@ -42,16 +42,17 @@ class Eagle3Unroller(Unroller[Eagle3Network]):
         self.student_rows = network.lm_head.weight
         self.teacher_rows = target.decoder.head[self.draft_ids].clone()
         config = network.config
-        self.rotary = rotary_table(
+        table = rotary_table(
             config.rope_parameters, config.head_dim, config.max_position_embeddings
         )
+        self.rotary = table.to(torch.float32, target.device)
 
     def outputs(self, batch: FeatureBatch, anchors: Tensor, paths: Tensor) -> Tensor:
         """See `Unroller.outputs`."""
         network, layer = self.network, self.network.midlayer
         index, depth = anchors - 1, paths.shape[-1]  # the first query: the position before
-        rows = torch.arange(len(anchors))[:, None]
-        positions = torch.arange(batch.tokens.shape[1])
+        rows = torch.arange(len(anchors), device=anchors.device)[:, None]
+        positions = torch.arange(batch.tokens.shape[1], device=anchors.device)
         feature = network.fuse(batch.taps)
         pair = layer.pair(self._embed(batch.tokens.roll(-1, 1)), feature)
         context = layer.self_attn.keys_values(pair, self.rotary.at(positions))

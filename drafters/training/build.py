@@ -1,4 +1,8 @@
-"""From a command's settings to a neural drafter in training."""
+"""From a command's settings to a neural drafter in training.
+
+Fresh weights are drawn on the host, so that a seed starts alike on any device; the unroller then
+moves the network to its target's.
+"""
 
 from __future__ import annotations
 
@@ -82,7 +86,7 @@ def build_eagle3(
         with torch.no_grad():
             network.fc.weight.zero_()
             network.fc.weight[:, -shape.hidden :] = torch.eye(shape.hidden)
-            network.lm_head.weight.copy_(target.decoder.head[ids])
+            network.lm_head.weight.copy_(target.decoder.head[ids.to(target.device)])
             network.norm.weight.copy_(target.compact.final_norm)
     return Eagle3Unroller(
         network, target, settings.steps, _sampler(settings, network, target, corpus)

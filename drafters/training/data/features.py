@@ -30,7 +30,7 @@ HIDDEN = "hidden"
 
 @dataclass(frozen=True)
 class FeatureBatch:
-    """A padded batch. B = texts, S = longest text.
+    """A padded batch on the target's device. B = texts, S = longest text.
 
     Attributes:
         tokens: Token ids `[B, S]`, zero behind the end.
@@ -85,18 +85,22 @@ def run_target(
 ) -> list[TextFeatures]:
     """One ragged pass over whole texts."""
     decoder = target.decoder
-    rows = [NewRows(decoder.new_cache(len(text.tokens)), text.tokens) for text in texts]
+    rows = [
+        NewRows(decoder.new_cache(len(text.tokens)), text.tokens.to(decoder.device))
+        for text in texts
+    ]
     outputs = decoder.forward(rows, tap_layers, with_logits=False)
     # Clones: autograd cannot save tensors that were made in inference mode.
     return [TextFeatures(o.taps.flatten(1).clone(), o.hidden.clone()) for o in outputs]
 
 
 def pad_features(texts: Sequence[Text], features: Sequence[TextFeatures]) -> FeatureBatch:
-    """Puts the features of several texts into one padded batch."""
+    """Puts the features of several texts into one padded batch, where the features lie."""
+    device = features[0].hidden.device
     return FeatureBatch(
-        tokens=pad_sequence([text.tokens for text in texts], batch_first=True),
-        lengths=torch.tensor([len(text.tokens) for text in texts]),
-        prompt_lengths=torch.tensor([text.prompt_length for text in texts]),
+        tokens=pad_sequence([text.tokens for text in texts], batch_first=True).to(device),
+        lengths=torch.tensor([len(text.tokens) for text in texts], device=device),
+        prompt_lengths=torch.tensor([text.prompt_length for text in texts], device=device),
         taps=pad_sequence([item.taps for item in features], batch_first=True),
         hidden=pad_sequence([item.hidden for item in features], batch_first=True),
     )
@@ -167,7 +171,7 @@ class FeatureCache:
 
     def _read(self, text: Text, tap_layers: Sequence[int]) -> TextFeatures | None:
         """The stored features; None if there are none, or none of a layer, or a damaged file."""
-        dtype = self.target.decoder.dtype
+        where, dtype = self.target.device, self.target.decoder.dtype
         try:
             with safe_open(self._path(text), "pt") as file:
                 taps = [file.get_tensor(str(layer)) for layer in tap_layers]
@@ -177,7 +181,7 @@ class FeatureCache:
         if torch.finfo(hidden.dtype).bits < torch.finfo(self.stored).bits:
             return None
         joined = torch.cat(taps, dim=-1) if taps else hidden.new_empty(len(hidden), 0)
-        return TextFeatures(joined.to(dtype), hidden.to(dtype))
+        return TextFeatures(joined.to(where, dtype), hidden.to(where, dtype))
 
     def _write(self, text: Text, layers: Sequence[int], features: TextFeatures) -> None:
         parts = features.taps.to(self.stored).chunk(max(1, len(layers)), dim=-1)

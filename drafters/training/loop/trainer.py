@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,10 @@ from tqdm import tqdm
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import replacing, write_text
+from draftgym.decoding.model.device import clock
 from draftgym.decoding.model.target import Target
 from draftgym.drafters.training.data.corpus import Corpus, Text
-from draftgym.drafters.training.data.features import FeatureCache
+from draftgym.drafters.training.data.features import FeatureBatch, FeatureCache
 from draftgym.drafters.training.loop.progress import (
     SELECTS,
     Progress,
@@ -69,7 +69,8 @@ class Trainer:
         self.objective, self.target, self.corpus = objective, target, corpus
         self.folder, self.config, self.watch = folder, config, watch
         self.features = features or FeatureCache(None, target, ())
-        self.peak = matmul_peak()
+        self.device = target.device
+        self.peak = matmul_peak(self.device)
         self.progress = Progress()
         self.optimizer = torch.optim.AdamW(
             objective.network.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0
@@ -134,7 +135,7 @@ class Trainer:
             group["lr"] = lr
         counter: Any = FlopCounterMode(display=False)
         counted = progress.updates % COUNT_EVERY == 0
-        start = time.perf_counter()
+        start = clock(self.device)
         with counter if counted else nullcontext():
             output, tokens = self._loss(texts, seed=progress.updates + 1)
             loss = float(output.loss.detach())
@@ -145,7 +146,7 @@ class Trainer:
             norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.config.clip))
             self._require_finite("gradient", norm)  # before it can spoil the weights
             self.optimizer.step()
-        seconds = time.perf_counter() - start
+        seconds = clock(self.device) - start
         tera_flops = counter.get_total_flops() / 1e12
         if not counted:  # as many a token as so far
             tera_flops = progress.tera_flops * tokens / progress.response_tokens
@@ -181,10 +182,17 @@ class Trainer:
             )
 
     def _loss(self, texts: Sequence[Text], seed: int | None = None) -> tuple[ObjectiveOutput, int]:
-        batch = self.features.batch(texts, self.objective.tap_layers)
-        low = self.target.decoder.dtype == torch.bfloat16
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
+        batch, dtype = self._features(texts), self.target.decoder.dtype
+        low = dtype == torch.bfloat16
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=low):
             return self.objective(batch, seed), batch.response_tokens
+
+    def _features(self, texts: Sequence[Text]) -> FeatureBatch:
+        """The target's states; float32 where they are float16, whose gradients would vanish."""
+        batch = self.features.batch(texts, self.objective.tap_layers)
+        if self.target.decoder.dtype != torch.float16:
+            return batch
+        return replace(batch, taps=batch.taps.float(), hidden=batch.hidden.float())
 
     def _measure(self) -> None:
         """Measures the current weights, and keeps them if they are the best.
@@ -193,7 +201,7 @@ class Trainer:
         the best are exported before the state says so, so that what it says is always there.
         """
         self.save()
-        start = time.perf_counter()
+        start = clock(self.device)
         progress, known = self.progress, len(self.progress.history)
         validation = self._validate()
         watched = self.watch(self.latest) if self.watch is not None else {}
@@ -203,7 +211,7 @@ class Trainer:
         with self._metrics.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(entry) + "\n" for entry in progress.history[known:])
         curve = [x for name, x in validation.items() if name.startswith("agreement")]
-        seconds = time.perf_counter() - start
+        seconds = clock(self.device) - start
         told = f"measured in {seconds:.0f} s: validation loss {validation['loss']:.3f}"
         told += f", top-1 {' '.join(f'{x:.3f}' for x in curve)}"
         if watched:
@@ -261,7 +269,7 @@ class Trainer:
         if not path.exists():
             return
         try:
-            state: dict[str, Any] = torch.load(path, weights_only=True)
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
             self.objective.network.load_state_dict(state["network"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.progress = Progress(**state["progress"])
@@ -276,12 +284,12 @@ class Trainer:
         print(f"resuming {self.folder} at update {self.progress.updates}")
 
 
-def matmul_peak(size: int = 1536, repeats: int = 4) -> float:
-    """Best rate of a square float32 product here and now, in GFLOP/s."""
-    left, right = torch.randn(size, size), torch.randn(size, size)
+def matmul_peak(device: torch.device, size: int = 1536, repeats: int = 4) -> float:
+    """Best rate of a square float32 product on a device here and now, in GFLOP/s."""
+    left, right = torch.randn(2, size, size).to(device)
     best = float("inf")
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = clock(device)
         left @ right
-        best = min(best, time.perf_counter() - start)
+        best = min(best, clock(device) - start)
     return 2 * size**3 / best / 1e9

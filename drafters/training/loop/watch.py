@@ -75,10 +75,9 @@ class Watch:
             # The whole text is asked for: that is what the cache already has from validation.
             taps = self.features.batch([text], drafter.tap_layers).taps[0, :stop]
         else:
-            taps = torch.empty(min(stop, len(text.tokens)), 0)
-        return RecordedText(
-            text.tokens[:stop], text.prompt_length, taps, drafter.tap_layers, GreedyRule()
-        )
+            taps = torch.empty(min(stop, len(text.tokens)), 0, device=self.target.device)
+        tokens = text.tokens[:stop].to(self.target.device)
+        return RecordedText(tokens, text.prompt_length, taps, drafter.tap_layers, GreedyRule())
 
 
 def make_watch(target: Target, features: FeatureCache, corpus: Corpus) -> Watch | None:

@@ -56,26 +56,28 @@ class CandidateSampler:
         self.vocab, self.frequent, self.others = vocab, frequent, others
 
     def draw(self, present: Tensor, seed: int) -> Candidates:
-        """Candidates for a batch.
+        """Candidates for a batch, on its device; those drawn are the same on any.
 
         Args:
             present: Rows that must take part (any shape; negative ones are ignored).
             seed: Seed of the draw.
         """
-        chosen = torch.zeros(self.vocab, dtype=torch.bool)
-        chosen[self.frequent] = True
+        device = present.device
+        chosen = torch.zeros(self.vocab, dtype=torch.bool, device=device)
+        chosen[self.frequent.to(device)] = True
         chosen[present[present >= 0]] = True
         rest = drawn = (~chosen).nonzero()[:, 0]
         if self.others and len(rest) > self.others:
             generator = torch.Generator().manual_seed(seed)
-            drawn = rest[torch.randperm(len(rest), generator=generator)[: self.others]]
-        bias = torch.zeros(self.vocab)
+            order = torch.randperm(len(rest), generator=generator)[: self.others]
+            drawn = rest[order.to(device)]
+        bias = torch.zeros(self.vocab, device=device)
         if len(drawn):
-            bias[drawn] = torch.log(torch.tensor(len(rest) / len(drawn)))
+            bias[drawn] = float(torch.log(torch.tensor(len(rest) / len(drawn))))
         chosen[drawn] = True
         rows = chosen.nonzero()[:, 0]
-        column = torch.full((self.vocab,), -1)
-        column[rows] = torch.arange(len(rows))
+        column = torch.full((self.vocab,), -1, device=device)
+        column[rows] = torch.arange(len(rows), device=device)
         return Candidates(rows, bias[rows], column)
 
 

@@ -103,9 +103,9 @@ def position_losses(scored: Scored, labels: Labels) -> Tensor:
     return scored.cross_entropy if labels == "soft" else -scored.log_q
 
 
-def decay_weights(depth: int, decay: float) -> Tensor:
-    """Decay ** k for k = 0 .. depth - 1."""
-    return decay ** torch.arange(depth)
+def decay_weights(losses: Tensor, decay: float) -> Tensor:
+    """Decay ** k for the K depths k = 0 .. K - 1 of losses `[A, K]`."""
+    return decay ** torch.arange(losses.shape[1], device=losses.device)
 
 
 def plain_loss(scored: Scored, decay: float, labels: Labels = "soft") -> Tensor:
@@ -114,7 +114,7 @@ def plain_loss(scored: Scored, decay: float, labels: Labels = "soft") -> Tensor:
     DFlash writes its weights as exp(-k / gamma): decay = exp(-1 / gamma).
     """
     losses = position_losses(scored, labels)
-    return (decay_weights(losses.shape[1], decay) * losses).sum() / scored.anchors
+    return (decay_weights(losses, decay) * losses).sum() / scored.anchors
 
 
 def lk_loss(scored: Scored, decay: float, eta: float = 3.0) -> Tensor:
@@ -133,13 +133,13 @@ def lk_loss(scored: Scored, decay: float, eta: float = 3.0) -> Tensor:
     mixture = torch.exp(-eta * mean)
     divergence = scored.cross_entropy - scored.entropy
     losses = mixture * divergence + (1 - mixture) * (kept - scored.overlap)
-    return (decay_weights(losses.shape[1], decay) * losses).sum() / scored.anchors
+    return (decay_weights(losses, decay) * losses).sum() / scored.anchors
 
 
 def lk_alpha_loss(scored: Scored, decay: float) -> Tensor:
     """Likelihood form of the LK loss: sum_k decay^k (-log alpha_k)."""
     losses = -(scored.overlap + ~scored.kept).clamp(min=1e-6).log()
-    return (decay_weights(losses.shape[1], decay) * losses).sum() / scored.anchors
+    return (decay_weights(losses, decay) * losses).sum() / scored.anchors
 
 
 def dpace_loss(scored: Scored, labels: Labels = "soft") -> Tensor:

@@ -28,6 +28,8 @@ Paths = dict[TokenPath, tuple[float, ...]]
 class VerifiedPaths:
     """Paths behind A anchors, at most P each and K deep; what is not there is 0 or False.
 
+    All of it lies on the target's device.
+
     Attributes:
         tokens: `[A, P, K]`.
         real: Which tokens exist, bool, same shape.
@@ -101,39 +103,40 @@ def verify_paths(
 
     Args:
         target: The target.
-        tokens: The text `[n]`.
+        tokens: The text `[n]`, on its device.
         anchors: Positions in it, ascending.
         found: Paths behind each.
     """
     tries = [_trie(paths) for paths in found]
-    proposals = [proposal for proposal, _ in tries]
+    logits, hidden = _score_tries(target, tokens, anchors, [proposal for proposal, _ in tries])
+    # What stands where is written down on the host, and looked up on the device all at once.
     shape = (len(found), max(map(len, found)), max(len(p) for paths in found for p in paths))
-    verified = VerifiedPaths(
-        torch.zeros(shape, dtype=torch.long),
-        torch.zeros(shape, dtype=torch.bool),
-        torch.zeros(shape),
-        torch.zeros(shape),
-        torch.zeros(shape, dtype=torch.bool),
-        torch.zeros(*shape, target.decoder.shape.hidden),
-    )
-    passes = _score_tries(target, tokens, anchors, proposals)
-    for anchor, ((_, rows), (logits, hidden)) in enumerate(zip(tries, passes, strict=True)):
-        log_p, best = logits.log_softmax(-1), logits.argmax(-1)
+    tokens, real = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.bool)
+    log_q, rows = torch.zeros(shape), torch.zeros(shape, dtype=torch.long)
+    start = 0
+    for anchor, (trie, row_behind) in enumerate(tries):
         for column, (path, logprobs) in enumerate(found[anchor].items()):
             at = (anchor, column, slice(len(path)))
-            ids = torch.tensor(path)
-            before = [rows[path[:stop]] for stop in range(len(path))]
-            verified.tokens[at] = ids
-            verified.real[at] = True
-            verified.log_q[at] = torch.tensor(logprobs)
-            verified.log_p[at] = log_p[before, ids]
-            verified.best[at] = best[before] == ids
-            verified.hidden[at] = hidden[before].float()
-    return verified
+            before = [start + row_behind[path[:stop]] for stop in range(len(path))]
+            tokens[at], real[at] = torch.tensor(path), True
+            log_q[at], rows[at] = torch.tensor(logprobs), torch.tensor(before)
+        start += len(trie) + 1
+    tokens, real, log_q, rows = (x.to(logits.device) for x in (tokens, real, log_q, rows))
+    return VerifiedPaths(
+        tokens,
+        real,
+        log_q,
+        log_p=torch.where(real, logits.log_softmax(-1)[rows, tokens], 0.0),
+        best=real & (logits.argmax(-1)[rows] == tokens),
+        hidden=hidden[rows].float() * real[..., None],
+    )
 
 
 def _trie(paths: Paths) -> tuple[Proposal, dict[TokenPath, int]]:
-    """The union of some paths, and the row of its logits behind every beginning of a path."""
+    """The union of some paths, and the row of its logits behind every beginning of a path.
+
+    It lies on the host.
+    """
     rows: dict[TokenPath, int] = {(): 0}
     tokens: list[int] = []
     parents: list[int] = []
@@ -149,9 +152,12 @@ def _trie(paths: Paths) -> tuple[Proposal, dict[TokenPath, int]]:
 
 def _score_tries(
     target: Target, tokens: Tensor, anchors: Sequence[int], tries: Sequence[Proposal]
-) -> list[tuple[Tensor, Tensor]]:
-    """Logits `[n + 1, V]` and hidden states `[n + 1, d]` of each trie, its anchor first."""
-    text = tokens[: max(anchors)]
+) -> tuple[Tensor, Tensor]:
+    """Logits `[N, V]` and hidden states `[N, d]` of all tries in turn, each behind its anchor's.
+
+    Masks and positions are made on the host and moved as a whole.
+    """
+    text, device = tokens[: max(anchors)], target.device
     sizes = [len(trie) + 1 for trie in tries]
     total = len(text) + sum(sizes)
     visible = torch.zeros(total, total, dtype=torch.bool)
@@ -161,16 +167,16 @@ def _score_tries(
     for anchor, trie, size in zip(anchors, tries, sizes, strict=True):
         visible[start : start + size, :anchor] = True
         visible[start : start + size, start : start + size] = trie.ancestor_mask()
-        all_tokens += [tokens[anchor : anchor + 1], trie.tokens]
+        all_tokens += [tokens[anchor : anchor + 1], trie.tokens.to(device)]
         positions.append(anchor + torch.cat([torch.zeros(1, dtype=torch.long), trie.depths()]))
         start += size
     rows = NewRows(
         target.decoder.new_cache(total),
         torch.cat(all_tokens),
-        torch.cat(positions),
-        visible,
+        torch.cat(positions).to(device),
+        visible.to(device),
         logits_from=len(text),
     )
     (output,) = target.decoder.forward([rows])
-    pairs = zip(output.logits.split(sizes), output.hidden.split(sizes), strict=True)
-    return [(logits.clone(), hidden.clone()) for logits, hidden in pairs]
+    # Clones: autograd cannot save tensors that were made in inference mode.
+    return output.logits.clone(), output.hidden.clone()

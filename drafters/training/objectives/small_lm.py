@@ -48,7 +48,8 @@ class SmallLMObjective(Objective):
     """Soft cross-entropy with the target on response positions.
 
     Args:
-        network: A transformers causal LM (float32) with the target's embedding and head, frozen.
+        network: A transformers causal LM (float32) with the target's embedding and head, frozen; it
+            is moved to the target's device.
         target: The target; its head serves teacher and student.
         sampler: Draws the tokens that take part in a training batch; None takes all.
     """
@@ -58,8 +59,9 @@ class SmallLMObjective(Objective):
     def __init__(
         self, network: Any, target: Target, sampler: CandidateSampler | None = None
     ) -> None:
-        self.network, self.sampler = network, sampler
-        self.head = target.decoder.head
+        self.network, self.sampler = network.to(target.device), sampler
+        head = target.decoder.head
+        self.head = head.float() if head.dtype == torch.float16 else head
 
     def __call__(self, batch: FeatureBatch, seed: int | None = None) -> ObjectiveOutput:
         """Loss of one batch, and top-1 agreement with the text.
@@ -67,7 +69,7 @@ class SmallLMObjective(Objective):
         Padding lies behind the texts, where causal attention never looks.
         """
         hidden = self.network.model(batch.tokens, use_cache=False).last_hidden_state
-        positions = torch.arange(batch.tokens.shape[1])
+        positions = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
         real = positions >= batch.prompt_lengths[:, None] - 1
         real &= positions < batch.lengths[:, None] - 1
         labels = batch.tokens.roll(-1, 1)[real]

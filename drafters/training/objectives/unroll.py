@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from draftgym.decoding.drafting import Drafter
+from draftgym.decoding.model.device import to_host
 from draftgym.decoding.model.target import Target
 from draftgym.drafters.dflash.network import DFlashNetwork
 from draftgym.drafters.eagle3.network import Eagle3Network
@@ -28,10 +29,10 @@ Network = TypeVar("Network", Eagle3Network, DFlashNetwork)
 
 
 class Unroller(ABC, Generic[Network]):
-    """A drafter in training.
+    """A drafter in training, where its target computes.
 
     Args:
-        network: Its network (float32 weights).
+        network: Its network (float32 weights); it is moved there.
         target: The target.
         sampler: Draws the draft-vocabulary rows that take part in a training batch; None takes all.
 
@@ -49,7 +50,7 @@ class Unroller(ABC, Generic[Network]):
     def __init__(
         self, network: Network, target: Target, sampler: CandidateSampler | None = None
     ) -> None:
-        self.network: Network = network
+        self.network: Network = network.to(target.device)
         self.sampler = sampler
         self.tap_layers = network.config.tap_layers
         self.embedding = network.embedding(target.decoder.embedding)
@@ -86,10 +87,11 @@ class Unroller(ABC, Generic[Network]):
             valid: Which of them are real `[B, R]`.
             seed: Of the candidates; None takes the whole draft vocabulary.
         """
-        offsets = anchors[..., None] + torch.arange(1, self.depth + 1)
+        device = anchors.device
+        offsets = anchors[..., None] + torch.arange(1, self.depth + 1, device=device)
         real = valid[..., None] & (offsets < batch.lengths[:, None, None])
         inside = offsets.clamp(max=batch.tokens.shape[1] - 1)
-        rows = torch.arange(len(batch.tokens))[:, None, None]
+        rows = torch.arange(len(batch.tokens), device=device)[:, None, None]
         paths = batch.tokens[rows, inside]
         outputs = self.outputs(batch, anchors, paths)
         # The target's distribution of a token is read off the position before it.
@@ -129,12 +131,15 @@ class Unroller(ABC, Generic[Network]):
 def pick_anchors(batch: FeatureBatch, most: int | None, seed: int) -> tuple[Tensor, Tensor]:
     """Response positions to draft from, `[B, R]`, and which of them are real.
 
+    They are drawn on the host: a seed picks the same ones on any device.
+
     Args:
         batch: The texts.
         most: Random ones per text, without repeats; None takes all.
         seed: Of the draw.
     """
-    first, counts = batch.prompt_lengths, batch.lengths - 1 - batch.prompt_lengths
+    first, lengths = (to_host(one) for one in (batch.prompt_lengths, batch.lengths))
+    counts = lengths - 1 - first
     longest = int(counts.max())
     if most is None or most >= longest:
         picks = torch.arange(longest).expand(len(counts), -1)
@@ -144,4 +149,5 @@ def pick_anchors(batch: FeatureBatch, most: int | None, seed: int) -> tuple[Tens
         keys.masked_fill_(torch.arange(longest) >= counts[:, None], 2.0)
         picks = keys.argsort(1)[:, :most]
     valid = picks < counts[:, None]
-    return (first[:, None] + picks).clamp(max=batch.tokens.shape[1] - 1), valid
+    anchors = (first[:, None] + picks).clamp(max=batch.tokens.shape[1] - 1)
+    return anchors.to(batch.tokens.device), valid.to(batch.tokens.device)

@@ -147,7 +147,7 @@ class Judgement:
 
     def metrics(self, paths: VerifiedPaths) -> dict[str, float]:
         """Bound and marginal over the paths that were found, and what these are worth."""
-        q = vsd.tempered(self.log_q, torch.ones(len(self.log_q)))
+        q = vsd.tempered(self.log_q, torch.ones_like(self.log_q[:, 0]))
         there = self.worth > 0
         q = q * there / (q * there).sum(-1, keepdim=True).clamp(min=1e-9)
         logs = (q.clamp(min=1e-9).log(), self.log_p, self.worth.log())
