@@ -76,14 +76,29 @@ def generic_fingerprint(model: Any, files: WeightFiles | None = None) -> str:
         files: Where the weights were read from, if from files: these are hashed once only.
     """
     config = model.config.get_text_config()
-    said = json.loads(json.dumps(config.to_diff_dict(), default=str))
-    facts = {key: value for key, value in said.items() if key not in NO_SAY}
-    facts |= {"model_type": config.model_type}
+    facts = _told_by(config) | {"model_type": config.model_type}
+    if config is not model.config:  # the language model of one that also sees or hears
+        facts["beside"] = _told_by(model.config)
     known = files.known("transformers") if files else None
     weights = known or hash_tensors(model.state_dict())
     if files and not known:
         files.keep(weights, "transformers")
     return hash_facts(facts, weights)
+
+
+def _told_by(config: Any) -> dict[str, Any]:
+    """What a configuration says that decides what is computed; its language model's part apart."""
+
+    def having_a_say(said: dict[str, Any]) -> dict[str, Any]:
+        return {
+            key: having_a_say(value) if isinstance(value, dict) else value
+            for key, value in said.items()
+            if key not in NO_SAY
+        }
+
+    said: dict[str, Any] = json.loads(json.dumps(config.to_diff_dict(), default=str))
+    said.pop("text_config", None)
+    return having_a_say(said)
 
 
 def hash_facts(facts: Mapping[str, Any], weights: str) -> str:

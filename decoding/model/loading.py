@@ -104,10 +104,13 @@ def load_model(
 
     given: dict[str, Any] = {"state_dict": tensors} if tensors is not None else {}
     kinds = transformers.AutoModelForCausalLM._model_mapping
-    if type(config) not in kinds:
+    if reads_images(config):
+        kinds = transformers.AutoModelForImageTextToText._model_mapping
+    if type(config) not in kinds or config.is_encoder_decoder:
         raise DraftgymError(
             f"{who} is a {config.model_type!r} model, which transformers has no causal LM for",
-            "name a model that AutoModelForCausalLM loads",
+            "name a model that AutoModelForCausalLM or AutoModelForImageTextToText loads, and that "
+            "is no encoder with a decoder",
         )
     with _telling(who), quiet_transformers():
         kind = kinds[type(config)]
@@ -183,6 +186,13 @@ def check_supported(config: Any, who: str) -> None:
             f"the config.json of {who} gives it {context_limit(config)} positions",
             "set max_position_embeddings to the length of its training texts",
         )
+
+
+def reads_images(config: Any) -> bool:
+    """Whether a configuration is one of a model that reads images beside text."""
+    import transformers
+
+    return type(config) in transformers.AutoModelForImageTextToText._model_mapping
 
 
 def quantisation(config: Any) -> str:

@@ -20,10 +20,10 @@ from draftgym.decoding.model.compact.transformer import Decoder
 from draftgym.decoding.model.embedded import EMBEDDED_TARGETS, embedded_target, gguf_target
 from draftgym.decoding.model.fingerprint import WeightFiles, weight_files
 from draftgym.decoding.model.interface import ModelInputs, TargetDecoder
-from draftgym.decoding.model.loading import load_config, load_model
+from draftgym.decoding.model.loading import load_config, load_model, reads_images
 from draftgym.decoding.model.messages import Message, encode_messages
 from draftgym.decoding.model.precision import Precision, choose_precision
-from draftgym.decoding.model.processor import Processor
+from draftgym.decoding.model.processor import Processor, image_tokens, load_processor
 from draftgym.decoding.model.text import (
     check_tokens,
     load_tokenizer,
@@ -244,10 +244,14 @@ def load_target(
         torch.set_num_threads(precision.threads)
         check_backend(backend)
         config = load_config(source, f"target {name!r}", compact=backend == "compact")
+        processor = load_processor(source, config, name) if reads_images(config) else None
         files = weight_files(source)
         model = load_model(source, config, precision.torch_dtype, f"target {name!r}")
-        tokenizer = load_tokenizer(source, f"target {name!r}")
-        return wrap_model(model, tokenizer, name, precision, files, backend)
+        if processor is None:
+            tokenizer = load_tokenizer(source, f"target {name!r}")
+        else:
+            tokenizer = processor.inner.tokenizer
+        return wrap_model(model, tokenizer, name, precision, files, backend, processor)
     except BaseException:
         torch.set_num_threads(threads_before)
         raise
@@ -260,6 +264,7 @@ def wrap_model(
     precision: Precision,
     files: WeightFiles | None = None,
     backend: Backend = "auto",
+    processor: Processor | None = None,
 ) -> Target:
     """Makes a `Target` of a transformers model that is already in memory.
 
@@ -270,6 +275,7 @@ def wrap_model(
         precision: In which numbers it computes, and where.
         files: Where it was just read from; the fingerprint is remembered for them.
         backend: Whose pass runs it; see `load_target`.
+        processor: What makes its prompts, if it reads images.
 
     Raises:
         DraftgymError: Neither pass can be trusted with it, or not the one that is asked for.
@@ -286,4 +292,6 @@ def wrap_model(
         fingerprint=read.fingerprint,
         precision=precision,
         architecture=type(model).__name__,
+        image_tokens=image_tokens(model.config, processor),
+        processor=processor,
     )

@@ -103,7 +103,7 @@ def stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     """
     stops = getattr(model.generation_config, "eos_token_id", None)
     if stops is None:
-        stops = model.config.eos_token_id
+        stops = getattr(model.config.get_text_config(), "eos_token_id", None)
     found = [] if stops is None else stops if isinstance(stops, list | tuple) else [stops]
     for token in found:
         if not isinstance(token, int) or isinstance(token, bool):

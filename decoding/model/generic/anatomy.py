@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.model.interface import DecoderShape
+from draftgym.decoding.model.interface import DecoderShape, ModelInputs
 
 CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 """What models call their cache, the newest name first."""
@@ -30,6 +30,7 @@ class Anatomy:
         head: The language-model head.
         arguments: Names that its `forward` takes.
         cache_name: As which of them it takes its cache.
+        open: Whether it takes others, too.
     """
 
     model: Any
@@ -39,6 +40,11 @@ class Anatomy:
     head: nn.Module
     arguments: frozenset[str]
     cache_name: str
+    open: bool = False
+
+    def accepted(self, inputs: ModelInputs) -> dict[str, Any]:
+        """Those of a processor's outputs that the model takes."""
+        return {k: v for k, v in inputs.items() if self.open or k in self.arguments}
 
     @property
     def embedding(self) -> Tensor:
@@ -66,7 +72,9 @@ def dissect(model: Any, who: str) -> Anatomy:
     config = model.config.get_text_config()
     body, head = model.get_decoder(), model.get_output_embeddings()
     layers = _layers(body, getattr(config, "num_hidden_layers", 0))
-    arguments = frozenset(inspect.signature(model.forward).parameters)
+    signature = inspect.signature(model.forward).parameters
+    arguments = frozenset(signature)
+    takes_others = any(one.kind is one.VAR_KEYWORD for one in signature.values())
     cache_name = next((name for name in CACHE_NAMES if name in arguments), None)
     missing = {"language-model head": head, "list of layers": layers, "cache": cache_name}
     for part, found in missing.items():
@@ -76,7 +84,7 @@ def dissect(model: Any, who: str) -> Anatomy:
                 "name a causal LM of transformers that generates with a cache",
             )
     assert layers is not None and cache_name is not None
-    return Anatomy(model, config, body, layers, head, arguments, cache_name)
+    return Anatomy(model, config, body, layers, head, arguments, cache_name, takes_others)
 
 
 def _layers(body: nn.Module, count: int) -> nn.ModuleList | None:

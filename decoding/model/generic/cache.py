@@ -78,11 +78,15 @@ class GenericCache:
     Args:
         layers: Number of decoder layers.
         capacity: Most positions that fit.
+
+    Attributes:
+        offset: How much further its next token stands than its row says; see `image_positions`.
     """
 
     def __init__(self, layers: int, capacity: int) -> None:
         self.capacity = capacity
         self.length = 0
+        self.offset = 0
         self.store = DynamicCache()
         self.rows = [RowsLayer(capacity) for _ in range(layers)]
         self.store.layers = list(self.rows)
@@ -122,4 +126,4 @@ class GenericCache:
         """Takes over the first `length` positions of another cache."""
         for mine, its in zip(self.rows, other.rows, strict=True):
             mine.take(its, length)
-        self.length = length
+        self.length, self.offset = length, other.offset

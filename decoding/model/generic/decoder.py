@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from draftgym.decoding.model.generic.anatomy import Anatomy, generic_shape
 from draftgym.decoding.model.generic.cache import GenericCache
+from draftgym.decoding.model.generic.positions import image_positions
 from draftgym.decoding.model.interface import NewRows, PassOutput
 
 
@@ -90,14 +91,26 @@ class GenericDecoder:
             "use_cache": True,
         }
         if "position_ids" in self.parts.arguments:
-            positions = rows.positions
-            if positions is None:
-                stop = rows.cache.length + len(rows.tokens)
-                positions = torch.arange(stop - len(tokens), stop, device=tokens.device)
-            given["position_ids"] = positions[None]
+            given["position_ids"] = self._positions(rows, tokens)
         if "logits_to_keep" in self.parts.arguments:
             given["logits_to_keep"] = wanted
+        if rows.inputs is not None:
+            given |= self.parts.accepted(rows.inputs)
         return self.parts.model(**given)
+
+    def _positions(self, rows: NewRows, tokens: Tensor) -> Tensor:
+        """Positions `[1, n]` of what runs; `[3, 1, n]` where a model gives images places in grids.
+
+        The cache remembers how much further the text behind images stands.
+        """
+        if rows.inputs is not None:
+            positions, rows.cache.offset = image_positions(self.parts.model, tokens, rows.inputs)
+            return positions
+        if rows.positions is not None:
+            moved: Tensor = rows.positions[None] + rows.cache.offset
+            return moved
+        stop = rows.cache.length + len(rows.tokens) + rows.cache.offset
+        return torch.arange(stop - len(tokens), stop, device=tokens.device)[None]
 
     def _tail(self, hidden: Tensor) -> Tensor:
         """What the model makes of hidden states behind its body: head, scales, soft-caps."""
