@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from draftgym.decoding.drafting import DraftContext, Drafter, DraftShape, Place
-from draftgym.decoding.model.compact.cache import KVCache
+from draftgym.decoding.model.compact.cache import ROWS_TOGETHER, KVCache
 from draftgym.decoding.model.device import upload
 from draftgym.decoding.verify.proposal import Proposal, on_host
 
@@ -70,7 +70,7 @@ class BatchDrafter(Drafter):
 
     @torch.inference_mode()
     def catch_up(self, state: KVCache, context: DraftContext, full: bool = False) -> int:
-        """Encodes all positions but the newest `lag` in one call; see `Drafter.catch_up`.
+        """Encodes all positions but the newest `lag`, many at once; see `Drafter.catch_up`.
 
         Of a context that has become shorter, the positions behind its end are forgotten.
         """
@@ -78,8 +78,10 @@ class BatchDrafter(Drafter):
         if stop <= start:
             state.roll_back(stop)
             return 0
-        self.encode(state, context, start, stop, full)
-        state.keep(stop - start)
+        for first in range(start, stop, ROWS_TOGETHER):
+            behind = min(stop, first + ROWS_TOGETHER)
+            self.encode(state, context, first, behind, full)
+            state.keep(behind - first)
         return stop - start
 
     def take_over(self, state: KVCache, length: int, capacity: int) -> KVCache:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from draftgym.decoding.model.compact.cache import KVCache
 from draftgym.decoding.model.compact.layers import (
     RotaryTable,
+    Sight,
     additive_mask,
     attend,
     rotate,
@@ -205,7 +206,7 @@ def in_cache(cache: KVCache, layer: int, visible: Tensor | None) -> Attend:
     def attend_in_cache(queries: Tensor, own: KeysValues) -> Tensor:
         keys, values = cache.write(layer, *own)
         mask = None if visible is None else additive_mask(visible, keys.shape[1], queries.dtype)
-        return attend(queries, keys, values, mask)
+        return attend(queries, keys, values, Sight(0, mask))
 
     return attend_in_cache
 

@@ -101,11 +101,13 @@ def tiny_dflash(target: Target, seed: int = 2, block_size: int = 5) -> DFlashDra
 
 def tiny_small_lm(target: Target) -> SmallLMDrafter:
     """A small LM that has most of the target's layers, so that they often agree."""
-    whole = target.decoder
-    layers = [*whole.layers[:-2], whole.layers[-1]]
-    shape = replace(whole.shape, layers=len(layers))
-    parts = (whole.embedding, whole.final_norm, whole.head, whole.rotary)
-    return SmallLMDrafter(Decoder(shape, layers, *parts))
+    whole = target.compact
+    kept = [*range(whole.shape.layers - 2), whole.shape.layers - 1]
+    ropes = tuple(whole.ropes[layer] for layer in kept)
+    windows = tuple(whole.windows[layer] for layer in kept)
+    shape = replace(whole.shape, layers=len(kept), ropes=ropes, windows=windows)
+    parts = (whole.embedding, whole.final_norm, whole.head, whole.rotaries)
+    return SmallLMDrafter(Decoder(shape, [whole.layers[layer] for layer in kept], *parts))
 
 
 def tiny_drafters(target: Target) -> dict[str, Drafter]:

@@ -12,8 +12,8 @@ from typing import Any, Literal, get_args
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.compact.products import Products
+from draftgym.decoding.model.compact.settings import context_limit, main_rope
 from draftgym.decoding.model.compact.transformer import Decoder
-from draftgym.decoding.model.compact.weights import context_limit
 from draftgym.decoding.model.fingerprint import WeightFiles, fingerprint, generic_fingerprint
 from draftgym.decoding.model.interface import TargetDecoder
 from draftgym.decoding.model.loading import check_weights, quantisation, read_decoder
@@ -83,8 +83,9 @@ def _compact(model: Any, precision: Precision, who: str, files: WeightFiles | No
     decoder: Decoder = read_decoder(
         model, precision.torch_dtype, who, products, precision.torch_device
     )
-    rope = dict(model.config.rope_parameters)
-    return ReadTarget(decoder, context_limit(model.config), rope, fingerprint(decoder, rope, files))
+    rope = model.config.rope_parameters
+    found = fingerprint(decoder, rope, files)
+    return ReadTarget(decoder, context_limit(model.config), main_rope(rope), found)
 
 
 def _generic(model: Any, precision: Precision, who: str, files: WeightFiles | None) -> ReadTarget:
@@ -103,6 +104,6 @@ def _generic(model: Any, precision: Precision, who: str, files: WeightFiles | No
     return ReadTarget(
         decoder,
         limit,
-        dict(getattr(parts.config, "rope_parameters", None) or {}),
+        main_rope(getattr(parts.config, "rope_parameters", None) or {}),
         generic_fingerprint(model, files),
     )

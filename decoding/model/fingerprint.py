@@ -37,6 +37,9 @@ NO_SAY = frozenset(
 )
 """Settings of a configuration that change nothing that a model computes for a token."""
 
+WHOLE_ROTATION = ("partial_rotary_factor", 1.0)
+"""What goes without saying."""
+
 
 class Fingerprinted(Protocol):
     """A loaded target, or what is known of one that is not."""
@@ -135,12 +138,13 @@ def settings(config: Any) -> dict[str, Any]:
     """The fields of a dataclass that differ from their defaults.
 
     A field that a later version adds, with what was always meant as its default, so changes no
-    fingerprint.
+    fingerprint. Nor does one whose metadata say `in_fingerprint=False`.
     """
     return {
         field.name: getattr(config, field.name)
         for field in fields(config)
-        if field.default is MISSING or getattr(config, field.name) != field.default
+        if field.metadata.get("in_fingerprint", True)
+        and (field.default is MISSING or getattr(config, field.name) != field.default)
     }
 
 
@@ -149,11 +153,14 @@ def plain_rope(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
     Versions of transformers write `type` or `rope_type`, whole numbers or floats, and empty keys.
     """
+    if any(isinstance(value, Mapping) for value in parameters.values()):  # per type of layer
+        return {key: plain_rope(value) for key, value in parameters.items() if value}
     said = {key: value for key, value in parameters.items() if value is not None}
     kind = said.pop("rope_type", None) or said.get("type", "default")
     said.pop("type", None)
     if kind == "default":
-        said = {"rope_theta": said["rope_theta"]} if "rope_theta" in said else {}
+        counts = {key: said[key] for key in ("rope_theta", "partial_rotary_factor") if key in said}
+        said = {key: value for key, value in counts.items() if (key, value) != WHOLE_ROTATION}
     numbers = {k: float(v) if isinstance(v, int | float) else v for k, v in said.items()}
     return {"rope_type": kind, **numbers}
 
@@ -202,7 +209,12 @@ def sampled_fingerprint(decoder: Decoder) -> str:
     facts = ", ".join(f"{name}={getattr(shape, name)!r}" for name in names)
     digest = hashlib.sha256(f"DecoderShape({facts})".encode())
     sample = [decoder.embedding[::97], decoder.final_norm]
-    sample += [tensor for layer in decoder.layers for tensor in (layer.post_norm, layer.down[::61])]
+    sample += [
+        tensor
+        for layer in decoder.layers
+        if layer.post_norm is not None  # as in all models that those versions ran
+        for tensor in (layer.post_norm, layer.down[::61])
+    ]
     for tensor in sample:
         digest.update(_plain_numbers(tensor))
     return digest.hexdigest()[:SAMPLED_DIGITS]

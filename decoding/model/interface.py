@@ -8,7 +8,7 @@ knows, and the generic one (`draftgym.decoding.model.generic`), which drives tra
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -20,7 +20,29 @@ ModelInputs = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class DecoderShape:
-    """Sizes of a decoder, and the function of its MLPs' gates by its name in configurations."""
+    """Sizes of a decoder, and what else beside its weights decides what it computes.
+
+    Attributes:
+        layers: Decoder layers.
+        hidden: Width of the residual stream.
+        heads: Query heads.
+        kv_heads: Key/value heads.
+        head_dim: Size of a head.
+        vocab: Rows of the language-model head.
+        eps: Epsilon of the norms.
+        activation: Of its MLPs' gates, by its name in configurations.
+        embedding_scale: What embeddings are multiplied with.
+        residual_scale: What attention and MLP are multiplied with before they join the stream.
+        attention_scale: Of attention's scores; None for 1 / sqrt(head_dim).
+        attention_cap: Scores of attention are pressed between -cap and cap; None leaves them.
+        logit_scale: What logits are multiplied with.
+        logit_cap: Logits are pressed between -cap and cap; None leaves them.
+        experts_per_token: Experts that a token goes through, in layers that have some.
+        shares_sum_to_one: Whether the shares of a token's experts are scaled to a sum of 1.
+        ropes: Which of its rotary tables each layer uses (`NO_ROPE`: none); empty for the first.
+        windows: How many positions each layer sees back, the row's own included; 0 or empty for
+            all. Fingerprints leave them out: they change nothing until a text is longer.
+    """
 
     layers: int
     hidden: int
@@ -30,6 +52,20 @@ class DecoderShape:
     vocab: int
     eps: float
     activation: str = "silu"
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    attention_scale: float | None = None
+    attention_cap: float | None = None
+    logit_scale: float = 1.0
+    logit_cap: float | None = None
+    experts_per_token: int = 0
+    shares_sum_to_one: bool = False
+    ropes: tuple[int, ...] = ()
+    windows: tuple[int, ...] = field(default=(), metadata={"in_fingerprint": False})
+
+
+NO_ROPE = -1
+"""In `DecoderShape.ropes`: a layer without rotary embedding."""
 
 
 class SequenceCache(Protocol):
@@ -131,8 +167,19 @@ class TargetDecoder(Protocol):
     def head(self) -> Tensor:
         """Language-model head `[vocab, d]`."""
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Float32 logits `[n, vocab]` of final hidden states `[n, d]`, as `PassOutput` has both."""
+    def logits(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Float32 logits of final hidden states, as `PassOutput` has both.
+
+        This is more than a product with `head` where the model scales or caps its logits. Gradients
+        reach `hidden`.
+
+        Args:
+            hidden: `[..., d]`.
+            rows: Tokens whose logits are wanted `[m]`; None for all.
+
+        Returns:
+            `[..., m]`.
+        """
 
     def new_cache(self, capacity: int) -> Any:
         """An empty `SequenceCache` for one sequence."""

@@ -16,8 +16,9 @@ import torch
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.compact.agreement import check_agrees
 from draftgym.decoding.model.compact.products import Products
+from draftgym.decoding.model.compact.settings import SUPPORTED_MODELS, context_limit
 from draftgym.decoding.model.compact.transformer import Decoder
-from draftgym.decoding.model.compact.weights import SUPPORTED_MODELS, context_limit, extract_decoder
+from draftgym.decoding.model.compact.weights import extract_decoder
 from draftgym.decoding.model.text import one_line
 
 FIXED_ROPES = ("default", "linear", "llama3", "yarn")
@@ -171,11 +172,7 @@ def check_supported(config: Any, who: str) -> None:
             f"the weights of {who} are quantised ({method})",
             UNQUANTISED,
         )
-    if getattr(config, "mlp_bias", False):
-        raise DraftgymError(f"the MLP of {who} has biases", "name a model without MLP biases")
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    scaling = rope.get("rope_type", rope.get("type", "default"))
-    if scaling not in FIXED_ROPES:
+    for scaling in _rope_types(config) - set(FIXED_ROPES):
         why = ", whose angles change with the length" if scaling in ("dynamic", "longrope") else ""
         raise DraftgymError(
             f"{who} uses {scaling!r} rotary scaling{why}",
@@ -201,6 +198,13 @@ def quantisation(config: Any) -> str:
     if not quantised:
         return ""
     return str(quantised.get("quant_method") if isinstance(quantised, dict) else quantised)
+
+
+def _rope_types(config: Any) -> set[str]:
+    """Kinds of rotary embedding, of all types of layers."""
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    nested = [part for part in rope.values() if isinstance(part, dict)]
+    return {str(part.get("rope_type", part.get("type", "default"))) for part in nested or [rope]}
 
 
 def check_complete(report: dict[str, Any], who: str) -> None:

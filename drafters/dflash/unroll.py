@@ -37,8 +37,6 @@ class DFlashUnroller(Unroller[DFlashNetwork]):
         self.depth = config.block_size - 1
         self.target_head = target.decoder.head
         self.student_rows = network.head(target.decoder.head).clone()
-        own = network.lm_head is not None
-        self.teacher_rows = target.decoder.head[self.draft_ids] if own else self.student_rows
         table = rotary_table(
             config.rope_parameters, config.head_dim, config.max_position_embeddings
         )

@@ -40,7 +40,6 @@ class Eagle3Unroller(Unroller[Eagle3Network]):
         super().__init__(network, target, sampler)
         self.depth = steps
         self.student_rows = network.lm_head.weight
-        self.teacher_rows = target.decoder.head[self.draft_ids].clone()
         config = network.config
         table = rotary_table(
             config.rope_parameters, config.head_dim, config.max_position_embeddings

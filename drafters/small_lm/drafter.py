@@ -34,8 +34,8 @@ from draftgym.drafters.tree import scratch_rows
 class SmallLMDrafter(AutoregressiveDrafter):
     """Drafts a chain one token per step, or a tree one level per step.
 
-    The state covers all committed positions but the newest, which is drafted from in full. Beyond
-    the last position that the model can attend to (a sliding window) it drafts nothing.
+    The state covers all committed positions but the newest, which is drafted from in full. Its
+    rotary tables reach as far as the target's.
 
     Args:
         decoder: The small LM, in the target's dtype.
@@ -61,11 +61,6 @@ class SmallLMDrafter(AutoregressiveDrafter):
         self.draft_rows = 1 + scratch_rows(self.max_draft_length)
 
     @property
-    def context_limit(self) -> int:
-        """Most positions the small LM can attend to."""
-        return len(self.decoder.rotary)
-
-    @property
     def fingerprint(self) -> str:
         """Hash of the small LM's weights."""
         return fingerprint(self.decoder, self.rope_parameters)
@@ -78,29 +73,6 @@ class SmallLMDrafter(AutoregressiveDrafter):
     def new_cache(self, rows: int) -> KVCache:
         """A cache of all layers."""
         return self.decoder.new_cache(rows)
-
-    def catch_up(self, state: KVCache, context: DraftContext, full: bool = False) -> int:
-        """Encodes what it missed, up to its own limit; see `Drafter.catch_up`."""
-        return super().catch_up(state, PrefixView(context, self._reach(context)), full)
-
-    def propose(self, state: KVCache, context: DraftContext, shape: DraftShape) -> Proposal:
-        """Drafts as far as its positions reach; see `Drafter.propose`."""
-        room = self._room(len(context.tokens))
-        return super().propose(state, context, shape.cut(room)) if room > 0 else Proposal.empty()
-
-    def propose_at_each(
-        self, context: DraftContext, places: Sequence[Place], shapes: Sequence[DraftShape]
-    ) -> list[list[Proposal]]:
-        """Drafts at every place that its positions reach; see `Drafter.propose_at_each`."""
-        reached = [replace(at, room=min(at.room, self._room(at.length))) for at in places]
-        return super().propose_at_each(context, reached, shapes)
-
-    def _room(self, length: int) -> int:
-        """Most tokens on one path behind `length` committed ones; the last of them is not run."""
-        return self.context_limit - length + 1
-
-    def _reach(self, context: DraftContext) -> int:
-        return min(len(context.tokens), self.context_limit + 1)
 
     def encode(
         self, cache: KVCache, context: DraftContext, start: int, stop: int, full: bool
@@ -134,7 +106,7 @@ class SmallLMDrafter(AutoregressiveDrafter):
     ) -> tuple[Tensor, Tensor]:
         """Runs tokens; beside the tokens themselves, nothing is carried from step to step."""
         # Of places that take a step together, one may need fewer; what it runs past is cut away.
-        positions = positions.clamp(max=self.context_limit - 1)
+        positions = positions.clamp(max=len(self.decoder.rotary) - 1)
         rows = NewRows(cache, tokens, positions, visible)
         logits = self.decoder.forward([rows])[0].logits
         return (logits if self.draft_ids is None else logits[:, : len(self.draft_ids)]), tokens

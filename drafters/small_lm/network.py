@@ -14,7 +14,6 @@ writes the whole folder.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from torch import Tensor
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import replacing
 from draftgym.decoding.model.compact.products import Products
-from draftgym.decoding.model.compact.weights import SUPPORTED_MODELS, context_limit
+from draftgym.decoding.model.compact.settings import SUPPORTED_MODELS
 from draftgym.decoding.model.device import to_host
 from draftgym.decoding.model.fingerprint import other_target
 from draftgym.decoding.model.loading import load_config, load_model, read_decoder
@@ -88,18 +87,12 @@ def load_small_lm(folder: Path, target: Target) -> SmallLMDrafter:
     # A drafter with a shorter context drafts badly beyond it, but its angles go on.
     limit = max(model.config.max_position_embeddings, target.context_limit)
     model.config.max_position_embeddings = limit
-    window = context_limit(model.config)
-    if window < target.context_limit:
-        print(
-            f"note: small LM {folder} attends to {window} positions (a sliding window); it drafts "
-            f"nothing beyond, where target {target.name!r} reaches {target.context_limit}",
-            file=sys.stderr,
-        )
     products = Products(target.precision.packed)
     dtype, device = target.decoder.dtype, target.device
     decoder = read_decoder(model, dtype, _called(folder), products, device)
     known = torch.arange(rows, device=device) if rows < target.vocab_size else None
-    return SmallLMDrafter(decoder, rope_parameters=model.config.rope_parameters, draft_ids=known)
+    rope = model.config.rope_parameters
+    return SmallLMDrafter(decoder, rope_parameters=rope, draft_ids=known)
 
 
 def read_small_lm(folder: Path, target: Target) -> Any:

@@ -135,25 +135,28 @@ def build_dflash(
 
 @torch.no_grad()
 def _start_as_last_layers(network: DFlashNetwork, target: Target) -> None:
-    """Copies the target's last layers; query and key norms stay at one."""
+    """Copies the target's last layers; what they have not (a norm) stays as it is."""
     shape = target.decoder.shape
     network.fc.weight.zero_()
     network.fc.weight[:, -shape.hidden :] = torch.eye(shape.hidden)
     network.norm.weight.copy_(target.compact.final_norm)
     sources = target.compact.layers[-len(network.layers) :]
-    network.hidden_norm.weight.copy_(sources[0].input_norm)
+    if sources[0].input_norm is not None:
+        network.hidden_norm.weight.copy_(sources[0].input_norm)
     groups = shape.kv_heads * shape.head_dim
     for layer, source in zip(network.blocks, sources, strict=False):
         q, k, v = source.qkv.split([shape.heads * shape.head_dim, groups, groups])
-        gate, up = source.gate_up.chunk(2)
-        weights = {
+        gate, up = source.gate_up.chunk(2, dim=-2)
+        weights: dict[str, torch.Tensor | None] = {
             **{"self_attn.q_proj": q, "self_attn.k_proj": k, "self_attn.v_proj": v},
             **{"self_attn.o_proj": source.out, "mlp.down_proj": source.down},
             **{"mlp.gate_proj": gate, "mlp.up_proj": up},
             **{"input_layernorm": source.input_norm, "post_attention_layernorm": source.post_norm},
         }
         for name, start in weights.items():
-            layer.get_parameter(f"{name}.weight").copy_(start)
+            parameter = layer.get_parameter(f"{name}.weight")
+            if start is not None and start.shape == parameter.shape:
+                parameter.copy_(start)
 
 
 def _initial(folder: Path, target: Target, kind: type[Any]) -> Any:
@@ -173,7 +176,7 @@ def _sizes(target: Target) -> dict[str, Any]:
     shape = target.decoder.shape
     return {
         "hidden_size": shape.hidden,
-        "intermediate_size": target.compact.layers[0].down.shape[1],
+        "intermediate_size": target.compact.layers[0].down.shape[-1],
         "num_attention_heads": shape.heads,
         "num_key_value_heads": shape.kv_heads,
         "head_dim": shape.head_dim,

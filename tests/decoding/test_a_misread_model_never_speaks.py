@@ -193,11 +193,6 @@ def test_an_adapter_beside_the_weights_is_refused(tmp_path: Path, backend: Backe
     assert "adapter" in error.problem and "merge" in error.remedy
 
 
-def test_biases_that_the_pass_does_not_know_are_refused(tmp_path: Path) -> None:
-    problem = refusal(saved(tmp_path, mlp_bias=True)).problem
-    assert "MLP" in problem and "biases" in problem
-
-
 @pytest.mark.parametrize("rope", ["proportional", "su", "mrope", "ours"])
 def test_unknown_rotary_embeddings_are_refused(tmp_path: Path, rope: str) -> None:
     rotary = {"rope_type": rope, "rope_theta": 1e4, "factor": 2.0}

@@ -233,28 +233,22 @@ def test_any_causal_lm_of_the_vocabulary_drafts(target: Target, tmp_path: Path) 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 @pytest.mark.parametrize("arm", ["small:4", "small:16", "small:3x12"])
-def test_beyond_its_sliding_window_it_drafts_nothing(
-    target: Target, tmp_path: Path, arm: str, temperature: float, capsys: pytest.CaptureFixture[str]
+def test_beyond_its_sliding_window_it_drafts_on(
+    target: Target, tmp_path: Path, arm: str, temperature: float
 ) -> None:
     model = tiny_model("mistral", vocab_size=257, sliding_window=20)
     model.save_pretrained(tmp_path / "slides")
     drafter = load_small_lm(tmp_path / "slides", target)
-    assert "attends to 20 positions" in capsys.readouterr().err
     rule = make_rule(None, temperature, 3, target.vocab_size)
     session = Session(target, PROMPT, rule, 32, {"small": drafter})
     session.prefill()
-    drafted: dict[int, int] = {}
     while not session.finished:
-        place = len(session.tokens)
-        drafted[place] = len(play_round(session, parse_arm(arm)).drafted)
+        assert len(play_round(session, parse_arm(arm)).drafted) > 0 or session.remaining == 0
     assert session.new_tokens == written(target, "plain", temperature, tmp_path / "slides")[0]
-    assert all(count > 0 for place, count in drafted.items() if place <= 20)
-    assert all(count == 0 for place, count in drafted.items() if place > 20)
-    assert max(drafted) > 20
 
 
-def test_up_to_its_window_it_drafts_as_transformers_writes(target: Target, tmp_path: Path) -> None:
-    """Also where many places are drafted at in one pass, and where the text is longer."""
+def test_with_a_window_it_drafts_as_transformers_writes(target: Target, tmp_path: Path) -> None:
+    """Where many places are drafted at in one pass, too, in texts longer than the window."""
     model = tiny_model("mistral", vocab_size=257, sliding_window=20)
     model.save_pretrained(tmp_path / "slides")
     drafter = load_small_lm(tmp_path / "slides", target)
@@ -266,9 +260,8 @@ def test_up_to_its_window_it_drafts_as_transformers_writes(target: Target, tmp_p
     drawn = drafter.propose_at_each(session, places, [parse_arm("small:6").shape])
     for place, (proposal,) in zip(places, drawn, strict=True):
         prefix = session.tokens[: place.length][None]
-        count = min(6, max(0, 21 - place.length))
         text = model.generate(prefix, max_new_tokens=6, do_sample=False)[0, place.length :]
-        assert proposal.tokens.tolist() == text[:count].tolist(), place
+        assert proposal.tokens.tolist() == text.tolist(), place
 
 
 @pytest.mark.parametrize(

@@ -7,26 +7,30 @@ is in memory, both run the same few tokens, and a model that they read different
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.model.compact.transformer import Decoder, LayerWeights
-from draftgym.decoding.model.compact.weights import (
+from draftgym.decoding.model.compact.settings import (
     SUPPORTED_MODELS,
     context_limit,
     decoder_shape,
-    layer_weights,
-    rotary_table,
 )
+from draftgym.decoding.model.compact.transformer import Decoder, LayerWeights
+from draftgym.decoding.model.compact.weights import final_norm, layer_weights, rotary_tables
 from draftgym.decoding.model.interface import NewRows
 from draftgym.decoding.model.text import one_line
 
 ROWS = 16
-"""Tokens that both run; their positions are spread over the whole context."""
+"""Tokens that both run."""
+
+SMALL_WINDOW = 5
+"""What sliding windows are set to for the check, so that these few tokens reach beyond."""
 
 TOLERANCE = 2e-4
 """Largest distance of two rows of logits, as a share of their length.
@@ -54,22 +58,44 @@ def check_agrees(model: Any, who: str) -> None:
         DraftgymError: They differ by more than rounding, or transformers cannot run the model.
     """
     vocab = min(model.lm_head.weight.shape[0], model.model.embed_tokens.weight.shape[0])
-    tokens = (torch.arange(ROWS) * 7919 + 13) % vocab
     limit = context_limit(model.config)
     count = min(ROWS, limit)
-    positions = (torch.linspace(0, 1, count).double() ** 2 * (limit - 1)).round().long()
-    try:
-        theirs = _their_logits(model, tokens[:count], positions)
-    except Exception as error:  # their passes raise nearly anything on an impossible configuration
-        raise _refusal(who, f"transformers itself cannot run it ({one_line(error)})") from error
-    ours = _our_logits(model, tokens[:count], positions)
-    distance = _distance(ours, theirs)
+    tokens = (torch.arange(count) * 7919 + 13) % vocab
+    spread = (torch.linspace(0, 1, count).double() ** 2 * (limit - 1)).round().long()
+    # transformers counts a window in rows, not in positions: where these jump, it must not bind.
+    distance = _distance_on(model, tokens, spread, count, who)
+    if getattr(model.config, "sliding_window", None):
+        last = torch.arange(limit - count, limit)
+        distance = max(distance, _distance_on(model, tokens, last, SMALL_WINDOW, who))
     if not distance <= TOLERANCE:  # NaN, too
         raise _refusal(
             who,
             f"draftgym's pass over its weights gives other logits than transformers' (they differ "
             f"by {distance:.1e} of their size, more than rounding does)",
         )
+
+
+def _distance_on(model: Any, tokens: Tensor, positions: Tensor, window: int, who: str) -> float:
+    """How far both are apart on tokens at these positions, with windows of this size."""
+    with _windows_of(model.config, window):
+        try:
+            theirs = _their_logits(model, tokens, positions)
+        except Exception as error:  # they raise nearly anything on an impossible configuration
+            raise _refusal(who, f"transformers itself cannot run it ({one_line(error)})") from error
+        return _distance(_our_logits(model, tokens, positions, window < len(tokens)), theirs)
+
+
+@contextmanager
+def _windows_of(config: Any, size: int) -> Iterator[None]:
+    """Sets the sliding window of a model that has one."""
+    own = getattr(config, "sliding_window", None)
+    if own:
+        config.sliding_window = size
+    try:
+        yield
+    finally:
+        if own:
+            config.sliding_window = own
 
 
 def _refusal(who: str, why: str) -> DraftgymError:
@@ -92,7 +118,7 @@ def _distance(ours: Tensor, theirs: Tensor) -> float:
 def _their_logits(model: Any, tokens: Tensor, positions: Tensor) -> Tensor:
     """Float32 `[n, vocab]` of transformers' own pass."""
     body = model.model
-    parts = [*body.layers, body.norm, model.lm_head]
+    parts = [body.embed_tokens, *body.layers, body.norm, model.lm_head]
     hooks = []
     for part in parts:
         widening = _Widening(part)
@@ -101,11 +127,10 @@ def _their_logits(model: Any, tokens: Tensor, positions: Tensor) -> Tensor:
             part.register_forward_hook(widening.end, always_call=True),
         ]
     try:
-        rows = body.embed_tokens(tokens[None]).float()
         # The mask is given, as positions that jump would be taken for several texts.
         seen = torch.ones(1, len(tokens), dtype=torch.long)
         output = model(
-            inputs_embeds=rows, position_ids=positions[None], attention_mask=seen, use_cache=False
+            tokens[None], position_ids=positions[None], attention_mask=seen, use_cache=False
         )
     finally:
         for hook in hooks:
@@ -134,16 +159,16 @@ class _Widening:
         self.kept = []
 
 
-def _our_logits(model: Any, tokens: Tensor, positions: Tensor) -> Tensor:
+def _our_logits(model: Any, tokens: Tensor, positions: Tensor, has_windows: bool) -> Tensor:
     """Float32 `[n, vocab]` of the compact pass."""
-    body = model.model
+    shape = decoder_shape(model)
     decoder = Decoder(
-        decoder_shape(model),
-        _Widened(body.layers),
-        body.embed_tokens.weight.float(),
-        body.norm.weight.float(),
+        shape if has_windows else replace(shape, windows=()),
+        _Widened(model),
+        model.model.embed_tokens.weight.float(),
+        final_norm(model, torch.float32),
         model.lm_head.weight.float(),
-        rotary_table(model, torch.float32),
+        rotary_tables(model, torch.float32),
     )
     rows = NewRows(decoder.new_cache(len(tokens)), tokens, positions)
     return decoder.forward([rows])[0].logits
@@ -152,11 +177,11 @@ def _our_logits(model: Any, tokens: Tensor, positions: Tensor) -> Tensor:
 class _Widened(Sequence[LayerWeights]):
     """The layers as the compact decoder reads them, each made in float32 when its turn comes."""
 
-    def __init__(self, layers: nn.ModuleList) -> None:
-        self.modules = layers
+    def __init__(self, model: Any) -> None:
+        self.model = model
 
     def __len__(self) -> int:
-        return len(self.modules)
+        return len(self.model.model.layers)
 
     def __getitem__(self, index: Any) -> Any:
-        return layer_weights(self.modules[index], torch.float32)
+        return layer_weights(self.model, index, torch.float32)

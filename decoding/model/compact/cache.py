@@ -7,6 +7,9 @@ from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
 
+ROWS_TOGETHER = 512
+"""Rows of a long text that run at once: what a pass holds grows with their number."""
+
 
 class KVCache:
     """Keys and values of one sequence in every layer.
@@ -21,6 +24,11 @@ class KVCache:
         head_dim: Size of a head.
         dtype: Storage dtype.
         device: Where it lies.
+
+    Attributes:
+        length: Positions that are kept.
+        positions: Position of each row `[capacity]`: its place, but for rows of a tree, where those
+            who share one lie side by side (only decoders with windows write and read these).
     """
 
     def __init__(
@@ -35,6 +43,7 @@ class KVCache:
         size = (layers, kv_heads, capacity, head_dim)
         self.keys = torch.empty(size, dtype=dtype, device=device)
         self.values = torch.empty_like(self.keys)
+        self.positions = torch.arange(capacity, device=device)
         self.length = 0
 
     @property
@@ -80,6 +89,7 @@ class KVCache:
         source = rows + self.length
         self.keys[:, :, self.length : stop] = self.keys[:, :, source]
         self.values[:, :, self.length : stop] = self.values[:, :, source]
+        self.positions[self.length : stop] = self.positions[source]
         self.length = stop
 
     def roll_back(self, length: int) -> None:

@@ -7,6 +7,7 @@ G = key/value heads, D = head dimension, d = hidden size.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -56,46 +57,29 @@ class RotaryTable:
 
 
 def rotate(x: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
-    """Applies rotary embedding to `[..., heads, D]`; `cos_sin` comes from `RotaryTable.at`."""
+    """Applies rotary embedding to `[..., heads, D]`; `cos_sin` comes from `RotaryTable.at`.
+
+    A table narrower than D turns the first dimensions of each head and leaves the others.
+    """
     cos, signed_sin = cos_sin
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), signed_sin)
-
-
-ROWS_TOGETHER = 1024
-"""Rows of a long text that attend at once: a mask over all of them would be its square."""
+    width = cos.shape[-1]
+    if width < x.shape[-1]:
+        return torch.cat([rotate(x[..., :width], cos_sin), x[..., width:]], dim=-1)
+    return torch.addcmul(x * cos, x.roll(width // 2, -1), signed_sin)
 
 
 @dataclass(frozen=True)
-class CausalMask:
-    """New rows of which each sees what is cached, the rows before it and itself.
+class Sight:
+    """Which keys the new rows of a sequence see.
 
     Attributes:
-        cached: Keys before the new rows.
-        dtype: Dtype of the queries.
-        device: Where they lie.
+        start: Keys before it are seen by none.
+        mask: Additive `[n, L - start]` in the queries' dtype (0 = visible, -inf = hidden), or None
+            where every row sees all other keys.
     """
 
-    cached: int
-    dtype: torch.dtype
-    device: torch.device
-
-    def part(self, start: int, stop: int) -> Tensor:
-        """Of the rows `start .. stop - 1`, over the keys that the last of them sees."""
-        keys = torch.arange(self.cached + stop, device=self.device)
-        hidden = keys > keys[self.cached + start :, None]
-        mask = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device)
-        return mask.masked_fill_(hidden, float("-inf"))
-
-
-def causal_mask(
-    rows: int, cached: int, dtype: torch.dtype, device: torch.device
-) -> Tensor | CausalMask | None:
-    """The mask of new rows behind cached ones, in whichever form suits their number."""
-    if rows > ROWS_TOGETHER:
-        return CausalMask(cached, dtype, device)
-    if rows == 1:
-        return None
-    return additive_mask(all_before(rows, device), cached + rows, dtype)
+    start: int = 0
+    mask: Tensor | None = None
 
 
 def all_before(rows: int, device: torch.device) -> Tensor:
@@ -103,35 +87,100 @@ def all_before(rows: int, device: torch.device) -> Tensor:
     return torch.ones(rows, rows, dtype=torch.bool, device=device).tril()
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | CausalMask | None) -> Tensor:
-    """Grouped-query attention of one sequence.
+def full_sight(
+    rows: int, cached: int, visible: Tensor | None, dtype: torch.dtype, device: torch.device
+) -> Sight:
+    """New rows that see what is cached, however far away, and each other.
 
-    The query heads that share a key/value head are folded into rows, so keys are never repeated.
+    Args:
+        rows: How many they are.
+        cached: Keys before them.
+        visible: As in `NewRows`.
+        dtype: Dtype of the queries.
+        device: Where they lie.
+    """
+    if visible is None:
+        if rows == 1:
+            return Sight()
+        visible = all_before(rows, device)
+    return Sight(0, additive_mask(visible, cached + rows, dtype))
+
+
+def window_sight(sight: Sight, start: int, window: int, rows: Tensor, keys: Tensor) -> Sight:
+    """What is left of a sight where a row sees only the last `window` positions, its own included.
+
+    Args:
+        sight: Of the same rows where nothing is too far away.
+        start: A key before which all are too far away from every row.
+        window: How many positions.
+        rows: Positions of the rows `[n]`.
+        keys: Positions of all keys `[L]`; before `start`, they need not be true.
+    """
+    if sight.mask is None:  # the only row, and `start` is the first key that it sees
+        return Sight(start)
+    far = rows[:, None] - keys[start:] >= window
+    return Sight(start, sight.mask[:, start:].masked_fill(far, float("-inf")))
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sight: Sight,
+    scale: float | None = None,
+    cap: float | None = None,
+) -> Tensor:
+    """Grouped-query attention of one sequence.
 
     Args:
         q: Queries `[N, H, D]`.
         k: Keys `[G, L, D]` (a view into a cache).
         v: Values `[G, L, D]`.
-        mask: Additive `[N, L]` in q's dtype (0 = visible, -inf = hidden), a causal one that is made
-            part by part, or None for all visible.
+        sight: Which keys each query sees.
+        scale: Of the scores; 1 / sqrt(D) where it is None.
+        cap: Scores are pressed between -cap and cap by a tanh; None leaves them.
 
     Returns:
         `[N, H * D]`.
     """
-    n, heads, dim = q.shape
-    if isinstance(mask, CausalMask):
-        parts = []
-        for start in range(0, n, ROWS_TOGETHER):
-            part = mask.part(start, min(n, start + ROWS_TOGETHER))
-            seen = part.shape[1]
-            parts.append(attend(q[start : start + len(part)], k[:, :seen], v[:, :seen], part))
-        return torch.cat(parts)
-    groups = k.shape[0]
-    share = heads // groups
-    rows = q.view(n, groups, share, dim).permute(1, 2, 0, 3).reshape(1, groups, share * n, dim)
-    tiled = None if mask is None else mask.repeat(share, 1)
-    out = F.scaled_dot_product_attention(rows, k[None], v[None], attn_mask=tiled)
-    return out.view(groups, share, n, dim).permute(2, 0, 1, 3).reshape(n, heads * dim)
+    if sight.start:
+        k, v = k[:, sight.start :], v[:, sight.start :]
+    if cap is not None:
+        return _capped(q, k, v, sight.mask, q.shape[-1] ** -0.5 if scale is None else scale, cap)
+    options: dict[str, Any] = {"attn_mask": sight.mask, "scale": scale}
+    if q.device.type == "cpu":  # neither keys nor mask are repeated for the heads that share them
+        heads = q.transpose(0, 1)[None]
+        out = F.scaled_dot_product_attention(heads, k[None], v[None], enable_gqa=True, **options)
+        return out[0].transpose(0, 1).flatten(1)
+    # With a mask, other devices' kernels would repeat them; heads of a group are a batch to them.
+    share = q.shape[1] // k.shape[0]
+    heads = q.unflatten(1, (k.shape[0], share)).permute(1, 2, 0, 3)
+    k, v = (x[:, None].expand(-1, share, -1, -1) for x in (k, v))
+    out = F.scaled_dot_product_attention(heads, k, v, **options)
+    return out.permute(2, 0, 1, 3).flatten(1)
+
+
+SCORES_TOGETHER = 1 << 24
+"""Scores that are held at once where they have to be written down."""
+
+
+def _capped(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, cap: float
+) -> Tensor:
+    """Attention with capped scores, which torch's own does not have; some rows at a time."""
+    groups, keys = k.shape[:2]
+    parts = []
+    together = max(1, SCORES_TOGETHER // (q.shape[1] * keys))
+    for start in range(0, len(q), together):
+        rows = q[start : start + together].unflatten(1, (groups, -1)).permute(1, 2, 0, 3)
+        scores = rows.flatten(1, 2) @ k.transpose(1, 2) * scale
+        scores = ((scores / cap).tanh_() * cap).view(*rows.shape[:3], keys)
+        if mask is not None:
+            scores = scores + mask[start : start + together]
+        weights = scores.softmax(-1, dtype=torch.float32).to(v.dtype)
+        out = (weights.flatten(1, 2) @ v).view(*rows.shape[:3], -1)
+        parts.append(out.permute(2, 0, 1, 3).flatten(1))
+    return torch.cat(parts)
 
 
 def additive_mask(visible: Tensor, keys: int, dtype: torch.dtype) -> Tensor:

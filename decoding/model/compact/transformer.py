@@ -1,11 +1,14 @@
 """A compact rotary decoder: one ragged forward pass over several sequences.
 
-Any causal LM of transformers with the Llama layout runs here (Llama, Mistral, Qwen2, Qwen3).
-Weights and rotary tables are taken from the transformers model; what is ours is the pass itself:
-the rows of all sequences are packed for the linear layers, and each sequence attends to its own
-cache, so sequences with different numbers of new tokens share one call.
+Causal LMs of transformers whose layers are attention and a gated MLP run here
+(`draftgym.decoding.model.compact.settings` names them). What tells these apart is data: which norms
+a layer has (`LayerWeights`), scales, caps and windows (`DecoderShape`). Weights and rotary tables
+are taken from the transformers model; what is ours is the pass itself: the rows of all sequences
+are packed for the linear layers, and each sequence attends to its own cache, so sequences with
+different numbers of new tokens share one call.
 
-Notation: N = rows of the call over all sequences, n = rows of one sequence, d = hidden size.
+Notation: N = rows of the call over all sequences, n = rows of one sequence, d = hidden size,
+H, G = query and key/value heads, D = their size, I = width of an MLP, E = experts.
 """
 
 from __future__ import annotations
@@ -17,38 +20,74 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from draftgym.decoding.model.compact import cache
 from draftgym.decoding.model.compact.cache import KVCache
+from draftgym.decoding.model.compact.experts import mix_experts
 from draftgym.decoding.model.compact.layers import (
-    CausalMask,
     RotaryTable,
-    additive_mask,
+    Sight,
     attend,
-    causal_mask,
+    full_sight,
     rms_norm,
     rotate,
+    window_sight,
 )
 from draftgym.decoding.model.compact.products import Products
-from draftgym.decoding.model.interface import DecoderShape, NewRows, PassOutput
+from draftgym.decoding.model.interface import NO_ROPE, DecoderShape, NewRows, PassOutput
+
+CosSin = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class _Context:
+    """What the layers of a pass share.
+
+    Attributes:
+        batch: The sequences.
+        counts: Their new rows.
+        angles: Of the rows, one pair for each rotary table.
+        sights: What the rows of each sequence see, by the window of the layer.
+    """
+
+    batch: Sequence[NewRows]
+    counts: list[int]
+    angles: list[CosSin]
+    sights: dict[int, list[Sight]]
 
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """Weights of one decoder layer, projections fused."""
+    """Weights of one decoder layer, projections fused; None for what its architecture has not."""
 
-    input_norm: Tensor  # [d]
+    input_norm: Tensor | None  # [d], before attention
     qkv: Tensor  # [(H + 2G) * D, d]
     qkv_bias: Tensor | None  # [(H + 2G) * D]
-    q_norm: Tensor | None  # [D]
-    k_norm: Tensor | None  # [D]
+    q_norm: Tensor | None  # [D], or [H * D] where all heads are normed as one
+    k_norm: Tensor | None  # [D], or [G * D]
     out: Tensor  # [d, H * D]
     out_bias: Tensor | None  # [d]
-    post_norm: Tensor  # [d]
-    gate_up: Tensor  # [2 * I, d]
-    down: Tensor  # [d, I]
+    post_norm: Tensor | None  # [d], before the MLP
+    gate_up: Tensor  # [2 * I, d], or [E, 2 * I, d] where there are experts
+    down: Tensor  # [d, I], or [E, d, I]
+    attended_norm: Tensor | None = None  # [d], of what attention gives
+    mlp_norm: Tensor | None = None  # [d], of what the MLP gives
+    gate_up_bias: Tensor | None = None  # [2 * I]
+    down_bias: Tensor | None = None  # [d]
+    router: Tensor | None = None  # [E, d]
 
 
 class Decoder:
-    """Weights of a rotary decoder and its forward pass (a `TargetDecoder`)."""
+    """Weights of a rotary decoder and its forward pass (a `TargetDecoder`).
+
+    Args:
+        shape: Its sizes.
+        layers: Weights of its layers.
+        embedding: `[vocab, d]`.
+        final_norm: `[d]`.
+        head: `[vocab, d]`.
+        rotary: The rotary table, or those that `shape.ropes` counts.
+        products: How rows are multiplied with its weights; default: by torch's own product.
+    """
 
     draws_trees = True
 
@@ -59,17 +98,25 @@ class Decoder:
         embedding: Tensor,
         final_norm: Tensor,
         head: Tensor,
-        rotary: RotaryTable,
+        rotary: RotaryTable | Sequence[RotaryTable],
         products: Products | None = None,
     ) -> None:
         self.shape = shape
         self.products = products or Products()
         self.activation = _activation(shape.activation)
         self.layers = layers
-        self.embedding = embedding  # [vocab, d]
-        self.final_norm = final_norm  # [d]
-        self.head = head  # [vocab, d]
-        self.rotary = rotary
+        self.embedding = embedding
+        self.final_norm = final_norm
+        self.head = head
+        self.rotaries = [rotary] if isinstance(rotary, RotaryTable) else list(rotary)
+        self.ropes = shape.ropes or (0,) * shape.layers
+        self.windows = shape.windows or (0,) * shape.layers
+        self._narrow = sorted({window for window in self.windows if window})
+
+    @property
+    def rotary(self) -> RotaryTable:
+        """The first rotary table; all reach equally far."""
+        return self.rotaries[0]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -81,9 +128,19 @@ class Decoder:
         """Where the weights lie."""
         return self.embedding.device
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
         """Logits of final hidden states; see `TargetDecoder.logits`."""
-        return self.products(hidden, self.head).float()
+        if rows is not None or hidden.requires_grad or hidden.dtype != self.dtype:
+            head = self.head if rows is None else self.head[rows]
+            scores = F.linear(hidden, head.to(hidden.dtype))
+        else:
+            scores = self.products(hidden, self.head)
+        scale, cap = self.shape.logit_scale, self.shape.logit_cap
+        if scale != 1.0:
+            scores = scores * scale
+        if cap is not None:
+            scores = (scores / cap).tanh() * cap
+        return scores.float()
 
     def new_cache(self, capacity: int) -> KVCache:
         """An empty cache for one sequence."""
@@ -95,21 +152,39 @@ class Decoder:
     def forward(
         self, batch: Sequence[NewRows], tap_layers: Sequence[int] = (), with_logits: bool = True
     ) -> list[PassOutput]:
-        """One pass; see `TargetDecoder.forward`."""
+        """One pass, or several where there are many rows; see `TargetDecoder.forward`."""
         counts = [rows.tokens.shape[0] for rows in batch]
-        masks = [self._mask(rows) for rows in batch]
-        positions = torch.cat([_positions(rows) for rows in batch])
-        cos_sin = self.rotary.at(positions)
-        x = F.embedding(torch.cat([rows.tokens for rows in batch]), self.embedding)
+        if any(_is_long(rows) for rows in batch):
+            return [self._in_parts(rows, tap_layers, with_logits) for rows in batch]
+        context = self._context(batch, counts)
+        x = self._embed(torch.cat([rows.tokens for rows in batch]))
         taps: dict[int, Tensor] = {}
-        for index, layer in enumerate(self.layers):
-            x = self._layer(index, layer, x, cos_sin, batch, counts, masks)
+        for index in range(len(self.layers)):
+            x = self._layer(index, x, context)
             if index in tap_layers:
                 taps[index] = x
         tapped = x.new_empty(len(x), 0, self.shape.hidden)
         if tap_layers:
             tapped = torch.stack([taps[i] for i in tap_layers], dim=1)
         return self._outputs(batch, counts, x, tapped, with_logits)
+
+    def _in_parts(
+        self, rows: NewRows, tap_layers: Sequence[int], with_logits: bool
+    ) -> PassOutput:
+        """The pass over one sequence's many rows as several; those before count as cached."""
+        cached, n, outputs = rows.cache.length, len(rows.tokens), []
+        try:
+            for start in range(0, n, cache.ROWS_TOGETHER):
+                part = slice(start, min(n, start + cache.ROWS_TOGETHER))
+                positions = None if rows.positions is None else rows.positions[part]
+                wanted = max(0, min(rows.logits_from, part.stop) - start)
+                some = NewRows(rows.cache, rows.tokens[part], positions, logits_from=wanted)
+                outputs += self.forward([some], tap_layers, with_logits)
+                rows.cache.length = cached + part.stop
+        finally:
+            rows.cache.length = cached
+        logits, hidden, taps = zip(*((o.logits, o.hidden, o.taps) for o in outputs), strict=True)
+        return PassOutput(torch.cat(logits), torch.cat(hidden), torch.cat(taps))
 
     @torch.inference_mode()
     def encode(self, rows: NewRows) -> None:
@@ -118,61 +193,93 @@ class Decoder:
         The last layer's attention and MLP, the last norm and the LM head serve the rows themselves;
         no later position reads them.
         """
-        counts, masks = [rows.tokens.shape[0]], [self._mask(rows)]
-        cos_sin = self.rotary.at(_positions(rows))
-        x = F.embedding(rows.tokens, self.embedding)
+        context = self._context([rows], [rows.tokens.shape[0]])
+        x = self._embed(rows.tokens)
         last = len(self.layers) - 1
-        for index, layer in enumerate(self.layers[:last]):
-            x = self._layer(index, layer, x, cos_sin, [rows], counts, masks)
-        _, keys, values = self._projections(self.layers[last], x, cos_sin)
+        for index in range(last):
+            x = self._layer(index, x, context)
+        _, keys, values = self._projections(last, self.layers[last], x, context)
         rows.cache.write(last, keys, values)
 
-    def _layer(
-        self,
-        index: int,
-        layer: LayerWeights,
-        x: Tensor,
-        cos_sin: tuple[Tensor, Tensor],
-        batch: Sequence[NewRows],
-        counts: list[int],
-        masks: Sequence[Tensor | CausalMask | None],
-    ) -> Tensor:
-        q, k, v = self._projections(layer, x, cos_sin)
-        attended = []
-        for rows, mask, q_i, k_i, v_i in zip(
-            batch, masks, q.split(counts), k.split(counts), v.split(counts), strict=True
+    def _context(self, batch: Sequence[NewRows], counts: list[int]) -> _Context:
+        positions = [_positions(rows) for rows in batch]
+        together = positions[0] if len(positions) == 1 else torch.cat(positions)
+        sights = {0: [self._sight(rows) for rows in batch]}
+        if self._narrow:
+            for rows, at in zip(batch, positions, strict=True):
+                length = rows.cache.length
+                rows.cache.positions[length : length + len(at)] = at
+        for window in self._narrow:
+            each = zip(sights[0], batch, positions, strict=True)
+            sights[window] = [_narrowed(sight, window, rows, at) for sight, rows, at in each]
+        return _Context(batch, counts, [table.at(together) for table in self.rotaries], sights)
+
+    def _sight(self, rows: NewRows) -> Sight:
+        cached, n = rows.cache.length, rows.tokens.shape[0]
+        return full_sight(n, cached, rows.visible, self.dtype, self.device)
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        x, scale = F.embedding(tokens, self.embedding), self.shape.embedding_scale
+        if scale == 1.0:
+            return x
+        return x * torch.tensor(scale, dtype=x.dtype)  # rounded, as the models were trained
+
+    def _layer(self, index: int, x: Tensor, context: _Context) -> Tensor:
+        layer, shape = self.layers[index], self.shape
+        q, k, v = self._projections(index, layer, x, context)
+        counts, attended = context.counts, []
+        for rows, sight, q_i, k_i, v_i in zip(
+            context.batch,
+            context.sights[self.windows[index]],
+            q.split(counts),
+            k.split(counts),
+            v.split(counts),
+            strict=True,
         ):
             keys, values = rows.cache.write(index, k_i, v_i)
-            attended.append(attend(q_i, keys, values, mask))
+            scaled = shape.attention_scale, shape.attention_cap
+            attended.append(attend(q_i, keys, values, sight, *scaled))
         mixed = attended[0] if len(attended) == 1 else torch.cat(attended)
-        x = x + self.products(mixed, layer.out, layer.out_bias)
-        gate_up = self.products(rms_norm(x, layer.post_norm, self.shape.eps), layer.gate_up)
+        mixed = self.products(mixed, layer.out, layer.out_bias)
+        x = self._join(x, mixed, layer.attended_norm)
+        return self._join(x, self._mlp(layer, x), layer.mlp_norm)
+
+    def _join(self, x: Tensor, branch: Tensor, norm: Tensor | None) -> Tensor:
+        """The residual stream `[N, d]` with what attention or an MLP gives."""
+        if norm is not None:
+            branch = rms_norm(branch, norm, self.shape.eps)
+        return torch.add(x, branch, alpha=self.shape.residual_scale)
+
+    def _mlp(self, layer: LayerWeights, x: Tensor) -> Tensor:
+        if layer.post_norm is not None:
+            x = rms_norm(x, layer.post_norm, self.shape.eps)
+        if layer.router is not None:
+            weights, shape = (layer.router, layer.gate_up, layer.down), self.shape
+            chosen = shape.experts_per_token, shape.shares_sum_to_one
+            return mix_experts(x, *weights, *chosen, self.activation)
+        gate_up = self.products(x, layer.gate_up, layer.gate_up_bias)
         gate, up = gate_up.chunk(2, dim=-1)
-        return x + self.products(self.activation(gate) * up, layer.down)
+        return self.products(self.activation(gate) * up, layer.down, layer.down_bias)
 
     def _projections(
-        self, layer: LayerWeights, x: Tensor, cos_sin: tuple[Tensor, Tensor]
+        self, index: int, layer: LayerWeights, x: Tensor, context: _Context
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries `[N, H, D]`, rotated keys and values, both `[N, G, D]`."""
         shape = self.shape
-        normed = rms_norm(x, layer.input_norm, shape.eps)
-        qkv = self.products(normed, layer.qkv, layer.qkv_bias).view(x.shape[0], -1, shape.head_dim)
-        q, k, v = qkv.split([shape.heads, shape.kv_heads, shape.kv_heads], dim=1)
+        if layer.input_norm is not None:
+            x = rms_norm(x, layer.input_norm, shape.eps)
+        qkv = self.products(x, layer.qkv, layer.qkv_bias).view(x.shape[0], -1, shape.head_dim)
+        heads, rope = shape.heads + shape.kv_heads, self.ropes[index]
+        cos_sin = None if rope == NO_ROPE else context.angles[rope]
+        turned, v = qkv[:, :heads], qkv[:, heads:]
         if layer.q_norm is not None and layer.k_norm is not None:
-            q = rotate(rms_norm(q, layer.q_norm, shape.eps), cos_sin)
-            k = rotate(rms_norm(k, layer.k_norm, shape.eps), cos_sin)
-        else:  # one rotation for both saves three kernels a layer
-            q, k = rotate(qkv[:, : shape.heads + shape.kv_heads], cos_sin).split(
-                [shape.heads, shape.kv_heads], dim=1
-            )
+            q, k = turned.split([shape.heads, shape.kv_heads], dim=1)
+            q = _norm_heads(q, layer.q_norm, shape.eps)
+            k = _norm_heads(k, layer.k_norm, shape.eps)
+            return _turn(q, cos_sin), _turn(k, cos_sin), v
+        # One rotation for both saves three kernels a layer.
+        q, k = _turn(turned, cos_sin).split([shape.heads, shape.kv_heads], dim=1)
         return q, k, v
-
-    def _mask(self, rows: NewRows) -> Tensor | CausalMask | None:
-        """Additive mask `[n, length + n]` of one sequence; None when nothing is hidden."""
-        n = rows.tokens.shape[0]
-        if rows.visible is None:
-            return causal_mask(n, rows.cache.length, self.dtype, self.device)
-        return additive_mask(rows.visible, rows.cache.length + n, self.dtype)
 
     def _outputs(
         self,
@@ -201,6 +308,31 @@ def _positions(rows: NewRows) -> Tensor:
         return rows.positions
     start, device = rows.cache.length, rows.tokens.device
     return torch.arange(start, start + rows.tokens.shape[0], device=device)
+
+
+def _is_long(rows: NewRows) -> bool:
+    """Whether rows run in parts: many, of which each sees those before it."""
+    return rows.visible is None and rows.tokens.shape[0] > cache.ROWS_TOGETHER
+
+
+def _narrowed(sight: Sight, window: int, rows: NewRows, positions: Tensor) -> Sight:
+    """What rows see in a layer with a window."""
+    total = rows.cache.length + rows.tokens.shape[0]
+    if total <= window:
+        return sight
+    # Keys before the newest ones of a tree lie in order, and all of the rows are behind them.
+    newest = len(positions) if rows.visible is None else rows.visible.shape[1]
+    start = max(0, total - newest + 1 - window)
+    return window_sight(sight, start, window, positions, rows.cache.positions[:total])
+
+
+def _turn(x: Tensor, cos_sin: CosSin | None) -> Tensor:
+    return x if cos_sin is None else rotate(x, cos_sin)
+
+
+def _norm_heads(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Norms heads `[N, heads, D]` each on its own (`weight` `[D]`) or all as one."""
+    return rms_norm(x.reshape(len(x), -1, len(weight)), weight, eps).view(x.shape)
 
 
 def _activation(name: str) -> Callable[[Tensor], Tensor]:

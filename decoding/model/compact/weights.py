@@ -1,7 +1,8 @@
 """From a transformers causal LM to the compact decoder.
 
 Reading configs, shards, GGUF and rotary scaling stays transformers' work; this module only picks
-the tensors out of the loaded model.
+the tensors out of the loaded model, and the settings out of its configuration
+(`draftgym.decoding.model.compact.settings`).
 """
 
 from __future__ import annotations
@@ -14,19 +15,13 @@ from torch import Tensor
 
 from draftgym.decoding.model.compact.layers import RotaryTable
 from draftgym.decoding.model.compact.products import Products
+from draftgym.decoding.model.compact.settings import (
+    GEMMA,
+    context_limit,
+    decoder_shape,
+    rope_kinds,
+)
 from draftgym.decoding.model.compact.transformer import Decoder, LayerWeights
-from draftgym.decoding.model.interface import DecoderShape
-
-SUPPORTED_MODELS = ("llama", "mistral", "qwen2", "qwen3")
-
-
-def context_limit(config: Any) -> int:
-    """Most positions the model can attend to without a sliding window coming into play."""
-    limit = int(config.max_position_embeddings)
-    kinds = getattr(config, "layer_types", None)
-    slides = "sliding_attention" in kinds if kinds else config.model_type == "mistral"
-    window = getattr(config, "sliding_window", None)
-    return min(limit, int(window)) if slides and window else limit
 
 
 def extract_decoder(
@@ -48,13 +43,15 @@ def extract_decoder(
     """
     body = model.model
     where = device or body.embed_tokens.weight.device
-    layers = [_moved(layer_weights(layer, dtype), where) for layer in body.layers]
+    layers = [
+        _moved(layer_weights(model, index, dtype), where) for index in range(len(body.layers))
+    ]
     embedding = body.embed_tokens.weight.detach().to(where, dtype)
     tied = model.lm_head.weight.data_ptr() == body.embed_tokens.weight.data_ptr()
     head = embedding if tied else model.lm_head.weight.detach().to(where, dtype)
-    rotary = rotary_table(model, dtype).to(dtype, where)
-    norm = _tensor(body.norm.weight, dtype).to(where)
-    return Decoder(decoder_shape(model), layers, embedding, norm, head, rotary, products)
+    rotaries = [table.to(dtype, where) for table in rotary_tables(model, dtype)]
+    norm = final_norm(model, dtype).to(where)
+    return Decoder(decoder_shape(model), layers, embedding, norm, head, rotaries, products)
 
 
 def _moved(layer: LayerWeights, device: torch.device) -> LayerWeights:
@@ -63,49 +60,88 @@ def _moved(layer: LayerWeights, device: torch.device) -> LayerWeights:
     return replace(layer, **{name: value.to(device) for name, value in parts.items()})
 
 
-def decoder_shape(model: Any) -> DecoderShape:
-    """The sizes of a loaded transformers model."""
-    config = model.config
-    return DecoderShape(
-        layers=config.num_hidden_layers,
-        hidden=config.hidden_size,
-        heads=config.num_attention_heads,
-        kv_heads=config.num_key_value_heads,
-        head_dim=model.model.layers[0].self_attn.head_dim,
-        vocab=model.lm_head.weight.shape[0],
-        eps=config.rms_norm_eps,
-        activation="silu" if config.hidden_act == "swish" else config.hidden_act,
-    )
-
-
-def rotary_table(model: Any, dtype: torch.dtype) -> RotaryTable:
-    """Its rotary embedding at all positions that it can attend to."""
+def rotary_tables(model: Any, dtype: torch.dtype) -> list[RotaryTable]:
+    """Its rotary embeddings at all of its positions, as `shape.ropes` counts them."""
     device = model.model.embed_tokens.weight.device
     positions = torch.arange(context_limit(model.config), device=device)[None]
-    cos, sin = model.model.rotary_emb(torch.zeros(1, device=device), positions)
-    return RotaryTable(cos[0].to(dtype), sin[0].to(dtype))
+    tables = []
+    for kind in rope_kinds(model.config):
+        options = {} if kind is None else {"layer_type": kind}
+        cos, sin = model.model.rotary_emb(torch.zeros(1, device=device), positions, **options)
+        tables.append(RotaryTable(cos[0].to(dtype), sin[0].to(dtype)))
+    return tables
 
 
-def layer_weights(layer: Any, dtype: torch.dtype) -> LayerWeights:
+def final_norm(model: Any, dtype: torch.dtype) -> Tensor:
+    """The weight of its last norm."""
+    norm: Tensor = _Layer(model, model.model, dtype).norm("norm")
+    return norm
+
+
+def layer_weights(model: Any, index: int, dtype: torch.dtype) -> LayerWeights:
     """The weights of one of its decoder layers."""
-    attention, mlp = layer.self_attn, layer.mlp
-    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-    biases = [projection.bias for projection in projections if projection.bias is not None]
-    norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
-    q_norm, k_norm = (None if norm is None else _tensor(norm.weight, dtype) for norm in norms)
+    body = model.model.layers[index]
+    layer = _Layer(model, body, dtype)
+    attention, mlp = _Layer(model, body.self_attn, dtype), _Layer(model, body.mlp, dtype)
+    # Where the MLP has a norm of its own behind it, what stands behind attention is one, too.
+    behind = hasattr(body, "post_feedforward_layernorm")
+    before_mlp = "pre_feedforward_layernorm" if behind else "post_attention_layernorm"
+    parts = ("qkv_proj",) if hasattr(body.self_attn, "qkv_proj") else ("q_proj", "k_proj", "v_proj")
     return LayerWeights(
-        input_norm=_tensor(layer.input_layernorm.weight, dtype),
-        qkv=_tensor(torch.cat([projection.weight for projection in projections]), dtype),
-        qkv_bias=_tensor(torch.cat(biases), dtype) if biases else None,
-        q_norm=q_norm,
-        k_norm=k_norm,
-        out=_tensor(attention.o_proj.weight, dtype),
-        out_bias=_tensor(attention.o_proj.bias, dtype),
-        post_norm=_tensor(layer.post_attention_layernorm.weight, dtype),
-        gate_up=_tensor(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]), dtype),
-        down=_tensor(mlp.down_proj.weight, dtype),
+        input_norm=layer.norm("input_layernorm"),
+        qkv=attention.fused("weight", *parts),
+        qkv_bias=attention.fused("bias", *parts),
+        q_norm=attention.norm("q_norm"),
+        k_norm=attention.norm("k_norm"),
+        out=attention.fused("weight", "o_proj"),
+        out_bias=attention.fused("bias", "o_proj"),
+        post_norm=layer.norm(before_mlp),
+        attended_norm=layer.norm("post_attention_layernorm") if behind else None,
+        mlp_norm=layer.norm("post_feedforward_layernorm"),
+        **_mlp_weights(mlp),
     )
 
 
-def _tensor(weight: Tensor | None, dtype: torch.dtype) -> Any:
-    return None if weight is None else weight.detach().to(dtype).contiguous()
+def _mlp_weights(mlp: _Layer) -> dict[str, Any]:
+    """The fields of `LayerWeights` about an MLP, or a mixture of them."""
+    if hasattr(mlp.module, "experts"):
+        experts = _Layer(mlp.model, mlp.module.experts, mlp.dtype)
+        return {
+            "router": mlp.fused("weight", "gate"),
+            "gate_up": experts.tensor(experts.module.gate_up_proj),
+            "down": experts.tensor(experts.module.down_proj),
+        }
+    fused = hasattr(mlp.module, "gate_up_proj")
+    parts = ("gate_up_proj",) if fused else ("gate_proj", "up_proj")
+    return {
+        "gate_up": mlp.fused("weight", *parts),
+        "gate_up_bias": mlp.fused("bias", *parts),
+        "down": mlp.fused("weight", "down_proj"),
+        "down_bias": mlp.fused("bias", "down_proj"),
+    }
+
+
+class _Layer:
+    """A module of the transformers model, whose tensors are read in one dtype."""
+
+    def __init__(self, model: Any, module: Any, dtype: torch.dtype) -> None:
+        self.model, self.module, self.dtype = model, module, dtype
+
+    def fused(self, what: str, *names: str) -> Any:
+        """Weights or biases of linear layers, one behind the other; None where there are none."""
+        all_of_them = [getattr(getattr(self.module, name), what, None) for name in names]
+        found: list[Any] = [tensor for tensor in all_of_them if tensor is not None]
+        return self.tensor(found[0] if len(found) == 1 else torch.cat(found)) if found else None
+
+    def norm(self, name: str) -> Any:
+        """The weight of a norm as the pass multiplies by it; None where there is none."""
+        norm = getattr(self.module, name, None)
+        if norm is None:
+            return None
+        if self.model.config.model_type in GEMMA:
+            return self.tensor(1 + norm.weight.float())
+        return self.tensor(norm.weight)
+
+    def tensor(self, weight: Tensor) -> Tensor:
+        """The weight, detached."""
+        return weight.detach().to(self.dtype).contiguous()

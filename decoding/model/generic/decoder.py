@@ -56,9 +56,10 @@ class GenericDecoder:
         return GenericCache(self.shape.layers, capacity)
 
     @torch.inference_mode()
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
         """Logits of final hidden states, through the model's own tail behind the head."""
-        return self._tail(hidden)
+        logits = self._tail(hidden)
+        return logits if rows is None else logits[..., rows]
 
     @torch.inference_mode()
     def forward(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.model.compact.weights import SUPPORTED_MODELS
+from draftgym.decoding.model.compact.settings import SUPPORTED_MODELS
 from draftgym.decoding.model.text import one_line
 
 UNREAD = (

@@ -30,13 +30,16 @@ class Candidates:
     column: Tensor | None = None
 
     def of(self, head: Tensor) -> Tensor:
-        """Their rows `[m, d]` of a head `[V, d]`."""
+        """Their rows `[m, ...]` of a head `[V, d]`, or of what else is said of each row."""
         return head if self.rows is None else head[self.rows]
 
     def scores(self, x: Tensor, head: Tensor) -> Tensor:
         """Corrected scores `[n, m]`, float32, of vectors `[n, d]` under a head `[V, d]`."""
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self.of(head).to(x.dtype), bias).float()
+        return self.corrected(F.linear(x, self.of(head).to(x.dtype)).float())
+
+    def corrected(self, scores: Tensor) -> Tensor:
+        """Scores `[n, m]` of their rows, standing for those of all rows."""
+        return scores if self.bias is None else scores + self.bias
 
     def columns(self, labels: Tensor) -> Tensor:
         """Where rows of the head stand among the scores; -1 stays -1."""

@@ -60,8 +60,8 @@ class SmallLMObjective(Objective):
         self, network: Any, target: Target, sampler: CandidateSampler | None = None
     ) -> None:
         self.network, self.sampler = network.to(target.device), sampler
-        head = target.decoder.head
-        self.head = head.float() if head.dtype == torch.float16 else head
+        self.logits, dtype = target.decoder.logits, target.decoder.dtype
+        self.dtype = torch.float32 if dtype == torch.float16 else dtype
 
     def __call__(self, batch: FeatureBatch, seed: int | None = None) -> ObjectiveOutput:
         """Loss of one batch, and top-1 agreement with the text.
@@ -74,12 +74,10 @@ class SmallLMObjective(Objective):
         real &= positions < batch.lengths[:, None] - 1
         labels = batch.tokens.roll(-1, 1)[real]
         candidates = draw(self.sampler, labels, seed)
-        head = candidates.of(self.head)
-        student = F.linear(hidden[real].to(head.dtype), head).float()
-        teacher = F.linear(batch.hidden[real], head).float()
+        student = self.logits(hidden[real].to(self.dtype), candidates.rows)
+        teacher = self.logits(batch.hidden[real].to(self.dtype), candidates.rows)
         best = student.detach().argmax(-1)  # by a token's own score, before any correction
-        if candidates.bias is not None:
-            student, teacher = student + candidates.bias, teacher + candidates.bias
+        student, teacher = candidates.corrected(student), candidates.corrected(teacher)
         loss = F.cross_entropy(student, teacher.softmax(-1))
         hits = best == candidates.columns(labels)
         return ObjectiveOutput(loss, [hits.float().mean()])

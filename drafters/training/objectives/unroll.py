@@ -40,12 +40,10 @@ class Unroller(ABC, Generic[Network]):
         depth: Draft positions behind an anchor, K.
         tap_layers: Target layers it reads.
         student_rows: The drafter's LM head over its draft vocabulary `[Vd, d]`.
-        teacher_rows: The target's rows of the same tokens `[Vd, d]`.
     """
 
     depth: int
     student_rows: Tensor
-    teacher_rows: Tensor
 
     def __init__(
         self, network: Network, target: Target, sampler: CandidateSampler | None = None
@@ -55,6 +53,7 @@ class Unroller(ABC, Generic[Network]):
         self.tap_layers = network.config.tap_layers
         self.embedding = network.embedding(target.decoder.embedding)
         self.draft_ids = from_d2t(network.d2t)
+        self.target_logits = target.decoder.logits
         self.labels = draft_labels(self.draft_ids, target.vocab_size)
 
     @abstractmethod
@@ -121,7 +120,7 @@ class Unroller(ABC, Generic[Network]):
         kept = real & (labels >= 0)
         return Scored(
             candidates.scores(outputs[kept], self.student_rows),
-            candidates.scores(hidden[kept], self.teacher_rows),
+            candidates.corrected(self.target_logits(hidden[kept], candidates.of(self.draft_ids))),
             candidates.columns(labels[kept]),
             kept.flatten(0, -2),
             real.flatten(0, -2),
