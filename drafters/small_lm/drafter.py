@@ -7,8 +7,7 @@ pass (`draftgym.decoding.model.compact.transformer`), with a key/value cache of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,16 +16,12 @@ from torch import Tensor
 from draftgym.decoding.drafting import (
     MAX_TREE_NODES,
     DraftContext,
-    DraftShape,
-    Place,
-    PrefixView,
 )
 from draftgym.decoding.model.compact.cache import KVCache
 from draftgym.decoding.model.compact.transformer import Decoder
 from draftgym.decoding.model.device import upload
 from draftgym.decoding.model.fingerprint import fingerprint
 from draftgym.decoding.model.interface import NewRows
-from draftgym.decoding.verify.proposal import Proposal
 from draftgym.drafters.autoregressive import AutoregressiveDrafter
 from draftgym.drafters.tree import scratch_rows
 

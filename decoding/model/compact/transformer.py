@@ -168,9 +168,7 @@ class Decoder:
             tapped = torch.stack([taps[i] for i in tap_layers], dim=1)
         return self._outputs(batch, counts, x, tapped, with_logits)
 
-    def _in_parts(
-        self, rows: NewRows, tap_layers: Sequence[int], with_logits: bool
-    ) -> PassOutput:
+    def _in_parts(self, rows: NewRows, tap_layers: Sequence[int], with_logits: bool) -> PassOutput:
         """The pass over one sequence's many rows as several; those before count as cached."""
         cached, n, outputs = rows.cache.length, len(rows.tokens), []
         try:

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.model.compact.settings import SUPPORTED_MODELS
 from draftgym.decoding.model.text import one_line
+
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
+"""Models that files are converted of, as llama.cpp calls them."""
 
 UNREAD = (
     "expert_count",
@@ -170,10 +172,10 @@ def _check(header: GGUFHeader) -> None:
             "put all parts into one folder under the names they were published with "
             "(MODEL-00001-of-00003.gguf), and name one of them",
         )
-    if header.architecture not in SUPPORTED_MODELS:
+    if header.architecture not in ARCHITECTURES:
         raise DraftgymError(
             f"{header.path} holds a {header.architecture!r} model",
-            f"name a causal LM of one of these kinds: {', '.join(SUPPORTED_MODELS)}",
+            f"name a causal LM of one of these kinds: {', '.join(ARCHITECTURES)}",
         )
     for key in UNREAD:
         if header.values.get(key):
