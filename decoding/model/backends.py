@@ -96,7 +96,7 @@ def _generic(model: Any, precision: Precision, who: str, files: WeightFiles | No
 
     if not quantisation(model.config):  # quantisers place what they load themselves
         model.to(precision.torch_device)
-    model.eval()
+    model.eval().requires_grad_(False)
     parts = dissect(model, who)
     limit = generic_context_limit(parts.config, who)
     decoder = GenericDecoder(parts)

@@ -55,10 +55,10 @@ class GenericDecoder:
         """An empty cache for one sequence."""
         return GenericCache(self.shape.layers, capacity)
 
-    @torch.inference_mode()
     def logits(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
         """Logits of final hidden states, through the model's own tail behind the head."""
-        logits = self._tail(hidden)
+        with torch.set_grad_enabled(hidden.requires_grad):
+            logits = self._tail(hidden)
         return logits if rows is None else logits[..., rows]
 
     @torch.inference_mode()
