@@ -20,6 +20,7 @@ from draftgym.decoding.round import RoundRecord, play_round
 from draftgym.decoding.session import Session
 from draftgym.decoding.stops import NO_STOPS, StopReason, Stops
 from draftgym.decoding.verify.rules import make_rule
+from draftgym.decoding.verify.sampling import PLAIN_SAMPLING, SamplingSettings
 
 
 class RoutingPolicy(Protocol):
@@ -156,6 +157,7 @@ class SpeculativeDecoder:
         catching_up: CatchUp = LAZY_KV_ONLY,
         template_options: Mapping[str, Any] | None = None,
         stops: Stops = NO_STOPS,
+        sampling: SamplingSettings = PLAIN_SAMPLING,
         memory: Memory | None = None,
     ) -> Generation:
         """Writes one text.
@@ -172,6 +174,8 @@ class SpeculativeDecoder:
             catching_up: When and how drafters encode what they missed; changes no text.
             template_options: What the chat template reads beside the messages (`Target.encode`).
             stops: What ends the text beside the target itself.
+            sampling: Top-k, top-p, min-p and repetition penalty; the target's text under them is
+                the same whatever the policy.
             memory: Kept between the turns of a talk: of a prompt that begins with the same tokens
                 as the turn before, only the rest is run.
 
@@ -179,7 +183,7 @@ class SpeculativeDecoder:
             DraftgymError: Empty or too long prompt, bad temperature or rule.
         """
         ids = self._encode(prompt, template_options)
-        rule = make_rule(verification, temperature, seed, self.target.vocab_size)
+        rule = make_rule(verification, temperature, seed, self.target.vocab_size, sampling)
         session = Session(
             *(self.target, ids, rule, max_new_tokens, self.drafters),
             catching_up=catching_up,

@@ -178,7 +178,12 @@ def verify_batch(
     taps = sorted({layer for session in sessions for layer in session.tap_layers})
     outputs = sessions[0].target.decoder.forward(rows, taps)
     questions = [
-        (session.rule, proposal, output.logits, len(session.token_ids) - 1)
+        (
+            session.rule,
+            proposal,
+            session.scores(proposal, output.logits),
+            len(session.token_ids) - 1,
+        )
         for session, proposal, output in zip(sessions, proposals, outputs, strict=True)
     ]
     verdicts = verify_together(questions, with_margins)

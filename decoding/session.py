@@ -158,7 +158,9 @@ class Session:
         known, prompt = self.cache.length, self.tokens
         rows = NewRows(self.cache, prompt[known:], logits_from=len(prompt) - known - 1)
         output = self.target.decoder.forward([rows], self.tap_layers)[0]
-        verdict = self.rule.verify(Proposal.empty(), output.logits, len(prompt) - 1, with_margins)
+        none = Proposal.empty()
+        logits = self.scores(none, output.logits)
+        verdict = self.rule.verify(none, logits, len(prompt) - 1, with_margins)
         self._taps[known : len(prompt)] = output.taps
         self.cache.keep(len(prompt) - known)
         self._remember(output, 0)
@@ -184,6 +186,11 @@ class Session:
         positions = torch.tensor([anchor, *(anchor + proposal.depths()).tolist()])
         mask = proposal.ancestor_mask()
         return NewRows(self.cache, tokens, upload(positions, device), upload(mask, device))
+
+    def scores(self, proposal: Proposal, logits: Tensor) -> Tensor:
+        """What the rule chooses by: the target's logits, as the sampling settings shape them."""
+        shaping = self.rule.shaping
+        return logits if shaping is None else shaping.scores(self.tokens, proposal, logits)
 
     def commit(self, proposal: Proposal, verdict: Verdict, output: PassOutput) -> list[int]:
         """Keeps what verification accepted; returns the committed tokens.

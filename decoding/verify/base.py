@@ -18,6 +18,7 @@ from torch import Tensor
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.device import read_together
 from draftgym.decoding.verify.proposal import Proposal
+from draftgym.decoding.verify.sampling import Shaping
 
 Choose = Callable[[int, int], tuple[int, float]]
 """The target's choice: row of the logits, depth of its node -> token, margin."""
@@ -62,10 +63,13 @@ class VerificationRule(ABC):
     Attributes:
         name: Name on the command line.
         temperature: Sampling temperature; 0 for greedy.
+        shaping: What narrows or bends the target's distribution before the rule sees it; None where
+            nothing does.
     """
 
     name: str
     temperature: float
+    shaping: Shaping | None = None
 
     @abstractmethod
     def draft(
@@ -84,6 +88,10 @@ class VerificationRule(ABC):
             softmax(logits), at temperature 1, `[n]`; the distributions that they were sampled from
             over the target's vocabulary `[n, vocab]`, or None if they were not sampled.
         """
+
+    def narrowed(self, logits: Tensor) -> Tensor:
+        """Draft logits without the tokens that sampling settings surely exclude, if any do."""
+        return logits if self.shaping is None else self.shaping.guess(logits)
 
     def ranking(
         self, logits: Tensor, positions: Sequence[int], vocab: Tensor | None = None

@@ -137,7 +137,7 @@ class CoupledRule(VerificationRule):
         self, logits: Tensor, positions: Sequence[int], vocab: Tensor | None = None
     ) -> Drafted:
         """Argmax with the target's noise; see `VerificationRule.draft`."""
-        choices = self.ranking(logits, positions, vocab).argmax(-1)
+        choices = self.ranking(self.narrowed(logits), positions, vocab).argmax(-1)
         return *chosen_tokens(logits, choices, vocab), None
 
     def ranking(

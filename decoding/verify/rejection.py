@@ -81,7 +81,7 @@ class RejectionRule(VerificationRule):
         """Samples from softmax(logits / T); see `VerificationRule.draft`."""
         check_draft(logits, vocab, self.vocab_size)
         # In float32 from here on: verification must divide by the very numbers sampled from.
-        probs = (logits.float() / self.temperature).softmax(-1)
+        probs = (self.narrowed(logits).float() / self.temperature).softmax(-1)
         top, shares = read_together([logits.amax(-1), probs])  # coins are thrown on the host
         check_finite(float(top.max()) if len(top) else 0.0, "drafter")
         rows = [self.coins.pick(row) for row in shares]

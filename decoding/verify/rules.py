@@ -10,6 +10,7 @@ from draftgym.decoding.verify.base import VerificationRule
 from draftgym.decoding.verify.coupled import CoupledRule
 from draftgym.decoding.verify.greedy import GreedyRule
 from draftgym.decoding.verify.rejection import RejectionRule
+from draftgym.decoding.verify.sampling import PLAIN_SAMPLING, SamplingSettings
 
 RULE_NAMES = ("greedy", "coupled", "rejection")
 
@@ -39,7 +40,13 @@ def check_temperature(temperature: float) -> None:
         )
 
 
-def make_rule(name: str | None, temperature: float, seed: int, vocab_size: int) -> VerificationRule:
+def make_rule(
+    name: str | None,
+    temperature: float,
+    seed: int,
+    vocab_size: int,
+    sampling: SamplingSettings = PLAIN_SAMPLING,
+) -> VerificationRule:
     """Builds a rule by name.
 
     Args:
@@ -47,10 +54,17 @@ def make_rule(name: str | None, temperature: float, seed: int, vocab_size: int) 
         temperature: Sampling temperature: 0, or `LEAST_TEMPERATURE` and above.
         seed: Seed of the text; greedy ignores it.
         vocab_size: Size of the target's vocabulary (width of its logits).
+        sampling: What narrows or bends the target's distribution.
 
     Raises:
         DraftgymError: If the name is unknown or does not go with the temperature.
     """
+    rule = _make(name, temperature, seed, vocab_size)
+    rule.shaping = sampling.shaping(temperature)
+    return rule
+
+
+def _make(name: str | None, temperature: float, seed: int, vocab_size: int) -> VerificationRule:
     check_temperature(temperature)
     name = name or ("coupled" if temperature else "greedy")
     if name not in RULE_NAMES:
