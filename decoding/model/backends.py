@@ -91,7 +91,7 @@ def _compact(model: Any, precision: Precision, who: str, files: WeightFiles | No
 def _generic(model: Any, precision: Precision, who: str, files: WeightFiles | None) -> ReadTarget:
     # Its modules import transformers, which takes seconds.
     from draftgym.decoding.model.generic.anatomy import dissect, generic_context_limit
-    from draftgym.decoding.model.generic.check import check_runs
+    from draftgym.decoding.model.generic.check import check_drives
     from draftgym.decoding.model.generic.decoder import GenericDecoder
 
     if not quantisation(model.config):  # quantisers place what they load themselves
@@ -100,10 +100,20 @@ def _generic(model: Any, precision: Precision, who: str, files: WeightFiles | No
     parts = dissect(model, who)
     limit = generic_context_limit(parts.config, who)
     decoder = GenericDecoder(parts)
-    check_runs(decoder, limit, who)
+    check_drives(decoder, limit, who, exact=not quantisation(model.config))
+    _tell_chains(decoder, who)
     return ReadTarget(
         decoder,
         limit,
         main_rope(getattr(parts.config, "rope_parameters", None) or {}),
         generic_fingerprint(model, files),
     )
+
+
+def _tell_chains(decoder: TargetDecoder, who: str) -> None:
+    if not decoder.draws_trees:
+        print(
+            f"note: transformers' pass over {who} verifies chains, not trees (its layers are "
+            "recurrent, or take no mask of a tree)",
+            file=sys.stderr,
+        )

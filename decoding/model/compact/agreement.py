@@ -7,7 +7,7 @@ is in memory, both run the same few tokens, and a model that they read different
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -23,6 +23,7 @@ from draftgym.decoding.model.compact.settings import (
 )
 from draftgym.decoding.model.compact.transformer import Decoder, LayerWeights
 from draftgym.decoding.model.compact.weights import final_norm, layer_weights, rotary_tables
+from draftgym.decoding.model.comparison import TOLERANCE, distance, widened
 from draftgym.decoding.model.interface import NewRows
 from draftgym.decoding.model.text import one_line
 
@@ -31,17 +32,6 @@ ROWS = 16
 
 SMALL_WINDOW = 5
 """What sliding windows are set to for the check, so that these few tokens reach beyond."""
-
-TOLERANCE = 2e-4
-"""Largest distance of two rows of logits, as a share of their length.
-
-Both run in float32, whatever dtype the model is loaded in: in bfloat16 two right passes of a random
-model of 24 layers differ by up to 0.25, no less than SiLU and GELU do. In float32 right passes of
-random models of 6 and of 24 layers (Llama, Mistral, Qwen2, Qwen3) differed by at most 1.6e-6 and
-1.2e-5, those of SmolLM2-135M (30 trained layers) by 6.8e-6. The mildest misreadings tried (one form
-of GELU for the other, a norm's epsilon of 1e-5 for 1e-6) differ by 3.4e-4 to 3.4e-3, others
-(another activation, rotary angles a tenth off) by 0.02 to 1.5.
-"""
 
 
 @torch.no_grad()
@@ -63,26 +53,29 @@ def check_agrees(model: Any, who: str) -> None:
     tokens = (torch.arange(count) * 7919 + 13) % vocab
     spread = (torch.linspace(0, 1, count).double() ** 2 * (limit - 1)).round().long()
     # transformers counts a window in rows, not in positions: where these jump, it must not bind.
-    distance = _distance_on(model, tokens, spread, count, who)
+    _compare(model, tokens, spread, count, who)
     if getattr(model.config, "sliding_window", None):
-        last = torch.arange(limit - count, limit)
-        distance = max(distance, _distance_on(model, tokens, last, SMALL_WINDOW, who))
-    if not distance <= TOLERANCE:  # NaN, too
-        raise _refusal(
-            who,
-            f"draftgym's pass over its weights gives other logits than transformers' (they differ "
-            f"by {distance:.1e} of their size, more than rounding does)",
-        )
+        _compare(model, tokens, torch.arange(limit - count, limit), SMALL_WINDOW, who)
 
 
-def _distance_on(model: Any, tokens: Tensor, positions: Tensor, window: int, who: str) -> float:
-    """How far both are apart on tokens at these positions, with windows of this size."""
+def _compare(model: Any, tokens: Tensor, positions: Tensor, window: int, who: str) -> None:
+    """Compares both on tokens at these positions, with windows of this size."""
     with _windows_of(model.config, window):
         try:
-            theirs = _their_logits(model, tokens, positions)
+            theirs = _their_pass(model, tokens, positions)
         except Exception as error:  # they raise nearly anything on an impossible configuration
             raise _refusal(who, f"transformers itself cannot run it ({one_line(error)})") from error
-        return _distance(_our_logits(model, tokens, positions, window < len(tokens)), theirs)
+        ours = _our_pass(model, tokens, positions, window < len(tokens))
+    if distance(ours[-1], theirs[-1]) <= TOLERANCE:  # not of NaN
+        return
+    apart = [distance(*rows) for rows in zip(ours, theirs, strict=True)]
+    first = next(index for index, share in enumerate(apart) if not share <= TOLERANCE)
+    where = f"from layer {first} on" if first < len(apart) - 1 else "behind the last layer"
+    raise _refusal(
+        who,
+        f"draftgym's pass over its weights gives other numbers than transformers' {where} (they "
+        f"differ by {apart[first]:.1e} of their size, more than rounding does)",
+    )
 
 
 @contextmanager
@@ -106,61 +99,36 @@ def _refusal(who: str, why: str) -> DraftgymError:
     )
 
 
-def _distance(ours: Tensor, theirs: Tensor) -> float:
-    """The row that differs most, as a share of its length; a constant added to a row is nothing."""
-    centred = theirs - theirs.mean(-1, keepdim=True)
-    difference = ours - ours.mean(-1, keepdim=True) - centred
-    # A model of zeros gives rows without length, which are equal where nothing differs.
-    length = centred.norm(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
-    return float((difference.norm(dim=-1) / length).max())
-
-
-def _their_logits(model: Any, tokens: Tensor, positions: Tensor) -> Tensor:
-    """Float32 `[n, vocab]` of transformers' own pass."""
+def _their_pass(model: Any, tokens: Tensor, positions: Tensor) -> list[Tensor]:
+    """Float32 rows of transformers' own pass: the residual stream after each layer, and logits."""
     body = model.model
-    parts = [body.embed_tokens, *body.layers, body.norm, model.lm_head]
-    hooks = []
-    for part in parts:
-        widening = _Widening(part)
-        hooks += [
-            part.register_forward_pre_hook(widening.begin),
-            part.register_forward_hook(widening.end, always_call=True),
-        ]
+    after: list[Tensor] = []
+    hooks = [layer.register_forward_hook(_noting(after)) for layer in body.layers]
     try:
-        # The mask is given, as positions that jump would be taken for several texts.
-        seen = torch.ones(1, len(tokens), dtype=torch.long)
-        output = model(
-            tokens[None], position_ids=positions[None], attention_mask=seen, use_cache=False
-        )
+        with widened([body.embed_tokens, *body.layers, body.norm, model.lm_head]):
+            # The mask is given, as positions that jump would be taken for several texts.
+            seen = torch.ones(1, len(tokens), dtype=torch.long)
+            output = model(
+                tokens[None], position_ids=positions[None], attention_mask=seen, use_cache=False
+            )
     finally:
         for hook in hooks:
             hook.remove()
-    logits: Tensor = output.logits[0].float()
-    return logits
+    return [*after, output.logits[0].float()]
 
 
-class _Widening:
-    """Holds a module's parameters in float32 while it runs."""
+def _noting(seen: list[Tensor]) -> Callable[..., None]:
+    """A hook that keeps what a layer gives for the one text of a pass."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.kept: list[tuple[nn.Parameter, Tensor]] = []
+    def note(_: nn.Module, args: Any, output: Any) -> None:
+        rows = output[0] if isinstance(output, tuple) else output
+        seen.append(rows[0].float())
 
-    def begin(self, *_: Any) -> None:
-        """Widens them."""
-        self.kept = [(parameter, parameter.data) for parameter in self.module.parameters()]
-        for parameter, data in self.kept:
-            parameter.data = data.float()
-
-    def end(self, *_: Any) -> None:
-        """Puts them back."""
-        for parameter, data in self.kept:
-            parameter.data = data
-        self.kept = []
+    return note
 
 
-def _our_logits(model: Any, tokens: Tensor, positions: Tensor, has_windows: bool) -> Tensor:
-    """Float32 `[n, vocab]` of the compact pass."""
+def _our_pass(model: Any, tokens: Tensor, positions: Tensor, has_windows: bool) -> list[Tensor]:
+    """The same of the compact pass."""
     shape = decoder_shape(model)
     decoder = Decoder(
         shape if has_windows else replace(shape, windows=()),
@@ -171,7 +139,8 @@ def _our_logits(model: Any, tokens: Tensor, positions: Tensor, has_windows: bool
         rotary_tables(model, torch.float32),
     )
     rows = NewRows(decoder.new_cache(len(tokens)), tokens, positions)
-    return decoder.forward([rows])[0].logits
+    out = decoder.forward([rows], range(shape.layers))[0]
+    return [*out.taps.unbind(1), out.logits]
 
 
 class _Widened(Sequence[LayerWeights]):

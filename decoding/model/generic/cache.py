@@ -1,95 +1,59 @@
-"""What a generic target remembers of one sequence: transformers' cache, with rows in place.
-
-transformers' own layers grow by concatenation, a copy of all keys at every pass, and those with a
-sliding window forget what a rejected draft would need again. Ours keep every position in one
-buffer; the masks limit the window.
-"""
+"""What a generic target remembers of one sequence."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.generic.layers import (
+    RowsLayer,
+    cut,
+    holds_rows_alone,
+    is_recurrent,
+    make_store,
+)
 
 
-class RowsLayer(DynamicLayer):  # type: ignore[misc]
-    """Keys and values of one layer in a buffer of fixed size.
+def new_cache(config: Any, layers: int, capacity: int) -> GenericCache:
+    """An empty cache, of the kind that a model's layers need.
 
     Args:
+        config: The settings of its text part.
+        layers: Number of its decoder layers.
         capacity: Most positions that fit.
     """
-
-    def __init__(self, capacity: int) -> None:
-        super().__init__()
-        self.capacity = capacity
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Makes the buffers when the first keys and values show their shapes."""
-        self.dtype, self.device = key_states.dtype, key_states.device
-        self._buffers = [
-            states.new_empty(*states.shape[:-2], self.capacity, states.shape[-1])
-            for states in (key_states, value_states)
-        ]
-        self.is_initialized = True
-        self.show(0)
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Writes new rows `[1, G, n, D]` behind those that are there; returns all."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        start = self.get_seq_length()
-        self.show(start + key_states.shape[-2])
-        self.keys[..., start:, :] = key_states
-        self.values[..., start:, :] = value_states
-        return self.keys, self.values
-
-    def show(self, length: int) -> None:
-        """Lets keys and values be the first `length` rows."""
-        if self.is_initialized:
-            self.keys, self.values = (buffer[..., :length, :] for buffer in self._buffers)
-
-    def gather(self, start: int, rows: Tensor) -> None:
-        """Moves some rows, counted from `start` on, to `start`, and forgets the others."""
-        if self.is_initialized:
-            for buffer in self._buffers:
-                buffer[..., start : start + len(rows), :] = buffer[..., start + rows, :]
-            self.show(start + len(rows))
-
-    def take(self, other: RowsLayer, length: int) -> None:
-        """Copies the first `length` rows of the same layer of another sequence."""
-        if not other.is_initialized:
-            return
-        if not self.is_initialized:
-            self.lazy_initialization(other.keys, other.values)
-        self.show(length)
-        self.keys.copy_(other.keys[..., :length, :])
-        self.values.copy_(other.values[..., :length, :])
+    store = make_store(config, layers, capacity)
+    kind = ReplayedCache if any(map(is_recurrent, store.layers)) else GenericCache
+    return kind(config, layers, capacity, store)
 
 
 class GenericCache:
-    """The cache of one sequence (a `SequenceCache`).
+    """The cache of one sequence (a `SequenceCache`) whose layers keep rows.
 
     Args:
+        config: The settings of the model's text part.
         layers: Number of decoder layers.
         capacity: Most positions that fit.
+        store: transformers' cache, empty.
 
     Attributes:
-        offset: How much further its next token stands than its row says; see `image_positions`.
+        filled: Positions that the layers hold, those of a pass included that may be undone.
     """
 
-    def __init__(self, layers: int, capacity: int) -> None:
+    def __init__(self, config: Any, layers: int, capacity: int, store: Any) -> None:
+        self.config, self.layers = config, layers
         self.capacity = capacity
-        self.length = 0
-        self.offset = 0
-        self.store = DynamicCache()
-        self.rows = [RowsLayer(capacity) for _ in range(layers)]
-        self.store.layers = list(self.rows)
+        self.store = store
+        self.length = self.filled = 0
+
+    @property
+    def keeps_any_rows(self) -> bool:
+        """Whether the rows to keep may be any, not only the first ones."""
+        return all(map(holds_rows_alone, self.store.layers))
 
     def require(self, rows: int) -> None:
         """Raises `DraftgymError` unless `rows` more positions fit."""
@@ -99,10 +63,18 @@ class GenericCache:
                 "shorten the prompt or lower --max-new-tokens",
             )
 
+    def owed(self) -> Tensor | None:
+        """Tokens that must run before the next pass, and be `settle`d; None for none."""
+        return None
+
+    def settle(self) -> None:
+        """Says that what was owed has run."""
+
     def begin(self, tokens: Tensor) -> Tensor:
         """Makes ready for a pass over new tokens; returns what must run, the new ones last."""
-        for layer in self.rows:
-            layer.show(self.length)  # a pass that was never kept is forgotten
+        for layer in self.store.layers:  # a pass that was never kept is forgotten
+            cut(layer, self.length)
+        self.filled = self.length
         return tokens
 
     @torch.inference_mode()
@@ -111,8 +83,9 @@ class GenericCache:
         if isinstance(rows, int):
             self.length += rows
             return
-        for layer in self.rows:
-            layer.gather(self.length, rows)
+        for layer in self.store.layers:
+            if isinstance(layer, RowsLayer):
+                layer.gather(self.length, rows)
         self.length += len(rows)
 
     def roll_back(self, length: int) -> None:
@@ -124,6 +97,128 @@ class GenericCache:
     @torch.inference_mode()
     def start_like(self, other: GenericCache, length: int) -> None:
         """Takes over the first `length` positions of another cache."""
-        for mine, its in zip(self.rows, other.rows, strict=True):
-            mine.take(its, length)
-        self.length, self.offset = length, other.offset
+        self._take_layers(other, length)
+        self.length = length
+
+    def _take_layers(self, other: GenericCache, length: int) -> None:
+        for index, its in enumerate(other.store.layers):
+            mine = self.store.layers[index]
+            if isinstance(mine, RowsLayer):
+                mine.take(its, length)
+            else:
+                self.store.layers[index] = copy.deepcopy(its)
+                cut(self.store.layers[index], length)
+
+
+REPLAYED_WITH_OTHERS = 32
+"""Most accepted tokens that run again in front of new ones; more get a pass of their own."""
+
+CHUNK = 512
+"""Tokens of such a pass."""
+
+
+class ReplayedCache(GenericCache):
+    """The cache of a sequence where some layers are recurrent, so that chains alone are verified.
+
+    Such a layer cannot forget rows. So its state is copied before each pass; where only a part of
+    the pass is kept, the copy comes back, and the kept tokens run once more, in front of the next
+    pass's own. Rolling back behind the copy means to run the text again from its start.
+
+    Attributes:
+        reached: Positions that the recurrent states cover, once what was not kept is undone.
+    """
+
+    def __init__(self, config: Any, layers: int, capacity: int, store: Any) -> None:
+        super().__init__(config, layers, capacity, store)
+        self.reached = 0
+        self._tokens = torch.empty(0, dtype=torch.long)  # [length]
+        self._passed = self._tokens  # of the last pass, the new ones
+        self._copies: list[Any] | None = None
+
+    @property
+    def keeps_any_rows(self) -> bool:
+        """Never: a state has seen its rows in order."""
+        return False
+
+    def owed(self) -> Tensor | None:
+        """The next of the tokens that must run again, where these are many."""
+        if self.length - self.reached <= REPLAYED_WITH_OTHERS:
+            return None
+        tokens = self._tokens[self.reached : self.length][:CHUNK]
+        self._ready()
+        return tokens
+
+    def settle(self) -> None:
+        """Says that what was owed has run."""
+        self.reached, self._copies = self.filled, None
+
+    def begin(self, tokens: Tensor) -> Tensor:
+        """Puts the copied states back where needed; see `GenericCache.begin`."""
+        again = self._tokens[self.reached :]
+        self._passed = tokens
+        self._ready()
+        return torch.cat([again.to(tokens.device), tokens])
+
+    @torch.inference_mode()
+    def keep(self, rows: Tensor | int) -> None:
+        """Commits the first rows of the last pass.
+
+        Raises:
+            ValueError: Other rows are asked for.
+        """
+        if not isinstance(rows, int):
+            if rows.tolist() != list(range(len(rows))):
+                raise ValueError("a recurrent target keeps the first rows of a pass")
+            rows = len(rows)
+        kept = self._passed[:rows]
+        self._passed = self._passed[:0]
+        self._tokens = torch.cat([self._tokens.to(kept.device), kept])
+        self.length += rows
+        if self.filled == self.length:
+            self.settle()
+
+    def roll_back(self, length: int) -> None:
+        """Forgets everything from position `length` on."""
+        super().roll_back(length)
+        self._tokens, self._passed = self._tokens[:length], self._passed[:0]
+        if length < self.reached:
+            self._start_again()
+
+    @torch.inference_mode()
+    def start_like(self, other: GenericCache, length: int) -> None:
+        """Takes over the first `length` positions of another cache."""
+        assert isinstance(other, ReplayedCache)
+        self._tokens, self._passed = other._tokens[:length].clone(), other._passed[:0]
+        self.length = length
+        self._start_again()
+        if other.reached <= length:
+            self._take_layers(other, other.reached)
+            copies = other._copies
+            self._copies = None if copies is None else copy.deepcopy(copies)
+            self.reached, self.filled = other.reached, other.filled
+
+    def _start_again(self) -> None:
+        self.store = make_store(self.config, self.layers, self.capacity)
+        self.reached = self.filled = 0
+        self._copies = None
+
+    @torch.inference_mode()
+    def _ready(self) -> None:
+        """Undoes what was not kept, and copies the states."""
+        recurrent = [layer for layer in self.store.layers if is_recurrent(layer)]
+        if self._copies is not None:
+            for layer, states in zip(recurrent, self._copies, strict=True):
+                vars(layer).update(states)
+        for layer in self.store.layers:
+            cut(layer, self.reached)
+        self._copies = [_states(layer) for layer in recurrent]
+        self.filled = self.reached
+
+
+def _states(layer: Any) -> dict[str, Any]:
+    """A copy of what a recurrent layer remembers, its keys and values left out."""
+    return {
+        name: {i: x.clone() if isinstance(x, Tensor) else x for i, x in value.items()}
+        for name, value in vars(layer).items()
+        if isinstance(value, dict)
+    }

@@ -14,9 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from draftgym.decoding.model.generic.anatomy import Anatomy, generic_shape
-from draftgym.decoding.model.generic.cache import GenericCache
-from draftgym.decoding.model.generic.positions import image_positions
+from draftgym.decoding.model.generic.cache import GenericCache, new_cache
+from draftgym.decoding.model.generic.masks import tree_masks
 from draftgym.decoding.model.interface import NewRows, PassOutput
+
+ROWS_TOGETHER = 1024
+"""Rows of a long prompt that run at once: attention over all of them may hold their square."""
 
 
 class GenericDecoder:
@@ -29,7 +32,7 @@ class GenericDecoder:
     def __init__(self, parts: Anatomy) -> None:
         self.parts = parts
         self.shape = generic_shape(parts)
-        self.draws_trees = False
+        self.draws_trees = False  # until it is tried
 
     @property
     def dtype(self) -> torch.dtype:
@@ -53,7 +56,7 @@ class GenericDecoder:
 
     def new_cache(self, capacity: int) -> GenericCache:
         """An empty cache for one sequence."""
-        return GenericCache(self.shape.layers, capacity)
+        return new_cache(self.parts.config, self.shape.layers, capacity)
 
     def logits(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
         """Logits of final hidden states, through the model's own tail behind the head."""
@@ -69,49 +72,54 @@ class GenericDecoder:
         return [self._pass(rows, tap_layers, with_logits) for rows in batch]
 
     def _pass(self, rows: NewRows, tap_layers: Sequence[int], with_logits: bool) -> PassOutput:
-        count = len(rows.tokens)
-        tokens = rows.cache.begin(rows.tokens)
+        cache, count = rows.cache, len(rows.tokens)
+        while (owed := cache.owed()) is not None:
+            self._call(cache, owed, {}, 1)
+            cache.settle()
+        tokens = cache.begin(rows.tokens)
         wanted = count - rows.logits_from
+        masks = self._masks(rows)
         with ExitStack() as stack:
             taps = [stack.enter_context(_watching(self.parts.layers[i])) for i in tap_layers]
             before_head = stack.enter_context(_watching(self.parts.head, its_input=True))
-            out = self._call(rows, tokens, wanted)
-        logits, hidden = out.logits[0, -wanted:].float(), before_head[0][0, -wanted:]
-        if not with_logits:
-            logits = logits[:0]
+            parts = tokens.split(ROWS_TOGETHER)
+            behind = len(tokens)
+            logits = []
+            for part in parts:
+                behind -= len(part)
+                needed = min(len(part), max(1, wanted - behind))
+                logits.append(self._call(cache, part, masks, needed).logits[0])
+        hidden = _last(before_head, wanted)
         tapped = hidden.new_empty(count, 0, self.shape.hidden)
         if tap_layers:
-            tapped = torch.stack([tap[0][0, -count:] for tap in taps], dim=1)
-        return PassOutput(logits, hidden, tapped)
+            tapped = torch.stack([_last(tap, count) for tap in taps], dim=1)
+        scores = torch.cat(logits)[-wanted:].float() if with_logits else logits[0][:0].float()
+        return PassOutput(scores, hidden, tapped)
 
-    def _call(self, rows: NewRows, tokens: Tensor, wanted: int) -> Any:
-        """The model's own pass over `tokens`, whose last ones are the new rows."""
+    def _call(self, cache: GenericCache, tokens: Tensor, masks: dict[str, Any], wanted: int) -> Any:
+        """The model's own pass over tokens `[n]`, with the logits of the last ones at least."""
         given: dict[str, Any] = {
             "input_ids": tokens[None],
-            self.parts.cache_name: rows.cache.store,
+            self.parts.cache_name: cache.store,
             "use_cache": True,
+            **masks,
         }
-        if "position_ids" in self.parts.arguments:
-            given["position_ids"] = self._positions(rows, tokens)
+        if "position_ids" in self.parts.arguments and "position_ids" not in given:
+            start = cache.filled
+            positions = torch.arange(start, start + len(tokens), device=tokens.device)
+            given["position_ids"] = positions[None]
+        cache.filled += len(tokens)
         if "logits_to_keep" in self.parts.arguments:
             given["logits_to_keep"] = wanted
-        if rows.inputs is not None:
-            given |= self.parts.accepted(rows.inputs)
         return self.parts.model(**given)
 
-    def _positions(self, rows: NewRows, tokens: Tensor) -> Tensor:
-        """Positions `[1, n]` of what runs; `[3, 1, n]` where a model gives images places in grids.
-
-        The cache remembers how much further the text behind images stands.
-        """
-        if rows.inputs is not None:
-            positions, rows.cache.offset = image_positions(self.parts.model, tokens, rows.inputs)
-            return positions
-        if rows.positions is not None:
-            moved: Tensor = rows.positions[None] + rows.cache.offset
-            return moved
-        stop = rows.cache.length + len(rows.tokens) + rows.cache.offset
-        return torch.arange(stop - len(tokens), stop, device=tokens.device)[None]
+    def _masks(self, rows: NewRows) -> dict[str, Any]:
+        """What a tree's pass is given beyond its tokens; nothing for a chain's."""
+        if rows.visible is None or rows.positions is None:
+            return {} if rows.positions is None else {"position_ids": rows.positions[None]}
+        cached, config = rows.cache.length, self.parts.config
+        mask = tree_masks(config, rows.visible, rows.positions, cached, self.dtype)
+        return {"attention_mask": mask, "position_ids": rows.positions[None]}
 
     def _tail(self, hidden: Tensor) -> Tensor:
         """What the model makes of hidden states behind its body: head, scales, soft-caps."""
@@ -139,6 +147,11 @@ class _BodyOutput:
 
     def __getitem__(self, index: Any) -> Any:
         return (self.last_hidden_state,)[index]
+
+
+def _last(seen: Sequence[Tensor], count: int) -> Tensor:
+    """The last `count` rows of what was seen of one sequence, in one pass or in several."""
+    return torch.cat([rows[0] for rows in seen])[-count:]
 
 
 @contextmanager
