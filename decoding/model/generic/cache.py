@@ -113,9 +113,6 @@ class GenericCache:
 REPLAYED_WITH_OTHERS = 32
 """Most accepted tokens that run again in front of new ones; more get a pass of their own."""
 
-CHUNK = 512
-"""Tokens of such a pass."""
-
 
 class ReplayedCache(GenericCache):
     """The cache of a sequence where some layers are recurrent, so that chains alone are verified.
@@ -141,12 +138,11 @@ class ReplayedCache(GenericCache):
         return False
 
     def owed(self) -> Tensor | None:
-        """The next of the tokens that must run again, where these are many."""
+        """The tokens that must run again, where these are many."""
         if self.length - self.reached <= REPLAYED_WITH_OTHERS:
             return None
-        tokens = self._tokens[self.reached : self.length][:CHUNK]
         self._ready()
-        return tokens
+        return self._tokens[self.reached :]
 
     def settle(self) -> None:
         """Says that what was owed has run."""

@@ -27,12 +27,17 @@ class GenericDecoder:
 
     Args:
         parts: The model, dissected.
+
+    Attributes:
+        one_by_one: Whether the model must go on from its cache token by token: several recurrent
+            ones start from nothing where they get more, so that drafts save them no time.
     """
 
     def __init__(self, parts: Anatomy) -> None:
         self.parts = parts
         self.shape = generic_shape(parts)
         self.draws_trees = False  # until it is tried
+        self.one_by_one = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -74,7 +79,8 @@ class GenericDecoder:
     def _pass(self, rows: NewRows, tap_layers: Sequence[int], with_logits: bool) -> PassOutput:
         cache, count = rows.cache, len(rows.tokens)
         while (owed := cache.owed()) is not None:
-            self._call(cache, owed, {}, 1)
+            for part in self._portions(cache, owed):
+                self._call(cache, part, {}, 1)
             cache.settle()
         tokens = cache.begin(rows.tokens)
         wanted = count - rows.logits_from
@@ -82,7 +88,7 @@ class GenericDecoder:
         with ExitStack() as stack:
             taps = [stack.enter_context(_watching(self.parts.layers[i])) for i in tap_layers]
             before_head = stack.enter_context(_watching(self.parts.head, its_input=True))
-            parts = tokens.split(ROWS_TOGETHER)
+            parts = self._portions(cache, tokens)
             behind = len(tokens)
             logits = []
             for part in parts:
@@ -95,6 +101,12 @@ class GenericDecoder:
             tapped = torch.stack([_last(tap, count) for tap in taps], dim=1)
         scores = torch.cat(logits)[-wanted:].float() if with_logits else logits[0][:0].float()
         return PassOutput(scores, hidden, tapped)
+
+    def _portions(self, cache: GenericCache, tokens: Tensor) -> Sequence[Tensor]:
+        """The tokens of each call of the model."""
+        if not self.one_by_one:
+            return tokens.split(ROWS_TOGETHER)
+        return tokens.split(1) if cache.filled else [tokens]
 
     def _call(self, cache: GenericCache, tokens: Tensor, masks: dict[str, Any], wanted: int) -> Any:
         """The model's own pass over tokens `[n]`, with the logits of the last ones at least."""
