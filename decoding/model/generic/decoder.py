@@ -102,11 +102,11 @@ class GenericDecoder:
         scores = torch.cat(logits)[-wanted:].float() if with_logits else logits[0][:0].float()
         return PassOutput(scores, hidden, tapped)
 
-    def _portions(self, cache: GenericCache, tokens: Tensor) -> Sequence[Tensor]:
+    def _portions(self, cache: GenericCache, tokens: Tensor) -> list[Tensor]:
         """The tokens of each call of the model."""
-        if not self.one_by_one:
-            return tokens.split(ROWS_TOGETHER)
-        return tokens.split(1) if cache.filled else [tokens]
+        if self.one_by_one:
+            return list(tokens.split(1)) if cache.filled else [tokens]
+        return list(tokens.split(ROWS_TOGETHER))
 
     def _call(self, cache: GenericCache, tokens: Tensor, masks: dict[str, Any], wanted: int) -> Any:
         """The model's own pass over tokens `[n]`, with the logits of the last ones at least."""
