@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,6 +19,10 @@ from draftgym.decoding.model.backends import Backend, check_backend, read_target
 from draftgym.decoding.model.compact.transformer import Decoder
 from draftgym.decoding.model.embedded import EMBEDDED_TARGETS, embedded_target, gguf_target
 from draftgym.decoding.model.fingerprint import WeightFiles, weight_files
+from draftgym.decoding.model.generation_config import (
+    asked_settings,
+    tell_ignored_settings,
+)
 from draftgym.decoding.model.interface import ModelInputs, TargetDecoder
 from draftgym.decoding.model.loading import load_config, load_model, reads_images
 from draftgym.decoding.model.messages import Message, encode_messages
@@ -28,7 +32,6 @@ from draftgym.decoding.model.text import (
     check_tokens,
     load_tokenizer,
     stop_tokens,
-    tell_ignored_settings,
 )
 
 
@@ -46,6 +49,8 @@ class Target:
         fingerprint: Hash of its weights; drafters carry the same.
         precision: Chosen dtype and threads, with the reason.
         architecture: Its transformers class; drafter checkpoints record it.
+        generation_config: Sampling settings that it asks for, by their names in transformers; texts
+            are written with them on request (`draftgym.decoding.verify.sampling.advised`).
         image_tokens: Ids of the tokens that stand for pieces of images.
         processor: What makes its prompts of texts and images; None for models of text alone.
     """
@@ -59,6 +64,7 @@ class Target:
     fingerprint: str
     precision: Precision
     architecture: str = ""
+    generation_config: Mapping[str, Any] = field(default_factory=dict)
     image_tokens: frozenset[int] = frozenset()
     processor: Processor | None = None
 
@@ -292,6 +298,7 @@ def wrap_model(
         fingerprint=read.fingerprint,
         precision=precision,
         architecture=type(model).__name__,
+        generation_config=asked_settings(model.generation_config),
         image_tokens=image_tokens(model.config, processor),
         processor=processor,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +17,6 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
-
-OTHER_TEXT: dict[str, tuple[Any, ...]] = {
-    "repetition_penalty": (None, 1.0),
-    "encoder_repetition_penalty": (None, 1.0),
-    "no_repeat_ngram_size": (None, 0),
-    "encoder_no_repeat_ngram_size": (None, 0),
-    "bad_words_ids": (None, []),
-    "sequence_bias": (None, {}, []),
-    "suppress_tokens": (None, []),
-    "begin_suppress_tokens": (None, []),
-    "forced_bos_token_id": (None,),
-    "forced_eos_token_id": (None,),
-    "exponential_decay_length_penalty": (None,),
-    "min_length": (None, 0),
-    "min_new_tokens": (None, 0),
-    "guidance_scale": (None, 1, 1.0),
-    "num_beams": (None, 1),
-    "watermarking_config": (None,),
-}
-"""Settings with which transformers' `generate` writes another greedy text, and those without."""
 
 
 def load_tokenizer(source: str, who: str) -> Any:
@@ -113,28 +92,6 @@ def stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
             )
     end = getattr(tokenizer, "eos_token_id", None)
     return frozenset(found if end is None else [*found, end])
-
-
-def tell_ignored_settings(settings: Any, name: str) -> None:
-    """Says on standard error which of a model's generation settings our text goes without.
-
-    Temperature, top-p and top-k are not named: the temperature is the caller's.
-
-    Args:
-        settings: The model's `GenerationConfig`.
-        name: What the user called the target.
-    """
-    found = [
-        f"{key}={value}"
-        for key, neutral in OTHER_TEXT.items()
-        if (value := getattr(settings, key, None)) not in neutral
-    ]
-    if found:
-        print(
-            f"note: generation_config.json of target {name!r} asks for {', '.join(found)}; texts "
-            "here are the model's own, without",
-            file=sys.stderr,
-        )
 
 
 def one_line(error: Exception) -> str:

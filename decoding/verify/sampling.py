@@ -9,6 +9,7 @@ has a prefix of its own: the committed text and the path to its node.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +61,32 @@ class SamplingSettings:
         if self.repetition_penalty == 1 and not (temperature and truncates):
             return None
         return Shaping(self, temperature)
+
+
+def advised(asked: Mapping[str, Any], who: str) -> tuple[float, SamplingSettings]:
+    """Temperature and settings that a model asks for, as transformers' `generate` understands them.
+
+    Args:
+        asked: Of its generation_config.json (`Target.generation_config`).
+        who: What messages call the model, as in `target 'mine'`.
+
+    Raises:
+        DraftgymError: It asks for something impossible.
+    """
+    sampled = bool(asked.get("do_sample"))
+    defaults = {"temperature": 1.0, "top_k": 50} if sampled else {}  # generate's own defaults
+    found: dict[str, Any] = {**defaults, **asked}
+    found.pop("do_sample", None)
+    strange = [key for key, value in found.items() if type(value) not in (int, float)]
+    try:
+        if strange:
+            raise DraftgymError(f"{strange[0]} is {found[strange[0]]!r}", "give a number")
+        return float(found.pop("temperature", 0.0)), SamplingSettings(**found)
+    except DraftgymError as error:
+        raise DraftgymError(
+            f"generation_config.json of {who} asks for something impossible: {error.problem}",
+            f"correct it there ({error.remedy}), or leave --generation-config out",
+        ) from error
 
 
 PLAIN_SAMPLING = SamplingSettings()

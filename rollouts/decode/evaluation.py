@@ -20,7 +20,7 @@ from draftgym.decoding.model.target import Target
 from draftgym.decoding.provenance import describe_drafters, describe_host, describe_target
 from draftgym.decoding.round import RoundRecord
 from draftgym.decoding.stops import NO_STOPS
-from draftgym.decoding.verify.rules import make_rule
+from draftgym.decoding.verify.sampling import PLAIN_SAMPLING
 from draftgym.drafters.loading import find_checkpoints
 from draftgym.policies.registry import all_policies, make_policy, shipped_router
 from draftgym.rollouts.decode.fitting import encode_prompt, fit_prompts
@@ -82,7 +82,7 @@ def evaluate(args: EvaluateArgs) -> Evaluation:
     Raises:
         DraftgymError: Anything the user can mend; found before decoding starts.
     """
-    make_rule(args.verification, args.temperature, args.seed, vocab_size=1)
+    args.check()
     prompts = load_prompts(
         args.prompts,
         limit_per_category=args.limit_per_category,
@@ -95,13 +95,16 @@ def evaluate(args: EvaluateArgs) -> Evaluation:
         check_writable(args.report / "index.html", "name another folder with --report")
         require_matplotlib()
     target, drafters = args.load()
+    args = args.as_asked_by(target)
     fitted = fit_prompts(
         target, prompts, args.max_new_tokens, args.skip_long_prompts, all_turns=True
     )
     policies = chosen_policies(args.policies, drafters, target, args.seed)
     environment = describe_run(args, target, drafters) | fitted.describe()
     predict = None
-    if args.settings.catching_up == LAZY_KV_ONLY:  # the only way that the cost model knows
+    settings = args.settings
+    shaped = settings.rule(target).shaping is not None
+    if settings.catching_up == LAZY_KV_ONLY and not shaped:  # what the cost model knows
         longest = args.max_new_tokens + fitted.longest
         arms = [arm for policy in policies.values() for arm in policy.arms]
         model = load_cost_model(target, drafters, arms, longest)
@@ -200,7 +203,6 @@ def describe_run(
     args: EvaluateArgs, target: Target, drafters: Mapping[str, Drafter]
 ) -> dict[str, Any]:
     """Everything needed to judge the figures and to measure them again."""
-    rule = make_rule(args.verification, args.temperature, args.seed, target.vocab_size)
     return {
         **describe_target(target),
         "drafters": describe_drafters(drafters, find_checkpoints(target, args.drafters)),
@@ -209,7 +211,7 @@ def describe_run(
         "limit_per_category": args.limit_per_category,
         **_settings_told(args.settings),
         "catching_up": str(args.settings.catching_up),
-        "verification": rule.name,
+        "verification": args.settings.rule(target).name,
         **describe_host(),
     }
 
@@ -219,6 +221,8 @@ def _settings_told(settings: DecodeSettings) -> dict[str, Any]:
     told = asdict(settings)
     if settings.stops == NO_STOPS:
         del told["stops"]
+    if settings.sampling == PLAIN_SAMPLING:
+        del told["sampling"]
     return told
 
 

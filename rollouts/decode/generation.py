@@ -24,7 +24,6 @@ from draftgym.decoding.decoder import Generation, SpeculativeDecoder
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import check_unicode, parse_json
 from draftgym.decoding.stops import NO_STOPS, Stops
-from draftgym.decoding.verify.rules import make_rule
 from draftgym.policies.registry import default_policy, make_policy, shipped_router
 from draftgym.rollouts.decode.options import CatchUpOptions
 from draftgym.rollouts.report.table import make_console, print_stats
@@ -120,7 +119,7 @@ def generate(args: GenerateArgs) -> Generation:
     Raises:
         DraftgymError: Anything the user can mend.
     """
-    make_rule(args.verification, args.temperature, args.seed, vocab_size=1)
+    args.check()
     options = parse_json(args.template_options, "--template-options", TEMPLATE_REMEDY)
     if args.prompt is None and not args.chat:
         raise DraftgymError("there is no prompt", "give one with --prompt, or talk with --chat")
@@ -129,6 +128,7 @@ def generate(args: GenerateArgs) -> Generation:
     prompt = read_standard_input() if args.prompt == "-" else args.prompt
     check_unicode(prompt or "", "the prompt")
     target, drafters = args.load()
+    args = args.as_asked_by(target)
     spec = args.policy or default_policy(drafters, shipped_router(target))
     policy = make_policy(
         spec, drafters, target, args.seed, partial(load_cost_model, target, drafters)
@@ -184,6 +184,7 @@ def _answer(args: GenerateArgs, chat: Chat, turn: str) -> Generation:
         temperature=settings.temperature,
         seed=settings.seed,
         verification=settings.verification,
+        sampling=settings.sampling,
         on_tokens=stream.add if streamed else None,
         catching_up=settings.catching_up,
     )

@@ -22,7 +22,9 @@ from draftgym.decoding.observation import RouterObserver
 from draftgym.decoding.round import play_rounds
 from draftgym.decoding.session import Session
 from draftgym.decoding.stops import NO_STOPS, Stops
+from draftgym.decoding.verify.base import VerificationRule
 from draftgym.decoding.verify.rules import make_rule
+from draftgym.decoding.verify.sampling import PLAIN_SAMPLING, SamplingSettings
 from draftgym.decoding.verify.seeds import text_seed
 from draftgym.rollouts.decode.fitting import encode_prompt, fit_prompts
 from draftgym.rollouts.prompts.sets import Prompt
@@ -41,6 +43,7 @@ class DecodeSettings:
         verification: `greedy`, `coupled`, `rejection`, or None to go by temperature.
         catching_up: When and how drafters encode what they missed; changes no text.
         stops: What ends a text beside the target itself.
+        sampling: Top-k, top-p, min-p and repetition penalty.
     """
 
     max_new_tokens: int = 96
@@ -49,6 +52,17 @@ class DecodeSettings:
     verification: str | None = None
     catching_up: CatchUp = LAZY_KV_ONLY
     stops: Stops = NO_STOPS
+    sampling: SamplingSettings = PLAIN_SAMPLING
+
+    def rule(self, target: Target) -> VerificationRule:
+        """A new rule for a text.
+
+        Raises:
+            DraftgymError: Settings that do not go together.
+        """
+        return make_rule(
+            *(self.verification, self.temperature, self.seed, target.vocab_size, self.sampling)
+        )
 
     def of(self, prompt: Prompt) -> DecodeSettings:
         """Those of one text of a run: its noise is its own, and the same for every policy."""
@@ -116,7 +130,7 @@ def decode_each(
         DraftgymError: Prompts that do not fit (see `fit_prompts`), or bad settings; both before
             anything is decoded.
     """
-    make_rule(settings.verification, settings.temperature, settings.seed, target.vocab_size)
+    settings.rule(target)
     ids = fit_prompts(target, prompts, settings.max_new_tokens, all_turns=True).ids
     decoders = {
         name: SpeculativeDecoder(target, drafters, policy) for name, policy in policies.items()
@@ -186,6 +200,7 @@ def write(
         with_margins=with_margins,
         catching_up=settings.catching_up,
         stops=settings.stops,
+        sampling=settings.sampling,
         memory=memory,
     )
 
@@ -211,7 +226,7 @@ def write_together(
         raise DraftgymError(
             "texts under rejection verification cannot share passes", "use greedy or coupled"
         )
-    rule = make_rule(settings.verification, settings.temperature, settings.seed, target.vocab_size)
+    rule = settings.rule(target)
 
     def new_session() -> Session:
         return Session(

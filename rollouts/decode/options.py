@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
 from draftgym.decoding.drafting import CatchUp, Drafter
 from draftgym.decoding.model.backends import Backend
 from draftgym.decoding.model.target import Target, load_target
 from draftgym.decoding.stops import Stops
+from draftgym.decoding.verify.rules import make_rule
+from draftgym.decoding.verify.sampling import SamplingSettings, advised
 from draftgym.drafters.loading import load_drafters
 from draftgym.rollouts.decode.interleaved import DecodeSettings
 
@@ -35,10 +37,6 @@ class DecodingOptions:
         verification: greedy (temperature 0), coupled (default above 0; every policy writes plain
             decoding's text) or rejection (the textbook rule; the distribution is plain decoding's,
             the text is not).
-        stop: Strings that end a text: it ends before the first of them.
-        stop_token_ids: Token ids that end a text, beside the model's own.
-        ignore_eos: Write on behind the model's own end of a text, up to --max-new-tokens: texts of
-            one length for measurements.
         dtype: auto (a probe picks the faster one; bfloat16 on an accelerator), float32 (texts agree
             across policies), bfloat16 or float16 (near ties between tokens may flip).
         device: Where target and drafters compute: auto (an accelerator that torch can use, else the
@@ -55,9 +53,6 @@ class DecodingOptions:
     temperature: float = 0.0
     seed: int = 0
     verification: str | None = None
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
     dtype: str = "auto"
     device: str = "auto"
     backend: Backend = "auto"
@@ -66,10 +61,7 @@ class DecodingOptions:
     @property
     def settings(self) -> DecodeSettings:
         """How texts are written."""
-        return DecodeSettings(
-            *(self.max_new_tokens, self.temperature, self.seed, self.verification),
-            stops=Stops(self.stop_token_ids, self.stop, self.ignore_eos),
-        )
+        return DecodeSettings(self.max_new_tokens, self.temperature, self.seed, self.verification)
 
     def load(self) -> tuple[Target, Mapping[str, Drafter]]:
         """The target and its drafters."""
@@ -78,7 +70,62 @@ class DecodingOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CatchUpOptions(DecodingOptions):
+class TextOptions(DecodingOptions):
+    """Options of commands that write texts as they are asked for.
+
+    Attributes:
+        top_k: Sample only from so many of the likeliest tokens; 0 for all.
+        top_p: Sample only from the likeliest tokens that together have this probability.
+        min_p: Sample only from tokens at least this share as likely as the likeliest.
+        repetition_penalty: Above 1, tokens that stand in the text already become less likely, also
+            at temperature 0.
+        generation_config: Write with temperature, top-k, top-p, min-p and repetition penalty of the
+            model's generation_config.json, but for those that are given here.
+        stop: Strings that end a text: it ends before the first of them.
+        stop_token_ids: Token ids that end a text, beside the model's own.
+        ignore_eos: Write on behind the model's own end of a text, up to --max-new-tokens: texts of
+            one length for measurements.
+    """
+
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    generation_config: bool = False
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+    @property
+    def settings(self) -> DecodeSettings:
+        """How texts are written."""
+        return replace(
+            super().settings,
+            stops=Stops(self.stop_token_ids, self.stop, self.ignore_eos),
+            sampling=SamplingSettings(**self._given()),
+        )
+
+    def check(self) -> None:
+        """Raises `DraftgymError` for settings that cannot work, before anything is loaded."""
+        settings = self.settings
+        if not self.generation_config:  # which may bring a temperature
+            make_rule(*(settings.verification, settings.temperature, self.seed, 1))
+
+    def as_asked_by(self, target: Target) -> Self:
+        """With the settings of the target's generation_config.json, where they are wanted."""
+        if not self.generation_config:
+            return self
+        temperature, sampling = advised(target.generation_config, f"target {target.name!r}")
+        temperature = self.temperature or temperature
+        return replace(self, temperature=temperature, **(asdict(sampling) | self._given()))
+
+    def _given(self) -> dict[str, Any]:
+        names = (field.name for field in fields(SamplingSettings))
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CatchUpOptions(TextOptions):
     """Options of commands whose speed depends on how drafters catch up.
 
     Attributes:

@@ -168,12 +168,19 @@ def test_settings_that_would_change_the_text_are_named_once(
     assert not capsys.readouterr().err
 
 
-def test_sampling_settings_are_no_news(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("do_sample", [True, False])
+def test_sampling_settings_are_named_with_the_option_that_applies_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], do_sample: bool
+) -> None:
+    """Where the model does not ask for sampling, they would change nothing."""
     path = save_target(tmp_path) / "generation_config.json"
-    settings = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 50}
+    settings = {"do_sample": do_sample, "temperature": 0.6, "top_p": 0.9, "top_k": 20}
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
     load_target(str(tmp_path), "float32", 1)
-    assert "note:" not in capsys.readouterr().err
+    said = capsys.readouterr().err
+    if do_sample:
+        assert "temperature=0.6, top_k=20, top_p=0.9" in said and "--generation-config" in said
+    assert said.count("note:") == do_sample
 
 
 BROKEN = {"config.json": "{", "model.safetensors": "{", "tokenizer.json": "{"}
