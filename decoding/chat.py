@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from draftgym.decoding.decoder import Generation, Memory, SpeculativeDecoder
-from draftgym.decoding.model.messages import Message
+from draftgym.decoding.model.messages import Message, as_messages
 from draftgym.decoding.stops import Stops
 
 
@@ -45,21 +45,28 @@ class Chat:
             self.messages.append({"role": "system", "content": system})
         self._memory = Memory()
 
-    def say(self, text: str, stops: Stops | None = None, **settings: Any) -> Generation:
+    def say(
+        self,
+        text: str,
+        stops: Stops | None = None,
+        images: Sequence[Any] = (),
+        **settings: Any,
+    ) -> Generation:
         """Says something and lets the target answer.
 
         Args:
             text: The user's turn.
             stops: What ends the answer beside the target itself.
+            images: What the user shows with it: paths, or images of Pillow.
             **settings: Of `SpeculativeDecoder.generate`.
 
         Raises:
             DraftgymError: As `generate`; the talk is then as it was before.
         """
-        messages = [*self.messages, {"role": "user", "content": text}]
+        messages = [*self.messages, *as_messages(text, images)]
         stops = stops or Stops()
         result = self.decoder.generate(
-            messages if len(messages) > 1 else text,
+            messages if len(messages) > 1 or images else text,
             stops=stops,
             template_options=self.template_options,
             memory=self._memory,

@@ -13,6 +13,7 @@ from torch import Tensor
 from draftgym.decoding.arms import PLAIN, Arm, check_arms
 from draftgym.decoding.drafting import LAZY_KV_ONLY, CatchUp, Drafter
 from draftgym.decoding.given import check_drafters, check_policy, check_target, is_text, token_ids
+from draftgym.decoding.model.interface import ModelInputs
 from draftgym.decoding.model.messages import Message
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.observation import RouterObserver
@@ -159,6 +160,8 @@ class SpeculativeDecoder:
         stops: Stops = NO_STOPS,
         sampling: SamplingSettings = PLAIN_SAMPLING,
         memory: Memory | None = None,
+        images: Sequence[Any] = (),
+        inputs: ModelInputs | None = None,
     ) -> Generation:
         """Writes one text.
 
@@ -178,16 +181,24 @@ class SpeculativeDecoder:
                 the same whatever the policy.
             memory: Kept between the turns of a talk: of a prompt that begins with the same tokens
                 as the turn before, only the rest is run.
+            images: Shown to a target that sees, before the text: paths, or images of Pillow. In
+                messages they are parts of their contents.
+            inputs: With token ids: what belongs to their images (`Target.encode_with_images`).
 
         Raises:
             DraftgymError: Empty or too long prompt, bad temperature or rule.
         """
-        ids = self._encode(prompt, template_options)
+        if is_text(prompt):
+            options = template_options or {}
+            ids, inputs = self.target.encode_with_images(prompt, images, **options)
+        else:
+            ids = token_ids(prompt)
         rule = make_rule(verification, temperature, seed, self.target.vocab_size, sampling)
         session = Session(
             *(self.target, ids, rule, max_new_tokens, self.drafters),
             catching_up=catching_up,
             stops=stops,
+            inputs=inputs,
         )
         result = Generation(prompt_tokens=len(ids), seed=seed)
         start = time.perf_counter()
@@ -199,15 +210,6 @@ class SpeculativeDecoder:
         for tokens in self._rounds(result, session, with_margins, start):
             tell(tokens)
         return result
-
-    def _encode(
-        self,
-        prompt: str | Sequence[Message] | Tensor | Sequence[int],
-        options: Mapping[str, Any] | None,
-    ) -> Tensor:
-        if is_text(prompt):
-            return self.target.encode(prompt, **(options or {}))
-        return token_ids(prompt)
 
     def _rounds(
         self, result: Generation, session: Session, with_margins: bool, start: float

@@ -185,9 +185,13 @@ class RouterObserver:
             `signals`: float32 `[len(signal_names(arms))]`, every entry roughly within 0 to 4;
             `hidden`: the target's last hidden state, float32 `[d]`.
         """
-        unread = session.token_ids[len(self._repeats) :]
+        known = len(self._repeats)
+        unread = session.token_ids[known:]
         if unread:
-            self._repeat = self._repeats.extend(unread)[-1:]
+            # Every image is made of the same placeholder: none repeats another.
+            images = session.target.image_tokens
+            told = [-i if one in images else one for i, one in enumerate(unread, start=known + 1)]
+            self._repeat = self._repeats.extend(told)[-1:]
         confidence, hidden = read_together([session.confidence(), session.last_hidden.float()])
         signals = self._memory.signals(
             text_signals(confidence.numpy(), self._repeat),

@@ -11,7 +11,7 @@ from torch import Tensor
 from draftgym.decoding.drafting import LAZY_KV_ONLY, CatchUp, Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.device import to_host, upload
-from draftgym.decoding.model.interface import NewRows, PassOutput
+from draftgym.decoding.model.interface import ModelInputs, NewRows, PassOutput
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.stops import NO_STOPS, StopCheck, StopReason, Stops
 from draftgym.decoding.verify.base import Verdict, VerificationRule
@@ -36,6 +36,7 @@ class Session:
             drafter draws trees: nodes share positions, not rows.
         catching_up: When and how drafters encode what they missed.
         stops: What ends the text beside the target itself.
+        inputs: What belongs to the images of the prompt.
 
     Attributes:
         token_ids: All committed token ids, on the host.
@@ -54,6 +55,7 @@ class Session:
         capacity: int | None = None,
         catching_up: CatchUp = LAZY_KV_ONLY,
         stops: Stops = NO_STOPS,
+        inputs: ModelInputs | None = None,
     ) -> None:
         prompt = to_host(prompt)
         needed = len(prompt) + max_new_tokens
@@ -61,7 +63,7 @@ class Session:
         _check_request(prompt, max_new_tokens, self.capacity)
         target.check_tokens(prompt)
         self.target, self.rule, self.drafters = target, rule, drafters
-        self.catching_up = catching_up
+        self.catching_up, self.inputs = catching_up, inputs
         self.ends = StopCheck(target, stops)
         self.max_new_tokens = max_new_tokens
         self.prompt_length = len(prompt)
@@ -136,7 +138,8 @@ class Session:
         """Takes over, before prefill, what another session of the target knows of the same tokens.
 
         Keys and values, taps and drafters' states of the longest common beginning are kept; prefill
-        runs the rest of the prompt, its last token at least.
+        runs the rest of the prompt, its last token at least. A prompt whose images are not all
+        those of the other begins anew.
 
         Returns:
             Positions that were taken over.
@@ -146,6 +149,8 @@ class Session:
         most = min(self.prompt_length - 1, other.cache.length)
         pairs = enumerate(zip(self.token_ids[:most], other.token_ids[:most], strict=True))
         shared = next((at for at, (mine, its) in pairs if mine != its), most)
+        if not self._shows_what(other, shared):
+            return 0
         self.cache.start_like(other.cache, shared)
         self._taps[:shared] = other._taps[:shared]
         for name, state in other._states.items():
@@ -156,7 +161,10 @@ class Session:
     def prefill(self, with_margins: bool = False) -> Verdict:
         """Runs the prompt through the target and commits the first token."""
         known, prompt = self.cache.length, self.tokens
-        rows = NewRows(self.cache, prompt[known:], logits_from=len(prompt) - known - 1)
+        inputs = None if known else self.inputs  # images that are known were read before
+        rows = NewRows(
+            self.cache, prompt[known:], logits_from=len(prompt) - known - 1, inputs=inputs
+        )
         output = self.target.decoder.forward([rows], self.tap_layers)[0]
         none = Proposal.empty()
         logits = self.scores(none, output.logits)
@@ -231,6 +239,15 @@ class Session:
         """How sure the target was when it chose the newest token: `[1, 3]`; see `confidence`."""
         return confidence(self.last_logits[None])
 
+    def _shows_what(self, other: Session, shared: int) -> bool:
+        """Whether the images are the other's, and all among the first `shared` positions."""
+        if self.inputs is None or other.inputs is None:
+            return self.inputs is other.inputs
+        behind = self.token_ids[shared:]
+        return self.target.image_tokens.isdisjoint(behind) and _same_images(
+            (self.inputs, self.prompt_length), (other.inputs, other.prompt_length)
+        )
+
     def _remember(self, output: PassOutput, row: int) -> None:
         self._last = output.hidden[row], output.logits[row]
 
@@ -273,6 +290,15 @@ def confidence(logits: Tensor) -> Tensor:
     entropy = -(probs * logprobs).sum(-1)
     first, second = probs.topk(2, dim=-1).values.unbind(-1)
     return torch.stack([entropy, first - second, first], dim=-1)
+
+
+def _same_images(*prompts: tuple[ModelInputs, int]) -> bool:
+    """Whether two prompts' inputs are of the same images; what is given per token has no say."""
+    one, other = (
+        {key: value for key, value in inputs.items() if tuple(value.shape) != (1, length)}
+        for inputs, length in prompts
+    )
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
 def _check_request(prompt: Tensor, max_new_tokens: int, capacity: int) -> None:

@@ -33,7 +33,7 @@ TEXT = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 8,
-    "max_position_embeddings": 256,
+    "max_position_embeddings": 512,
     "bos_token_id": None,
     "eos_token_id": None,
     "pad_token_id": None,
@@ -140,7 +140,7 @@ def image_model(kind: str, seed: int = 0, **changes: Any) -> Any:
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "norm" not in name:
-                weight.normal_(std=0.15)
+                weight.normal_(std=0.2)
     return model
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import check_unicode
-from draftgym.decoding.model.images import IMAGE_PARTS, image_of
+from draftgym.decoding.model.images import IMAGE_PARTS, image_of, open_image
 from draftgym.decoding.model.text import one_line
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -113,6 +113,30 @@ def write_messages(
             "leave the options out, or name a target that was trained to chat",
         )
     return Written(_text_of(messages[0]["content"], image_mark or ""), False, messages)
+
+
+def as_messages(prompt: str | Sequence[Message], images: Sequence[Any] = ()) -> list[Message]:
+    """A text as one user's message, behind the images that are shown with it.
+
+    Args:
+        prompt: A text; messages stay as they are.
+        images: Paths, or images of Pillow.
+
+    Raises:
+        DraftgymError: Images beside messages, or one that cannot be read.
+    """
+    if not isinstance(prompt, str):
+        if images:
+            raise DraftgymError(
+                "images were given beside messages",
+                'put each into its message: "content": [{"type": "image", "image": "cat.png"}, '
+                '{"type": "text", "text": "What is it?"}]',
+            )
+        return [*prompt]
+    if not images:
+        return [{"role": "user", "content": prompt}]
+    parts = [{"type": "image", "image": open_image(image)} for image in images]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}]
 
 
 def checked_messages(prompt: str | Sequence[Message], sees: bool = False) -> list[dict[str, Any]]:

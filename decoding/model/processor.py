@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.model.images import open_image, require_pillow
+from draftgym.decoding.model.images import require_pillow
 from draftgym.decoding.model.interface import ModelInputs
 from draftgym.decoding.model.loading import quiet_transformers
-from draftgym.decoding.model.messages import Message, write_messages
+from draftgym.decoding.model.messages import Message, as_messages, write_messages
 from draftgym.decoding.model.text import TOKENIZER_FILES, one_line
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
@@ -57,7 +57,7 @@ class Processor:
         Raises:
             DraftgymError: The processor cannot make a prompt of it.
         """
-        messages = with_images(prompt, images)
+        messages = as_messages(prompt, images) if images else prompt
         mark = getattr(self.inner, "image_token", "")
         written = write_messages(self.inner, messages, self.name, options or {}, mark)
         shown = images_of(written.messages)
@@ -128,23 +128,6 @@ def load_processor(source: str, config: Any, name: str) -> Processor | None:
             "put processor_config.json and preprocessor_config.json beside its weights",
         )
     return Processor(inner, name)
-
-
-def with_images(prompt: str | Sequence[Message], images: Sequence[Any]) -> str | Sequence[Message]:
-    """A prompt that shows images before its text.
-
-    Raises:
-        DraftgymError: Messages, where each image belongs into one of them.
-    """
-    if not images:
-        return prompt
-    if not isinstance(prompt, str):
-        raise DraftgymError(
-            "images were given beside messages",
-            'put each into its message: "content": [{"type": "image", "image": "cat.png"}, ...]',
-        )
-    parts = [{"type": "image", "image": open_image(image)} for image in images]
-    return [{"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}]
 
 
 def images_of(messages: Iterable[Message]) -> list[Any]:

@@ -23,7 +23,7 @@ from draftgym.decoding.stops import NO_STOPS
 from draftgym.decoding.verify.sampling import PLAIN_SAMPLING
 from draftgym.drafters.loading import find_checkpoints
 from draftgym.policies.registry import all_policies, make_policy, shipped_router
-from draftgym.rollouts.decode.fitting import encode_prompt, fit_prompts
+from draftgym.rollouts.decode.fitting import fit_prompts, read_prompt
 from draftgym.rollouts.decode.interleaved import DecodeSettings, decode_prompts, write
 from draftgym.rollouts.decode.options import CatchUpOptions
 from draftgym.rollouts.prompts.sets import Prompt, interleave_categories, load_prompts
@@ -97,7 +97,9 @@ def evaluate(args: EvaluateArgs) -> Evaluation:
     target, drafters = args.load()
     args = args.as_asked_by(target)
     fitted = fit_prompts(
-        target, prompts, args.max_new_tokens, args.skip_long_prompts, all_turns=True
+        *(target, prompts, args.max_new_tokens, args.skip_long_prompts),
+        all_turns=True,
+        with_images=True,
     )
     policies = chosen_policies(args.policies, drafters, target, args.seed)
     environment = describe_run(args, target, drafters) | fitted.describe()
@@ -165,8 +167,8 @@ def compare(
 def plain_margins(target: Target, prompt: Prompt, settings: DecodeSettings) -> list[float]:
     """Margins of a prompt's plain text, written again: recording them slows a measured one."""
     plain = SpeculativeDecoder(target, {}, PlainPolicy())
-    ids = encode_prompt(target, prompt)
-    return write(plain, ids, settings.of(prompt), with_margins=True).margins
+    ids, inputs = read_prompt(target, prompt)
+    return write(plain, ids, settings.of(prompt), with_margins=True, inputs=inputs).margins
 
 
 def cost_predictor(model: CostModel) -> SecondsPredictor:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.interface import ModelInputs
 from draftgym.decoding.model.target import Target
 from draftgym.rollouts.prompts.sets import Prompt, further_turns, note_first_turns
 
@@ -62,6 +63,7 @@ def fit_prompts(
     skip_long: bool = False,
     longest: int | None = None,
     all_turns: bool = False,
+    with_images: bool = False,
 ) -> FittedPrompts:
     """Encodes all prompts and checks that they fit.
 
@@ -73,6 +75,7 @@ def fit_prompts(
         longest: Tokens of a prompt at most: longer ones are left out as if asked for.
         all_turns: Whether all turns will be played, so that they must fit with as long answers as
             there can be.
+        with_images: Whether the images of prompts will be shown; else such prompts are refused.
 
     Raises:
         DraftgymError: A prompt cannot be encoded or does not fit (the message names the first few),
@@ -92,13 +95,9 @@ def fit_prompts(
             f"{len(twice)} question ids are there twice, such as {twice[0]!r}",
             "give every prompt an id of its own; results are filed under it",
         )
-    if shown := [prompt.question_id for prompt in prompts if prompt.first_images]:
-        raise DraftgymError(
-            f"{len(shown)} of {len(prompts)} prompts have images, such as {shown[0]!r}, and this "
-            "reads text alone",
-            "leave them out; draftgym generate and draftgym evaluate read images",
-        )
-    encoded = [(prompt, encode_prompt(target, prompt)) for prompt in prompts]
+    if not with_images:
+        refuse_images(prompts)
+    encoded = [(prompt, read_prompt(target, prompt)[0]) for prompt in prompts]
     sizes = {
         prompt.question_id: _most_tokens(target, prompt, max_new_tokens) if all_turns else len(ids)
         for prompt, ids in encoded
@@ -134,11 +133,31 @@ def fit_prompts(
     )
 
 
+def refuse_images(prompts: Sequence[Prompt]) -> None:
+    """Raises `DraftgymError` where a prompt has images."""
+    if shown := [prompt.question_id for prompt in prompts if prompt.images]:
+        raise DraftgymError(
+            f"{len(shown)} of {len(prompts)} prompts have images, such as {shown[0]!r}, and this "
+            "reads text alone",
+            "leave them out; draftgym generate and draftgym evaluate read images",
+        )
+
+
 def encode_prompt(target: Target, prompt: Prompt) -> Tensor:
     """Token ids `[m]` of a prompt's turn, with all that was said before; errors name the prompt."""
+    refuse_images([prompt])
+    return read_prompt(target, prompt)[0]
+
+
+def read_prompt(target: Target, prompt: Prompt) -> tuple[Tensor, ModelInputs | None]:
+    """As `encode_prompt`, with what belongs to the images of the prompt where it has any."""
+    inputs: ModelInputs | None = None
     try:
-        alone = prompt.system is None and not prompt.answers
-        ids = target.encode(prompt.text if alone else prompt.messages)
+        if prompt.images:
+            ids, inputs = target.encode_with_images(prompt.messages)
+        else:
+            alone = prompt.system is None and not prompt.answers
+            ids = target.encode(prompt.text if alone else prompt.messages)
     except DraftgymError as error:
         later = "; or play first turns alone with --turns 1" if prompt.answers else ""
         raise DraftgymError(
@@ -146,7 +165,7 @@ def encode_prompt(target: Target, prompt: Prompt) -> Tensor:
         ) from error
     if not len(ids):
         raise DraftgymError(f"prompt {prompt.question_id!r} has no token", "give it some text")
-    return ids
+    return ids, inputs
 
 
 def _turn_ids(prompt: Prompt) -> list[str]:
@@ -162,7 +181,7 @@ def _most_tokens(target: Target, prompt: Prompt, max_new_tokens: int) -> int:
     """About the most tokens that the prompt of the last turn can have."""
     earlier = len(prompt.turns) - 1
     last = replace(prompt, answers=("x",) * earlier)
-    return len(encode_prompt(target, last)) + earlier * max_new_tokens
+    return len(read_prompt(target, last)[0]) + earlier * max_new_tokens
 
 
 def _told(some: Sequence[Prompt], sizes: Mapping[str, int]) -> str:

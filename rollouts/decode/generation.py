@@ -4,6 +4,7 @@
     $ draftgym generate --prompt "Write a haiku." --policy eagle3:6 --temperature 0.8 --seed 1
     $ cat article.txt | draftgym generate --prompt - --policy checkpoints/router-smollm2-135m
     $ draftgym generate --chat --system "You are a pirate."
+    $ draftgym generate --target my-llava --image cat.png --prompt "What is it?"
 
 The policy changes how fast the text comes, never what it says.
 """
@@ -15,6 +16,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -23,6 +26,7 @@ from draftgym.decoding.costs.calibration import load_cost_model
 from draftgym.decoding.decoder import Generation, SpeculativeDecoder
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import check_unicode, parse_json
+from draftgym.decoding.model.images import open_image
 from draftgym.decoding.stops import NO_STOPS, Stops
 from draftgym.policies.registry import default_policy, make_policy, shipped_router
 from draftgym.rollouts.decode.options import CatchUpOptions
@@ -41,6 +45,8 @@ class GenerateArgs(CatchUpOptions):
 
     Attributes:
         prompt: What to say to the model; - reads standard input. With --chat the first turn.
+        image: What to show with the prompt (in a chat, with the first turn), to a target that
+            reads images: --image a.png --image b.png shows two, in this order.
         system: What the model is told before the first turn.
         chat: Talk over several turns: each line of standard input is one, and answers are streamed.
             /exit or Ctrl-D ends it. What the model knows of the earlier turns is kept, not run
@@ -60,6 +66,7 @@ class GenerateArgs(CatchUpOptions):
     """
 
     prompt: str | None = None
+    image: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
     system: str | None = None
     chat: bool = False
     template_options: str = "{}"
@@ -127,6 +134,7 @@ def generate(args: GenerateArgs) -> Generation:
         raise DraftgymError("--chat reads its turns from standard input", "leave out --prompt -")
     prompt = read_standard_input() if args.prompt == "-" else args.prompt
     check_unicode(prompt or "", "the prompt")
+    images = [open_image(path) for path in args.image]
     target, drafters = args.load()
     args = args.as_asked_by(target)
     spec = args.policy or default_policy(drafters, shipped_router(target))
@@ -135,8 +143,8 @@ def generate(args: GenerateArgs) -> Generation:
     )
     chat = Chat(SpeculativeDecoder(target, drafters, policy), args.system, options)
     result = Generation()
-    for turn in turns(prompt, args.chat):
-        result = _answer(args, chat, turn)
+    for turn, text in enumerate(turns(prompt, args.chat)):
+        result = _answer(args, chat, text, images if turn == 0 else [])
         if args.stats:
             console = make_console(stderr=True)
             console.print(f"policy: {spec}", highlight=False, markup=False)
@@ -172,7 +180,7 @@ def read_line() -> str | None:
     return _from_utf8(data) if data else None
 
 
-def _answer(args: GenerateArgs, chat: Chat, turn: str) -> Generation:
+def _answer(args: GenerateArgs, chat: Chat, turn: str, images: list[Any]) -> Generation:
     """Lets the target answer a turn, and prints it."""
     settings, target = args.settings, chat.decoder.target
     stream = TextStream(target.decode, _emit, settings.stops)
@@ -180,6 +188,7 @@ def _answer(args: GenerateArgs, chat: Chat, turn: str) -> Generation:
     result = chat.say(
         turn,
         settings.stops,
+        images,
         max_new_tokens=settings.max_new_tokens,
         temperature=settings.temperature,
         seed=settings.seed,

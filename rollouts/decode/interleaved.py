@@ -17,6 +17,7 @@ from draftgym.decoding.arms import PLAIN
 from draftgym.decoding.decoder import Generation, Memory, RoutingPolicy, SpeculativeDecoder
 from draftgym.decoding.drafting import LAZY_KV_ONLY, CatchUp, Drafter
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.interface import ModelInputs
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.observation import RouterObserver
 from draftgym.decoding.round import play_rounds
@@ -26,7 +27,7 @@ from draftgym.decoding.verify.base import VerificationRule
 from draftgym.decoding.verify.rules import make_rule
 from draftgym.decoding.verify.sampling import PLAIN_SAMPLING, SamplingSettings
 from draftgym.decoding.verify.seeds import text_seed
-from draftgym.rollouts.decode.fitting import encode_prompt, fit_prompts
+from draftgym.rollouts.decode.fitting import fit_prompts, read_prompt
 from draftgym.rollouts.prompts.sets import Prompt
 
 WARM_UP_TOKENS = 16
@@ -131,31 +132,31 @@ def decode_each(
             anything is decoded.
     """
     settings.rule(target)
-    ids = fit_prompts(target, prompts, settings.max_new_tokens, all_turns=True).ids
+    limit = settings.max_new_tokens
+    fit_prompts(target, prompts, limit, all_turns=True, with_images=True)
     decoders = {
         name: SpeculativeDecoder(target, drafters, policy) for name, policy in policies.items()
     }
-    _warm_up(decoders, prompts, ids, settings)
+    _warm_up(decoders, read_prompt(target, prompts[0]), settings)
     total = sum(len(prompt.turns) for prompt in prompts) * len(policies)
     leading = PLAIN if PLAIN in policies else next(iter(policies), PLAIN)
     pause = 0.2 if sys.stderr.isatty() else 10.0  # seconds; a log file wants few lines
     with tqdm(total=total, desc=label, unit="text", disable=not progress, mininterval=pause) as bar:
         for turn, prompt in enumerate(prompts):
             memories = {name: Memory() for name in policies if len(prompt.turns) > 1}
-            said, asked = ids[prompt.question_id], prompt
+            asked = prompt
             while True:
-                texts = {}
+                (said, shown), texts = read_prompt(target, asked), {}
                 for name in turn_order(list(policies), turn):
                     bar.set_postfix_str(name, refresh=False)
                     how, memory = settings.of(asked), memories.get(name)
-                    generation = write(decoders[name], said, how, memory=memory)
+                    generation = write(decoders[name], said, how, memory=memory, inputs=shown)
                     texts[name] = DecodedText(asked, name, generation)
                     bar.update()
                 yield list(texts.values())
                 if not (asked.has_next and texts):
                     break
                 asked = next_turn(target, asked, texts[leading].generation.tokens, settings.stops)
-                said = encode_prompt(target, asked)
 
 
 def next_turn(target: Target, prompt: Prompt, answer: list[int], stops: Stops) -> Prompt:
@@ -189,10 +190,12 @@ def write(
     settings: DecodeSettings,
     with_margins: bool = False,
     memory: Memory | None = None,
+    inputs: ModelInputs | None = None,
 ) -> Generation:
-    """One text with these settings; `seed` is its own. `memory`: see `SpeculativeDecoder`."""
+    """One text with these settings; `seed` is its own. Others: see `SpeculativeDecoder`."""
     return decoder.generate(
         ids,
+        inputs=inputs,
         max_new_tokens=settings.max_new_tokens,
         temperature=settings.temperature,
         seed=settings.seed,
@@ -261,11 +264,10 @@ def write_together(
 
 def _warm_up(
     decoders: Mapping[str, SpeculativeDecoder],
-    prompts: Sequence[Prompt],
-    ids: Mapping[str, Tensor],
+    prompt: tuple[Tensor, ModelInputs | None],
     settings: DecodeSettings,
 ) -> None:
     """First calls pay for memory and kernels; that is no policy's fault."""
     few = replace(settings, max_new_tokens=min(WARM_UP_TOKENS, settings.max_new_tokens))
     for decoder in decoders.values():
-        write(decoder, ids[prompts[0].question_id], few)
+        write(decoder, prompt[0], few, inputs=prompt[1])

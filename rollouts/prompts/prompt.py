@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,15 @@ class Prompt:
         return self.turns[len(self.answers)]
 
     @property
-    def messages(self) -> list[dict[str, str]]:
-        """What was said so far, the turn to answer last."""
-        said = [] if self.system is None else [{"role": "system", "content": self.system}]
-        for turn, answer in zip(self.turns, self.answers, strict=False):
-            said.append({"role": "user", "content": turn})
+    def messages(self) -> list[dict[str, Any]]:
+        """What was said so far, the turn to answer last; images come before their turn's text."""
+        said: list[dict[str, Any]] = []
+        if self.system is not None:
+            said.append({"role": "system", "content": self.system})
+        for turn, answer in enumerate(self.answers):
+            said.append({"role": "user", "content": self._content(turn)})
             said.append({"role": "assistant", "content": answer})
-        return [*said, {"role": "user", "content": self.text}]
+        return [*said, {"role": "user", "content": self._content(len(self.answers))}]
 
     @property
     def has_next(self) -> bool:
@@ -60,10 +63,13 @@ class Prompt:
         first = self.question_id.removesuffix(turn_suffix(len(self.answers)))
         return replace(self, question_id=first + turn_suffix(len(answers)), answers=answers)
 
-    @property
-    def first_images(self) -> tuple[Path, ...]:
-        """Images of the first turn."""
-        return self.images[0] if self.images else ()
+    def _content(self, turn: int) -> str | list[dict[str, Any]]:
+        """What a turn's message holds: its text, or parts where it shows images."""
+        shown = self.images[turn] if self.images else ()
+        if not shown:
+            return self.turns[turn]
+        parts = [{"type": "image", "image": path} for path in shown]
+        return [*parts, {"type": "text", "text": self.turns[turn]}]
 
 
 def turn_suffix(answers: int) -> str:

@@ -39,7 +39,6 @@ def test_images_lie_beside_the_file_one_list_per_turn(
 ) -> None:
     (prompt,) = load_prompts(write(tmp_path, images=images))
     assert prompt.images == tuple(tuple(tmp_path / one for one in row) for row in per_turn)
-    assert prompt.first_images == (prompt.images[0] if per_turn else ())
 
 
 def test_a_prompt_without_images_is_what_it_was(tmp_path: Path) -> None:

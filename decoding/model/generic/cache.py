@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from draftgym.decoding.model.generic.layers import (
     is_recurrent,
     make_store,
 )
+from draftgym.decoding.model.interface import ModelInputs
 
 
 def new_cache(config: Any, layers: int, capacity: int) -> GenericCache:
@@ -31,6 +33,19 @@ def new_cache(config: Any, layers: int, capacity: int) -> GenericCache:
     return kind(config, layers, capacity, store)
 
 
+@dataclass(frozen=True)
+class Shown:
+    """The images of a prompt.
+
+    Attributes:
+        inputs: What goes into the model with them.
+        tokens: Tokens of the prompt, which run with these.
+    """
+
+    inputs: ModelInputs
+    tokens: int
+
+
 class GenericCache:
     """The cache of one sequence (a `SequenceCache`) whose layers keep rows.
 
@@ -42,13 +57,16 @@ class GenericCache:
 
     Attributes:
         filled: Positions that the layers hold, those of a pass included that may be undone.
+        shown: The images of the prompt, which go in with it whenever it runs.
+        offset: How much further a token behind them stands than its row says; `image_positions`.
     """
 
     def __init__(self, config: Any, layers: int, capacity: int, store: Any) -> None:
         self.config, self.layers = config, layers
         self.capacity = capacity
         self.store = store
-        self.length = self.filled = 0
+        self.length = self.filled = self.offset = 0
+        self.shown: Shown | None = None
 
     @property
     def keeps_any_rows(self) -> bool:
@@ -99,6 +117,7 @@ class GenericCache:
         """Takes over the first `length` positions of another cache."""
         self._take_layers(other, length)
         self.length = length
+        self.shown, self.offset = other.shown, other.offset
 
     def _take_layers(self, other: GenericCache, length: int) -> None:
         for index, its in enumerate(other.store.layers):
@@ -186,6 +205,7 @@ class ReplayedCache(GenericCache):
         assert isinstance(other, ReplayedCache)
         self._tokens, self._passed = other._tokens[:length].clone(), other._passed[:0]
         self.length = length
+        self.shown, self.offset = other.shown, other.offset
         self._start_again()
         if other.reached <= length:
             self._take_layers(other, other.reached)

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from draftgym.decoding.model.generic.anatomy import Anatomy, generic_shape
-from draftgym.decoding.model.generic.cache import GenericCache, new_cache
+from draftgym.decoding.model.generic.cache import GenericCache, Shown, new_cache
 from draftgym.decoding.model.generic.masks import tree_masks
+from draftgym.decoding.model.generic.positions import image_positions
 from draftgym.decoding.model.interface import NewRows, PassOutput
 
 ROWS_TOGETHER = 1024
@@ -78,6 +79,8 @@ class GenericDecoder:
 
     def _pass(self, rows: NewRows, tap_layers: Sequence[int], with_logits: bool) -> PassOutput:
         cache, count = rows.cache, len(rows.tokens)
+        if rows.inputs is not None:
+            cache.shown = Shown(rows.inputs, count)
         while (owed := cache.owed()) is not None:
             for part in self._portions(cache, owed):
                 self._call(cache, part, {}, 1)
@@ -103,7 +106,11 @@ class GenericDecoder:
         return PassOutput(scores, hidden, tapped)
 
     def _portions(self, cache: GenericCache, tokens: Tensor) -> list[Tensor]:
-        """The tokens of each call of the model."""
+        """The tokens of each call of the model; a prompt with images runs at once."""
+        if cache.shown is not None and not cache.filled:
+            count = cache.shown.tokens
+            behind = tokens[count:].split(1 if self.one_by_one else ROWS_TOGETHER)
+            return [tokens[:count], *(part for part in behind if len(part))]
         if self.one_by_one:
             return list(tokens.split(1)) if cache.filled else [tokens]
         return list(tokens.split(ROWS_TOGETHER))
@@ -116,8 +123,12 @@ class GenericDecoder:
             "use_cache": True,
             **masks,
         }
-        if "position_ids" in self.parts.arguments and "position_ids" not in given:
-            start = cache.filled
+        if cache.shown is not None and not cache.filled:
+            inputs = cache.shown.inputs
+            given |= self.parts.accepted(inputs)
+            given["position_ids"], cache.offset = image_positions(self.parts.model, tokens, inputs)
+        elif "position_ids" in self.parts.arguments and "position_ids" not in given:
+            start = cache.filled + cache.offset
             positions = torch.arange(start, start + len(tokens), device=tokens.device)
             given["position_ids"] = positions[None]
         cache.filled += len(tokens)
@@ -128,10 +139,16 @@ class GenericDecoder:
     def _masks(self, rows: NewRows) -> dict[str, Any]:
         """What a tree's pass is given beyond its tokens; nothing for a chain's."""
         if rows.visible is None or rows.positions is None:
-            return {} if rows.positions is None else {"position_ids": rows.positions[None]}
+            return {} if rows.positions is None else {"position_ids": self._stand(rows)}
         cached, config = rows.cache.length, self.parts.config
         mask = tree_masks(config, rows.visible, rows.positions, cached, self.dtype)
-        return {"attention_mask": mask, "position_ids": rows.positions[None]}
+        return {"attention_mask": mask, "position_ids": self._stand(rows)}
+
+    def _stand(self, rows: NewRows) -> Tensor:
+        """Where given rows stand: further than they say behind images that stand in grids."""
+        assert rows.positions is not None
+        positions: Tensor = rows.positions[None] + rows.cache.offset
+        return positions
 
     def _tail(self, hidden: Tensor) -> Tensor:
         """What the model makes of hidden states behind its body: head, scales, soft-caps."""
