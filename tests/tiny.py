@@ -48,9 +48,12 @@ def tiny_model(kind: str = "llama", seed: int = 0, **changes: Any) -> Any:
     return model
 
 
-def tiny_target(kind: str = "llama", seed: int = 0, **changes: Any) -> Target:
+def tiny_target(
+    kind: str = "llama", seed: int = 0, *, device: str = "cpu", **changes: Any
+) -> Target:
     """A tiny target without a tokenizer."""
-    return wrap_model(tiny_model(kind, seed, **changes), None, f"tiny-{kind}", ONE_THREAD)
+    precision = replace(ONE_THREAD, device=device)
+    return wrap_model(tiny_model(kind, seed, **changes), None, f"tiny-{kind}", precision)
 
 
 def _sizes(target: Target) -> dict[str, Any]:
@@ -81,7 +84,8 @@ def tiny_eagle3(target: Target, seed: int = 1, draft_vocab: int = 40) -> Eagle3D
     with torch.no_grad():
         network.lm_head.weight.copy_(target.decoder.head[:draft_vocab])
         network.fc.weight[:, -target.hidden_size :] += torch.eye(target.hidden_size)
-    return Eagle3Drafter(network.requires_grad_(False), target.decoder.embedding)
+    network.to(target.device).requires_grad_(False)
+    return Eagle3Drafter(network, target.decoder.embedding)
 
 
 def tiny_dflash(target: Target, seed: int = 2, block_size: int = 5) -> DFlashDrafter:
@@ -95,7 +99,7 @@ def tiny_dflash(target: Target, seed: int = 2, block_size: int = 5) -> DFlashDra
         block_size=block_size,
         mask_token_id=3,
     )
-    network = DFlashNetwork(config).requires_grad_(False)
+    network = DFlashNetwork(config).to(target.device).requires_grad_(False)
     return DFlashDrafter(network, target.decoder.embedding, target.decoder.head)
 
 
