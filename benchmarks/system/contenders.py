@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from draftgym.decoding.decoder import SpeculativeDecoder
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.device import clock
 from draftgym.decoding.model.loading import quiet_transformers
 from draftgym.decoding.model.target import Target, resolve_target
 
@@ -42,11 +42,12 @@ Contender = Callable[[Tensor, int], Timed]
 
 def our_contender(decoder: SpeculativeDecoder) -> Contender:
     """Our decoder with its policy."""
+    device = decoder.target.device
 
     def write(ids: Tensor, max_new_tokens: int) -> Timed:
-        start = time.perf_counter()
+        start = clock(device)
         text = decoder.generate(ids, max_new_tokens, temperature=0.0)
-        seconds = time.perf_counter() - start
+        seconds = clock(device) - start
         return Timed(text.tokens, seconds, text.decode_seconds)
 
     return write
@@ -55,7 +56,7 @@ def our_contender(decoder: SpeculativeDecoder) -> Contender:
 def transformers_contenders(
     target: Target, assistant: Path | None, lookup_tokens: int
 ) -> tuple[dict[str, Contender], dict[str, Any] | None]:
-    """Transformers with the target's weights and dtype.
+    """Transformers with the target's weights, dtype and device.
 
     Args:
         target: Ours; transformers loads the same files.
@@ -89,12 +90,12 @@ def _generate(model: Any, **options: Any) -> Contender:
 
     @torch.inference_mode()
     def write(ids: Tensor, max_new_tokens: int) -> Timed:
-        batch = ids[None]
+        batch = ids[None].to(model.device)
         mask = torch.ones_like(batch)
         limits = {"max_new_tokens": max_new_tokens, "do_sample": False}
-        start = time.perf_counter()
+        start = clock(model.device)
         output = model.generate(batch, attention_mask=mask, **limits, **options)
-        seconds = time.perf_counter() - start
+        seconds = clock(model.device) - start
         return Timed(output[0, len(ids) :].tolist(), seconds)
 
     return write
@@ -127,4 +128,4 @@ def _load(source: str, target: Target) -> Any:
             f"transformers cannot load {source}: {str(error).splitlines()[0]}",
             "name an ordinary Hugging Face folder of a causal language model",
         ) from error
-    return model.eval()
+    return model.eval().to(target.device)
