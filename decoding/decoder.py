@@ -12,7 +12,14 @@ from torch import Tensor
 
 from draftgym.decoding.arms import PLAIN, Arm, check_arms
 from draftgym.decoding.drafting import LAZY_KV_ONLY, CatchUp, Drafter
-from draftgym.decoding.given import check_drafters, check_policy, check_target, is_text, token_ids
+from draftgym.decoding.given import (
+    check_drafters,
+    check_policy,
+    check_target,
+    is_text,
+    refuse_beside_ids,
+    token_ids,
+)
 from draftgym.decoding.model.interface import ModelInputs
 from draftgym.decoding.model.messages import Message
 from draftgym.decoding.model.target import Target
@@ -193,6 +200,7 @@ class SpeculativeDecoder:
             ids, inputs = self.target.encode_with_images(prompt, images, **options)
         else:
             ids = token_ids(prompt)
+            refuse_beside_ids(images)
         rule = make_rule(verification, temperature, seed, self.target.vocab_size, sampling)
         session = Session(
             *(self.target, ids, rule, max_new_tokens, self.drafters),

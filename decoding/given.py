@@ -75,6 +75,15 @@ def token_ids(given: Any) -> Tensor:
     return ids.long()
 
 
+def refuse_beside_ids(images: Any) -> None:
+    """Raises `DraftgymError` for images that were given beside token ids."""
+    if len(images):
+        raise DraftgymError(
+            "images were given beside token ids, which hold no places for them",
+            "give the text or its messages, or inputs from target.encode_with_images",
+        )
+
+
 def _no_ids(what: str) -> DraftgymError:
     return DraftgymError(
         f"{what} is neither text nor the token ids of one",

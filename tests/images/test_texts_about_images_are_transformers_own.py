@@ -22,7 +22,7 @@ from draftgym.policies.registry import make_policy
 from tests.tiny import tiny_eagle3
 from tests.tiny_images import picture
 
-ARMS = ("plain", "ngram:4", "eagle3:3")
+ARMS = ("plain", "ngram:4", "eagle3:3", "eagle3:3x6")
 LENGTH = 16
 SHOWN = ([picture(1)], [picture(1), picture(2, 16, 40)])
 ASKED = "What is it?"
@@ -121,10 +121,10 @@ def test_sampled_text_is_one_for_every_arm(target: Target) -> None:
         )
         for arm in ARMS
     ]
-    assert texts[0].tokens == texts[1].tokens == texts[2].tokens
+    assert len({tuple(text.tokens) for text in texts}) == 1
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", ARMS[:3])
 def test_a_talk_reads_its_images_once(target: Target, arm: str) -> None:
     chat, images = Chat(decoder_of(target, arm)), [picture(5)]
     answers = [chat.say(ASKED, images=images, max_new_tokens=4)]
