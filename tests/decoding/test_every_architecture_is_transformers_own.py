@@ -6,7 +6,9 @@ trees, sequences together, keys and values only.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from draftgym.decoding.arms import parse_arm
 from draftgym.decoding.decoder import PlainPolicy, SpeculativeDecoder
 from draftgym.decoding.model.compact import cache as caches
 from draftgym.decoding.model.interface import NewRows
-from draftgym.decoding.model.target import Target, wrap_model
+from draftgym.decoding.model.target import Target, load_target, wrap_model
 from draftgym.drafters.small_lm.drafter import SmallLMDrafter
 from draftgym.policies.routers.rules import FixedPolicy
 from tests.compact_models import COMPACT, compact_model
@@ -144,3 +146,18 @@ def test_the_settings_of_these_models_matter() -> None:
     for name, change in odd.items():
         plain = theirs(compact_model(name, **change), TOKENS)[-1]
         assert (plain - theirs(pair(name)[0], TOKENS)[-1]).abs().max() > 0.02, name
+
+
+@pytest.mark.parametrize("name", ["gemma3", "granite"])
+def test_in_bfloat16_embeddings_are_scaled_as_transformers_rounds_it(name: str) -> None:
+    """Gemma rounds the scale, Granite does not: off by one rounding, all rows are."""
+    model = compact_model(name, hidden_size=40, embedding_multiplier=3.3)
+    target = wrap_model(model.to(torch.bfloat16), None, name, replace(ONE_THREAD, dtype="bfloat16"))
+    with torch.no_grad():
+        first = model(TOKENS[None, :9], output_hidden_states=True).hidden_states[0][0]
+    assert torch.equal(target.compact._embed(TOKENS[:9]), first)
+
+
+def test_a_model_that_is_loaded_in_bfloat16_agrees_whatever_its_width(tmp_path: Path) -> None:
+    compact_model("gemma3", hidden_size=40).save_pretrained(tmp_path)
+    assert load_target(str(tmp_path), "bfloat16", 1, "cpu", "compact").decoder.draws_trees

@@ -22,7 +22,12 @@ from draftgym.decoding.model.compact.settings import (
     decoder_shape,
 )
 from draftgym.decoding.model.compact.transformer import Decoder, LayerWeights
-from draftgym.decoding.model.compact.weights import final_norm, layer_weights, rotary_tables
+from draftgym.decoding.model.compact.weights import (
+    embedding_scale,
+    final_norm,
+    layer_weights,
+    rotary_tables,
+)
 from draftgym.decoding.model.comparison import TOLERANCE, distance, widened
 from draftgym.decoding.model.interface import NewRows
 from draftgym.decoding.model.text import one_line
@@ -137,6 +142,7 @@ def _our_pass(model: Any, tokens: Tensor, positions: Tensor, has_windows: bool) 
         final_norm(model, torch.float32),
         model.lm_head.weight.float(),
         rotary_tables(model, torch.float32),
+        embedding_scale=embedding_scale(model, torch.float32),
     )
     rows = NewRows(decoder.new_cache(len(tokens)), tokens, positions)
     out = decoder.forward([rows], range(shape.layers))[0]

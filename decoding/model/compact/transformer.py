@@ -87,6 +87,7 @@ class Decoder:
         head: `[vocab, d]`.
         rotary: The rotary table, or those that `shape.ropes` counts.
         products: How rows are multiplied with its weights; default: by torch's own product.
+        embedding_scale: The shape's, as the model rounds it; by default as it is.
     """
 
     draws_trees = True
@@ -100,8 +101,10 @@ class Decoder:
         head: Tensor,
         rotary: RotaryTable | Sequence[RotaryTable],
         products: Products | None = None,
+        embedding_scale: float | None = None,
     ) -> None:
         self.shape = shape
+        self.embedding_scale = embedding_scale or shape.embedding_scale
         self.products = products or Products()
         self.activation = _activation(shape.activation)
         self.layers = layers
@@ -217,10 +220,8 @@ class Decoder:
         return full_sight(n, cached, rows.visible, self.dtype, self.device)
 
     def _embed(self, tokens: Tensor) -> Tensor:
-        x, scale = F.embedding(tokens, self.embedding), self.shape.embedding_scale
-        if scale == 1.0:
-            return x
-        return x * torch.tensor(scale, dtype=x.dtype)  # rounded, as the models were trained
+        x, scale = F.embedding(tokens, self.embedding), self.embedding_scale
+        return x if scale == 1.0 else x * scale
 
     def _layer(self, index: int, x: Tensor, context: _Context) -> Tensor:
         layer, shape = self.layers[index], self.shape

@@ -51,7 +51,8 @@ def extract_decoder(
     head = embedding if tied else model.lm_head.weight.detach().to(where, dtype)
     rotaries = [table.to(dtype, where) for table in rotary_tables(model, dtype)]
     norm = final_norm(model, dtype).to(where)
-    return Decoder(decoder_shape(model), layers, embedding, norm, head, rotaries, products)
+    scale = embedding_scale(model, dtype)
+    return Decoder(decoder_shape(model), layers, embedding, norm, head, rotaries, products, scale)
 
 
 def _moved(layer: LayerWeights, device: torch.device) -> LayerWeights:
@@ -70,6 +71,18 @@ def rotary_tables(model: Any, dtype: torch.dtype) -> list[RotaryTable]:
         cos, sin = model.model.rotary_emb(torch.zeros(1, device=device), positions, **options)
         tables.append(RotaryTable(cos[0].to(dtype), sin[0].to(dtype)))
     return tables
+
+
+def embedding_scale(model: Any, dtype: torch.dtype) -> float | None:
+    """The scale of its embeddings where it is rounded to the dtype, as Gemma was trained.
+
+    None where it is the shape's, as it is. A model that is in memory in bfloat16 multiplies by the
+    rounded one whatever dtype its weights are then read in.
+    """
+    scale = getattr(model.model.embed_tokens, "embed_scale", None)
+    if scale is None and model.config.model_type in GEMMA:  # older releases scale in the pass
+        scale = torch.tensor(model.config.hidden_size**0.5)
+    return None if scale is None else float(scale.to(dtype))
 
 
 def final_norm(model: Any, dtype: torch.dtype) -> Tensor:
