@@ -110,6 +110,11 @@ class Target:
             DraftgymError: An empty prompt, messages or options that the template cannot write, an
                 image, or no tokenizer.
         """
+        if self.processor is None:
+            _check_said(prompt)
+            ids = encode_messages(self._require_tokenizer(), prompt, self.name, options)
+            self.check_tokens(ids)
+            return ids
         ids, inputs = self.encode_with_images(prompt, **options)
         if inputs is not None:
             raise DraftgymError(
@@ -136,14 +141,11 @@ class Target:
         Raises:
             DraftgymError: As `encode`; or images for a model of text alone, or too large ones.
         """
-        if isinstance(prompt, str) and not prompt.strip():
-            raise DraftgymError("the prompt is empty", "give some text with --prompt")
         if self.processor is None:
             if images:
                 raise self._sees_nothing()
-            ids = encode_messages(self._require_tokenizer(), prompt, self.name, options)
-            self.check_tokens(ids)
-            return ids, None
+            return self.encode(prompt, **options), None
+        _check_said(prompt)
         ids, inputs = self.processor.encode(prompt, images, options)
         self.check_tokens(ids)
         if inputs is None:
@@ -191,6 +193,11 @@ class Target:
                 "put tokenizer.json and tokenizer_config.json beside its weights",
             )
         return self.tokenizer
+
+
+def _check_said(prompt: str | Sequence[Message]) -> None:
+    if isinstance(prompt, str) and not prompt.strip():
+        raise DraftgymError("the prompt is empty", "give some text with --prompt")
 
 
 def resolve_target(name: str) -> str:

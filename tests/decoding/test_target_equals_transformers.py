@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from draftgym.decoding.decoder import PlainPolicy, SpeculativeDecoder
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.backends import Backend
 from draftgym.decoding.model.interface import NewRows
 from draftgym.decoding.model.precision import usable_cores
 from draftgym.decoding.model.target import load_target, wrap_model
@@ -168,22 +169,22 @@ def test_positions_limit_the_context_and_a_window_does_not(
     assert "--max-new-tokens" in caught.value.remedy
 
 
-def refusal(name: Path | str) -> DraftgymError:
+def refusal(name: Path | str, backend: Backend = "auto") -> DraftgymError:
     with pytest.raises(DraftgymError) as caught:
-        load_target(str(name), "float32", threads=1)
+        load_target(str(name), "float32", threads=1, backend=backend)
     assert caught.value.remedy
     return caught.value
 
 
-def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
+def test_the_compact_decoder_refuses_a_model_of_another_kind(tmp_path: Path) -> None:
     transformers.GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=61).save_pretrained(tmp_path)
-    error = refusal(tmp_path)
+    error = refusal(tmp_path, "compact")
     assert "gpt2" in error.problem
     assert "qwen3" in error.remedy
 
 
 @pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
-def test_rotary_scaling_that_changes_with_the_length_is_refused(
+def test_the_compact_decoder_refuses_rotary_scaling_that_changes_with_the_length(
     tmp_path: Path, rope_type: str
 ) -> None:
     rope = {"rope_type": rope_type, "factor": 2.0, "rope_theta": THETA}
@@ -192,7 +193,7 @@ def test_rotary_scaling_that_changes_with_the_length_is_refused(
     transformers.LlamaConfig(
         hidden_size=32, num_attention_heads=4, num_hidden_layers=1, rope_parameters=rope
     ).save_pretrained(tmp_path)
-    assert rope_type in refusal(tmp_path).problem
+    assert rope_type in refusal(tmp_path, "compact").problem
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

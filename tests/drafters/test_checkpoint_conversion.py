@@ -36,7 +36,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 @pytest.fixture(autouse=True)
 def named_target(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     """`--target tiny-llama` is the tiny target."""
-    monkeypatch.setattr(module, "load_target", lambda *_: target)
+    monkeypatch.setattr(module, "load_target", lambda *_, **__: target)
 
 
 def run(source: Path, destination: Path, form: Any, target: str | None = None, **more: Any) -> Path:
