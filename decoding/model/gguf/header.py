@@ -18,7 +18,7 @@ from torch import Tensor
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.text import one_line
 
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma3")
 """Models that files are converted of, as llama.cpp calls them."""
 
 UNREAD = (
@@ -146,7 +146,12 @@ def rope_parameters(header: GGUFHeader, head_dim: int) -> dict[str, Any] | None:
 
 
 def window(header: GGUFHeader) -> int | None:
-    """How many positions a token attends to at most; None where it attends to all."""
+    """How many positions a token attends to at most; None where it attends to all.
+
+    Where only some layers have a window, as Gemma's, the configuration carries it.
+    """
+    if header.architecture == "gemma3":
+        return None
     found = header.values.get("attention.sliding_window")
     return int(found) or None if isinstance(found, int) else None
 
