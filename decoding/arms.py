@@ -96,8 +96,14 @@ def _is_count(text: str) -> bool:
     return text.isdecimal() and int(text) >= 1
 
 
-def check_arms(arms: Iterable[Arm], drafters: Mapping[str, Drafter]) -> None:
-    """Raises `DraftgymError` for an arm that no loaded drafter can serve."""
+def check_arms(arms: Iterable[Arm], drafters: Mapping[str, Drafter], trees: bool = True) -> None:
+    """Raises `DraftgymError` for an arm that no loaded drafter can serve.
+
+    Args:
+        arms: The arms.
+        drafters: The loaded drafters.
+        trees: Whether the target verifies trees.
+    """
     for arm in arms:
         if not arm.drafts:
             continue
@@ -115,14 +121,14 @@ def check_arms(arms: Iterable[Arm], drafters: Mapping[str, Drafter]) -> None:
                 f"use a length of at most {drafter.max_draft_length}",
             )
         if arm.nodes is not None:
-            _check_tree(arm, arm.nodes, drafter)
+            _check_tree(arm, arm.nodes, drafter, trees)
 
 
-def _check_tree(arm: Arm, nodes: int, drafter: Drafter) -> None:
-    if not drafter.max_tree_nodes:
+def _check_tree(arm: Arm, nodes: int, drafter: Drafter, trees: bool) -> None:
+    if not (trees and drafter.max_tree_nodes):
+        why = f"{arm.drafter} drafts chains only" if trees else "the target verifies chains only"
         raise DraftgymError(
-            f"arm {str(arm)!r} asks for a tree, but {arm.drafter} drafts chains only",
-            f"write {arm.drafter}:{arm.length}, or give the tree to another drafter",
+            f"arm {str(arm)!r} asks for a tree, but {why}", f"write {arm.drafter}:{arm.length}"
         )
     if nodes > drafter.max_tree_nodes:
         raise DraftgymError(

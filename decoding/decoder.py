@@ -148,7 +148,7 @@ class SpeculativeDecoder:
         check_target(target)
         check_drafters(drafters)
         check_policy(policy)
-        check_arms(policy.arms, drafters)
+        check_arms(policy.arms, drafters, target.decoder.draws_trees)
         self.target, self.policy = target, policy
         used = {arm.drafter for arm in policy.arms if arm.drafts}
         self.drafters = {name: drafter for name, drafter in drafters.items() if name in used}

@@ -67,7 +67,7 @@ def make_policy(
         return _chooser(parse_chooser(spec, drafters), drafters, seed, cost_model)
     if name == PLAIN or name in drafters:
         arm = _default_arm(name, drafters) if not rest and name != PLAIN else parse_arm(spec)
-        check_arms([arm], drafters)
+        check_arms([arm], drafters, target.decoder.draws_trees)
         return FixedPolicy(arm, spec.strip())
     if spec.strip() == SHIPPED_ROUTER:
         return _trained(str(_shipped(target)), drafters, target)
@@ -201,7 +201,7 @@ def _trained(spec: str, drafters: Mapping[str, Drafter], target: Target) -> Poli
             f"known kinds: {', '.join(loaders)}",
         )
     policy = loaders[kind](path, target)
-    check_arms(policy.arms, drafters)
+    check_arms(policy.arms, drafters, target.decoder.draws_trees)
     return policy
 
 

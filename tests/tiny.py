@@ -33,13 +33,17 @@ SIZES = {
     "eos_token_id": None,  # texts run to the token limit unless a test says otherwise
     "pad_token_id": 2,
 }
+LEFT_OUT = {"falcon": ("head_dim",)}
+"""What some configurations compute themselves."""
 ONE_THREAD = Precision("float32", 1, "tests")
 
 
 def tiny_model(kind: str = "llama", seed: int = 0, **changes: Any) -> Any:
-    """A random transformers causal LM of a kind (`llama`, `mistral`, `qwen2`, `qwen3`)."""
+    """A random transformers causal LM of a kind (`llama`, `gemma2`, ...)."""
     torch.manual_seed(seed)
-    config = transformers.AutoConfig.for_model(kind, **(SIZES | {"head_dim": 8} | changes))
+    settings = SIZES | {"head_dim": 8} | changes
+    said = {name: value for name, value in settings.items() if name not in LEFT_OUT.get(kind, ())}
+    config = transformers.AutoConfig.for_model(kind, **said)
     model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -71,14 +75,19 @@ def _sizes(target: Target) -> dict[str, Any]:
     }
 
 
-def tiny_eagle3(target: Target, seed: int = 1, draft_vocab: int = 40) -> Eagle3Drafter:
+def tiny_eagle3(
+    target: Target,
+    seed: int = 1,
+    draft_vocab: int = 40,
+    tap_layers: tuple[int, ...] = (1, 2, 4),
+) -> Eagle3Drafter:
     """An untrained EAGLE-3 head whose fc and LM head copy the target's opinion a little."""
     torch.manual_seed(seed)
     config = Eagle3Config(
         **_sizes(target),
         target_hidden_size=target.hidden_size,
         draft_vocab_size=draft_vocab,
-        tap_layers=(1, 2, 4),
+        tap_layers=tap_layers,
     )
     network = Eagle3Network(config, torch.arange(draft_vocab))
     with torch.no_grad():

@@ -88,7 +88,7 @@ def load_cost_model(
     """
     budget = _budget()
     arms = None if arms is None else list(arms)
-    check_arms(arms or (), drafters)
+    check_arms(arms or (), drafters, target.decoder.draws_trees)
     asked = everything(drafters) if arms is None else needed(arms)
     pieces = Pieces(target, drafters, asked, contexts_up_to(longest))
     paths = {name: _path(target, drafters.get(name)) for name in ("", *asked)}

@@ -7,7 +7,7 @@ computes, which is tried on a few tokens while the loaded model is in memory.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from draftgym.decoding.errors import DraftgymError
@@ -74,8 +74,13 @@ def read_target(
         except DraftgymError as error:
             if backend == "compact":
                 raise
-            print(f"note: transformers drives {who}: {error.problem}", file=sys.stderr)
-    return _generic(model, precision, who, files)
+            print(f"note: transformers drives {who} ({error.problem})", file=sys.stderr)
+        return _generic(model, precision, who, generic_fingerprint(model, files))
+    try:  # the same target, whichever pass runs it: drafters of the one fit the other
+        found = _compact(model, replace(precision, device="cpu"), who, files).fingerprint
+    except DraftgymError:
+        found = generic_fingerprint(model, files)
+    return _generic(model, precision, who, found)
 
 
 def _compact(model: Any, precision: Precision, who: str, files: WeightFiles | None) -> ReadTarget:
@@ -88,7 +93,7 @@ def _compact(model: Any, precision: Precision, who: str, files: WeightFiles | No
     return ReadTarget(decoder, context_limit(model.config), main_rope(rope), found)
 
 
-def _generic(model: Any, precision: Precision, who: str, files: WeightFiles | None) -> ReadTarget:
+def _generic(model: Any, precision: Precision, who: str, found: str) -> ReadTarget:
     # Its modules import transformers, which takes seconds.
     from draftgym.decoding.model.generic.anatomy import dissect, generic_context_limit
     from draftgym.decoding.model.generic.check import check_drives
@@ -106,7 +111,7 @@ def _generic(model: Any, precision: Precision, who: str, files: WeightFiles | No
         decoder,
         limit,
         main_rope(getattr(parts.config, "rope_parameters", None) or {}),
-        generic_fingerprint(model, files),
+        found,
     )
 
 

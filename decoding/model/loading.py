@@ -164,7 +164,7 @@ def check_supported(config: Any, who: str) -> None:
     kind = getattr(config, "model_type", "unknown")
     if kind not in SUPPORTED_MODELS:
         raise DraftgymError(
-            f"{who} is a {kind!r} model",
+            f"the compact decoder knows no {kind!r} models such as {who}",
             f"name a causal LM of one of these kinds: {', '.join(SUPPORTED_MODELS)}",
         )
     if method := quantisation(config):

@@ -135,7 +135,7 @@ class RouterEnv(RoundsEnv):
         self.prompts, self._ids = fitted.prompts, fitted.ids
         self.drafters = dict(load_drafters(self.target) if drafters is None else drafters)
         chosen = tuple(map(parse_arm, arms)) if arms else default_arms(self.drafters)
-        check_arms(chosen, self.drafters)
+        check_arms(chosen, self.drafters, self.target.decoder.draws_trees)
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
         names = [prompt.question_id for prompt in self.prompts]
         super().__init__(chosen, names, self.target.hidden_size, latency_price, render_mode)

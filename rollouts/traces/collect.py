@@ -96,7 +96,7 @@ def collect(args: CollectArgs) -> TraceSet:
     )
     with sole_writer(args.out):
         target, drafters = args.load()
-        check_arms(arms, drafters)
+        check_arms(arms, drafters, target.decoder.draws_trees)
         fitted = fit_prompts(
             target,
             interleave_categories(prompts),

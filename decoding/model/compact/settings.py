@@ -75,8 +75,8 @@ def windows(config: Any) -> tuple[int, ...]:
 
 def rope_kinds(config: Any) -> list[str | None]:
     """The layer types that have rotary embeddings of their own; [None] where all share one."""
-    parameters = config.rope_parameters
-    return [kind for kind in ("full_attention", SLIDING) if kind in parameters] or [None]
+    there = set(config.rope_parameters) & set(getattr(config, "layer_types", None) or ())
+    return [kind for kind in ("full_attention", SLIDING) if kind in there] or [None]
 
 
 def main_rope(parameters: dict[str, Any]) -> dict[str, Any]:
