@@ -55,4 +55,4 @@ def test_gemma_writes_the_text_of_generate(theirs: Any, backend: Backend) -> Non
         assert text.tokens == expected
         assert max(one.record.accepted for one in text.rounds) > 0
         if prompt is short:
-            assert "Madrid" in text.text
+            assert "Madrid" in target.decode(text.tokens)

@@ -9,10 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.model.compact import cache as caches
 from draftgym.decoding.model.interface import NewRows, PassOutput
 from draftgym.decoding.model.target import Target
-from tests.tiny import tiny_target
+from draftgym.decoding.session import Session
+from draftgym.decoding.verify.greedy import GreedyRule
+from draftgym.drafters import batched
+from draftgym.drafters.small_lm.drafter import SmallLMDrafter
+from tests.tiny import tiny_drafters, tiny_target
 
 TOKENS = torch.randint(4, 60, (150,), generator=torch.Generator().manual_seed(0))
 
@@ -59,3 +64,48 @@ def test_masks_hold_few_rows_and_only_the_keys_that_are_seen(
     assert queries == together
     assert keys == (rows if window is None else together + window - 1)
     assert numbers <= together * keys  # one mask for all heads
+
+
+def test_taps_of_a_long_prompt_are_written_where_they_stay(
+    target: Target, drafters: dict[str, Drafter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No second copy of them: they are most of what a prompt leaves beside keys and values."""
+
+    def prefilled() -> tuple[Session, list[PassOutput]]:
+        session, seen = Session(target, TOKENS, GreedyRule(), 4, drafters), []
+        with monkeypatch.context() as patch:
+            forward = target.compact.forward
+            patch.setattr(target.decoder, "forward", lambda *a: seen.append(forward(*a)) or seen[-1])
+            session.prefill()
+        return session, seen[-1]
+
+    whole, _ = prefilled()
+    monkeypatch.setattr(caches, "ROWS_TOGETHER", 64)
+    parts, (output,) = prefilled()
+    assert output.taps.data_ptr() == parts._taps.data_ptr()
+    torch.testing.assert_close(parts._taps[:150], whole._taps[:150], rtol=1e-4, atol=1e-4)
+    assert parts.new_tokens == whole.new_tokens
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("name", ["eagle3", "small"])
+def test_drafters_catch_up_on_a_long_text_in_parts(
+    target: Target, monkeypatch: pytest.MonkeyPatch, name: str, full: bool
+) -> None:
+    """No mask of all rows by all rows, also where the whole drafter runs."""
+    drafter = SmallLMDrafter(target.compact) if name == "small" else tiny_drafters(target)[name]
+    session = Session(target, TOKENS, GreedyRule(), 4, {name: drafter})
+    session.prefill()
+    monkeypatch.setattr(batched, "ROWS_TOGETHER", 32)
+    seen: list[int] = []
+    attend = F.scaled_dot_product_attention
+
+    def watched(q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Tensor:
+        seen.append(q.shape[-2])
+        return attend(q, k, v, **more)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+    state = drafter.new_state(session.capacity)
+    assert drafter.catch_up(state, session, full) >= len(TOKENS) - 1
+    assert max(seen, default=0) <= 32
+    assert bool(seen) == (full or name == "small")
