@@ -148,6 +148,20 @@ def test_the_settings_of_these_models_matter() -> None:
         assert (plain - theirs(pair(name)[0], TOKENS)[-1]).abs().max() > 0.02, name
 
 
+@pytest.mark.parametrize("name", ["gemma2", "gemma3 capped", "granite"])
+def test_teachers_read_some_rows_of_the_head_with_its_scales_and_caps(name: str) -> None:
+    model, target = pair(name)
+    hidden = target.decoder.forward([NewRows(target.decoder.new_cache(30), TOKENS)])[0].hidden
+    rows = torch.tensor([40, 3, 17])
+    learner = hidden.clone().requires_grad_()
+    expected = theirs(model, TOKENS)
+    torch.testing.assert_close(target.decoder.logits(hidden, rows), expected[:, rows], **CLOSE)
+    learnt = target.decoder.logits(learner)
+    torch.testing.assert_close(learnt, expected, **CLOSE)
+    learnt.sum().backward()  # type: ignore[no-untyped-call]
+    assert learner.grad is not None and learner.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize("name", ["gemma3", "granite"])
 def test_in_bfloat16_embeddings_are_scaled_as_transformers_rounds_it(name: str) -> None:
     """Gemma rounds the scale, Granite does not: off by one rounding, all rows are."""

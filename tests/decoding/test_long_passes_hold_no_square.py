@@ -75,7 +75,9 @@ def test_taps_of_a_long_prompt_are_written_where_they_stay(
         session, seen = Session(target, TOKENS, GreedyRule(), 4, drafters), []
         with monkeypatch.context() as patch:
             forward = target.compact.forward
-            patch.setattr(target.decoder, "forward", lambda *a: seen.append(forward(*a)) or seen[-1])
+            patch.setattr(
+                target.decoder, "forward", lambda *a: seen.append(forward(*a)) or seen[-1]
+            )
             session.prefill()
         return session, seen[-1]
 
