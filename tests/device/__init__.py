@@ -1,0 +1,1 @@
+"""Everything of a session lies on its target's device."""
