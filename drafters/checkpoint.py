@@ -16,6 +16,7 @@ from torch import Tensor
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.compact.products import Products, pack_linears
+from draftgym.decoding.model.device import to_host
 from draftgym.decoding.model.target import Target
 from draftgym.drafters.dflash.drafter import DFlashDrafter
 from draftgym.drafters.dflash.network import DFlashNetwork
@@ -54,7 +55,7 @@ def save_checkpoint(network: DraftNetwork, folder: Path, target: Target | None =
     """Writes a network as a bfloat16 checkpoint folder in its native format."""
     config = network.config
     tensors = {
-        name: value.to(torch.bfloat16) if value.is_floating_point() else value
+        name: to_host(value.to(torch.bfloat16) if value.is_floating_point() else value)
         for name, value in network.state_dict().items()
         if name not in ("d2t", "t2d") or config.draft_vocab_size < config.vocab_size
     }

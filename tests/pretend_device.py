@@ -307,6 +307,11 @@ def _in_lower_precision(operation: Any) -> Any:
     return run
 
 
+def _here() -> Any:
+    """Gradients in this thread: torch would begin one for the device, were it not too late."""
+    return torch.autograd.set_multithreading_enabled(False)
+
+
 @contextmanager
 def pretending() -> Iterator[Reads]:
     """Lets the device be used; yields what the host reads from it.
@@ -318,7 +323,7 @@ def pretending() -> Iterator[Reads]:
     before, _reads = _reads, Reads()
     makers = {name: _moving(getattr(torch, name)) for name in MAKING}
     try:
-        with mock.patch.multiple(torch, **makers), _Operations():
+        with mock.patch.multiple(torch, **makers), _Operations(), _here():
             yield _reads
     finally:
         _reads = before

@@ -108,9 +108,8 @@ def _in_a_process(asked: Json) -> Json:
 
 def measure_one(asked: Json) -> Json:
     """One prefill, in this process."""
-    target = load_target(
-        asked["target"], asked["dtype"], asked["threads"], asked["device"], asked["backend"]
-    )
+    told = SimpleNamespace(**asked)
+    target = load_target(told.target, told.dtype, told.threads, told.device, told.backend)
     # A session reads nothing else of its drafters before they draft.
     tapping: Any = SimpleNamespace(tap_layers=tuple(asked["taps"]), max_tree_nodes=0)
     tokens = torch.randint(

@@ -93,6 +93,17 @@ def to_host(tensor: Tensor) -> Tensor:
     return tensor.cpu()
 
 
+def all_to_host(value: Any) -> Any:
+    """The same with every tensor in the processor's memory, however deep in dicts and lists."""
+    if isinstance(value, Tensor):
+        return to_host(value)
+    if isinstance(value, dict):
+        return {key: all_to_host(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(all_to_host, value))
+    return value
+
+
 def read_together(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Several tensors in the processor's memory, in one read; those that are there stay.
 

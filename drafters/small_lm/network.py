@@ -58,7 +58,9 @@ def save_small_lm(network: Any, folder: Path, target: Target) -> None:
     """
     partial = folder.with_name(f"{folder.name}.partial")
     network.config.draftgym = {"target": target.name, "target_fingerprint": target.fingerprint}
-    weights = {name: value.to(torch.bfloat16) for name, value in network.state_dict().items()}
+    weights = {
+        name: to_host(value.to(torch.bfloat16)) for name, value in network.state_dict().items()
+    }
     if network.config.tie_word_embeddings:
         weights.pop(HEAD)
     network.save_pretrained(partial, state_dict=weights)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import replacing, write_text
-from draftgym.decoding.model.device import clock
+from draftgym.decoding.model.device import all_to_host, clock
 from draftgym.decoding.model.target import Target
 from draftgym.drafters.training.data.corpus import Corpus, Text
 from draftgym.drafters.training.data.features import FeatureBatch, FeatureCache
@@ -262,7 +262,7 @@ class Trainer:
             "progress": asdict(self.progress),
         }
         with replacing(self.folder / "state.pt") as partial:
-            torch.save(state, partial)
+            torch.save(all_to_host(state), partial)  # to go on anywhere
 
     def _resume(self) -> None:
         path = self.folder / "state.pt"

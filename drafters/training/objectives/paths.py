@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from draftgym.decoding.drafting import Drafter, DraftShape, Place
+from draftgym.decoding.model.device import read_together
 from draftgym.decoding.model.interface import NewRows
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.verify.proposal import Proposal
@@ -78,8 +79,10 @@ def draw_paths(
 
 def root_to_leaf(proposal: Proposal) -> list[tuple[TokenPath, tuple[float, ...]]]:
     """Every path of a proposal: tokens and log-probabilities."""
-    tokens, logprobs = proposal.tokens.tolist(), proposal.logprobs.tolist()
-    parents = proposal.parents.tolist()
+    tokens, logprobs, parents = (
+        one.tolist()
+        for one in read_together((proposal.tokens, proposal.logprobs, proposal.parents))
+    )
     paths = []
     for leaf in sorted(set(range(len(tokens))) - set(parents)):
         nodes = [leaf]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from draftgym.decoding.drafting import DraftShape
+from draftgym.decoding.model.device import to_host
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.verify.rejection import RejectionRule
 from draftgym.drafters.recorded import RecordedText
@@ -97,7 +98,7 @@ class VSDObjective(RecordedObjective):
         anchors, valid = pick_anchors(batch, self.settings.anchors, seed)
         anchors = anchors[valid].sort().values
         with torch.no_grad():
-            paths = self.expectation(batch, anchors.tolist(), seed)
+            paths = self.expectation(batch, to_host(anchors).tolist(), seed)
         scored = self._score(batch, anchors, paths, seed)
         judgement = judge(paths, self.settings)
         loss = maximisation_loss(scored, paths, judgement, self.settings).mean()
