@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import replacing
+from draftgym.decoding.model.device import to_host
 from draftgym.decoding.model.interface import NewRows
 from draftgym.decoding.model.target import Target
 from draftgym.drafters.training.data.corpus import Text
@@ -185,7 +186,9 @@ class FeatureCache:
 
     def _write(self, text: Text, layers: Sequence[int], features: TextFeatures) -> None:
         parts = features.taps.to(self.stored).chunk(max(1, len(layers)), dim=-1)
-        tensors = {str(layer): part.clone() for layer, part in zip(layers, parts, strict=False)}
-        tensors[HIDDEN] = features.hidden.to(self.stored)
+        tensors = {
+            str(layer): to_host(part).clone() for layer, part in zip(layers, parts, strict=False)
+        }
+        tensors[HIDDEN] = to_host(features.hidden.to(self.stored))
         with replacing(self._path(text)) as partial:
             save_file(tensors, partial)
