@@ -3,7 +3,7 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 DRAFTGYM := .venv/bin/draftgym
 
-.PHONY: help setup target train traces figures users scheduler edge evaluate test fuzz lint types docs check bench format clean
+.PHONY: help setup target train traces figures users scheduler edge evaluate test fuzz lint types docs check bench gpu format clean
 
 help:  ## List these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -62,6 +62,9 @@ bench: traces  ## Measurements, small: arms, routers, speed, switching, lossless
 	$(RUN) -m benchmarks.system.against_transformers --per-category 1 --json runs/speed.json
 	$(RUN) -m benchmarks.system.router_overhead
 	$(RUN) -m benchmarks.system.losslessness --per-category 1 --max-new-tokens 48 --json runs/losslessness.json
+
+gpu: setup  ## What your accelerator makes of it, in about ten minutes: runs/gpu/card.md
+	$(RUN) -m benchmarks.system.accelerator --require-accelerator --out runs/gpu
 
 figures: setup  ## All figures of docs/results for the drafters that are there, and the router shipped with them
 	$(MAKE) --no-print-directory -f benchmarks/figures.mk RUN=$(RUN) DRAFTGYM=$(DRAFTGYM)

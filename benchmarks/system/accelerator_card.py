@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.report import Cell, Json, Table, interval, number, titled
+from benchmarks.system.losslessness import NEAR_TIE
 
 
 def tables(result: Json) -> list[Table]:
@@ -33,7 +34,6 @@ def _speeds(part: Json, facts: Json) -> Table:
 
 
 def _texts(part: Json, facts: Json) -> Table:
-    title = "texts in {dtype}: are they plain decoding's, token for token?"
     columns: dict[str, Cell] = {
         "who": number("who", ""),
         "prompts": number("prompts", ""),
@@ -42,11 +42,25 @@ def _texts(part: Json, facts: Json) -> Table:
         "different": number("different", ""),
     }
     notes = [
-        f"{one['policy']}: {one['question_id']} from token {one['index']} "
-        f"({one['plain_token']} -> {one['policy_token']}), margin {one['margin']}"
-        for one in part["differences"]
+        "the processor reads plain decoding's texts in one pass: would it have chosen the same?",
+        f"near ties: the first other token was at most {NEAR_TIE:g} (logits) behind",
     ]
-    return Table.of(title.format(dtype=part["dtype"]), part["rows"], columns, notes=notes)
+    notes += [_difference(one) for one in part["differences"]]
+    title = "texts in {dtype} on {machine}: are they plain decoding's, token for token?"
+    return Table.of(
+        title.format(machine=facts["machine"], dtype=part["dtype"]),
+        part["rows"],
+        columns,
+        notes=notes,
+    )
+
+
+def _difference(one: Json) -> str:
+    margin = "unknown" if one["margin"] is None else f"{one['margin']:.2g}"
+    return (
+        f"{one['policy']}: {one['question_id']} from token {one['index']} "
+        f"({one['plain_token']} -> {one['policy_token']}), margin {margin}"
+    )
 
 
 def _rounds(part: Json, facts: Json) -> Table:
@@ -55,27 +69,43 @@ def _rounds(part: Json, facts: Json) -> Table:
         "reads": number("reads", ".1f"),
         "uploads": number("uploads", ".1f"),
         "operations": number("operations", ".0f"),
-        "kernels": number("kernels", ".0f"),
-        "busy": lambda row: f"{row['busy']:.0%}" if "busy" in row else "",
     }
-    notes = ["reads: copies to the processor; busy: time in which a kernel runs, prompt included"]
-    return Table.of("a mean round on {machine}".format(**facts), part["rows"], columns, notes=notes)
+    notes = [
+        "reads: copies to the processor and waits for sizes; uploads: copies the other way; "
+        "operations: all that torch starts, views left out"
+    ]
+    if any("kernels" in row for row in part["rows"]):
+        columns["kernels"] = number("kernels", ".0f")
+        columns["busy"] = lambda row: f"{row['busy']:.0%}" if "busy" in row else ""
+        notes.append("busy: share of time in which a kernel runs, prompt included")
+    notes += [f"{row['who']}: {row['profiler']}" for row in part["rows"] if "profiler" in row]
+    title = "a mean round on {machine}, {dtype}: what it moves and starts"
+    return Table.of(title.format(**facts), part["rows"], columns, notes=notes)
 
 
 def _graphs(part: Json, facts: Json) -> Table:
     columns: dict[str, Cell] = {
         "rows": number("rows", ""),
-        "ordinary": number("ordinary_ms"),
-        "fixed shape": number("fixed_ms"),
-        "CUDA graph": number("captured_ms"),
-        "gain": lambda row: (
-            f"{row['ordinary_ms'] / row['captured_ms']:.2f}" if row["captured_ms"] else ""
-        ),
+        "ordinary": _timed("ordinary"),
+        "fixed shape": _timed("fixed"),
+        "CUDA graph": _timed("captured"),
+        "gain": lambda row: f"{row['ordinary_ms'] / row['captured_ms']:.2f}",
         "difference": number("difference", ".1g"),
     }
-    title = f"a pass behind {part['context']} of {part['capacity']} positions, ms (median)"
-    notes = ["difference: of logits, the largest to those of the ordinary pass"]
-    return Table.of(title, part["rows"], columns, notes=notes)
+    title = (
+        f"a pass behind {part['context']} of {part['capacity']} positions, ms: "
+        "{target}, {dtype}, {machine}"
+    )
+    notes = [
+        "medians, with half their range in per cent; gain: ordinary over CUDA graph",
+        "difference: of logits, the largest to those of the ordinary pass",
+        "decoding does not use graphs: this is what it could gain",
+    ]
+    return Table.of(title.format(**facts), part["rows"], columns, notes=notes)
+
+
+def _timed(name: str) -> Cell:
+    return lambda row: f"{row[f'{name}_ms']:.2f} ({row[f'{name}_spread']:.0%})"
 
 
 def card(result: Json) -> str:
@@ -96,6 +126,7 @@ def card(result: Json) -> str:
     for name, part in result["parts"].items():
         how = f"failed: {part['error']}" if "error" in part else part.get("summary", "measured")
         lines.append(f"* {name} ({part['seconds']:.0f} s): {how}")
-    lines += [f"* {who} was left out: {why}" for who, why in result["left_out"].items()]
+        left_out = part.get("left_out", {}).items()
+        lines += [f"* {name}: {who} was left out: {why}" for who, why in left_out]
     sections += ["\n".join(lines), *(table.markdown() for table in tables(result))]
     return "\n\n".join(sections) + "\n"

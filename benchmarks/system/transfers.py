@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -17,8 +18,14 @@ from benchmarks.results import Record
 from draftgym.decoding.decoder import SpeculativeDecoder
 from draftgym.decoding.model.device import synchronise
 
-HIDDEN = ("aten::nonzero", "aten::masked_select", "aten::_unique2", "aten::bincount")
-"""Operations whose result has as many rows as the numbers say: the processor waits for them."""
+WAITING = {
+    *("aten::_local_scalar_dense", "aten::equal", "aten::nonzero", "aten::masked_select"),
+    *("aten::_unique2", "aten::unique_consecutive", "aten::unique_dim"),
+    *("aten::bincount", "aten::repeat_interleave"),
+}
+"""The processor waits for their result: a number, or as many rows as the numbers say."""
+INDEXING = {"aten::index", "aten::index_put", "aten::index_put_"}
+"""It waits for these if an index is a mask."""
 
 
 class Transfers(TorchDispatchMode):
@@ -47,9 +54,10 @@ class Transfers(TorchDispatchMode):
         aliases = [one.alias_info for one in func._schema.returns]
         self.operations += not aliases or any(one is None or one.is_write for one in aliases)
         if _far(took):
-            number = func._schema.name == "aten::_local_scalar_dense"
-            home = bool(gave) and not _far(gave)
-            self.reads += number or home or func._schema.name in HIDDEN
+            name = func._schema.name
+            masks = name in INDEXING and any(one.dtype == torch.bool for one in _tensors(args[1]))
+            copied = bool(gave) and not _far(gave)
+            self.reads += name in WAITING or masks or copied
         if _far(gave):
             if func._schema.name == "aten::copy_":
                 took = _tensors(args[1:2])
