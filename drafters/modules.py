@@ -28,6 +28,11 @@ Attend = Callable[[Tensor, KeysValues], Tensor]
 """Attention `[..., H * D]` of rows, from their queries `[..., H, D]` and their own keys, values."""
 
 
+def usual_mlp_width(hidden: int) -> int:
+    """Inner width of a gated MLP that is as large as a plain one of four times the width."""
+    return 16 * math.ceil(hidden / 6)
+
+
 class GatedMLP(nn.Module):
     """The SwiGLU MLP of Llama-like decoders."""
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.compact.products import Products
-from draftgym.decoding.model.compact.settings import context_limit, main_rope
+from draftgym.decoding.model.compact.settings import context_limit, drafters_rope
 from draftgym.decoding.model.compact.transformer import Decoder
 from draftgym.decoding.model.fingerprint import WeightFiles, fingerprint, generic_fingerprint
 from draftgym.decoding.model.interface import TargetDecoder
@@ -29,7 +29,7 @@ class ReadTarget:
     Attributes:
         decoder: Its pass.
         context_limit: Most positions it can attend to.
-        rope_parameters: Rotary settings of its config; drafters copy them.
+        rope_parameters: Rotary settings of its config, or usual ones; drafters copy them.
         fingerprint: Hash of its weights.
     """
 
@@ -90,7 +90,7 @@ def _compact(model: Any, precision: Precision, who: str, files: WeightFiles | No
     )
     rope = model.config.rope_parameters
     found = fingerprint(decoder, rope, files)
-    return ReadTarget(decoder, context_limit(model.config), main_rope(rope), found)
+    return ReadTarget(decoder, context_limit(model.config), drafters_rope(rope), found)
 
 
 def _generic(model: Any, precision: Precision, who: str, found: str) -> ReadTarget:
@@ -107,12 +107,8 @@ def _generic(model: Any, precision: Precision, who: str, found: str) -> ReadTarg
     decoder = GenericDecoder(parts)
     check_drives(decoder, limit, who, exact=not quantisation(model.config))
     _tell_chains(decoder, who)
-    return ReadTarget(
-        decoder,
-        limit,
-        main_rope(getattr(parts.config, "rope_parameters", None) or {}),
-        found,
-    )
+    rope = getattr(parts.config, "rope_parameters", None) or {}
+    return ReadTarget(decoder, limit, drafters_rope(rope), found)
 
 
 def _tell_chains(decoder: TargetDecoder, who: str) -> None:

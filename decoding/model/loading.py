@@ -16,13 +16,10 @@ import torch
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.compact.agreement import check_agrees
 from draftgym.decoding.model.compact.products import Products
-from draftgym.decoding.model.compact.settings import SUPPORTED_MODELS, context_limit
+from draftgym.decoding.model.compact.settings import FIXED_ROPES, SUPPORTED_MODELS, context_limit
 from draftgym.decoding.model.compact.transformer import Decoder
 from draftgym.decoding.model.compact.weights import extract_decoder
 from draftgym.decoding.model.text import one_line
-
-FIXED_ROPES = ("default", "linear", "llama3", "yarn")
-"""Rotary embeddings whose angles do not change with the length of the text."""
 
 LONGEST_CONTEXT = 1 << 22
 """Rotary angles of more positions would take gigabytes."""

@@ -45,7 +45,7 @@ class Target:
         tokenizer: The transformers tokenizer, or None for a bare model (then only token ids work).
         stop_tokens: Token ids that end a text.
         context_limit: Most positions it can attend to.
-        rope_parameters: Rotary settings of its config; drafters copy them.
+        rope_parameters: Rotary settings of its config, or usual ones; drafters copy them.
         fingerprint: Hash of its weights; drafters carry the same.
         precision: Chosen dtype and threads, with the reason.
         architecture: Its transformers class; drafter checkpoints record it.

@@ -1,11 +1,13 @@
 """From a command's settings to a neural drafter in training.
 
 Fresh weights are drawn on the host, so that a seed starts alike on any device; the unroller then
-moves the network to its target's.
+moves the network to its target's. What they take over of a target's layers, they take from the
+compact decoder: behind transformers' pass a layer may be anything, and weights stay as drawn.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from typing import Any
 import torch
 
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.compact.transformer import Decoder
+from draftgym.decoding.model.interface import NewRows, TargetDecoder
 from draftgym.decoding.model.target import Target
 from draftgym.drafters.checkpoint import read_checkpoint
 from draftgym.drafters.dflash.network import DFlashConfig, DFlashNetwork
@@ -21,6 +25,7 @@ from draftgym.drafters.dflash.unroll import DFlashUnroller
 from draftgym.drafters.eagle3.network import Eagle3Config, Eagle3Network, default_taps
 from draftgym.drafters.eagle3.unroll import Eagle3Unroller
 from draftgym.drafters.fitting import check_fits, widen
+from draftgym.drafters.modules import usual_mlp_width
 from draftgym.drafters.training.data.corpus import Corpus
 from draftgym.drafters.training.objectives.candidates import CandidateSampler
 from draftgym.drafters.vocabulary import from_d2t, most_frequent
@@ -69,6 +74,9 @@ def build_eagle3(
 
     A fresh head starts with `fc` as the identity on the last tap and with the target's own LM head
     rows, so that its first guess is the target's second-last opinion instead of noise.
+
+    Raises:
+        DraftgymError: The checkpoint does not fit, or no drafter of hidden states fits the target.
     """
     if init is not None:
         network = _initial(init, target, Eagle3Network)
@@ -87,7 +95,8 @@ def build_eagle3(
             network.fc.weight.zero_()
             network.fc.weight[:, -shape.hidden :] = torch.eye(shape.hidden)
             network.lm_head.weight.copy_(target.decoder.head[ids.to(target.device)])
-            network.norm.weight.copy_(target.compact.final_norm)
+            if layers := _compact(target, "the head starts without the weights of its last norm"):
+                network.norm.weight.copy_(layers.final_norm)
     return Eagle3Unroller(
         network, target, settings.steps, _sampler(settings, network, target, corpus)
     )
@@ -111,6 +120,9 @@ def build_dflash(
 
     A fresh drafter starts as the target's own last layers reading its last tap. Against random
     layers that more than halves the first loss (8.9 against 18.6) and stays ahead of it.
+
+    Raises:
+        DraftgymError: As `build_eagle3`; or there is no token for masks.
     """
     if init is not None:
         network = _initial(init, target, DFlashNetwork)
@@ -129,18 +141,20 @@ def build_dflash(
         )
         network = DFlashNetwork(config, ids)
         network.apply(_small_normal)
-        _start_as_last_layers(network, target)
+        with torch.no_grad():
+            network.fc.weight.zero_()
+            network.fc.weight[:, -shape.hidden :] = torch.eye(shape.hidden)
+        if layers := _compact(target, "the drafter starts with random layers"):
+            _start_as_last_layers(network, layers)
     return DFlashUnroller(network, target, _sampler(settings, network, target, corpus))
 
 
 @torch.no_grad()
-def _start_as_last_layers(network: DFlashNetwork, target: Target) -> None:
+def _start_as_last_layers(network: DFlashNetwork, target: Decoder) -> None:
     """Copies the target's last layers; what they have not (a norm) stays as it is."""
-    shape = target.decoder.shape
-    network.fc.weight.zero_()
-    network.fc.weight[:, -shape.hidden :] = torch.eye(shape.hidden)
-    network.norm.weight.copy_(target.compact.final_norm)
-    sources = target.compact.layers[-len(network.layers) :]
+    shape = target.shape
+    network.norm.weight.copy_(target.final_norm)
+    sources = target.layers[-len(network.layers) :]
     if sources[0].input_norm is not None:
         network.hidden_norm.weight.copy_(sources[0].input_norm)
     groups = shape.kv_heads * shape.head_dim
@@ -159,6 +173,14 @@ def _start_as_last_layers(network: DFlashNetwork, target: Target) -> None:
                 parameter.copy_(start)
 
 
+def _compact(target: Target, otherwise: str) -> Decoder | None:
+    """The target's layers, where they can be read; else None, with a note of what follows."""
+    if isinstance(target.decoder, Decoder):
+        return target.decoder
+    print(f"note: transformers drives target {target.name!r}; {otherwise}", file=sys.stderr)
+    return None
+
+
 def _initial(folder: Path, target: Target, kind: type[Any]) -> Any:
     checkpoint = read_checkpoint(folder, target)
     if not isinstance(checkpoint.network, kind):
@@ -174,9 +196,10 @@ def _initial(folder: Path, target: Target, kind: type[Any]) -> Any:
 def _sizes(target: Target) -> dict[str, Any]:
     """Sizes that a fresh drafter takes over from its target."""
     shape = target.decoder.shape
+    _check_widths(target)
     return {
         "hidden_size": shape.hidden,
-        "intermediate_size": target.compact.layers[0].down.shape[-1],
+        "intermediate_size": _mlp_width(target.decoder),
         "num_attention_heads": shape.heads,
         "num_key_value_heads": shape.kv_heads,
         "head_dim": shape.head_dim,
@@ -185,6 +208,26 @@ def _sizes(target: Target) -> dict[str, Any]:
         "max_position_embeddings": target.context_limit,
         "rope_parameters": target.rope_parameters,
     }
+
+
+def _mlp_width(decoder: TargetDecoder) -> int:
+    """That of the target's own MLPs where it can be read, else what is usual."""
+    if isinstance(decoder, Decoder):
+        return int(decoder.layers[0].down.shape[-1])
+    return usual_mlp_width(decoder.shape.hidden)
+
+
+def _check_widths(target: Target) -> None:
+    """Raises `DraftgymError` unless embedding, residual stream and head are of one width."""
+    decoder, token = target.decoder, torch.zeros(1, dtype=torch.long, device=target.device)
+    taps = decoder.forward([NewRows(decoder.new_cache(1), token)], (0,))[0].taps
+    widths = [int(one.shape[-1]) for one in (decoder.embedding, taps, decoder.head)]
+    if len(set(widths)) > 1:
+        raise DraftgymError(
+            f"embedding, layers and head of target {target.name!r} are {widths} wide, and a "
+            "drafter of its hidden states has one width",
+            "train a small LM, or use prompt lookup (ngram)",
+        )
 
 
 def _mask_token(settings: DFlashSettings, target: Target) -> int:

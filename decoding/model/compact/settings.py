@@ -27,6 +27,9 @@ GEMMA = ("gemma2", "gemma3_text")
 
 SLIDING = "sliding_attention"
 
+FIXED_ROPES = ("default", "linear", "llama3", "yarn")
+"""Rotary embeddings whose angles do not change with the length of the text."""
+
 
 def context_limit(config: Any) -> int:
     """Most positions of a text."""
@@ -79,9 +82,20 @@ def rope_kinds(config: Any) -> list[str | None]:
     return [kind for kind in ("full_attention", SLIDING) if kind in there] or [None]
 
 
-def main_rope(parameters: dict[str, Any]) -> dict[str, Any]:
-    """Rotary settings as drafters copy them: where layer types differ, those that see all."""
-    return dict(parameters.get("full_attention", parameters))
+def drafters_rope(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Rotary settings as drafters copy them: where layer types differ, those that see all.
+
+    Drafters rotate whole heads, by one position, and by angles that stay as they are. Of a target
+    without such settings they copy its base alone.
+    """
+    own = {
+        key: value
+        for key, value in parameters.get("full_attention", parameters).items()
+        if key != "partial_rotary_factor" and "mrope" not in key
+    }
+    if own.get("rope_type", "default") in FIXED_ROPES and "rope_theta" in own:
+        return own
+    return {"rope_type": "default", "rope_theta": float(own.get("rope_theta") or 10000.0)}
 
 
 def _ropes(config: Any) -> tuple[int, ...]:

@@ -15,7 +15,10 @@ CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 """What models call their cache, the newest name first."""
 
 LONGEST_CONTEXT = 1 << 22
-"""Of models that name no limit: recurrent ones, and those whose positions are biases."""
+"""More positions are a mistake."""
+NO_LIMIT = 1 << 17
+"""Positions of models that name no limit (recurrent ones, and those whose positions are biases):
+drafters have rotary angles for so many."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,7 @@ def generic_context_limit(config: Any, who: str) -> int:
     """
     limit = next((getattr(config, name) for name in _LIMITS if hasattr(config, name)), None)
     if limit is None:
-        return LONGEST_CONTEXT
+        return NO_LIMIT
     if not isinstance(limit, int) or not 1 <= limit <= LONGEST_CONTEXT:
         raise DraftgymError(
             f"the config.json of {who} gives it {limit} positions",

@@ -91,7 +91,8 @@ class GenericDecoder:
         with ExitStack() as stack:
             taps = [stack.enter_context(_watching(self.parts.layers[i])) for i in tap_layers]
             before_head = stack.enter_context(_watching(self.parts.head, its_input=True))
-            parts = self._portions(cache, tokens)
+            # Masks and positions are given for all rows at once.
+            parts = [tokens] if masks else self._portions(cache, tokens)
             behind = len(tokens)
             logits = []
             for part in parts:

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import parse_json
+from draftgym.decoding.model.compact.transformer import Decoder
 from draftgym.decoding.model.fingerprint import is_sampled, sampled_fingerprint
 from draftgym.decoding.model.target import Target
 
@@ -242,7 +243,8 @@ def _check_target(shard: Path, target: Target) -> None:
     written_by = metadata.get("fingerprint")
     if written_by in (None, target.fingerprint):
         return
-    if is_sampled(written_by) and written_by == sampled_fingerprint(target.compact):
+    older = is_sampled(written_by) and isinstance(target.decoder, Decoder)
+    if older and written_by == sampled_fingerprint(target.compact):
         return
     raise DraftgymError(
         f"corpus {shard} was written by another target ({metadata.get('target')!r}, "

@@ -51,14 +51,15 @@ class Watch:
 
         Returns:
             `acceptance_length` (what selects: the mean over the draft shapes),
-            `chain_acceptance_length` and, of a drafter that reads the target's states,
-            `tree_acceptance_length`: tokens per round with the target's own. `accepted_k`: share of
-            the chain's rounds in which at least k drafted tokens were accepted.
+            `chain_acceptance_length` and, of a drafter that reads the target's states, where that
+            verifies trees, `tree_acceptance_length`: tokens per round with the target's own.
+            `accepted_k`: share of the chain's rounds in which at least k drafted tokens were
+            accepted.
         """
         drafter = load_folder(folder, self.target)
         light = bool(drafter.tap_layers)
         texts = self.texts[: TEXTS if light else TEXTS_OF_A_SMALL_LM]
-        shapes = watched_shapes(drafter, with_tree=light)
+        shapes = watched_shapes(drafter, with_tree=light and self.target.decoder.draws_trees)
         rows = []
         for text in tqdm(texts, "decoding texts set aside", leave=False, disable=None):
             made = rounds_at_each(drafter, self._recorded(drafter, text), [*shapes.values()])

@@ -1,5 +1,8 @@
 """A small LM to train: the target with most layers taken out, distilled from the whole.
 
+Small LMs draft with our own pass. A target that only transformers drives has no layers to give
+them; its small LM is a Llama with its embedding and head, and fresh layers between.
+
 Knowledge distillation as in DistillSpec (arXiv 2310.08461), forward KL on the target's own texts:
 the student is an ordinary language model, so the teacher is the target's head on its final hidden
 states and every position gives a whole distribution to learn from.
@@ -11,6 +14,7 @@ Validation scores all tokens.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +22,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers
+from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model import loading
+from draftgym.decoding.model.compact.transformer import Decoder
 from draftgym.decoding.model.target import Target, resolve_target
+from draftgym.drafters.modules import usual_mlp_width
 from draftgym.drafters.small_lm.network import save_small_lm
 from draftgym.drafters.training.data.corpus import Corpus
 from draftgym.drafters.training.data.features import FeatureBatch
@@ -50,7 +58,8 @@ class SmallLMObjective(Objective):
     Args:
         network: A transformers causal LM (float32) with the target's embedding and head, frozen; it
             is moved to the target's device.
-        target: The target; its head serves teacher and student.
+        target: The target. Its head serves teacher and student, with what else it does to logits
+            where the student is cut out of it.
         sampler: Draws the tokens that take part in a training batch; None takes all.
     """
 
@@ -62,6 +71,7 @@ class SmallLMObjective(Objective):
         self.network, self.sampler = network.to(target.device), sampler
         self.logits, dtype = target.decoder.logits, target.decoder.dtype
         self.dtype = torch.float32 if dtype == torch.float16 else dtype
+        self.student_logits = self.logits if isinstance(target.decoder, Decoder) else self._own
 
     def __call__(self, batch: FeatureBatch, seed: int | None = None) -> ObjectiveOutput:
         """Loss of one batch, and top-1 agreement with the text.
@@ -74,13 +84,18 @@ class SmallLMObjective(Objective):
         real &= positions < batch.lengths[:, None] - 1
         labels = batch.tokens.roll(-1, 1)[real]
         candidates = draw(self.sampler, labels, seed)
-        student = self.logits(hidden[real].to(self.dtype), candidates.rows)
+        student = self.student_logits(hidden[real].to(self.dtype), candidates.rows)
         teacher = self.logits(batch.hidden[real].to(self.dtype), candidates.rows)
         best = student.detach().argmax(-1)  # by a token's own score, before any correction
         student, teacher = candidates.corrected(student), candidates.corrected(teacher)
         loss = F.cross_entropy(student, teacher.softmax(-1))
         hits = best == candidates.columns(labels)
         return ObjectiveOutput(loss, [hits.float().mean()])
+
+    def _own(self, hidden: Tensor, rows: Tensor | None) -> Tensor:
+        """The student's own logits, of a hidden state in float32."""
+        head = self.network.lm_head.weight
+        return F.linear(hidden.float(), head if rows is None else head[rows])
 
     def export(self, folder: Path, target: Target) -> None:
         """Writes an ordinary Hugging Face folder."""
@@ -108,7 +123,10 @@ def build_small_lm(settings: SmallLMSettings, target: Target, corpus: Corpus) ->
     layers, 5 + 3 has 10.8, 6 + 2 15.8 and 8 + 0 16.5.
     """
     kept = kept_layers(target.decoder.shape.layers, settings.layers, settings.last)
-    network = cut_layers(load_model(target.name), kept)
+    if isinstance(target.decoder, Decoder):
+        network = cut_layers(load_model(target.name), kept)
+    else:
+        network = fresh_llama(target, len(kept))
     counts = corpus.token_counts(target.vocab_size)
     frequent = most_frequent(counts, settings.frequent)
     return SmallLMObjective(
@@ -146,6 +164,48 @@ def load_model(target: str) -> Any:
     return loading.load_model(source, loading.load_config(source, called), torch.float32, called)
 
 
+def fresh_llama(target: Target, layers: int) -> Any:
+    """A random Llama between a target's embedding and head, which are frozen.
+
+    Args:
+        target: A target that transformers drives.
+        layers: Its layers.
+
+    Raises:
+        DraftgymError: Embedding and head are not of one size, as those of a Llama are.
+    """
+    decoder, shape = target.decoder, target.decoder.shape
+    embedding, head = decoder.embedding[: shape.vocab], decoder.head
+    if embedding.shape != head.shape:
+        raise DraftgymError(
+            f"the embedding of target {target.name!r} has shape {tuple(embedding.shape)}, its head "
+            f"{tuple(head.shape)}, and a small LM takes over both",
+            "use prompt lookup (ngram), or name a target whose tables are of one size",
+        )
+    print(
+        f"note: transformers drives target {target.name!r}; the small LM starts with its embedding "
+        "and head, and fresh layers",
+        file=sys.stderr,
+    )
+    config = transformers.LlamaConfig(
+        vocab_size=shape.vocab,
+        hidden_size=shape.hidden,
+        intermediate_size=usual_mlp_width(shape.hidden),
+        num_hidden_layers=layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        max_position_embeddings=target.context_limit,
+        tie_word_embeddings=embedding.data_ptr() == head.data_ptr(),
+        eos_token_id=sorted(target.stop_tokens) or None,
+    )
+    model = transformers.LlamaForCausalLM(config).float()
+    with torch.no_grad():
+        model.get_input_embeddings().weight.copy_(embedding)
+        model.get_output_embeddings().weight.copy_(head)
+    return freeze_tables(model)
+
+
 def cut_layers(model: Any, kept: Sequence[int]) -> Any:
     """Takes all other layers out of a model and freezes its embedding and head.
 
@@ -159,6 +219,11 @@ def cut_layers(model: Any, kept: Sequence[int]) -> Any:
     model.config.num_hidden_layers = len(kept)
     if kinds := getattr(model.config, "layer_types", None):
         model.config.layer_types = [kinds[i] for i in kept]
+    return freeze_tables(model)
+
+
+def freeze_tables(model: Any) -> Any:
+    """Freezes a model's embedding and head, and lets the rest be trained."""
     model.get_input_embeddings().requires_grad_(False)
     model.get_output_embeddings().requires_grad_(False)
     return model.train()

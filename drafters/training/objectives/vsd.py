@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from draftgym.decoding.drafting import DraftShape
+from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.device import to_host
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.verify.rejection import RejectionRule
@@ -68,6 +69,9 @@ class VSDObjective(RecordedObjective):
         anchor_loss: The original objective.
         settings: Terms and sizes.
         anchors: Random anchors per text of the original objective; None takes all.
+
+    Raises:
+        DraftgymError: The target cannot verify trees.
     """
 
     def __init__(
@@ -79,6 +83,11 @@ class VSDObjective(RecordedObjective):
         anchors: int | None = None,
     ) -> None:
         super().__init__(unroller, anchor_loss, anchors)
+        if not target.decoder.draws_trees:
+            raise DraftgymError(
+                f"vsd verifies trees, and target {target.name!r} verifies chains only",
+                "train with another --objective, such as lk",
+            )
         self.target, self.settings, self.drafter = target, settings, unroller.drafter()
 
     def __call__(self, batch: FeatureBatch, seed: int | None = None) -> ObjectiveOutput:
