@@ -64,7 +64,8 @@ def make_policy(
     spec = str(spec)
     name, _, rest = spec.strip().partition(":")
     if chooser_name(spec) in CHOOSERS and not (name == "random" and rest):
-        return _chooser(parse_chooser(spec, drafters), drafters, seed, cost_model)
+        chooser = parse_chooser(spec, drafters, target.decoder.draws_trees)
+        return _chooser(chooser, drafters, seed, cost_model)
     if name == PLAIN or name in drafters:
         arm = _default_arm(name, drafters) if not rest and name != PLAIN else parse_arm(spec)
         check_arms([arm], drafters, target.decoder.draws_trees)
@@ -260,8 +261,13 @@ def chooser_name(text: str) -> str:
     return text.strip().partition("@")[0].partition(":")[0]
 
 
-def parse_chooser(text: str, drafters: Mapping[str, Drafter]) -> ChooserSpec:
+def parse_chooser(text: str, drafters: Mapping[str, Drafter], trees: bool = True) -> ChooserSpec:
     """Takes the text of a chooser apart.
+
+    Args:
+        text: As it was written.
+        drafters: The loaded drafters.
+        trees: Whether the target verifies trees.
 
     Raises:
         DraftgymError: The list of arms is empty, repeats one, or names one that cannot be served.
@@ -269,10 +275,12 @@ def parse_chooser(text: str, drafters: Mapping[str, Drafter]) -> ChooserSpec:
     text = text.strip()
     head, at, listed = text.partition("@")
     name, _, number = head.partition(":")
-    return ChooserSpec(text, name, number, _parse_arms(text, listed, drafters) if at else None)
+    arms = _parse_arms(text, listed) if at else None
+    check_arms(arms or (), drafters, trees)
+    return ChooserSpec(text, name, number, arms)
 
 
-def _parse_arms(text: str, listed: str, drafters: Mapping[str, Drafter]) -> tuple[Arm, ...]:
+def _parse_arms(text: str, listed: str) -> tuple[Arm, ...]:
     parts = [part.strip() for part in listed.split(",")]
     if not all(parts):
         raise DraftgymError(
@@ -280,7 +288,6 @@ def _parse_arms(text: str, listed: str, drafters: Mapping[str, Drafter]) -> tupl
             "write arms with commas between them, as in random@eagle3:2,ngram:8,plain",
         )
     arms = tuple(map(parse_arm, parts))
-    check_arms(arms, drafters)
     if len(set(arms)) < len(arms):
         raise DraftgymError(f"policy {text!r} lists an arm twice", "name every arm once")
     return arms

@@ -45,7 +45,8 @@ DEFAULT_ARMS = (
     *("dflash:1", "dflash:2", "dflash:4", "dflash:3x6", "dflash:4x8"),
     *("ngram:3", "ngram:8", "ngram:16"),
 )
-"""Small arms of every drafter that is no language model itself; `plain` needs no trace."""
+"""Small arms of every drafter that is no language model itself; `plain` needs no trace. What the
+drafters at hand cannot draft, or the target cannot verify, is left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,8 @@ class CollectArgs(DecodingOptions):
     Attributes:
         out: Folder of the traces; a run that was interrupted goes on there.
         arms: What is asked at every position: drafters with draft lengths (eagle3:4) or trees
-            (eagle3:5x16). Chains of one drafter cost no more than its longest.
+            (eagle3:5x16). Chains of one drafter cost no more than its longest. Default: small arms
+            of the drafters that are there, trees among them where the target verifies trees.
         prompts: train or heldout (shipped sets), or a JSON-lines file with question_id, category,
             turns and perhaps system. All turns are traced, each behind the target's own answers to
             those before; the second turn of question 81 is called 81#2. Train routers on train,
@@ -70,7 +72,7 @@ class CollectArgs(DecodingOptions):
     """
 
     out: Path = Path("runs/traces")
-    arms: tuple[str, ...] = DEFAULT_ARMS
+    arms: tuple[str, ...] | None = None
     prompts: str = "train"
     categories: tuple[str, ...] | None = None
     limit_per_category: int | None = None
@@ -87,7 +89,7 @@ def collect(args: CollectArgs) -> TraceSet:
     Raises:
         DraftgymError: Anything the user can mend; found before anything is traced.
     """
-    arms, args = _check_args(args), _in_the_dtype_of(args)
+    named, args = _check_args(args), _in_the_dtype_of(args)
     prompts = load_prompts(
         args.prompts,
         limit_per_category=args.limit_per_category,
@@ -96,6 +98,7 @@ def collect(args: CollectArgs) -> TraceSet:
     )
     with sole_writer(args.out):
         target, drafters = args.load()
+        arms = named or default_arms(drafters, target.decoder.draws_trees)
         check_arms(arms, drafters, target.decoder.draws_trees)
         fitted = fit_prompts(
             target,
@@ -214,8 +217,26 @@ def _check_same_prompts(done: Mapping[str, str], requests: Sequence[Request]) ->
             )
 
 
+def default_arms(drafters: Mapping[str, Drafter], trees: bool) -> list[Arm]:
+    """Those of `DEFAULT_ARMS` that can be served.
+
+    Args:
+        drafters: The loaded drafters.
+        trees: Whether the target verifies trees.
+    """
+
+    def is_served(arm: Arm) -> bool:
+        try:
+            check_arms([arm], drafters, trees)
+        except DraftgymError:
+            return False
+        return True
+
+    return [arm for arm in map(parse_arm, DEFAULT_ARMS) if is_served(arm)]
+
+
 def _check_args(args: CollectArgs) -> list[Arm]:
-    """The arms to trace; raises `DraftgymError` for settings that cannot work."""
+    """The arms that are named, if any; raises `DraftgymError` for settings that cannot work."""
     if args.verification == "rejection":
         raise DraftgymError(
             "texts under rejection verification depend on the arm", "use greedy or coupled"
@@ -224,8 +245,8 @@ def _check_args(args: CollectArgs) -> list[Arm]:
         if getattr(args, option) < 1:
             name = "--" + option.replace("_", "-")
             raise DraftgymError(f"{name} is {getattr(args, option)}", "give at least one")
-    arms = [arm for arm in map(parse_arm, dict.fromkeys(args.arms)) if arm.drafts]
-    if not arms:
+    arms = [arm for arm in map(parse_arm, dict.fromkeys(args.arms or ())) if arm.drafts]
+    if not arms and args.arms is not None:
         raise DraftgymError("--arms names nothing that drafts", "name some, such as eagle3:2")
     return arms
 
