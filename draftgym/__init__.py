@@ -23,27 +23,33 @@ if TYPE_CHECKING:
     from draftgym.agents.scheduler.args import SchedulerArgs
     from draftgym.agents.scheduler.train import train_scheduler
     from draftgym.decoding.arms import Arm, parse_arm
+    from draftgym.decoding.chat import Chat
     from draftgym.decoding.decoder import SpeculativeDecoder
     from draftgym.decoding.drafting import Drafter
     from draftgym.decoding.errors import DraftgymError
     from draftgym.decoding.model.target import Target, load_target
+    from draftgym.decoding.stops import Stops
+    from draftgym.decoding.verify.sampling import SamplingSettings
     from draftgym.drafters.loading import load_drafters
     from draftgym.policies.base import Policy
     from draftgym.policies.registry import make_policy
     from draftgym.rollouts.traces.collect import CollectArgs, collect
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 # Loaded when first used: a program that decodes never imports a training library.
 _HOME = {
     "Arm": "decoding.arms",
+    "Chat": "decoding.chat",
     "CollectArgs": "rollouts.traces.collect",
     "Drafter": "decoding.drafting",
     "DraftgymError": "decoding.errors",
     "Policy": "policies.base",
     "RouterArgs": "agents.router.args",
+    "SamplingSettings": "decoding.verify.sampling",
     "SchedulerArgs": "agents.scheduler.args",
     "SpeculativeDecoder": "decoding.decoder",
+    "Stops": "decoding.stops",
     "Target": "decoding.model.target",
     "collect": "rollouts.traces.collect",
     "load_drafters": "drafters.loading",
@@ -56,13 +62,16 @@ _HOME = {
 
 __all__ = [
     "Arm",
+    "Chat",
     "CollectArgs",
     "Drafter",
     "DraftgymError",
     "Policy",
     "RouterArgs",
+    "SamplingSettings",
     "SchedulerArgs",
     "SpeculativeDecoder",
+    "Stops",
     "Target",
     "collect",
     "load_drafters",
