@@ -51,9 +51,9 @@ from draftgym.decoding.model.device import choose_device
 from draftgym.decoding.provenance import plain
 
 PARTS: dict[Part, tuple[Callable[[AcceleratorArgs, float], Record], float]] = {
-    "tests": (run_tests, 0.15),
+    "tests": (run_tests, 0.2),
     "speed": (compare_speeds, 0.3),
-    "texts": (compare_texts, 0.35),
+    "texts": (compare_texts, 0.3),
     "rounds": (measure_rounds, 0.1),
     "graphs": (measure_graphs, 0.1),
 }

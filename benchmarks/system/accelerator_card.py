@@ -79,7 +79,7 @@ def _rounds(part: Json, facts: Json) -> Table:
         columns["busy"] = lambda row: f"{row['busy']:.0%}" if "busy" in row else ""
         notes.append("busy: share of time in which a kernel runs, prompt included")
     notes += [f"{row['who']}: {row['profiler']}" for row in part["rows"] if "profiler" in row]
-    title = "a mean round on {machine}, {dtype}: what it moves and starts"
+    title = "what a mean round moves and starts: {target}, {dtype}, {machine}"
     return Table.of(title.format(**facts), part["rows"], columns, notes=notes)
 
 
@@ -116,6 +116,7 @@ def card(result: Json) -> str:
         "device": f"{facts['device']} ({facts['device_reason']})",
         "dtype": f"{facts['dtype']} ({facts['precision_reason']})",
         "torch": f"{facts['torch']}, transformers {facts['transformers']}",
+        "threads": str(facts["threads"]),
         "target": f"{facts['target']}, fingerprint `{facts['fingerprint']}`",
         "revision": str(facts["git_revision"]),
         "command": f"`{facts['command']}`",

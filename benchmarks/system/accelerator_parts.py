@@ -98,11 +98,6 @@ class AcceleratorArgs(TargetOptions):
         """The same for readers."""
         return self.out / "card.md"
 
-    @property
-    def some_prompts(self) -> list[Prompt]:
-        """Prompts, categories in turn."""
-        return interleave_categories(load_prompts(self.prompts))
-
 
 def describe(args: AcceleratorArgs) -> Record:
     """Where the figures come from, and that target and drafters can be loaded there at all."""
@@ -114,7 +109,7 @@ def run_tests(args: AcceleratorArgs, until: float) -> Record:
     folder, kind = ROOT / "tests" / "device", choose_device(args.device)[0].type
     if not folder.is_dir():
         raise DraftgymError(f"no {folder}", "run from a clone of the repository")
-    command = [sys.executable, "-m", "pytest", "-q", str(folder)]
+    command = [sys.executable, "-m", "pytest", "-o", "addopts=-q", str(folder)]  # one -q: a summary
     command += ["-k", kind] if kind != "cpu" else []
     left = max(10.0, until - time.monotonic())
     try:
@@ -131,8 +126,9 @@ def run_tests(args: AcceleratorArgs, until: float) -> Record:
 def compare_speeds(args: AcceleratorArgs, until: float) -> Record:
     """Everybody writes the first prompts, in an order that rotates."""
     target, drafters = args.load(args.dtype)
-    contenders, left_out = _contenders(args, target, drafters)
-    written = _write(args, target, contenders, args.speed_prompts, until, warm_up=True)
+    pairs = _prompts(args, target, args.speed_prompts)
+    contenders, left_out = _contenders(args, target, drafters, pairs[0][1])
+    written = _write(contenders, pairs, args.max_new_tokens, until)
     records = [
         {"question_id": prompt.question_id, "texts": {n: asdict(t) for n, t in texts.items()}}
         for prompt, texts in written
@@ -144,8 +140,9 @@ def compare_speeds(args: AcceleratorArgs, until: float) -> Record:
 def compare_texts(args: AcceleratorArgs, until: float) -> Record:
     """Compares everybody's texts with plain decoding's, and these with the processor's choices."""
     target, drafters = args.load("float32")
-    contenders, left_out = _contenders(args, target, drafters)
-    written = _write(args, target, contenders, args.text_prompts, until)
+    pairs = _prompts(args, target, args.text_prompts)
+    contenders, left_out = _contenders(args, target, drafters, pairs[0][1])
+    written = _write(contenders, pairs, args.max_new_tokens, until)
     texts = [
         DecodedText(prompt, name, Generation(text.tokens))
         for prompt, all_texts in written
@@ -194,8 +191,7 @@ def measure_rounds(args: AcceleratorArgs, until: float) -> Record:
     """What rounds of each policy read, upload and start."""
     target, drafters = args.load(args.dtype)
     decoders, left_out = _decoders(args, target, drafters)
-    fitted = fit_prompts(target, args.some_prompts[:1], args.max_new_tokens)
-    (ids,), rows = fitted.ids.values(), []
+    (prompt, ids), rows = _prompts(args, target, 1)[0], []
     for name in in_time(decoders, until):
         row: Record = {"who": name, **count_transfers(decoders[name], ids, args.max_new_tokens)}
         if target.device.type == "cuda":
@@ -204,7 +200,7 @@ def measure_rounds(args: AcceleratorArgs, until: float) -> Record:
             except Exception as error:  # a profiler that this driver does not have
                 row["profiler"] = repr(error)
         rows.append(row)
-    return {"left_out": left_out, "question_id": fitted.prompts[0].question_id, "rows": rows}
+    return {"left_out": left_out, "question_id": prompt.question_id, "rows": rows}
 
 
 def measure_graphs(args: AcceleratorArgs, until: float) -> Record:
@@ -242,9 +238,13 @@ def _decoders(
 
 
 def _contenders(
-    args: AcceleratorArgs, target: Target, drafters: Mapping[str, Drafter]
+    args: AcceleratorArgs, target: Target, drafters: Mapping[str, Drafter], ids: Tensor
 ) -> tuple[dict[str, Contender], dict[str, str]]:
-    """Those, and transformers' `generate()`."""
+    """Those and transformers' `generate()`, warmed up on a prompt; who fails there is left out.
+
+    Raises:
+        Exception: Plain decoding fails: there is nothing to compare with.
+    """
     decoders, left_out = _decoders(args, target, drafters)
     made = {name: our_contender(decoder) for name, decoder in decoders.items()}
     try:
@@ -252,23 +252,30 @@ def _contenders(
         made[GENERATE] = theirs[GENERATE]
     except Exception as error:  # whatever transformers raises, ours go on
         left_out[GENERATE] = repr(error)
+    for name in list(made):  # first calls pay for memory, and for kernels of every shape
+        try:
+            made[name](ids, args.max_new_tokens)
+        except Exception as error:
+            if name == PLAIN:
+                raise
+            del made[name]
+            left_out[name] = repr(error)
     return made, left_out
 
 
+def _prompts(args: AcceleratorArgs, target: Target, count: int) -> list[tuple[Prompt, Tensor]]:
+    """The first prompts, categories in turn, that fit; with their token ids."""
+    prompts = interleave_categories(load_prompts(args.prompts))[:count]
+    return fit_prompts(target, prompts, args.max_new_tokens, skip_long=True).pairs
+
+
 def _write(
-    args: AcceleratorArgs,
-    target: Target,
     contenders: Mapping[str, Contender],
-    count: int,
+    pairs: Sequence[tuple[Prompt, Tensor]],
+    tokens: int,
     until: float,
-    warm_up: bool = False,
 ) -> Written:
     """As many prompts as there is time for, by everybody in turn."""
-    tokens = args.max_new_tokens
-    fitted = fit_prompts(target, args.some_prompts[:count], tokens, skip_long=True)
-    pairs = [(prompt, fitted.ids[prompt.question_id]) for prompt in fitted.prompts]
-    if warm_up:  # first calls pay for memory, and for kernels of every shape
-        _write_turn(contenders, pairs[0][1], 0, tokens)
     return [
         (prompt, _write_turn(contenders, ids, turn, tokens))
         for turn, (prompt, ids) in enumerate(in_time(pairs, until))

@@ -96,7 +96,7 @@ def _generate(model: Any, **options: Any) -> Contender:
         start = clock(model.device)
         output = model.generate(batch, attention_mask=mask, **limits, **options)
         seconds = clock(model.device) - start
-        return Timed(output[0, len(ids) :].tolist(), seconds)
+        return Timed(output[0, len(ids) :].cpu().tolist(), seconds)
 
     return write
 

@@ -17,12 +17,14 @@ import torch
 from benchmarks.report import markdown
 from benchmarks.system import accelerator as bench
 from benchmarks.system import accelerator_parts as parts
+from benchmarks.system.accelerator_card import card
 from benchmarks.system.apart import apart
 from benchmarks.system.graphs import time_graphs
-from benchmarks.system.transfers import Transfers, count_transfers
+from benchmarks.system.transfers import Transfers, count_transfers, profile_kernels
 from draftgym.decoding.arms import parse_arm
 from draftgym.decoding.decoder import Generation, PlainPolicy, SpeculativeDecoder
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model import precision
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.round import play_round
 from draftgym.rollouts.decode.interleaved import DecodedText
@@ -78,9 +80,57 @@ def test_every_part_has_its_figures_and_a_card_tells_them(args: bench.Accelerato
     assert found["rounds"]["rows"][0]["rounds"] == 7, "the first token is the prompt's"
     assert all(row["operations"] > 10 for row in found["rounds"]["rows"])
     assert "not cuda" in found["graphs"]["summary"]
-    card = args.card.read_text()
-    assert "mine:2 was left out" in card and "| hf generate |" in card and "not cuda" in card
-    assert markdown(args.json).strip() in card, "the file alone makes the tables again"
+    told = args.card.read_text()
+    assert "mine:2 was left out" in told and "| hf generate |" in told and "not cuda" in told
+    assert markdown(args.json).strip() in told, "the file alone makes the tables again"
+
+
+@without
+def test_an_accelerators_texts_are_compared_with_the_processors(
+    args: bench.AcceleratorArgs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def choose(name: str) -> tuple[torch.device, str]:
+        asked.append(name)
+        return torch.device("cpu" if name == "cpu" else PRETENDED), "asked for"
+
+    for module in (precision, parts, bench):
+        monkeypatch.setattr(module, "choose_device", choose)
+    with there(PRETENDED):
+        found = bench.measure(replace(args, device=PRETENDED), here)["parts"]
+    assert "cpu" in asked, "the same target is loaded there, too"
+    assert {(row["prompts"], row["same"]) for row in found["texts"]["rows"]} == {(3, 3)}
+    assert [row["who"] for row in found["texts"]["rows"]][-1] == parts.PROCESSOR
+    reads = {row["who"]: row["reads"] for row in found["rounds"]["rows"]}
+    assert (reads["plain"], reads["ngram:3"]) == (1, 1)
+    assert "1 deselected" in found["tests"]["error"], "none of these tests names the device"
+    assert "not cuda" in found["graphs"]["summary"]
+
+
+def test_figures_of_a_gpu_are_told() -> None:
+    facts = dict.fromkeys(("target", "dtype", "cpu", "device_reason", "precision_reason"), "x")
+    facts |= dict.fromkeys(("torch", "transformers", "fingerprint", "git_revision"), "y")
+    facts |= {"command": "z", "device": "cuda:0", "device_name": "A GPU", "threads": 4}
+    timed = {f"{name}_spread": 0.05 for name in ("ordinary", "fixed", "captured")}
+    one = {"rows": 4, "ordinary_ms": 6.0, "fixed_ms": 7.0, "captured_ms": 1.5, "difference": 0.03}
+    rounds = {"who": "plain", "reads": 1.0, "uploads": 2.0, "operations": 500.0}
+    found = {
+        "rounds": {
+            "seconds": 9.0,
+            "rows": [rounds | {"kernels": 400.0, "busy": 0.25}, rounds | {"profiler": "no CUPTI"}],
+        },
+        "graphs": {"seconds": 9.0, "context": 8, "capacity": 16, "rows": [one | timed]},
+    }
+    told = card({"environment": facts, "parts": found})
+    assert told.startswith("# draftgym on A GPU\n")
+    assert "| plain | 1.0 | 2.0 | 500 | 400 | 25% |" in told and "plain: no CUPTI" in told
+    assert "| 4 | 6.00 (5%) | 7.00 (5%) | 1.50 (5%) | 4.00 | 0.03 |" in told
+
+
+def test_without_cuda_no_kernel_is_profiled(target: Target) -> None:
+    decoder = SpeculativeDecoder(target, {}, PlainPolicy())
+    assert profile_kernels(decoder, torch.tensor([5]), 3) == {"kernels": 0, "busy": 0}
 
 
 def test_a_part_that_fails_costs_no_other_and_is_made_up_for(
@@ -120,6 +170,22 @@ def test_a_part_whose_process_dies_is_told(args: bench.AcceleratorArgs) -> None:
     found = bench.measure(replace(args, parts=("rounds", "graphs")), dying)["parts"]
     assert "exit status 7" in found["rounds"]["error"]
     assert "not cuda" in found["graphs"]["summary"]
+
+
+def test_a_contender_that_fails_is_left_out(
+    args: bench.AcceleratorArgs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> Any:
+        def write(*_: object) -> Any:
+            raise RuntimeError("CUDA error: no kernel image is available")
+
+        return {parts.GENERATE: write}, None
+
+    monkeypatch.setattr(parts, "transformers_contenders", broken)
+    found = bench.measure(replace(args, parts=("speed",)), here)["parts"]["speed"]
+    assert [row["who"] for row in found["rows"]] == ["plain", "ngram:3", "eagle3:2x4"]
+    assert "no kernel image" in found["left_out"][parts.GENERATE]
+    assert "speed: hf generate was left out: RuntimeError" in args.card.read_text()
 
 
 def test_a_process_of_its_own_answers_raises_or_is_killed() -> None:
