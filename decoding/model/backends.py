@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.compact.products import Products
-from draftgym.decoding.model.compact.settings import context_limit, drafters_rope
+from draftgym.decoding.model.compact.settings import context_limit, drafters_rope, longrope_reach
 from draftgym.decoding.model.compact.transformer import Decoder
 from draftgym.decoding.model.fingerprint import WeightFiles, fingerprint, generic_fingerprint
 from draftgym.decoding.model.interface import TargetDecoder
@@ -68,6 +68,19 @@ def read_target(
     """
     check_backend(backend)
     check_weights(model, who)
+    read = _read(model, precision, who, backend, files)
+    if longrope_reach(model.config.get_text_config()) == read.context_limit:
+        print(
+            f"note: texts of {who} end at {read.context_limit} positions; for longer ones it has "
+            "other rotary angles (longrope), which transformers' generate() alone computes",
+            file=sys.stderr,
+        )
+    return read
+
+
+def _read(
+    model: Any, precision: Precision, who: str, backend: Backend, files: WeightFiles | None
+) -> ReadTarget:
     if backend != "transformers":
         try:
             return _compact(model, precision, who, files)

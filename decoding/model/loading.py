@@ -16,7 +16,7 @@ import torch
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.compact.agreement import check_agrees
 from draftgym.decoding.model.compact.products import Products
-from draftgym.decoding.model.compact.settings import FIXED_ROPES, SUPPORTED_MODELS, context_limit
+from draftgym.decoding.model.compact.settings import COMPACT_ROPES, SUPPORTED_MODELS, context_limit
 from draftgym.decoding.model.compact.transformer import Decoder
 from draftgym.decoding.model.compact.weights import extract_decoder
 from draftgym.decoding.model.text import one_line
@@ -169,11 +169,11 @@ def check_supported(config: Any, who: str) -> None:
             f"the weights of {who} are quantised ({method})",
             UNQUANTISED,
         )
-    for scaling in _rope_types(config) - set(FIXED_ROPES):
-        why = ", whose angles change with the length" if scaling in ("dynamic", "longrope") else ""
+    for scaling in _rope_types(config) - set(COMPACT_ROPES):
+        why = ", whose angles change with the length" if scaling == "dynamic" else ""
         raise DraftgymError(
             f"{who} uses {scaling!r} rotary scaling{why}",
-            f"name a target with {', '.join(FIXED_ROPES)} rotary embedding",
+            f"name a target with {', '.join(COMPACT_ROPES)} rotary embedding",
         )
     if not 1 <= context_limit(config) <= LONGEST_CONTEXT:
         raise DraftgymError(

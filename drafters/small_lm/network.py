@@ -29,7 +29,7 @@ from torch import Tensor
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import replacing
 from draftgym.decoding.model.compact.products import Products
-from draftgym.decoding.model.compact.settings import SUPPORTED_MODELS
+from draftgym.decoding.model.compact.settings import SUPPORTED_MODELS, context_limit
 from draftgym.decoding.model.device import to_host
 from draftgym.decoding.model.fingerprint import other_target
 from draftgym.decoding.model.loading import load_config, load_model, read_decoder
@@ -79,8 +79,8 @@ def load_small_lm(folder: Path, target: Target) -> SmallLMDrafter:
     """Loads a causal LM, whole or in part, as a drafter for `target`.
 
     Raises:
-        DraftgymError: Missing or damaged files, an unsupported model, another vocabulary, or a part
-            of another target's small LM.
+        DraftgymError: Missing or damaged files, an unsupported model, another vocabulary, a part of
+            another target's small LM, or angles that change before the target's texts end.
     """
     model = read_small_lm(folder, target)
     _check_vocabulary(folder, model, target)
@@ -89,6 +89,12 @@ def load_small_lm(folder: Path, target: Target) -> SmallLMDrafter:
     # A drafter with a shorter context drafts badly beyond it, but its angles go on.
     limit = max(model.config.max_position_embeddings, target.context_limit)
     model.config.max_position_embeddings = limit
+    if (reach := context_limit(model.config)) < target.context_limit:
+        raise DraftgymError(
+            f"small LM {folder} has other rotary angles beyond {reach} positions (longrope), and "
+            f"target {target.name!r} has {target.context_limit}",
+            "name a small LM with a rotary embedding that stays as it is",
+        )
     products = Products(target.precision.packed)
     dtype, device = target.decoder.dtype, target.device
     decoder = read_decoder(model, dtype, _called(folder), products, device)

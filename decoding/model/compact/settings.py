@@ -30,10 +30,29 @@ SLIDING = "sliding_attention"
 FIXED_ROPES = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings whose angles do not change with the length of the text."""
 
+COMPACT_ROPES = (*FIXED_ROPES, "longrope")
+"""Those that the compact decoder knows; `longrope` up to where its angles change."""
+
 
 def context_limit(config: Any) -> int:
     """Most positions of a text."""
-    return int(config.max_position_embeddings)
+    longest, reach = int(config.max_position_embeddings), longrope_reach(config)
+    return longest if reach is None else min(longest, reach)
+
+
+def longrope_reach(config: Any) -> int | None:
+    """Up to which length texts have the same angles, if those of longer ones are others.
+
+    Beyond it, transformers turns by other factors and computes the text anew from its start.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    parts = [part for part in rope.values() if isinstance(part, dict)] or [rope]
+    reaches = [
+        int(part["original_max_position_embeddings"])
+        for part in parts
+        if part.get("rope_type") == "longrope"
+    ]
+    return min(reaches, default=None)
 
 
 def decoder_shape(model: Any) -> DecoderShape:

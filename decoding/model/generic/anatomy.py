@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.compact.settings import longrope_reach
 from draftgym.decoding.model.interface import DecoderShape, ModelInputs
 
 CACHE_NAMES = ("cache", "past_key_values", "cache_params")
@@ -141,7 +142,8 @@ def generic_context_limit(config: Any, who: str) -> int:
             f"the config.json of {who} gives it {limit} positions",
             "set max_position_embeddings to the length of its training texts",
         )
-    return limit
+    reach = longrope_reach(config)
+    return limit if reach is None else min(limit, reach)
 
 
 _LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")

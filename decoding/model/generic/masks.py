@@ -28,10 +28,8 @@ def attention_kinds(config: Any) -> frozenset[str]:
 
 def takes_trees(config: Any) -> bool:
     """Whether there are masks for a tree in all of a model's layers, in a form that it may take."""
-    rope = getattr(config, "rope_parameters", None) or {}
     known = attention_kinds(config) <= {FULL, SLIDING, CHUNKED}
-    fixed = "longrope" not in str(rope)  # its angles depend on the pass's last position
-    return known and fixed and config._attn_implementation in ATTENTIONS
+    return known and config._attn_implementation in ATTENTIONS
 
 
 def tree_masks(
