@@ -43,6 +43,24 @@ def test_parts_attend_to_what_the_whole_pass_attends_to(
         torch.testing.assert_close(ours.taps, theirs.taps, rtol=1e-4, atol=1e-4)
 
 
+def test_a_tree_beside_a_long_prompt_stays_a_tree(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    siblings = torch.tensor([[1, 0, 0], [1, 1, 0], [1, 0, 1]], dtype=torch.bool)
+
+    def passed(*with_prompt: Tensor) -> PassOutput:
+        cache = target.decoder.new_cache(30)
+        target.decoder.forward([NewRows(cache, TOKENS[:9])])
+        cache.keep(9)
+        tree = NewRows(cache, TOKENS[9:12], torch.tensor([9, 10, 10]), siblings)
+        prompts = [NewRows(target.decoder.new_cache(len(one)), one) for one in with_prompt]
+        return target.decoder.forward([tree, *prompts], [1])[0]
+
+    alone = passed()
+    monkeypatch.setattr(caches, "ROWS_TOGETHER", 64)
+    torch.testing.assert_close(passed(TOKENS).logits, alone.logits, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("window", [None, 40])
 def test_masks_hold_few_rows_and_only_the_keys_that_are_seen(
     monkeypatch: pytest.MonkeyPatch, window: int | None

@@ -157,8 +157,12 @@ class Decoder:
     ) -> list[PassOutput]:
         """One pass, or several where there are many rows; see `TargetDecoder.forward`."""
         counts = [rows.tokens.shape[0] for rows in batch]
-        if any(_is_long(rows) for rows in batch):
-            return [self._in_parts(rows, tap_layers, with_logits) for rows in batch]
+        if any(map(_is_long, batch)):
+            how = (tap_layers, with_logits)
+            return [
+                self._in_parts(rows, *how) if _is_long(rows) else self.forward([rows], *how)[0]
+                for rows in batch
+            ]
         context = self._context(batch, counts)
         x = self._embed(torch.cat([rows.tokens for rows in batch]))
         taps: dict[int, Tensor] = {}
