@@ -118,16 +118,10 @@ def _generic(model: Any, precision: Precision, who: str, found: str) -> ReadTarg
     parts = dissect(model, who)
     limit = generic_context_limit(parts.config, who)
     decoder = GenericDecoder(parts)
-    check_drives(decoder, limit, who, exact=not quantisation(model.config))
-    _tell_chains(decoder, who)
-    rope = getattr(parts.config, "rope_parameters", None) or {}
-    return ReadTarget(decoder, limit, drafters_rope(rope), found)
-
-
-def _tell_chains(decoder: TargetDecoder, who: str) -> None:
-    if not decoder.draws_trees:
+    if why := check_drives(decoder, limit, who, exact=not quantisation(model.config)):
         print(
-            f"note: transformers' pass over {who} verifies chains, not trees (its layers are "
-            "recurrent, or take no mask of a tree)",
+            f"note: transformers' pass over {who} verifies chains, not trees: {why}",
             file=sys.stderr,
         )
+    rope = getattr(parts.config, "rope_parameters", None) or {}
+    return ReadTarget(decoder, limit, drafters_rope(rope), found)

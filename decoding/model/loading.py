@@ -32,6 +32,13 @@ UNQUANTISED = (
     "as the numbers that it stands for"
 )
 
+PACKAGE = "its weights are quantised: install the package that is named, or " + UNQUANTISED
+
+UNREADABLE = (
+    "check the name, the folder's files (safetensors may be truncated) and, for a Hub id, the "
+    "network"
+)
+
 DAMAGED = "download or convert the model again; its files are damaged or incomplete"
 
 
@@ -110,7 +117,8 @@ def load_model(
             "name a model that AutoModelForCausalLM or AutoModelForImageTextToText loads, and that "
             "is no encoder with a decoder",
         )
-    with _telling(who), quiet_transformers():
+    method = quantisation(config)
+    with _telling(who, PACKAGE if method else UNREADABLE), quiet_transformers():
         kind = kinds[type(config)]
         model, report = kind.from_pretrained(
             source,
@@ -120,7 +128,13 @@ def load_model(
             ignore_mismatched_sizes=True,  # the report names them, and then they are refused
             **given,
         )
-        stored = _stored_types(source) if source and not quantisation(config) else {}
+        stored = _stored_types(source) if source and not method else {}
+    if quantisation(model.config) and getattr(model, "hf_quantizer", None) is None:
+        raise DraftgymError(
+            f"the weights of {who} are quantised ({method}) in a way that transformers does not "
+            "know",
+            UNQUANTISED,
+        )
     check_complete(report, who)
     for key, kind in stored.items():
         if kind not in REAL:
@@ -257,15 +271,11 @@ def _stored_types(source: str) -> dict[str, str]:
 
 
 @contextmanager
-def _telling(who: str) -> Iterator[None]:
+def _telling(who: str, remedy: str = UNREADABLE) -> Iterator[None]:
     """Turns what transformers raises (many kinds; each means "cannot load") into our error."""
     try:
         yield
     except DraftgymError:
         raise
     except Exception as error:
-        raise DraftgymError(
-            f"cannot load {who}: {one_line(error)}",
-            "check the name, the folder's files (safetensors may be truncated) and, for a Hub id, "
-            "the network",
-        ) from error
+        raise DraftgymError(f"cannot load {who}: {one_line(error)}", remedy) from error

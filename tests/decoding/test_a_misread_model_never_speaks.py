@@ -158,6 +158,17 @@ def test_quantised_weights_are_refused_before_they_are_read(tmp_path: Path, meth
     assert ".gguf" in error.remedy
 
 
+@pytest.mark.parametrize("method", ["awq", "fancy"])
+def test_quantised_weights_that_transformers_cannot_read_say_what_to_do(
+    tmp_path: Path, method: str
+) -> None:
+    """A package that is not here, and a method that no package knows."""
+    folder = with_config(saved(tmp_path), quantization_config={"quant_method": method, "bits": 4})
+    with pytest.raises(DraftgymError) as caught:
+        load_target(str(folder), "float32", threads=1)
+    assert ".gguf" in caught.value.remedy
+
+
 NAME = "model.layers.1.mlp.down_proj"
 
 

@@ -19,11 +19,14 @@ from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.backends import Backend
 from draftgym.decoding.model.compact.transformer import Decoder
+from draftgym.decoding.model.generic.anatomy import dissect
+from draftgym.decoding.model.generic.check import check_drives
+from draftgym.decoding.model.generic.decoder import GenericDecoder
 from draftgym.decoding.model.target import Target, load_target, wrap_model
 from draftgym.drafters.ngram.drafter import NgramDrafter
 from draftgym.policies.routers.rules import FixedPolicy
 from tests.architectures import ARCHITECTURES, CHAINS, COMPACT, TREES, architecture
-from tests.tiny import ONE_THREAD, tiny_eagle3, tiny_target
+from tests.tiny import ONE_THREAD, tiny_eagle3, tiny_model, tiny_target
 
 PROMPT = torch.tensor([5, 9, 14, 7, 5, 9, 14, 22, 31, 5, 9, 14])
 NEW = 14
@@ -100,6 +103,29 @@ def test_a_tree_for_a_target_of_chains_is_refused_before_it_begins() -> None:
     with pytest.raises(DraftgymError, match="chains") as caught:
         SpeculativeDecoder(target, drafters, FixedPolicy(parse_arm("eagle3:3x6")))
     assert "eagle3:3" in caught.value.remedy
+
+
+def test_a_model_too_short_for_the_trial_writes_its_texts_and_says_so() -> None:
+    short = {"n_positions": 14, "max_position_embeddings": 14}
+    model = tiny_model("gpt2", **ARCHITECTURES["gpt2"] | short)
+    with contextlib.redirect_stderr(io.StringIO()) as notes:
+        target = wrap_model(model, None, "short", ONE_THREAD)
+    assert "14 positions are too few" in notes.getvalue()
+    decoder = SpeculativeDecoder(
+        target, {"ngram": NgramDrafter(shortest=1)}, FixedPolicy(parse_arm("ngram:4"))
+    )
+    new = 14 - len(PROMPT)
+    text = model.generate(PROMPT[None], max_new_tokens=new, do_sample=False)
+    assert decoder.generate(PROMPT, new).tokens == text[0, len(PROMPT) :].tolist()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "lfm2", "mamba", "jamba"])
+def test_quantised_weights_are_tried_roughly(name: str) -> None:
+    """They cannot be widened. What forgets a state runs token by token all the same."""
+    decoder = GenericDecoder(dissect(architecture(name), name))
+    assert "quantised" in check_drives(decoder, 256, name, exact=False)
+    assert not decoder.draws_trees
+    assert decoder.one_by_one == (name in ("mamba", "jamba"))
 
 
 def test_what_has_no_cache_or_is_no_causal_lm_is_refused(tmp_path: Path) -> None:
