@@ -22,6 +22,7 @@ from draftgym.decoding.model.compact.transformer import Decoder
 from draftgym.decoding.model.generic.anatomy import dissect
 from draftgym.decoding.model.generic.check import check_drives
 from draftgym.decoding.model.generic.decoder import GenericDecoder
+from draftgym.decoding.model.interface import NewRows
 from draftgym.decoding.model.target import Target, load_target, wrap_model
 from draftgym.drafters.ngram.drafter import NgramDrafter
 from draftgym.policies.routers.rules import FixedPolicy
@@ -70,6 +71,18 @@ def check_texts(name: str, target: Target) -> None:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_greedy_text_is_that_of_generate(name: str) -> None:
     check_texts(name, target_of(name)[0])
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_logits_of_hidden_states_are_those_of_the_pass(name: str) -> None:
+    """With what a model does to them; gradients of a student reach its hidden states."""
+    decoder = target_of(name, "transformers")[0].decoder
+    out = decoder.forward([NewRows(decoder.new_cache(len(PROMPT)), PROMPT)])[0]
+    rows = torch.tensor([40, 3, 17])
+    torch.testing.assert_close(decoder.logits(out.hidden, rows), out.logits[:, rows])
+    learner = out.hidden.clone().requires_grad_()
+    decoder.logits(learner).square().sum().backward()  # type: ignore[no-untyped-call]
+    assert learner.grad is not None and learner.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3_text", "mistral", "phi3", "granite"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -152,17 +153,16 @@ class GenericDecoder:
         return positions
 
     def _tail(self, hidden: Tensor) -> Tensor:
-        """What the model makes of hidden states behind its body: head, scales, soft-caps."""
-        body = self.parts.body
+        """What the model makes of hidden states behind its body: head, scales, soft-caps.
+
+        Each architecture has these last steps in its own `forward`, so that runs, over a body that
+        gives the states at once. A hook cannot keep a body from running, which would cost a pass.
+        """
         output = _BodyOutput(hidden[None])
-        replaced = self.parts.head.register_forward_pre_hook(lambda *_: (hidden[None],))
-        body.forward = lambda *args, **kwargs: output
-        try:
-            tokens = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
+        tokens = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
+        given = self.parts.head.register_forward_pre_hook(lambda *_: (hidden[None],))
+        with given, patch.object(self.parts.body, "forward", lambda *_, **__: output):
             logits: Tensor = self.parts.model(input_ids=tokens, use_cache=False).logits
-        finally:
-            del body.forward  # the method of its class is in place again
-            replaced.remove()
         return logits[0].float()
 
 
@@ -196,7 +196,5 @@ def _watching(module: nn.Module, its_input: bool = False) -> Iterator[list[Tenso
     handle = (
         module.register_forward_pre_hook(note) if its_input else module.register_forward_hook(note)
     )
-    try:
+    with handle:
         yield seen
-    finally:
-        handle.remove()
