@@ -158,7 +158,7 @@ def _tell_device(args: AcceleratorArgs) -> None:
     if args.require_accelerator:
         raise DraftgymError(
             none,
-            "install a torch that is built for yours (docs/results/system.md says how), or measure "
+            "install a torch that is built for yours (docs/guides/devices.md says how), or measure "
             "the processor: python -m benchmarks.system.accelerator --device cpu",
         )
     print(f"note: {none}; this measures the processor", file=sys.stderr)

@@ -24,7 +24,6 @@ from benchmarks.system.transfers import Transfers, count_transfers, profile_kern
 from draftgym.decoding.arms import parse_arm
 from draftgym.decoding.decoder import Generation, PlainPolicy, SpeculativeDecoder
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.model import precision
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.round import play_round
 from draftgym.rollouts.decode.interleaved import DecodedText
@@ -85,27 +84,17 @@ def test_every_part_has_its_figures_and_a_card_tells_them(args: bench.Accelerato
     assert markdown(args.json).strip() in told, "the file alone makes the tables again"
 
 
-@without
-def test_an_accelerators_texts_are_compared_with_the_processors(
+def test_tests_are_those_of_the_accelerator_that_was_asked_for(
     args: bench.AcceleratorArgs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[str] = []
-
-    def choose(name: str) -> tuple[torch.device, str]:
-        asked.append(name)
-        return torch.device("cpu" if name == "cpu" else PRETENDED), "asked for"
-
-    for module in (precision, parts, bench):
-        monkeypatch.setattr(module, "choose_device", choose)
-    with there(PRETENDED):
-        found = bench.measure(replace(args, device=PRETENDED), here)["parts"]
-    assert "cpu" in asked, "the same target is loaded there, too"
-    assert {(row["prompts"], row["same"]) for row in found["texts"]["rows"]} == {(3, 3)}
-    assert [row["who"] for row in found["texts"]["rows"]][-1] == parts.PROCESSOR
-    reads = {row["who"]: row["reads"] for row in found["rounds"]["rows"]}
-    assert (reads["plain"], reads["ngram:3"]) == (1, 1)
-    assert "1 deselected" in found["tests"]["error"], "none of these tests names the device"
-    assert "not cuda" in found["graphs"]["summary"]
+    monkeypatch.setattr(parts, "choose_device", lambda _: (torch.device("cuda"), "asked for"))
+    with pytest.raises(DraftgymError, match="1 deselected"):
+        parts.run_tests(args, time.monotonic() + 60)
+    more = "def test_it(device):\n    pass\n"
+    devices = 'import pytest\n@pytest.mark.parametrize("device", ["pretend:0", "cuda"])\n'
+    (parts.ROOT / "tests" / "device" / "test_more.py").write_text(devices + more)
+    summary = parts.run_tests(args, time.monotonic() + 60)["summary"]
+    assert "on cuda" in summary and "1 passed, 2 deselected" in summary
 
 
 def test_figures_of_a_gpu_are_told() -> None:
@@ -207,9 +196,9 @@ def test_without_an_accelerator_it_says_so(
 ) -> None:
     with pytest.raises(DraftgymError, match="finds no accelerator") as refused:
         bench.measure(replace(args, require_accelerator=True), here)
-    page = Path(__file__).parents[2] / "docs" / "results" / "system.md"
-    assert "docs/results/system.md" in refused.value.remedy
-    assert "torch" in page.read_text().partition("make gpu")[2], "the page says what to install"
+    page = Path(__file__).parents[2] / "docs" / "guides" / "devices.md"
+    assert "docs/guides/devices.md" in refused.value.remedy
+    assert "torch for your device" in page.read_text(), "the page says what to install"
     bench.measure(replace(args, parts=("graphs",)), here)
     assert "this measures the processor" in capsys.readouterr().err
 
