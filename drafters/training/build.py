@@ -36,7 +36,7 @@ class DrafterSettings:
     """What both drafters share."""
 
     draft_vocab: int = 8192
-    """Tokens the drafter can propose: the most frequent of the corpus."""
+    """Tokens the drafter can propose: the most frequent of the corpus, or all there are."""
     frequent: int = 2048
     """Most frequent draft tokens, which take part in the softmax of every batch."""
     others: int = 768
@@ -86,7 +86,7 @@ def build_eagle3(
         config = Eagle3Config(
             **_sizes(target),
             target_hidden_size=shape.hidden,
-            draft_vocab_size=settings.draft_vocab,
+            draft_vocab_size=len(ids),
             tap_layers=default_taps(shape.layers),
         )
         network = Eagle3Network(config, ids)
@@ -134,7 +134,7 @@ def build_dflash(
         config = DFlashConfig(
             **_sizes(target),
             num_hidden_layers=settings.layers,
-            draft_vocab_size=settings.draft_vocab,
+            draft_vocab_size=len(ids),
             tap_layers=default_dflash_taps(shape.layers),
             block_size=settings.block_size or 8,
             mask_token_id=_mask_token(settings, target),
@@ -239,7 +239,7 @@ def _mask_token(settings: DFlashSettings, target: Target) -> int:
             return int(token)
     raise DraftgymError(
         f"the tokenizer of {target.name!r} has neither a mask nor an unknown token",
-        "name a token that never occurs in responses with --mask-token-id",
+        "name a token that never occurs in responses with --drafter.mask-token-id",
     )
 
 

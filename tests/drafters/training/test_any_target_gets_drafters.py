@@ -24,7 +24,7 @@ from tests.tiny import VOCAB, tiny_model
 
 TWO_UPDATES = TrainerConfig(updates=2, batch_size=2, measure_minutes=0)
 KINDS: dict[str, tuple[type[DrafterArgs], dict[str, Any]]] = {
-    "eagle3": (Eagle3Args, {"drafter": Eagle3Settings(draft_vocab=40, steps=2)}),
+    "eagle3": (Eagle3Args, {"drafter": Eagle3Settings(steps=2)}),
     "dflash": (DFlashArgs, {"drafter": DFlashSettings(draft_vocab=40, mask_token_id=3)}),
     "small": (SmallLMArgs, {"drafter": SmallLMSettings(layers=2, last=1)}),
 }
