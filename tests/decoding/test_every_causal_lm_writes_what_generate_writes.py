@@ -19,6 +19,7 @@ from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.backends import Backend
 from draftgym.decoding.model.compact.transformer import Decoder
+from draftgym.decoding.model.generic import decoder as generic_decoder
 from draftgym.decoding.model.generic.anatomy import dissect
 from draftgym.decoding.model.generic.check import check_drives
 from draftgym.decoding.model.generic.decoder import GenericDecoder
@@ -90,6 +91,14 @@ def test_transformers_pass_writes_what_the_compact_one_writes(name: str) -> None
     target, notes = target_of(name, "transformers")
     assert kind_of(target) == TREES and not notes
     check_texts(name, target)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "cohere2"])
+def test_prompts_run_in_parts_and_trees_as_a_whole(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generic_decoder, "ROWS_TOGETHER", 5)  # a tree's pass has 7 rows
+    check_texts(name, target_of(name)[0])
 
 
 def test_there_are_at_least_25_architectures() -> None:
