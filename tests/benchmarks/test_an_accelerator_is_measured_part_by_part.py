@@ -24,6 +24,7 @@ from benchmarks.system.transfers import Transfers, count_transfers, profile_kern
 from draftgym.decoding.arms import parse_arm
 from draftgym.decoding.decoder import Generation, PlainPolicy, SpeculativeDecoder
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model import precision
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.round import play_round
 from draftgym.rollouts.decode.interleaved import DecodedText
@@ -82,6 +83,31 @@ def test_every_part_has_its_figures_and_a_card_tells_them(args: bench.Accelerato
     told = args.card.read_text()
     assert "mine:2 was left out" in told and "| hf generate |" in told and "not cuda" in told
     assert markdown(args.json).strip() in told, "the file alone makes the tables again"
+
+
+@without
+def test_an_accelerators_texts_are_compared_with_the_processors(
+    args: bench.AcceleratorArgs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def choose(name: str) -> tuple[torch.device, str]:
+        asked.append(name)
+        return torch.device("cpu" if name == "cpu" else PRETENDED), "asked for"
+
+    for module in (precision, parts, bench):
+        monkeypatch.setattr(module, "choose_device", choose)
+    args.load("float32")  # transformers' modules must not be imported while torch is patched
+    asked.clear()
+    with there(PRETENDED):
+        some = replace(args, device=PRETENDED, parts=("texts", "rounds", "graphs"))
+        found = bench.measure(some, here)["parts"]
+    assert "cpu" in asked, "the same target is loaded there, too"
+    assert {(row["prompts"], row["same"]) for row in found["texts"]["rows"]} == {(3, 3)}
+    assert [row["who"] for row in found["texts"]["rows"]][-1] == parts.PROCESSOR
+    reads = {row["who"]: row["reads"] for row in found["rounds"]["rows"]}
+    assert (reads["plain"], reads["ngram:3"]) == (1, 1)
+    assert "not cuda" in found["graphs"]["summary"]
 
 
 def test_tests_are_those_of_the_accelerator_that_was_asked_for(
