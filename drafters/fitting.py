@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.device import to_host
 from draftgym.decoding.model.fingerprint import other_target
 from draftgym.decoding.model.target import Target
 from draftgym.drafters.dflash.network import DFlashConfig
@@ -77,8 +79,7 @@ def _with_head(contents: Contents, target: Target) -> Contents:
             f"{tuple(table.shape)}, not {(config.vocab_size, config.hidden_size)}",
             "name the target that it was trained for",
         )
-    rows = table[from_d2t(tensors["d2t"])] if "d2t" in tensors else table
-    rows = rows.to(tensors["fc.weight"].dtype, copy=True)
+    rows = _draft_rows(table, tensors).to(tensors["fc.weight"].dtype, copy=True)
     return replace(contents, tensors=tensors | {HEAD: rows})
 
 
@@ -88,8 +89,8 @@ def without_copies(contents: Contents, target: Target) -> Contents:
     tables = {EMBEDDING: decoder.embedding}
     if isinstance(config, DFlashConfig):
         tables[HEAD] = decoder.head
-        if "d2t" in contents.tensors and config.vocab_size == decoder.shape.vocab:
-            tables[HEAD] = decoder.head[from_d2t(contents.tensors["d2t"])]
+        if config.vocab_size == decoder.shape.vocab:
+            tables[HEAD] = _draft_rows(decoder.head, contents.tensors)
     copies = {
         name
         for name, table in tables.items()
@@ -97,6 +98,12 @@ def without_copies(contents: Contents, target: Target) -> Contents:
     }
     kept = {name: value for name, value in contents.tensors.items() if name not in copies}
     return replace(contents, tensors=kept)
+
+
+def _draft_rows(head: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    """The rows of the target's head that are in a draft vocabulary, where files are read."""
+    rows = to_host(head)
+    return rows[from_d2t(tensors["d2t"])] if "d2t" in tensors else rows
 
 
 def check_fits(folder: Path, network: DraftNetwork, origin: Origin, target: Target) -> None:
@@ -175,4 +182,4 @@ def _same(table: Tensor, of_target: Tensor) -> bool:
     """Whether two tables are equal but for the rounding of their dtypes."""
     if table.shape != of_target.shape:
         return False
-    return torch.allclose(table.float(), of_target.float(), rtol=2**-7, atol=1e-6)
+    return torch.allclose(table.float(), to_host(of_target).float(), rtol=2**-7, atol=1e-6)

@@ -10,10 +10,15 @@ import torch
 from torch import Tensor
 
 from draftgym.drafters.loading import load_folder
+from draftgym.drafters.training.build import (
+    DFlashSettings,
+    Eagle3Settings,
+    build_dflash,
+    build_eagle3,
+)
 from draftgym.drafters.training.loop import trainer as trainer_module
 from draftgym.drafters.training.loop.progress import TrainerConfig
 from draftgym.drafters.training.loop.trainer import Trainer
-from draftgym.drafters.training.objectives.objective import Objective
 from tests.device.places import on_each_device, there
 from tests.drafters.training.setups import KINDS, corpus_of, objective_of
 from tests.tiny import tiny_target
@@ -39,12 +44,12 @@ def trained(kind: str, device: str, folder: Path, updates: int) -> dict[str, Ten
         trainer._update(texts)
     trainer.save()
     assert load_folder(trainer.checkpoint, target).name == ("dflash" if kind == "vsd" else kind)
-    return weights(objective)
+    return weights(objective.network)
 
 
-def weights(objective: Objective) -> dict[str, Tensor]:
+def weights(network: torch.nn.Module) -> dict[str, Tensor]:
     """A copy on the processor."""
-    named = objective.network.state_dict().items()
+    named = network.state_dict().items()
     return {name: value.detach().cpu().clone().float() for name, value in named}
 
 
@@ -62,6 +67,28 @@ def test_a_run_there_ends_where_the_processors_ends(kind: str, device: str, tmp_
     with there(device):
         far = trained(kind, device, tmp_path / "there", 3)
     assert_alike(far, here)
+
+
+@on_each_device
+@pytest.mark.parametrize("kind", ["eagle3", "dflash"])
+def test_a_fresh_drafter_starts_with_the_same_weights(kind: str, device: str) -> None:
+    def fresh(where: str) -> dict[str, Tensor]:
+        target = tiny_target(device=where)
+        corpus = corpus_of(target)
+        network: torch.nn.Module
+        if kind == "eagle3":
+            network = build_eagle3(Eagle3Settings(40), None, target, corpus).network
+        else:
+            network = build_dflash(
+                DFlashSettings(40, mask_token_id=3), None, target, corpus
+            ).network
+        return {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
+
+    torch.manual_seed(1)
+    here = fresh("cpu")
+    torch.manual_seed(1)
+    with there(device):
+        assert_alike(fresh(device), here)
 
 
 @on_each_device

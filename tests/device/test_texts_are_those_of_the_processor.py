@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,11 +19,16 @@ from draftgym.decoding.round import play_round, play_rounds
 from draftgym.decoding.session import Session
 from draftgym.decoding.verify.rules import make_rule
 from draftgym.decoding.verify.sampling import SamplingSettings
+from draftgym.drafters.loading import load_folder
 from draftgym.policies.routers.rules import FixedPolicy
 from draftgym.rollouts.decode.batched import Request
 from draftgym.rollouts.traces.counterfactual import trace_texts
 from tests.architectures import architecture
 from tests.device.places import on_each_device, there
+from tests.drafters.test_padded_vocabularies_fit import KINDS as PADDED
+from tests.drafters.test_padded_vocabularies_fit import ROWS, padded_target, save
+from tests.drafters.test_published_checkpoints_load import check_lossless, publish
+from tests.published_checkpoints import FORMATS, SIZES
 from tests.tiny import ONE_THREAD, tiny_drafters, tiny_eagle3, tiny_target
 
 PROMPT = torch.tensor([5, 9, 14, 7, 5, 9, 14, 22, 5, 9])
@@ -93,6 +99,40 @@ def test_transformers_own_pass(device: str, name: str) -> None:
     here = written("cpu")
     with there(device):
         assert written(device) == here
+
+
+@on_each_device
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("kind", PADDED)
+def test_drafters_of_a_smaller_vocabulary(
+    device: str, kind: str, rule: str, tmp_path: Path
+) -> None:
+    """They are as large as the tokenizer; the target's own rows are padded."""
+    folder, told = save(kind, 257, tmp_path), {"temperature": RULES[rule], "verification": rule}
+
+    def written(where: str) -> list[int]:
+        target = padded_target(ROWS, device=where)
+        drafter = load_folder(folder, target)
+        policy = FixedPolicy(parse_arm(f"{drafter.name}:3x5"))
+        decoder = SpeculativeDecoder(target, {drafter.name: drafter}, policy)
+        return decoder.generate(PROMPT, NEW, seed=4, **told).tokens
+
+    here = written("cpu")
+    with there(device):
+        assert written(device) == here
+
+
+@on_each_device
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("size", SIZES)
+def test_published_checkpoints(device: str, form: str, size: str, tmp_path: Path) -> None:
+    """With copies of the target's tables, which are left out."""
+    here = built("cpu")[0]
+    publish(tmp_path, form, SIZES[size], here)
+    drafted = check_lossless(here, load_folder(tmp_path, here))
+    with there(device):
+        target = built(device)[0]
+        assert check_lossless(target, load_folder(tmp_path, target)) == drafted
 
 
 @on_each_device

@@ -23,11 +23,11 @@ ROWS = 264
 KINDS = ["small", "eagle3", "eagle3-some", "dflash", "dflash-some"]
 
 
-def padded_target(rows: int, tied: bool = False) -> Target:
+def padded_target(rows: int, tied: bool = False, device: str = "cpu") -> Target:
     """The target with so many rows, the rest of its weights the same whatever their number."""
     model = tiny_model(vocab_size=300, tie_word_embeddings=tied)
     model.resize_token_embeddings(rows, mean_resizing=False)
-    return wrap_model(model, byte_tokenizer(), "tiny-text", ONE_THREAD)
+    return wrap_model(model, byte_tokenizer(), "tiny-text", replace(ONE_THREAD, device=device))
 
 
 @pytest.fixture(scope="module")
