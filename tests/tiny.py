@@ -116,7 +116,7 @@ def tiny_small_lm(target: Target) -> SmallLMDrafter:
     """A small LM that has most of the target's layers, so that they often agree."""
     whole = target.compact
     kept = [*range(whole.shape.layers - 2), whole.shape.layers - 1]
-    ropes = tuple(whole.ropes[layer] for layer in kept)
+    ropes = tuple(whole.shape.ropes[layer] for layer in kept) if whole.shape.ropes else ()
     windows = tuple(whole.windows[layer] for layer in kept)
     shape = replace(whole.shape, layers=len(kept), ropes=ropes, windows=windows)
     parts = (whole.embedding, whole.final_norm, whole.head, whole.rotaries)

@@ -88,7 +88,7 @@ def test_texts_with_packed_weights_are_plain_decodings() -> None:
     plain = SpeculativeDecoder(target, {}, PlainPolicy()).generate(prompt, 40)
     tree = SpeculativeDecoder(target, {"eagle3": drafter}, FixedPolicy(parse_arm("eagle3:4x12")))
     assert tree.generate(prompt, 40).tokens == plain.tokens
-    assert target.decoder.products._copies
+    assert target.decoder.row_work.products._copies
 
 
 def test_packing_is_chosen_by_trying_it() -> None:

@@ -49,7 +49,7 @@ def recorded(
     made = RecordedText(
         text.tokens, text.prompt_length, found.taps, drafter.tap_layers, rule, limit
     )
-    return made, target.decoder.products(found.hidden, target.decoder.head).float()
+    return made, target.compact.row_work.score(found.hidden).float()
 
 
 def logprobs_of(text: Text, logits: Tensor, temperature: float) -> Tensor:

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.compact.rows import LayerWeights
 from draftgym.decoding.model.compact.settings import (
     SUPPORTED_MODELS,
     context_limit,
     decoder_shape,
 )
-from draftgym.decoding.model.compact.transformer import Decoder, LayerWeights
+from draftgym.decoding.model.compact.transformer import Decoder
 from draftgym.decoding.model.compact.weights import (
     embedding_scale,
     final_norm,
@@ -154,9 +155,13 @@ class _Widened(Sequence[LayerWeights]):
 
     def __init__(self, model: Any) -> None:
         self.model = model
+        self._latest: tuple[int, LayerWeights] | None = None
 
     def __len__(self) -> int:
         return len(self.model.model.layers)
 
     def __getitem__(self, index: Any) -> Any:
-        return layer_weights(self.model, index, torch.float32)
+        if self._latest is None or self._latest[0] != index:  # a layer is asked for twice in a row
+            self._latest = None  # before the next is made
+            self._latest = index, layer_weights(self.model, index, torch.float32)
+        return self._latest[1]

@@ -4,16 +4,16 @@ Causal LMs of transformers whose layers are attention and a gated MLP run here
 (`draftgym.decoding.model.compact.settings` names them). What tells these apart is data: which norms
 a layer has (`LayerWeights`), scales, caps and windows (`DecoderShape`). Weights and rotary tables
 are taken from the transformers model; what is ours is the pass itself: the rows of all sequences
-are packed for the linear layers, and each sequence attends to its own cache, so sequences with
-different numbers of new tokens share one call.
+go together through all that is done row by row (`draftgym.decoding.model.compact.rows`), and each
+sequence attends to its own cache, so sequences with different numbers of new tokens share one call.
 
 Notation: N = rows of the call over all sequences, n = rows of one sequence, d = hidden size,
-H, G = query and key/value heads, D = their size, I = width of an MLP, E = experts.
+H, G = query and key/value heads, D = their size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,20 +22,23 @@ from torch import Tensor
 
 from draftgym.decoding.model.compact import cache
 from draftgym.decoding.model.compact.cache import KVCache
-from draftgym.decoding.model.compact.experts import mix_experts
 from draftgym.decoding.model.compact.layers import (
     RotaryTable,
     Sight,
     attend,
     full_sight,
     rms_norm,
-    rotate,
     window_sight,
 )
 from draftgym.decoding.model.compact.products import Products
-from draftgym.decoding.model.interface import NO_ROPE, DecoderShape, NewRows, PassOutput
-
-CosSin = tuple[Tensor, Tensor]
+from draftgym.decoding.model.compact.rows import (
+    CosSin,
+    LayerWeights,
+    Projections,
+    RowWork,
+    TorchRowWork,
+)
+from draftgym.decoding.model.interface import DecoderShape, NewRows, PassOutput
 
 
 @dataclass(frozen=True)
@@ -53,27 +56,6 @@ class _Context:
     counts: list[int]
     angles: list[CosSin]
     sights: dict[int, list[Sight]]
-
-
-@dataclass(frozen=True)
-class LayerWeights:
-    """Weights of one decoder layer, projections fused; None for what its architecture has not."""
-
-    input_norm: Tensor | None  # [d], before attention
-    qkv: Tensor  # [(H + 2G) * D, d]
-    qkv_bias: Tensor | None  # [(H + 2G) * D]
-    q_norm: Tensor | None  # [D], or [H * D] where all heads are normed as one
-    k_norm: Tensor | None  # [D], or [G * D]
-    out: Tensor  # [d, H * D]
-    out_bias: Tensor | None  # [d]
-    post_norm: Tensor | None  # [d], before the MLP
-    gate_up: Tensor  # [2 * I, d], or [E, 2 * I, d] where there are experts
-    down: Tensor  # [d, I], or [E, d, I]
-    attended_norm: Tensor | None = None  # [d], of what attention gives
-    mlp_norm: Tensor | None = None  # [d], of what the MLP gives
-    gate_up_bias: Tensor | None = None  # [2 * I]
-    down_bias: Tensor | None = None  # [d]
-    router: Tensor | None = None  # [E, d]
 
 
 class Decoder:
@@ -105,14 +87,12 @@ class Decoder:
     ) -> None:
         self.shape = shape
         self.embedding_scale = embedding_scale or shape.embedding_scale
-        self.products = products or Products()
-        self.activation = _activation(shape.activation)
         self.layers = layers
         self.embedding = embedding
         self.final_norm = final_norm
         self.head = head
         self.rotaries = [rotary] if isinstance(rotary, RotaryTable) else list(rotary)
-        self.ropes = shape.ropes or (0,) * shape.layers
+        self.row_work: RowWork = TorchRowWork(shape, layers, head, products or Products())
         self.windows = shape.windows or (0,) * shape.layers
         self._narrow = sorted({window for window in self.windows if window})
 
@@ -137,7 +117,7 @@ class Decoder:
             head = self.head if rows is None else self.head[rows]
             scores = F.linear(hidden, head.to(hidden.dtype))
         else:
-            scores = self.products(hidden, self.head)
+            scores = self.row_work.score(hidden)
         scale, cap = self.shape.logit_scale, self.shape.logit_cap
         if scale != 1.0:
             scores = scores * scale
@@ -165,11 +145,14 @@ class Decoder:
             ]
         context = self._context(batch, counts)
         x = self._embed(torch.cat([rows.tokens for rows in batch]))
-        taps: dict[int, Tensor] = {}
-        for index in range(len(self.layers)):
-            x = self._layer(index, x, context)
+        projected, taps = self.row_work.project(x, context.angles), dict[int, Tensor]()
+        for index in range(self.shape.layers):
+            attended = self._attend(index, projected, context)
+            x, following = self.row_work.go_on(index, x, attended, context.angles)
             if index in tap_layers:
                 taps[index] = x
+            if following is not None:
+                projected = following
         tapped = x.new_empty(len(x), 0, self.shape.hidden)
         if tap_layers:
             tapped = torch.stack([taps[i] for i in tap_layers], dim=1)
@@ -205,11 +188,14 @@ class Decoder:
         """
         context = self._context([rows], [rows.tokens.shape[0]])
         x = self._embed(rows.tokens)
-        last = len(self.layers) - 1
+        projected = self.row_work.project(x, context.angles)
+        last = self.shape.layers - 1
         for index in range(last):
-            x = self._layer(index, x, context)
-        _, keys, values = self._projections(last, self.layers[last], x, context)
-        rows.cache.write(last, keys, values)
+            attended = self._attend(index, projected, context)
+            x, following = self.row_work.go_on(index, x, attended, context.angles)
+            assert following is not None, "a layer follows"
+            projected = following
+        rows.cache.write(last, *projected[1:])
 
     def _context(self, batch: Sequence[NewRows], counts: list[int]) -> _Context:
         positions = [_positions(rows) for rows in batch]
@@ -232,62 +218,19 @@ class Decoder:
         x, scale = F.embedding(tokens, self.embedding), self.embedding_scale
         return x if scale == 1.0 else x * scale
 
-    def _layer(self, index: int, x: Tensor, context: _Context) -> Tensor:
-        layer, shape = self.layers[index], self.shape
-        q, k, v = self._projections(index, layer, x, context)
-        counts, attended = context.counts, []
-        for rows, sight, q_i, k_i, v_i in zip(
+    def _attend(self, index: int, projected: Projections, context: _Context) -> Tensor:
+        """What a layer's attention gives, `[N, H * D]`; keys and values are written on the way."""
+        shape, attended = self.shape, []
+        for rows, sight, q, k, v in zip(
             context.batch,
             context.sights[self.windows[index]],
-            q.split(counts),
-            k.split(counts),
-            v.split(counts),
+            *(part.split(context.counts) for part in projected),
             strict=True,
         ):
-            keys, values = rows.cache.write(index, k_i, v_i)
+            keys, values = rows.cache.write(index, k, v)
             scaled = shape.attention_scale, shape.attention_cap
-            attended.append(attend(q_i, keys, values, sight, *scaled))
-        mixed = attended[0] if len(attended) == 1 else torch.cat(attended)
-        mixed = self.products(mixed, layer.out, layer.out_bias)
-        x = self._join(x, mixed, layer.attended_norm)
-        return self._join(x, self._mlp(layer, x), layer.mlp_norm)
-
-    def _join(self, x: Tensor, branch: Tensor, norm: Tensor | None) -> Tensor:
-        """The residual stream `[N, d]` with what attention or an MLP gives."""
-        if norm is not None:
-            branch = rms_norm(branch, norm, self.shape.eps)
-        return torch.add(x, branch, alpha=self.shape.residual_scale)
-
-    def _mlp(self, layer: LayerWeights, x: Tensor) -> Tensor:
-        if layer.post_norm is not None:
-            x = rms_norm(x, layer.post_norm, self.shape.eps)
-        if layer.router is not None:
-            weights, shape = (layer.router, layer.gate_up, layer.down), self.shape
-            chosen = shape.experts_per_token, shape.shares_sum_to_one
-            return mix_experts(x, *weights, *chosen, self.activation)
-        gate_up = self.products(x, layer.gate_up, layer.gate_up_bias)
-        gate, up = gate_up.chunk(2, dim=-1)
-        return self.products(self.activation(gate) * up, layer.down, layer.down_bias)
-
-    def _projections(
-        self, index: int, layer: LayerWeights, x: Tensor, context: _Context
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries `[N, H, D]`, rotated keys and values, both `[N, G, D]`."""
-        shape = self.shape
-        if layer.input_norm is not None:
-            x = rms_norm(x, layer.input_norm, shape.eps)
-        qkv = self.products(x, layer.qkv, layer.qkv_bias).view(x.shape[0], -1, shape.head_dim)
-        heads, rope = shape.heads + shape.kv_heads, self.ropes[index]
-        cos_sin = None if rope == NO_ROPE else context.angles[rope]
-        turned, v = qkv[:, :heads], qkv[:, heads:]
-        if layer.q_norm is not None and layer.k_norm is not None:
-            q, k = turned.split([shape.heads, shape.kv_heads], dim=1)
-            q = _norm_heads(q, layer.q_norm, shape.eps)
-            k = _norm_heads(k, layer.k_norm, shape.eps)
-            return _turn(q, cos_sin), _turn(k, cos_sin), v
-        # One rotation for both saves three kernels a layer.
-        q, k = _turn(turned, cos_sin).split([shape.heads, shape.kv_heads], dim=1)
-        return q, k, v
+            attended.append(attend(q, keys, values, sight, *scaled))
+        return attended[0] if len(attended) == 1 else torch.cat(attended)
 
     def _outputs(
         self,
@@ -332,21 +275,3 @@ def _narrowed(sight: Sight, window: int, rows: NewRows, positions: Tensor) -> Si
     newest = len(positions) if rows.visible is None else rows.visible.shape[1]
     start = max(0, total - newest + 1 - window)
     return window_sight(sight, start, window, positions, rows.cache.positions[:total])
-
-
-def _turn(x: Tensor, cos_sin: CosSin | None) -> Tensor:
-    return x if cos_sin is None else rotate(x, cos_sin)
-
-
-def _norm_heads(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Norms heads `[N, heads, D]` each on its own (`weight` `[D]`) or all as one."""
-    return rms_norm(x.reshape(len(x), -1, len(weight)), weight, eps).view(x.shape)
-
-
-def _activation(name: str) -> Callable[[Tensor], Tensor]:
-    if name == "silu":
-        return F.silu
-    from transformers.activations import ACT2FN  # seconds, and nearly all models are done with SiLU
-
-    function: Callable[[Tensor], Tensor] = ACT2FN[name]
-    return function

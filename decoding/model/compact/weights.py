@@ -15,13 +15,14 @@ from torch import Tensor
 
 from draftgym.decoding.model.compact.layers import RotaryTable
 from draftgym.decoding.model.compact.products import Products
+from draftgym.decoding.model.compact.rows import LayerWeights
 from draftgym.decoding.model.compact.settings import (
     GEMMA,
     context_limit,
     decoder_shape,
     rope_kinds,
 )
-from draftgym.decoding.model.compact.transformer import Decoder, LayerWeights
+from draftgym.decoding.model.compact.transformer import Decoder
 
 
 def extract_decoder(
