@@ -10,7 +10,7 @@ help:  ## List these commands
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(RUN) -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 target: .venv/.ready
@@ -44,7 +44,7 @@ types: .venv/.ready  ## Types
 	$(RUN) -m mypy
 
 .venv/.docs: .venv/.ready
-	$(RUN) -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[docs]'
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 docs: .venv/.docs  ## The documentation, built strictly into build/site

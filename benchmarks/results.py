@@ -42,7 +42,8 @@ class TargetOptions:
         threads: CPU threads; default: every core this process may use.
         device: auto (an accelerator if torch finds one), cpu, cuda, cuda:1, mps or xpu.
         backend: Whose pass runs the target: auto (draftgym's own where it computes what
-            transformers computes, else transformers'), compact (draftgym's own) or transformers.
+            transformers computes, else transformers'), compact (draftgym's own), openvino (its
+            own, compiled for few rows) or transformers.
     """
 
     target: str = "smollm2-135m"

@@ -44,7 +44,8 @@ class RouterArgs(TrainArgs):
         device: Live: where target and drafters compute (auto, cpu, cuda, cuda:1, mps or xpu); the
             network in training, which is small, stays on the processor.
         backend: Live: whose pass runs the target: auto (draftgym's own where it computes what
-            transformers computes, else transformers'), compact (draftgym's own) or transformers.
+            transformers computes, else transformers'), compact (draftgym's own), openvino (its
+            own, compiled for few rows) or transformers.
         ppo: Hyperparameters on traces; a resumed run keeps the ones it was started with.
         live_ppo: Hyperparameters on live decoding.
         dqn: Hyperparameters of DQN.

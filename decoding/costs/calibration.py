@@ -172,6 +172,7 @@ def _owner(target: Target, drafter: Drafter | None) -> dict[str, Any]:
         "torch": torch.__version__,
         "dtype": precision.dtype,
         "packed": precision.packed,
+        "compiled": precision.compiles,
         "target": target.fingerprint,
         **({} if drafter is None else {"drafter": drafter.fingerprint}),
     }

@@ -1,7 +1,8 @@
 """Whose pass runs a target: our own, or transformers'.
 
 Our own is faster and knows few architectures. It is taken where it computes what transformers
-computes, which is tried on a few tokens while the loaded model is in memory.
+computes, which is tried on a few tokens while the loaded model is in memory. OpenVINO, where it is
+installed, compiles it for few rows; whether that pays is tried, too.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.compact.compiled import CompiledPass, compiled_pass
 from draftgym.decoding.model.compact.products import Products
 from draftgym.decoding.model.compact.settings import context_limit, drafters_rope, longrope_reach
 from draftgym.decoding.model.compact.transformer import Decoder
@@ -19,7 +21,9 @@ from draftgym.decoding.model.interface import TargetDecoder
 from draftgym.decoding.model.loading import check_weights, quantisation, read_decoder
 from draftgym.decoding.model.precision import Precision
 
-Backend = Literal["auto", "compact", "transformers"]
+Backend = Literal["auto", "compact", "openvino", "transformers"]
+OWN = ("compact", "openvino")
+"""Those that are our own pass, or nothing."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +35,14 @@ class ReadTarget:
         context_limit: Most positions it can attend to.
         rope_parameters: Rotary settings of its config, or usual ones; drafters copy them.
         fingerprint: Hash of its weights.
+        precision: In which numbers it computes, and how.
     """
 
     decoder: TargetDecoder
     context_limit: int
     rope_parameters: dict[str, Any]
     fingerprint: str
+    precision: Precision
 
 
 def check_backend(backend: str) -> None:
@@ -83,9 +89,9 @@ def _read(
 ) -> ReadTarget:
     if backend != "transformers":
         try:
-            return _compact(model, precision, who, files)
+            return _compiled(_compact(model, precision, who, files), backend)
         except DraftgymError as error:
-            if backend == "compact":
+            if backend in OWN:
                 raise
             print(f"note: transformers drives {who} ({error.problem})", file=sys.stderr)
         return _generic(model, precision, who, generic_fingerprint(model, files))
@@ -96,6 +102,20 @@ def _read(
     return _generic(model, precision, who, found)
 
 
+def _compiled(read: ReadTarget, backend: Backend) -> ReadTarget:
+    """The same, its passes over few rows compiled: where that is faster, or was asked for."""
+    decoder, precision = read.decoder, read.precision
+    assert isinstance(decoder, Decoder)
+    why = ""
+    if backend == "openvino":
+        decoder.compiled, why = CompiledPass(decoder, precision.threads), "; compiled (asked for)"
+    elif backend == "auto" and precision.compiles:
+        decoder.compiled, why = compiled_pass(decoder, precision.threads)
+    compiles = decoder.compiled is not None
+    told = replace(precision, compiles=compiles, reason=precision.reason + why)
+    return replace(read, precision=told)
+
+
 def _compact(model: Any, precision: Precision, who: str, files: WeightFiles | None) -> ReadTarget:
     products = Products(precision.packed)
     decoder: Decoder = read_decoder(
@@ -103,7 +123,7 @@ def _compact(model: Any, precision: Precision, who: str, files: WeightFiles | No
     )
     rope = model.config.rope_parameters
     found = fingerprint(decoder, rope, files)
-    return ReadTarget(decoder, context_limit(model.config), drafters_rope(rope), found)
+    return ReadTarget(decoder, context_limit(model.config), drafters_rope(rope), found, precision)
 
 
 def _generic(model: Any, precision: Precision, who: str, found: str) -> ReadTarget:
@@ -124,4 +144,4 @@ def _generic(model: Any, precision: Precision, who: str, found: str) -> ReadTarg
             file=sys.stderr,
         )
     rope = getattr(parts.config, "rope_parameters", None) or {}
-    return ReadTarget(decoder, limit, drafters_rope(rope), found)
+    return ReadTarget(decoder, limit, drafters_rope(rope), found, precision)

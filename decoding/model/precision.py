@@ -16,6 +16,7 @@ from functools import cache
 import torch
 
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.compact.compiled import openvino_is_there
 from draftgym.decoding.model.compact.products import packing_gain
 from draftgym.decoding.model.device import choose_device
 
@@ -35,6 +36,7 @@ class Precision:
         threads: CPU threads of torch.
         reason: Why these were chosen.
         packed: Whether products use packed copies of the weights.
+        compiles: Whether passes over few rows may be compiled; of a target, whether they are.
         device: Where, as torch names it.
         device_reason: Why there.
     """
@@ -43,6 +45,7 @@ class Precision:
     threads: int
     reason: str
     packed: bool = False
+    compiles: bool = False
     device: str = "cpu"
     device_reason: str = "asked for"
 
@@ -92,7 +95,8 @@ def choose_precision(
     packed = packs and dtype == "float32"
     if packed:
         reason += f"; packed weights ({gain:.2f} times as fast)"
-    return Precision(dtype, count, reason, packed, device_reason=why)
+    compiles = dtype == "float32" and openvino_is_there()
+    return Precision(dtype, count, reason, packed, compiles, device_reason=why)
 
 
 def _accelerator_dtype(dtype: str, device: torch.device) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import user_path
-from draftgym.decoding.model.backends import Backend, check_backend, read_target
+from draftgym.decoding.model.backends import OWN, Backend, check_backend, read_target
 from draftgym.decoding.model.compact.transformer import Decoder
 from draftgym.decoding.model.embedded import EMBEDDED_TARGETS, embedded_target, gguf_target
 from draftgym.decoding.model.fingerprint import WeightFiles, weight_files
@@ -245,8 +245,9 @@ def load_target(
         dtype: `auto` (a probe decides), `float32`, `bfloat16` or `float16`.
         threads: CPU threads; None leaves it to the probe.
         device: `auto` (an accelerator where there is one), `cpu`, `cuda`, `cuda:1`, `mps` or `xpu`.
-        backend: `compact` (our own pass), `transformers` (its pass; any causal LM), or `auto`: our
-            own where it computes what transformers computes, else transformers'.
+        backend: `compact` (our own pass), `openvino` (ours, compiled for few rows),
+            `transformers` (its pass; any causal LM), or `auto`: our own where it computes what
+            transformers computes, compiled where that is faster, else transformers'.
 
     Raises:
         DraftgymError: Unknown name, unsupported or damaged model.
@@ -256,7 +257,7 @@ def load_target(
         precision = choose_precision(dtype, threads, device)
         torch.set_num_threads(precision.threads)
         check_backend(backend)
-        config = load_config(source, f"target {name!r}", compact=backend == "compact")
+        config = load_config(source, f"target {name!r}", compact=backend in OWN)
         processor = load_processor(source, config, name) if reads_images(config) else None
         files = weight_files(source)
         model = load_model(source, config, precision.torch_dtype, f"target {name!r}")
@@ -303,7 +304,7 @@ def wrap_model(
         context_limit=read.context_limit,
         rope_parameters=read.rope_parameters,
         fingerprint=read.fingerprint,
-        precision=precision,
+        precision=read.precision,
         architecture=type(model).__name__,
         generation_config=asked_settings(model.generation_config),
         image_tokens=image_tokens(model.config, processor),

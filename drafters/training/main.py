@@ -74,7 +74,8 @@ class DrafterArgs:
     processor), cpu, cuda, cuda:1, mps or xpu. A run may go on elsewhere than it began."""
     backend: Backend = "auto"
     """Whose pass runs the target: auto (draftgym's own where it computes what transformers
-    computes, else transformers'), compact (draftgym's own) or transformers."""
+    computes, else transformers'), compact (draftgym's own), openvino (its own, compiled for few
+    rows) or transformers."""
     threads: int | None = None
     """CPU threads; default: all cores."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)

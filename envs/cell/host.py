@@ -150,7 +150,8 @@ class HostArgs:
         device: What is measured: auto (an accelerator that torch can use, else the processor), cpu,
             cuda, cuda:1, mps or xpu.
         backend: Whose pass runs the target: auto (draftgym's own where it computes what
-            transformers computes, else transformers'), compact (draftgym's own) or transformers.
+            transformers computes, else transformers'), compact (draftgym's own), openvino (its
+            own, compiled for few rows) or transformers.
         threads: CPU threads; default: every core this process may use.
     """
 

@@ -43,7 +43,8 @@ class DecodingOptions:
             processor), cpu, cuda, cuda:1 (the second one), mps (Apple) or xpu (Intel). Another
             device rounds otherwise, so that near ties may flip between two of them.
         backend: Whose pass runs the target: auto (draftgym's own where it computes what
-            transformers computes, else transformers'), compact (draftgym's own) or transformers.
+            transformers computes, else transformers'), compact (draftgym's own), openvino (its
+            own, compiled for few rows) or transformers.
         threads: CPU threads; default: every core this process may use.
     """
 

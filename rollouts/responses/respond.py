@@ -73,7 +73,8 @@ class RespondArgs:
         device: Where: auto (an accelerator that torch can use, else the processor), cpu, cuda,
             cuda:1, mps or xpu. A folder may go on where another device left it.
         backend: Whose pass runs the target: auto (draftgym's own where it computes what
-            transformers computes, else transformers'), compact (draftgym's own) or transformers.
+            transformers computes, else transformers'), compact (draftgym's own), openvino (its
+            own, compiled for few rows) or transformers.
         threads: CPU threads; default: every core this process may use.
     """
 

@@ -192,13 +192,13 @@ def test_full_runs_attention_mlp_and_head_for_every_missed_position(
     assert missed > 20 and seen == dict.fromkeys(["q_proj", "o_proj", "mlp", "lm_head"], missed)
 
     heads = []
-    products = small.decoder.products
+    score = small.decoder.row_work.score
 
-    def counted(x: Any, weight: Any, bias: Any = None) -> Any:
-        heads.extend([len(x)] if weight is small.decoder.head else [])
-        return products(x, weight, bias)
+    def counted(hidden: Any) -> Any:
+        heads.append(len(hidden))
+        return score(hidden)
 
-    monkeypatch.setattr(small.decoder, "products", counted)
+    monkeypatch.setattr(small.decoder.row_work, "score", counted)
     assert session.catch_up(small) == heads[0] > 20
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from draftgym.decoding.model.compact import cache
 from draftgym.decoding.model.compact.cache import KVCache
+from draftgym.decoding.model.compact.compiled import CompiledPass
 from draftgym.decoding.model.compact.layers import (
     RotaryTable,
     Sight,
@@ -92,6 +93,7 @@ class Decoder:
         self.final_norm = final_norm
         self.head = head
         self.rotaries = [rotary] if isinstance(rotary, RotaryTable) else list(rotary)
+        self.compiled: CompiledPass | None = None
         self.row_work: RowWork = TorchRowWork(shape, layers, head, products or Products())
         self.windows = shape.windows or (0,) * shape.layers
         self._narrow = sorted({window for window in self.windows if window})
@@ -118,6 +120,10 @@ class Decoder:
             scores = F.linear(hidden, head.to(hidden.dtype))
         else:
             scores = self.row_work.score(hidden)
+        return self._scaled(scores)
+
+    def _scaled(self, scores: Tensor) -> Tensor:
+        """What the model makes of its head's scores."""
         scale, cap = self.shape.logit_scale, self.shape.logit_cap
         if scale != 1.0:
             scores = scores * scale
@@ -129,7 +135,11 @@ class Decoder:
         """An empty cache for one sequence."""
         shape = self.shape
         sizes = (shape.layers, shape.kv_heads, capacity, shape.head_dim)
-        return KVCache(*sizes, self.dtype, self.device)
+        cache = KVCache(*sizes, self.dtype, self.device)
+        if self.compiled is not None:  # it reads what is not written yet, and hides it
+            cache.keys.zero_()
+            cache.values.zero_()
+        return cache
 
     @torch.inference_mode()
     def forward(
@@ -143,6 +153,8 @@ class Decoder:
                 self._in_parts(rows, *how) if _is_long(rows) else self.forward([rows], *how)[0]
                 for rows in batch
             ]
+        if self.compiled is not None and self.compiled.takes(batch, with_logits):
+            return [self._compiled(self.compiled, batch[0], tap_layers)]
         context = self._context(batch, counts)
         x = self._embed(torch.cat([rows.tokens for rows in batch]))
         projected, taps = self.row_work.project(x, context.angles), dict[int, Tensor]()
@@ -157,6 +169,12 @@ class Decoder:
         if tap_layers:
             tapped = torch.stack([taps[i] for i in tap_layers], dim=1)
         return self._outputs(batch, counts, x, tapped, with_logits)
+
+    def _compiled(self, run: CompiledPass, rows: NewRows, tap_layers: Sequence[int]) -> PassOutput:
+        scores, hidden, streams = run(self._embed(rows.tokens), rows, _positions(rows))
+        kept = slice(rows.logits_from, None)
+        taps = streams[:, list(tap_layers)]
+        return PassOutput(self._scaled(scores[kept]), hidden[kept], taps)
 
     def _in_parts(self, rows: NewRows, tap_layers: Sequence[int], with_logits: bool) -> PassOutput:
         """The pass over one sequence's many rows as several; those before count as cached."""
