@@ -172,8 +172,8 @@ def _owner(target: Target, drafter: Drafter | None) -> dict[str, Any]:
         "torch": torch.__version__,
         "dtype": precision.dtype,
         "packed": precision.packed,
-        "compiled": precision.compiles,
         "target": target.fingerprint,
+        **({"compiled": True} if precision.compiles else {}),
         **({} if drafter is None else {"drafter": drafter.fingerprint}),
     }
 

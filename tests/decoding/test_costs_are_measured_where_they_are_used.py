@@ -132,6 +132,15 @@ def test_files_of_the_processor_are_still_named_as_before(
     assert calibration._path(replace(target, fingerprint="f"), None).name == "ba64cd7f5c4af467.json"
 
 
+def test_compiled_passes_are_measured_anew(
+    target: Target, drafters: dict[str, Drafter], measured: list[list[Piece]]
+) -> None:
+    compiled = replace(target, precision=replace(target.precision, compiles=True))
+    load_cost_model(target, drafters, ARMS)
+    load_cost_model(compiled, drafters, ARMS)
+    assert measured[0] == measured[1]
+
+
 def test_other_weights_of_the_target_are_measured_anew(
     target: Target, drafters: dict[str, Drafter], measured: list[list[Piece]]
 ) -> None:
