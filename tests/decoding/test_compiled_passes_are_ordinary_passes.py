@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import multiprocessing
+import pickle
 from dataclasses import replace
 from typing import Any
 
@@ -163,6 +164,16 @@ def test_the_trial_runs_both_and_leaves_nothing_behind(target: Target) -> None:
     decoder = target_of(tiny_model(), "compact").compact
     assert compiled_module._gain(decoder, CompiledPass(decoder, 1)) > 0
     assert decoder.compiled is None
+
+
+def test_a_copy_runs_without_the_compiled_pass(target: Target) -> None:
+    """It stays in the process that made it."""
+    copied = pickle.loads(pickle.dumps(target))
+    assert copied.compact.compiled is None
+    texts = [
+        SpeculativeDecoder(t, {}, PlainPolicy()).generate(PROMPT, 12) for t in (target, copied)
+    ]
+    assert texts[0].tokens == texts[1].tokens
 
 
 def _write(target: Target, into: Any) -> None:

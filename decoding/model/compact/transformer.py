@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -97,6 +98,10 @@ class Decoder:
         self.row_work: RowWork = TorchRowWork(shape, layers, head, products or Products())
         self.windows = shape.windows or (0,) * shape.layers
         self._narrow = sorted({window for window in self.windows if window})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied or sent to another process: a compiled pass stays where it was made."""
+        return {**vars(self), "compiled": None}
 
     @property
     def rotary(self) -> RotaryTable:
