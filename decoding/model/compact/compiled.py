@@ -43,8 +43,9 @@ ACTIVATIONS: dict[str, tuple[str, dict[str, str]]] = {
 MOST_ROWS = 32
 """Rows of a compiled pass; more are multiplied as fast by torch, whose attention is faster."""
 
-MOST_POSITIONS = 2048
-"""Capacity of a cache that is read whole."""
+MOST_POSITIONS = 768
+"""Capacity of a cache that is read whole, as far as it is filled or not: behind a larger one that
+is mostly empty, torch is as fast."""
 
 SMALLEST, LARGEST = 1 << 23, 1 << 30
 """Numbers in a model's weights for which compiling is tried unasked: fewer are no work, and the
