@@ -64,7 +64,7 @@ def measure(args: PassesArgs) -> Result:
 
 
 def ways_of(decoder: Decoder, args: PassesArgs, threads: int) -> dict[str, Run]:
-    """Every way to run a pass of so many rows; all read and write one cache."""
+    """Every way to run a pass of so many rows."""
     shape, layers, head = decoder.shape, decoder.layers, decoder.head
     torchs = {
         name: TorchRowWork(shape, layers, head, Products(packed=name == "packed"))
@@ -75,14 +75,18 @@ def ways_of(decoder: Decoder, args: PassesArgs, threads: int) -> dict[str, Run]:
     except DraftgymError as error:
         print(f"note: nothing is compiled: {error.problem}")
         compiled = None
-    decoder.compiled = compiled  # it wants its caches without what is no number
-    cache = decoder.new_cache(args.context + max(args.rows) + 1)
-    cache.length = args.context
+    capacity = args.context + max(args.rows) + 1
+    torchs_cache = decoder.new_cache(capacity)
+    decoder.compiled = compiled
+    its_cache = decoder.new_cache(capacity)  # grows as it is read
+    torchs_cache.length = its_cache.length = args.context
     tokens = torch.arange(max(args.rows)) % len(decoder.embedding)
 
     def run(name: str, count: int) -> object:
         decoder.row_work = torchs.get(name, torchs["packed"])
-        decoder.compiled = compiled if name == "compiled" else None
+        is_compiled = name == "compiled"
+        decoder.compiled = compiled if is_compiled else None
+        cache = its_cache if is_compiled else torchs_cache
         return decoder.forward([NewRows(cache, tokens[:count])])
 
     names = [name for name in WAYS[:3] if name != "compiled" or compiled is not None]

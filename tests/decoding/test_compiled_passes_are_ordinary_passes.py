@@ -84,6 +84,20 @@ def test_every_pass_gives_what_torchs_gives(name: str) -> None:
             )
 
 
+def test_caches_grow_by_steps_that_no_draft_decides(target: Target) -> None:
+    """What is not filled is read, too; and rows would round otherwise in another cache."""
+    seen = []
+    for length in (5, 96, 97, 200):
+        for rows in (1, 9):
+            cache = target.decoder.new_cache(210)
+            cache.reserve(length)
+            cache.length = length
+            target.decoder.forward([NewRows(cache, random_tokens(rows, 0))])
+            seen.append(cache.keys.shape[2])
+    assert seen == [128] * 4 + [210] * 4
+    assert cache.capacity == 210
+
+
 def test_what_a_pass_gave_stays_when_the_next_one_runs(target: Target) -> None:
     cache = target.decoder.new_cache(CAPACITY)
     (first,) = target.decoder.forward([NewRows(cache, random_tokens(3, 0))], TAPS)
@@ -124,6 +138,7 @@ def test_many_rows_several_texts_and_large_caches_are_torchs(
     assert run.takes([few], True) and len(many.tokens) > MOST_ROWS
     assert not run.takes([many], True) and not run.takes([few, few], True)
     assert not run.takes([few], with_logits=False)
+    run.make_room([few])
     monkeypatch.setattr(compiled_module, "MOST_POSITIONS", 79)
     assert not run.takes([few], True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
@@ -24,6 +25,8 @@ class KVCache:
         head_dim: Size of a head.
         dtype: Storage dtype.
         device: Where it lies.
+        step: Room is made in such steps (`reserve`), what is not written being zeros; None makes
+            all of it at once.
 
     Attributes:
         length: Positions that are kept.
@@ -39,17 +42,24 @@ class KVCache:
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device | None = None,
+        step: int | None = None,
     ) -> None:
-        size = (layers, kv_heads, capacity, head_dim)
+        self.capacity, self._step = capacity, step
+        size = (layers, kv_heads, 0 if step else capacity, head_dim)
         self.keys = torch.empty(size, dtype=dtype, device=device)
         self.values = torch.empty_like(self.keys)
         self.positions = torch.arange(capacity, device=device)
         self.length = 0
 
-    @property
-    def capacity(self) -> int:
-        """Most positions that fit."""
-        return self.keys.shape[2]
+    def reserve(self, length: int) -> None:
+        """Makes room for so many positions in all, a whole number of steps."""
+        there = self.keys.shape[2]
+        if self._step is None or length <= there:
+            return
+        rows = min(self.capacity, -(-length // self._step) * self._step)
+        more = (0, 0, 0, rows - there)
+        with torch.inference_mode(False):  # they are written to outside of it, too
+            self.keys, self.values = F.pad(self.keys, more), F.pad(self.values, more)
 
     def require(self, rows: int) -> None:
         """Raises `DraftgymError` unless `rows` more positions fit."""
@@ -100,6 +110,7 @@ class KVCache:
 
     def start_like(self, other: KVCache, length: int) -> None:
         """Takes over the first `length` positions of another cache."""
+        self.reserve(length)
         self.keys[:, :, :length] = other.keys[:, :, :length]
         self.values[:, :, :length] = other.values[:, :, :length]
         self.length = length

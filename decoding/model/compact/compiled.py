@@ -4,10 +4,11 @@ torch starts some twenty operations a layer, and few rows leave it little to do 
 joins them, and reads each weight in the order in which it lies. A row's numbers do not depend on
 how many rows there are (bit for bit, as far as was tried), so that texts agree across policies.
 
-The graph reads the whole cache, hidden behind a mask where nothing is kept, and gives the new keys
-and values to write. Passes over several sequences, over many rows and with windows are torch's.
+The graph reads the cache as far as there is room, hidden behind a mask where nothing is kept, and
+gives the new keys and values to write. Passes over several sequences, over many rows and with
+windows are torch's.
 
-Notation: n = new rows, C = capacity of the cache, d = hidden size, H, G = query and key/value
+Notation: n = new rows, C = rows of the cache, d = hidden size, H, G = query and key/value
 heads, D = their size.
 """
 
@@ -43,9 +44,11 @@ ACTIVATIONS: dict[str, tuple[str, dict[str, str]]] = {
 MOST_ROWS = 32
 """Rows of a compiled pass; more are multiplied as fast by torch, whose attention is faster."""
 
-MOST_POSITIONS = 768
-"""Capacity of a cache that is read whole, as far as it is filled or not: behind a larger one that
-is mostly empty, torch is as fast."""
+MOST_POSITIONS = 1280
+"""Rows of a cache that is read; behind more, torch is as fast."""
+
+STEP = 128
+"""Caches grow by so many rows, as all rows are read, filled or not."""
 
 SMALLEST, LARGEST = 1 << 23, 1 << 30
 """Numbers in a model's weights for which compiling is tried unasked: fewer are no work, and the
@@ -98,6 +101,12 @@ class CompiledPass:
             ) from error
         self._request = compiled.create_infer_request()
 
+    def make_room(self, batch: Sequence[NewRows]) -> None:
+        """Makes room in the caches, so much that it is the same for any few rows."""
+        for rows in batch:
+            if isinstance(rows.cache, KVCache):
+                rows.cache.reserve(rows.cache.length + max(MOST_ROWS, len(rows.tokens)))
+
     def takes(self, batch: Sequence[NewRows], with_logits: bool) -> bool:
         """Whether a pass runs compiled."""
         return (
@@ -105,7 +114,7 @@ class CompiledPass:
             and len(batch) == 1
             and len(batch[0].tokens) <= MOST_ROWS
             and isinstance(batch[0].cache, KVCache)
-            and batch[0].cache.capacity <= MOST_POSITIONS
+            and batch[0].cache.keys.shape[2] <= MOST_POSITIONS
             and not _forked
         )
 
@@ -189,12 +198,12 @@ def _check(decoder: Decoder) -> None:
 
 def _mask(rows: NewRows) -> Tensor:
     """Additive `[1, 1, n, C + n]`: which places of the cache and which new rows each row sees."""
-    cached, capacity, n = rows.cache.length, rows.cache.capacity, len(rows.tokens)
+    cached, stored, n = rows.cache.length, rows.cache.keys.shape[2], len(rows.tokens)
     visible = all_before(n, torch.device("cpu")) if rows.visible is None else rows.visible
-    mask = torch.full((n, capacity + n), -torch.inf)
+    mask = torch.full((n, stored + n), -torch.inf)
     mask[:, :cached] = 0
     newest = visible.shape[1] - n  # rows of earlier passes that some see and some do not
-    mask[:, capacity:].masked_fill_(visible[:, newest:], 0)
+    mask[:, stored:].masked_fill_(visible[:, newest:], 0)
     if newest:
         mask[:, cached - newest : cached].masked_fill_(~visible[:, :newest], -torch.inf)
     return mask[None, None]

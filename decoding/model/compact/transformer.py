@@ -23,7 +23,7 @@ from torch import Tensor
 
 from draftgym.decoding.model.compact import cache
 from draftgym.decoding.model.compact.cache import KVCache
-from draftgym.decoding.model.compact.compiled import CompiledPass
+from draftgym.decoding.model.compact.compiled import STEP, CompiledPass
 from draftgym.decoding.model.compact.layers import (
     RotaryTable,
     Sight,
@@ -140,11 +140,8 @@ class Decoder:
         """An empty cache for one sequence."""
         shape = self.shape
         sizes = (shape.layers, shape.kv_heads, capacity, shape.head_dim)
-        cache = KVCache(*sizes, self.dtype, self.device)
-        if self.compiled is not None:  # it reads what is not written yet, and hides it
-            cache.keys.zero_()
-            cache.values.zero_()
-        return cache
+        step = None if self.compiled is None else STEP
+        return KVCache(*sizes, self.dtype, self.device, step)
 
     @torch.inference_mode()
     def forward(
@@ -152,6 +149,8 @@ class Decoder:
     ) -> list[PassOutput]:
         """One pass, or several where there are many rows; see `TargetDecoder.forward`."""
         counts = [rows.tokens.shape[0] for rows in batch]
+        if self.compiled is not None:
+            self.compiled.make_room(batch)
         if any(map(_is_long, batch)):
             how = (tap_layers, with_logits)
             return [
@@ -209,6 +208,8 @@ class Decoder:
         The last layer's attention and MLP, the last norm and the LM head serve the rows themselves;
         no later position reads them.
         """
+        if self.compiled is not None:
+            self.compiled.make_room([rows])
         context = self._context([rows], [rows.tokens.shape[0]])
         x = self._embed(rows.tokens)
         projected = self.row_work.project(x, context.angles)
