@@ -21,6 +21,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.library import Library, fallthrough_kernel
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -263,7 +264,7 @@ class _Module:
 
 
 _AUTOCAST = "AutocastPrivateUse1"
-_kept: list[torch.library.Library] = []
+_kept: list[Library] = []
 """What was registered; torch forgets it with these."""
 
 
@@ -286,9 +287,9 @@ def _register() -> None:
             return True
 
     _set_up(NAME, _Module(), Hook())
-    everything = torch.library.Library("_", "IMPL")
-    everything.fallback(torch.library.fallthrough_kernel, _AUTOCAST)
-    casting = torch.library.Library("aten", "IMPL")
+    everything = Library("_", "IMPL")
+    everything.fallback(fallthrough_kernel, _AUTOCAST)
+    casting = Library("aten", "IMPL")
     for operation in (aten.linear.default, aten.matmul.default, aten.bmm.default):
         casting.impl(operation, _in_lower_precision(operation), _AUTOCAST)
     _kept.extend([everything, casting])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -50,10 +51,15 @@ def write(device: str, arm: str, kind: str = "llama", **told: Any) -> list[int]:
     return decoder.generate(PROMPT, NEW, seed=4, **told).tokens
 
 
-def check(device: str, *args: Any, **told: Any) -> None:
-    here = write("cpu", *args, **told)
+def assert_same_there(device: str, made: Callable[[str], object]) -> None:
+    """What is made on the device equals what is made on the processor."""
+    here = made("cpu")
     with there(device):
-        assert write(device, *args, **told) == here
+        assert made(device) == here
+
+
+def check(device: str, *args: Any, **told: Any) -> None:
+    assert_same_there(device, lambda where: write(where, *args, **told))
 
 
 @on_each_device
@@ -96,9 +102,7 @@ def test_transformers_own_pass(device: str, name: str) -> None:
         decoder = SpeculativeDecoder(target, head, FixedPolicy(parse_arm(arm)))
         return decoder.generate(PROMPT, NEW).tokens
 
-    here = written("cpu")
-    with there(device):
-        assert written(device) == here
+    assert_same_there(device, written)
 
 
 @on_each_device
@@ -117,9 +121,7 @@ def test_drafters_of_a_smaller_vocabulary(
         decoder = SpeculativeDecoder(target, {drafter.name: drafter}, policy)
         return decoder.generate(PROMPT, NEW, seed=4, **told).tokens
 
-    here = written("cpu")
-    with there(device):
-        assert written(device) == here
+    assert_same_there(device, written)
 
 
 @on_each_device
@@ -147,9 +149,7 @@ def test_a_second_turn(device: str) -> None:
         assert second.reused > len(PROMPT)
         return [*first.tokens, *second.tokens]
 
-    here = talk("cpu")
-    with there(device):
-        assert talk(device) == here
+    assert_same_there(device, talk)
 
 
 def session_of(where: str, prompt: torch.Tensor = PROMPT) -> Session:
@@ -171,9 +171,7 @@ def test_several_texts_in_one_pass_and_rolled_back_ones(device: str) -> None:
         play_rounds(sessions, arms)
         return [session.token_ids for session in sessions]
 
-    here = written("cpu")
-    with there(device):
-        assert written(device) == here
+    assert_same_there(device, written)
 
 
 @on_each_device
