@@ -182,9 +182,11 @@ def test_the_trial_runs_both_and_leaves_nothing_behind(target: Target) -> None:
 
 
 def test_a_copy_runs_without_the_compiled_pass(target: Target) -> None:
-    """It stays in the process that made it."""
-    copied = pickle.loads(pickle.dumps(target))
+    """It stays in the process that made it; a cache that was begun with it still grows."""
+    cache = target.decoder.new_cache(200)
+    copied, its_cache = pickle.loads(pickle.dumps((target, cache)))
     assert copied.compact.compiled is None
+    copied.decoder.forward([NewRows(its_cache, random_tokens(140, 0))])
     texts = [
         SpeculativeDecoder(t, {}, PlainPolicy()).generate(PROMPT, 12) for t in (target, copied)
     ]

@@ -81,6 +81,7 @@ class KVCache:
             Views `[kv_heads, length + n, head_dim]` of keys and values.
         """
         stop = self.length + keys.shape[0]
+        self.reserve(stop)
         self.keys[layer, :, self.length : stop] = keys.transpose(0, 1)
         self.values[layer, :, self.length : stop] = values.transpose(0, 1)
         return self.keys[layer, :, :stop], self.values[layer, :, :stop]

@@ -208,8 +208,6 @@ class Decoder:
         The last layer's attention and MLP, the last norm and the LM head serve the rows themselves;
         no later position reads them.
         """
-        if self.compiled is not None:
-            self.compiled.make_room([rows])
         context = self._context([rows], [rows.tokens.shape[0]])
         x = self._embed(rows.tokens)
         projected = self.row_work.project(x, context.angles)
