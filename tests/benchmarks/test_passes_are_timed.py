@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.system.passes import WAYS, PassesArgs, measure, tables
-from draftgym.decoding.model.compact.compiled import openvino_is_there
+from draftgym.decoding.model.compact.graph import openvino_is_there
 from tests.tiny import tiny_model
 
 

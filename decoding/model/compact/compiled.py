@@ -14,32 +14,27 @@ heads, D = their size.
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.compact.cache import KVCache
-from draftgym.decoding.model.compact.layers import all_before
-from draftgym.decoding.model.compact.rows import LayerWeights
+from draftgym.decoding.model.compact.graph import (
+    ACTIVATIONS,
+    CompiledGraph,
+    Graph,
+    has_forked,
+    openvino_is_there,
+    places_seen,
+)
 from draftgym.decoding.model.interface import NO_ROPE, NewRows
 
 if TYPE_CHECKING:
     from draftgym.decoding.model.compact.transformer import Decoder
-
-ACTIVATIONS: dict[str, tuple[str, dict[str, str]]] = {
-    "silu": ("swish", {}),
-    "relu": ("relu", {}),
-    "gelu": ("gelu", {"approximation_mode": "erf"}),
-    "gelu_pytorch_tanh": ("gelu", {"approximation_mode": "tanh"}),
-}
-"""What the activations of configurations are called in OpenVINO."""
 
 MOST_ROWS = 32
 """Rows of a compiled pass; more are multiplied as fast by torch, whose attention is faster."""
@@ -53,22 +48,6 @@ STEP = 128
 SMALLEST, LARGEST = 1 << 23, 1 << 30
 """Numbers in a model's weights for which compiling is tried unasked: fewer are no work, and the
 compiled weights are a copy."""
-
-_forked = False
-
-
-def _forget() -> None:
-    global _forked
-    _forked = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)  # OpenVINO's threads stay with the parent
-
-
-def openvino_is_there() -> bool:
-    """Whether passes can be compiled here."""
-    return not _forked and importlib.util.find_spec("openvino") is not None
 
 
 class CompiledPass:
@@ -84,22 +63,9 @@ class CompiledPass:
 
     def __init__(self, decoder: Decoder, threads: int) -> None:
         _check(decoder)
-        import openvino
-
         self.decoder = decoder
-        options = {
-            "INFERENCE_PRECISION_HINT": "f32",
-            "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": 1,
-        }
-        try:
-            compiled = openvino.Core().compile_model(_Graph(decoder).model(), "CPU", options)
-        except RuntimeError as error:
-            raise DraftgymError(
-                f"OpenVINO cannot compile the pass: {str(error).splitlines()[0]}",
-                "use --backend compact",
-            ) from error
-        self._request = compiled.create_infer_request()
+        graph = _PassGraph(decoder)
+        self._run = CompiledGraph(graph, graph.outputs(), threads)
 
     def make_room(self, batch: Sequence[NewRows]) -> None:
         """Makes room in the caches, so much that it is the same for any few rows."""
@@ -115,7 +81,7 @@ class CompiledPass:
             and len(batch[0].tokens) <= MOST_ROWS
             and isinstance(batch[0].cache, KVCache)
             and batch[0].cache.keys.shape[2] <= MOST_POSITIONS
-            and not _forked
+            and not has_forked()
         )
 
     def __call__(self, x: Tensor, rows: NewRows, positions: Tensor) -> tuple[Tensor, ...]:
@@ -131,12 +97,9 @@ class CompiledPass:
             behind every layer `[n, layers, d]`. The last holds until the next pass.
         """
         cache, angles = rows.cache, [table.at(positions) for table in self.decoder.rotaries]
-        given = [x, *(part for pair in angles for part in pair), _mask(rows)]
-        given += [cache.keys, cache.values]
-        out = self._request.infer(
-            [one.numpy() for one in given], share_inputs=True, share_outputs=True
-        )
-        scores, hidden, streams, keys, values = map(torch.from_numpy, out.values())
+        given = [x, *(part for pair in angles for part in pair)]
+        given += [places_seen(cache, len(x), rows.visible), cache.keys, cache.values]
+        scores, hidden, streams, keys, values = self._run(*given)
         stop = cache.length + len(x)
         cache.keys[:, :, cache.length : stop] = keys
         cache.values[:, :, cache.length : stop] = values
@@ -196,141 +159,33 @@ def _check(decoder: Decoder) -> None:
             raise DraftgymError(f"the compiled pass knows {what}", "use --backend compact")
 
 
-def _mask(rows: NewRows) -> Tensor:
-    """Additive `[1, 1, n, C + n]`: which places of the cache and which new rows each row sees."""
-    cached, stored, n = rows.cache.length, rows.cache.keys.shape[2], len(rows.tokens)
-    visible = all_before(n, torch.device("cpu")) if rows.visible is None else rows.visible
-    mask = torch.full((n, stored + n), -torch.inf)
-    mask[:, :cached] = 0
-    newest = visible.shape[1] - n  # rows of earlier passes that some see and some do not
-    mask[:, stored:].masked_fill_(visible[:, newest:], 0)
-    if newest:
-        mask[:, cached - newest : cached].masked_fill_(~visible[:, :newest], -torch.inf)
-    return mask[None, None]
-
-
-class _Graph:
-    """Writes a decoder's pass in OpenVINO's operations."""
+class _PassGraph(Graph):
+    """A decoder's whole pass."""
 
     def __init__(self, decoder: Decoder) -> None:
-        from openvino import opset15
+        super().__init__(decoder.shape)
+        self.decoder = decoder
 
-        self.op, self.decoder, self.shape = opset15, decoder, decoder.shape
-        self.inputs: list[Any] = []
-
-    def model(self) -> Any:
+    def outputs(self) -> list[Any]:
         """The whole pass; inputs and outputs as `CompiledPass` gives and takes them."""
-        from openvino import Model
-
         op, shape, decoder = self.op, self.shape, self.decoder
-        x = self._input(-1, shape.hidden)
+        x = self.input(-1, shape.hidden)
         size = (-1, 1, shape.head_dim)
-        angles = [(self._input(*size), self._input(*size)) for _ in decoder.rotaries]
-        mask = self._input(1, 1, -1, -1)
-        stores = [self._input(shape.layers, shape.kv_heads, -1, shape.head_dim) for _ in range(2)]
+        angles = [(self.input(*size), self.input(*size)) for _ in decoder.rotaries]
+        mask = self.input(1, 1, -1, -1)
+        stores = [self.input(shape.layers, shape.kv_heads, -1, shape.head_dim) for _ in range(2)]
         cached = [op.split(store, op.constant(0), shape.layers).outputs() for store in stores]
         ropes = shape.ropes or (0,) * shape.layers
         streams, keys, values = [], [], []
         for index in range(shape.layers):
             layer, rope = decoder.layers[index], ropes[index]
-            q, k, v = self._projections(layer, x, None if rope == NO_ROPE else angles[rope])
-            keys.append(self._by_group(k))
-            values.append(self._by_group(v))
+            q, k, v = self.projections(layer, x, None if rope == NO_ROPE else angles[rope])
+            keys.append(self.by_group(k))
+            values.append(self.by_group(v))
             before = (store[index] for store in cached)
             k, v = (op.concat(both, 2) for both in zip(before, (keys[-1], values[-1]), strict=True))
-            x = self._behind_attention(layer, x, self._attend(q, k, v, mask))
+            x = self.behind_attention(layer, x, self.attend(q, k, v, mask))
             streams.append(x)
-        hidden = self._norm(x, decoder.final_norm)
-        made = [self._linear(hidden, decoder.head, None), hidden, op.concat(streams, 1)]
-        made += [op.concat(keys, 0), op.concat(values, 0)]
-        return Model([op.result(one) for one in made], self.inputs, "pass")
-
-    def _input(self, *size: int) -> Any:
-        self.inputs.append(self.op.parameter(list(size), np.float32))
-        return self.inputs[-1]
-
-    def _projections(self, layer: LayerWeights, x: Any, angles: Any) -> tuple[Any, Any, Any]:
-        """Queries, keys and values `[n, heads, D]`, the first two normed and turned."""
-        op, shape = self.op, self.shape
-        if layer.input_norm is not None:
-            x = self._norm(x, layer.input_norm)
-        counts = [shape.heads, shape.kv_heads, shape.kv_heads]
-        qkv = self._heads(self._linear(x, layer.qkv, layer.qkv_bias), sum(counts))
-        q, k, v = op.variadic_split(qkv, op.constant(1), op.constant(counts)).outputs()
-        if layer.q_norm is not None and layer.k_norm is not None:
-            q = self._norm_heads(q, layer.q_norm, shape.heads)
-            k = self._norm_heads(k, layer.k_norm, shape.kv_heads)
-        if angles is None:
-            return q, k, v
-        return self._turn(q, *angles), self._turn(k, *angles), v
-
-    def _by_group(self, x: Any) -> Any:
-        """`[n, G, D]` to `[1, G, n, D]`."""
-        return self.op.unsqueeze(
-            self.op.transpose(x, self.op.constant([1, 0, 2])), self.op.constant(0)
-        )
-
-    def _attend(self, q: Any, keys: Any, values: Any, mask: Any) -> Any:
-        """Grouped-query attention, `[n, H * D]`."""
-        op, shape = self.op, self.shape
-        share = shape.heads // shape.kv_heads
-        shared = self._reshape(q, [0, shape.kv_heads, share, shape.head_dim])
-        grouped = op.transpose(shared, op.constant([1, 2, 0, 3]))  # [G, share, n, D]
-        by_group = [op.transpose(one, op.constant([1, 0, 2, 3])) for one in (keys, values)]
-        scale = shape.attention_scale or shape.head_dim**-0.5
-        scores = op.matmul(self._times(grouped, scale), by_group[0], False, True)
-        if shape.attention_cap is not None:
-            scores = self._times(scores, 1 / shape.attention_cap)
-            scores = self._times(op.tanh(scores), shape.attention_cap)
-        weights = op.softmax(op.add(scores, mask), -1)
-        out = op.transpose(op.matmul(weights, by_group[1], False, False), op.constant([2, 0, 1, 3]))
-        return op.reshape(out, op.constant([-1, shape.heads * shape.head_dim]), special_zero=False)
-
-    def _behind_attention(self, layer: LayerWeights, x: Any, attended: Any) -> Any:
-        """Output projection and MLP, each joined to the residual stream."""
-        op = self.op
-        mixed = self._linear(attended, layer.out, layer.out_bias)
-        x = self._join(x, mixed, layer.attended_norm)
-        rows = x if layer.post_norm is None else self._norm(x, layer.post_norm)
-        gate_up = self._linear(rows, layer.gate_up, layer.gate_up_bias)
-        gate, up = op.split(gate_up, op.constant(1), 2).outputs()
-        name, options = ACTIVATIONS[self.shape.activation]
-        active = op.multiply(getattr(op, name)(gate, **options), up)
-        return self._join(x, self._linear(active, layer.down, layer.down_bias), layer.mlp_norm)
-
-    def _turn(self, x: Any, cos: Any, signed_sin: Any) -> Any:
-        """The rotation of `draftgym.decoding.model.compact.layers.rotate`."""
-        op = self.op
-        first, second = op.split(x, op.constant(2), 2).outputs()
-        rolled = op.concat([second, first], 2)
-        return op.add(op.multiply(x, cos), op.multiply(rolled, signed_sin))
-
-    def _join(self, x: Any, branch: Any, norm: Tensor | None) -> Any:
-        if norm is not None:
-            branch = self._norm(branch, norm)
-        return self.op.add(x, self._times(branch, self.shape.residual_scale))
-
-    def _norm(self, x: Any, weight: Tensor) -> Any:
-        op = self.op
-        square = op.reduce_mean(op.multiply(x, x), op.constant([-1]), keep_dims=True)
-        root = op.sqrt(op.add(square, op.constant(np.float32(self.shape.eps))))
-        return op.multiply(op.divide(x, root), op.constant(weight.numpy()))
-
-    def _norm_heads(self, x: Any, weight: Tensor, heads: int) -> Any:
-        """Norms heads each on its own, or all as one."""
-        if len(weight) == self.shape.head_dim:
-            return self._norm(x, weight)
-        return self._heads(self._norm(self._reshape(x, [0, -1]), weight), heads)
-
-    def _linear(self, x: Any, weight: Tensor, bias: Tensor | None) -> Any:
-        out = self.op.matmul(x, self.op.constant(weight.numpy()), False, True)
-        return out if bias is None else self.op.add(out, self.op.constant(bias.numpy()))
-
-    def _times(self, x: Any, factor: float) -> Any:
-        return x if factor == 1.0 else self.op.multiply(x, self.op.constant(np.float32(factor)))
-
-    def _heads(self, x: Any, count: int) -> Any:
-        return self._reshape(x, [0, count, -1])
-
-    def _reshape(self, x: Any, size: list[int]) -> Any:
-        return self.op.reshape(x, self.op.constant(size), special_zero=True)
+        hidden = self.norm(x, decoder.final_norm)
+        made = [self.linear(hidden, decoder.head), hidden, op.concat(streams, 1)]
+        return [*made, op.concat(keys, 0), op.concat(values, 0)]

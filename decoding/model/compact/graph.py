@@ -1,0 +1,217 @@
+"""Decoder layers in OpenVINO's operations, and what runs them on the processor.
+
+Notation: n = new rows, C = rows of the cache, d = hidden size, H, G = query and key/value
+heads, D = their size.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.compact.cache import KVCache
+from draftgym.decoding.model.compact.layers import all_before
+from draftgym.decoding.model.compact.rows import LayerWeights
+from draftgym.decoding.model.interface import DecoderShape
+
+ACTIVATIONS: dict[str, tuple[str, dict[str, str]]] = {
+    "silu": ("swish", {}),
+    "relu": ("relu", {}),
+    "gelu": ("gelu", {"approximation_mode": "erf"}),
+    "gelu_pytorch_tanh": ("gelu", {"approximation_mode": "tanh"}),
+}
+"""What the activations of configurations are called in OpenVINO."""
+
+_forked = False
+
+
+def _forget() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)  # OpenVINO's threads stay with the parent
+
+
+def openvino_is_there() -> bool:
+    """Whether passes can be compiled here."""
+    return not _forked and importlib.util.find_spec("openvino") is not None
+
+
+def has_forked() -> bool:
+    """Whether this process was forked: OpenVINO's threads stayed with its parent."""
+    return _forked
+
+
+class CompiledGraph:
+    """A graph that runs on the processor in float32.
+
+    Args:
+        graph: Its inputs.
+        outputs: What it gives.
+        threads: CPU threads.
+
+    Raises:
+        DraftgymError: OpenVINO cannot run it.
+    """
+
+    def __init__(self, graph: Graph, outputs: Sequence[Any], threads: int) -> None:
+        import openvino
+
+        options = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 1,
+        }
+        model = openvino.Model([graph.op.result(one) for one in outputs], graph.inputs, "pass")
+        try:
+            compiled = openvino.Core().compile_model(model, "CPU", options)
+        except RuntimeError as error:
+            raise DraftgymError(
+                f"OpenVINO cannot compile the pass: {str(error).splitlines()[0]}",
+                "use --backend compact",
+            ) from error
+        self._request = compiled.create_infer_request()
+
+    def __call__(self, *inputs: Tensor) -> list[Tensor]:
+        """What it gives, which holds until it runs again."""
+        given = [one.numpy() for one in inputs]
+        out = self._request.infer(given, share_inputs=True, share_outputs=True)
+        return [torch.from_numpy(one) for one in out.values()]
+
+
+def places_seen(cache: KVCache, n: int, visible: Tensor | None) -> Tensor:
+    """Which places of a cache and which new rows each row sees, as an additive mask.
+
+    Args:
+        cache: The cache.
+        n: New rows.
+        visible: As in `NewRows`.
+
+    Returns:
+        `[1, 1, n, C + n]`.
+    """
+    cached, stored = cache.length, cache.keys.shape[2]
+    visible = all_before(n, torch.device("cpu")) if visible is None else visible
+    mask = torch.full((n, stored + n), -torch.inf)
+    mask[:, :cached] = 0
+    newest = visible.shape[1] - n  # rows of earlier passes that some see and some do not
+    mask[:, stored:].masked_fill_(visible[:, newest:], 0)
+    if newest:
+        mask[:, cached - newest : cached].masked_fill_(~visible[:, :newest], -torch.inf)
+    return mask[None, None]
+
+
+class Graph:
+    """Writes layers of a decoder in OpenVINO's operations.
+
+    Args:
+        shape: Sizes of the decoder.
+    """
+
+    def __init__(self, shape: DecoderShape) -> None:
+        from openvino import opset15
+
+        self.op, self.shape = opset15, shape
+        self.inputs: list[Any] = []
+
+    def input(self, *size: int) -> Any:
+        """A new input of float32 numbers; -1 is any size."""
+        self.inputs.append(self.op.parameter(list(size), np.float32))
+        return self.inputs[-1]
+
+    def projections(self, layer: LayerWeights, x: Any, angles: Any) -> tuple[Any, Any, Any]:
+        """Queries, keys and values `[n, heads, D]`, the first two normed and turned."""
+        op, shape = self.op, self.shape
+        if layer.input_norm is not None:
+            x = self.norm(x, layer.input_norm)
+        counts = [shape.heads, shape.kv_heads, shape.kv_heads]
+        qkv = self._heads(self.linear(x, layer.qkv, layer.qkv_bias), sum(counts))
+        q, k, v = op.variadic_split(qkv, op.constant(1), op.constant(counts)).outputs()
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q = self._norm_heads(q, layer.q_norm, shape.heads)
+            k = self._norm_heads(k, layer.k_norm, shape.kv_heads)
+        if angles is None:
+            return q, k, v
+        return self._turn(q, *angles), self._turn(k, *angles), v
+
+    def by_group(self, x: Any) -> Any:
+        """`[n, G, D]` to `[1, G, n, D]`."""
+        return self.op.unsqueeze(
+            self.op.transpose(x, self.op.constant([1, 0, 2])), self.op.constant(0)
+        )
+
+    def attend(self, q: Any, keys: Any, values: Any, mask: Any) -> Any:
+        """Grouped-query attention, `[n, H * D]`."""
+        op, shape = self.op, self.shape
+        share = shape.heads // shape.kv_heads
+        shared = self._reshape(q, [0, shape.kv_heads, share, shape.head_dim])
+        grouped = op.transpose(shared, op.constant([1, 2, 0, 3]))  # [G, share, n, D]
+        by_group = [op.transpose(one, op.constant([1, 0, 2, 3])) for one in (keys, values)]
+        scale = shape.attention_scale or shape.head_dim**-0.5
+        scores = op.matmul(self._times(grouped, scale), by_group[0], False, True)
+        if shape.attention_cap is not None:
+            scores = self._times(scores, 1 / shape.attention_cap)
+            scores = self._times(op.tanh(scores), shape.attention_cap)
+        weights = op.softmax(op.add(scores, mask), -1)
+        out = op.transpose(op.matmul(weights, by_group[1], False, False), op.constant([2, 0, 1, 3]))
+        return op.reshape(out, op.constant([-1, shape.heads * shape.head_dim]), special_zero=False)
+
+    def behind_attention(self, layer: LayerWeights, x: Any, attended: Any) -> Any:
+        """Output projection and MLP, each joined to the residual stream."""
+        op = self.op
+        mixed = self.linear(attended, layer.out, layer.out_bias)
+        x = self._join(x, mixed, layer.attended_norm)
+        rows = x if layer.post_norm is None else self.norm(x, layer.post_norm)
+        gate_up = self.linear(rows, layer.gate_up, layer.gate_up_bias)
+        gate, up = op.split(gate_up, op.constant(1), 2).outputs()
+        name, options = ACTIVATIONS[self.shape.activation]
+        active = op.multiply(getattr(op, name)(gate, **options), up)
+        return self._join(x, self.linear(active, layer.down, layer.down_bias), layer.mlp_norm)
+
+    def _turn(self, x: Any, cos: Any, signed_sin: Any) -> Any:
+        """The rotation of `draftgym.decoding.model.compact.layers.rotate`."""
+        op = self.op
+        first, second = op.split(x, op.constant(2), 2).outputs()
+        rolled = op.concat([second, first], 2)
+        return op.add(op.multiply(x, cos), op.multiply(rolled, signed_sin))
+
+    def _join(self, x: Any, branch: Any, norm: Tensor | None) -> Any:
+        if norm is not None:
+            branch = self.norm(branch, norm)
+        return self.op.add(x, self._times(branch, self.shape.residual_scale))
+
+    def norm(self, x: Any, weight: Tensor) -> Any:
+        """Root-mean-square normalisation over the last axis."""
+        op = self.op
+        square = op.reduce_mean(op.multiply(x, x), op.constant([-1]), keep_dims=True)
+        root = op.sqrt(op.add(square, op.constant(np.float32(self.shape.eps))))
+        return op.multiply(op.divide(x, root), op.constant(weight.numpy()))
+
+    def _norm_heads(self, x: Any, weight: Tensor, heads: int) -> Any:
+        """Norms heads each on its own, or all as one."""
+        if len(weight) == self.shape.head_dim:
+            return self.norm(x, weight)
+        return self._heads(self.norm(self._reshape(x, [0, -1]), weight), heads)
+
+    def linear(self, x: Any, weight: Tensor, bias: Tensor | None = None) -> Any:
+        """`x @ weight.T + bias`."""
+        out = self.op.matmul(x, self.op.constant(weight.numpy()), False, True)
+        return out if bias is None else self.op.add(out, self.op.constant(bias.numpy()))
+
+    def _times(self, x: Any, factor: float) -> Any:
+        return x if factor == 1.0 else self.op.multiply(x, self.op.constant(np.float32(factor)))
+
+    def _heads(self, x: Any, count: int) -> Any:
+        return self._reshape(x, [0, count, -1])
+
+    def _reshape(self, x: Any, size: list[int]) -> Any:
+        return self.op.reshape(x, self.op.constant(size), special_zero=True)
