@@ -30,6 +30,7 @@ class KVCache:
 
     Attributes:
         length: Positions that are kept.
+        step: As given.
         positions: Position of each row `[capacity]`: its place, but for rows of a tree, where those
             who share one lie side by side (only decoders with windows write and read these).
     """
@@ -44,7 +45,7 @@ class KVCache:
         device: torch.device | None = None,
         step: int | None = None,
     ) -> None:
-        self.capacity, self._step = capacity, step
+        self.capacity, self.step = capacity, step
         size = (layers, kv_heads, 0 if step else capacity, head_dim)
         self.keys = torch.empty(size, dtype=dtype, device=device)
         self.values = torch.empty_like(self.keys)
@@ -54,9 +55,9 @@ class KVCache:
     def reserve(self, length: int) -> None:
         """Makes room for so many positions in all, a whole number of steps."""
         there = self.keys.shape[2]
-        if self._step is None or length <= there:
+        if self.step is None or length <= there:
             return
-        rows = min(self.capacity, -(-length // self._step) * self._step)
+        rows = min(self.capacity, -(-length // self.step) * self.step)
         more = (0, 0, 0, rows - there)
         with torch.inference_mode(False):  # they are written to outside of it, too
             self.keys, self.values = F.pad(self.keys, more), F.pad(self.values, more)
@@ -85,6 +86,17 @@ class KVCache:
         self.keys[layer, :, self.length : stop] = keys.transpose(0, 1)
         self.values[layer, :, self.length : stop] = values.transpose(0, 1)
         return self.keys[layer, :, :stop], self.values[layer, :, :stop]
+
+    def write_all(self, keys: Tensor, values: Tensor) -> None:
+        """Writes new rows of all layers behind `length`, for which there is room.
+
+        Args:
+            keys: New keys `[layers, kv_heads, n, head_dim]`.
+            values: New values, same shape.
+        """
+        stop = self.length + keys.shape[2]
+        self.keys[:, :, self.length : stop] = keys
+        self.values[:, :, self.length : stop] = values
 
     def keep(self, rows: Tensor | int) -> None:
         """Commits scratch rows.

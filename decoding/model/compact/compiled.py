@@ -100,9 +100,7 @@ class CompiledPass:
         given = [x, *(part for pair in angles for part in pair)]
         given += [places_seen(cache, len(x), rows.visible), cache.keys, cache.values]
         scores, hidden, streams, keys, values = self._run(*given)
-        stop = cache.length + len(x)
-        cache.keys[:, :, cache.length : stop] = keys
-        cache.values[:, :, cache.length : stop] = values
+        cache.write_all(keys, values)
         return scores.clone(), hidden.clone(), streams.unflatten(1, (-1, x.shape[1]))
 
 
@@ -170,22 +168,17 @@ class _PassGraph(Graph):
         """The whole pass; inputs and outputs as `CompiledPass` gives and takes them."""
         op, shape, decoder = self.op, self.shape, self.decoder
         x = self.input(-1, shape.hidden)
-        size = (-1, 1, shape.head_dim)
-        angles = [(self.input(*size), self.input(*size)) for _ in decoder.rotaries]
-        mask = self.input(1, 1, -1, -1)
-        stores = [self.input(shape.layers, shape.kv_heads, -1, shape.head_dim) for _ in range(2)]
-        cached = [op.split(store, op.constant(0), shape.layers).outputs() for store in stores]
+        angles, mask, stored = self.places(len(decoder.rotaries))
         ropes = shape.ropes or (0,) * shape.layers
         streams, keys, values = [], [], []
         for index in range(shape.layers):
             layer, rope = decoder.layers[index], ropes[index]
-            q, k, v = self.projections(layer, x, None if rope == NO_ROPE else angles[rope])
-            keys.append(self.by_group(k))
-            values.append(self.by_group(v))
-            before = (store[index] for store in cached)
-            k, v = (op.concat(both, 2) for both in zip(before, (keys[-1], values[-1]), strict=True))
-            x = self.behind_attention(layer, x, self.attend(q, k, v, mask))
+            turned = None if rope == NO_ROPE else angles[rope]
+            attended, k, v = self.attention(layer, x, turned, mask, stored[index])
+            x = self.behind_attention(layer, x, attended)
             streams.append(x)
+            keys.append(k)
+            values.append(v)
         hidden = self.norm(x, decoder.final_norm)
         made = [self.linear(hidden, decoder.head), hidden, op.concat(streams, 1)]
         return [*made, op.concat(keys, 0), op.concat(values, 0)]

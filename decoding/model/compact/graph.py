@@ -51,6 +51,9 @@ def has_forked() -> bool:
     return _forked
 
 
+Pair = tuple[Any, Any]
+
+
 class CompiledGraph:
     """A graph that runs on the processor in float32.
 
@@ -128,7 +131,63 @@ class Graph:
         self.inputs.append(self.op.parameter(list(size), np.float32))
         return self.inputs[-1]
 
-    def projections(self, layer: LayerWeights, x: Any, angles: Any) -> tuple[Any, Any, Any]:
+    def places(self, tables: int) -> tuple[list[Pair], Any, list[Pair]]:
+        """Inputs beside the rows.
+
+        Returns:
+            Angles of the rows for each rotary table, as `RotaryTable.at` gives them; the mask of
+            `places_seen`; for each layer, stored keys and values `[1, G, C, D]`.
+        """
+        op, shape = self.op, self.shape
+        size = (-1, 1, shape.head_dim)
+        angles = [(self.input(*size), self.input(*size)) for _ in range(tables)]
+        mask = self.input(1, 1, -1, -1)
+        stores = [self.input(shape.layers, shape.kv_heads, -1, shape.head_dim) for _ in range(2)]
+        cached = (op.split(store, op.constant(0), shape.layers).outputs() for store in stores)
+        return angles, mask, list(zip(*cached, strict=True))
+
+    def attention(
+        self, layer: LayerWeights, x: Any, angles: Pair | None, mask: Any, stored: Pair
+    ) -> tuple[Any, Any, Any]:
+        """What a layer's attention gives `[n, H * D]`, and its new keys and values `[1, G, n, D]`.
+
+        Args:
+            layer: Its weights.
+            x: What goes into it `[n, d]`.
+            angles: Of the rows; None where nothing is turned.
+            mask: See `places`.
+            stored: Its keys and values.
+        """
+        q, k, v = self._projections(layer, x, angles)
+        new = self._by_group(k), self._by_group(v)
+        keys, values = (self.op.concat(both, 2) for both in zip(stored, new, strict=True))
+        return self._attend(q, keys, values, mask), *new
+
+    def behind_attention(self, layer: LayerWeights, x: Any, attended: Any) -> Any:
+        """Output projection and MLP, each joined to the residual stream."""
+        op = self.op
+        mixed = self.linear(attended, layer.out, layer.out_bias)
+        x = self._join(x, mixed, layer.attended_norm)
+        rows = x if layer.post_norm is None else self.norm(x, layer.post_norm)
+        gate_up = self.linear(rows, layer.gate_up, layer.gate_up_bias)
+        gate, up = op.split(gate_up, op.constant(1), 2).outputs()
+        name, options = ACTIVATIONS[self.shape.activation]
+        active = op.multiply(getattr(op, name)(gate, **options), up)
+        return self._join(x, self.linear(active, layer.down, layer.down_bias), layer.mlp_norm)
+
+    def norm(self, x: Any, weight: Tensor) -> Any:
+        """Root-mean-square normalisation over the last axis."""
+        op = self.op
+        square = op.reduce_mean(op.multiply(x, x), op.constant([-1]), keep_dims=True)
+        root = op.sqrt(op.add(square, op.constant(np.float32(self.shape.eps))))
+        return op.multiply(op.divide(x, root), op.constant(weight.numpy()))
+
+    def linear(self, x: Any, weight: Tensor, bias: Tensor | None = None) -> Any:
+        """`x @ weight.T + bias`."""
+        out = self.op.matmul(x, self.op.constant(weight.numpy()), False, True)
+        return out if bias is None else self.op.add(out, self.op.constant(bias.numpy()))
+
+    def _projections(self, layer: LayerWeights, x: Any, angles: Any) -> tuple[Any, Any, Any]:
         """Queries, keys and values `[n, heads, D]`, the first two normed and turned."""
         op, shape = self.op, self.shape
         if layer.input_norm is not None:
@@ -143,13 +202,13 @@ class Graph:
             return q, k, v
         return self._turn(q, *angles), self._turn(k, *angles), v
 
-    def by_group(self, x: Any) -> Any:
+    def _by_group(self, x: Any) -> Any:
         """`[n, G, D]` to `[1, G, n, D]`."""
         return self.op.unsqueeze(
             self.op.transpose(x, self.op.constant([1, 0, 2])), self.op.constant(0)
         )
 
-    def attend(self, q: Any, keys: Any, values: Any, mask: Any) -> Any:
+    def _attend(self, q: Any, keys: Any, values: Any, mask: Any) -> Any:
         """Grouped-query attention, `[n, H * D]`."""
         op, shape = self.op, self.shape
         share = shape.heads // shape.kv_heads
@@ -165,18 +224,6 @@ class Graph:
         out = op.transpose(op.matmul(weights, by_group[1], False, False), op.constant([2, 0, 1, 3]))
         return op.reshape(out, op.constant([-1, shape.heads * shape.head_dim]), special_zero=False)
 
-    def behind_attention(self, layer: LayerWeights, x: Any, attended: Any) -> Any:
-        """Output projection and MLP, each joined to the residual stream."""
-        op = self.op
-        mixed = self.linear(attended, layer.out, layer.out_bias)
-        x = self._join(x, mixed, layer.attended_norm)
-        rows = x if layer.post_norm is None else self.norm(x, layer.post_norm)
-        gate_up = self.linear(rows, layer.gate_up, layer.gate_up_bias)
-        gate, up = op.split(gate_up, op.constant(1), 2).outputs()
-        name, options = ACTIVATIONS[self.shape.activation]
-        active = op.multiply(getattr(op, name)(gate, **options), up)
-        return self._join(x, self.linear(active, layer.down, layer.down_bias), layer.mlp_norm)
-
     def _turn(self, x: Any, cos: Any, signed_sin: Any) -> Any:
         """The rotation of `draftgym.decoding.model.compact.layers.rotate`."""
         op = self.op
@@ -189,23 +236,11 @@ class Graph:
             branch = self.norm(branch, norm)
         return self.op.add(x, self._times(branch, self.shape.residual_scale))
 
-    def norm(self, x: Any, weight: Tensor) -> Any:
-        """Root-mean-square normalisation over the last axis."""
-        op = self.op
-        square = op.reduce_mean(op.multiply(x, x), op.constant([-1]), keep_dims=True)
-        root = op.sqrt(op.add(square, op.constant(np.float32(self.shape.eps))))
-        return op.multiply(op.divide(x, root), op.constant(weight.numpy()))
-
     def _norm_heads(self, x: Any, weight: Tensor, heads: int) -> Any:
         """Norms heads each on its own, or all as one."""
         if len(weight) == self.shape.head_dim:
             return self.norm(x, weight)
         return self._heads(self.norm(self._reshape(x, [0, -1]), weight), heads)
-
-    def linear(self, x: Any, weight: Tensor, bias: Tensor | None = None) -> Any:
-        """`x @ weight.T + bias`."""
-        out = self.op.matmul(x, self.op.constant(weight.numpy()), False, True)
-        return out if bias is None else self.op.add(out, self.op.constant(bias.numpy()))
 
     def _times(self, x: Any, factor: float) -> Any:
         return x if factor == 1.0 else self.op.multiply(x, self.op.constant(np.float32(factor)))
