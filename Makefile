@@ -59,7 +59,7 @@ bench: traces  ## Measurements, small: arms, routers, speed, switching, lossless
 	$(RUN) -m benchmarks.system.trace_speed --texts 10 --rounds 200000
 	$(RUN) -m benchmarks.system.switch_cost --repeats 5 --json runs/switch_cost.json
 	$(RUN) -m benchmarks.system.catch_up --per-category 1 --max-new-tokens 48 --json runs/catch_up.json
-	$(RUN) -m benchmarks.system.against_transformers --per-category 1 --json runs/speed.json
+	$(DRAFTGYM) evaluate --against transformers --limit-per-category 1 --json runs/speed.json
 	$(RUN) -m benchmarks.system.router_overhead
 	$(RUN) -m benchmarks.system.losslessness --per-category 1 --max-new-tokens 48 --json runs/losslessness.json
 

@@ -4,7 +4,7 @@
 # and figures, and the old ones stay. Interrupted, the same command goes on: results that are there
 # are not made again (delete one to have it made), and the long steps go on inside, too: collecting
 # after the last whole shard, benchmarks.routers.routing after the last trained router (PPO and DQN
-# within one), benchmarks.system.against_transformers after the last prompt. All others begin again.
+# within one). All others begin again.
 RUN ?= .venv/bin/python
 DRAFTGYM ?= .venv/bin/draftgym
 # git is there wherever this project is; sha256sum is not.
@@ -67,5 +67,5 @@ $(HERE)/clock.json: $(HERE)/routing.json
 	    ucb-time@eagle3:2,dflash:2,ngram:16,plain $$routers --report $(HERE)/report --json $@
 
 $(HERE)/speed.json: $(HERE)/routing.json | ship
-	$(RUN) -m benchmarks.system.against_transformers --dtype float32 --per-category 2 \
+	$(DRAFTGYM) evaluate --against transformers --dtype float32 --limit-per-category 2 \
 	    --max-new-tokens 128 --policies eagle3:2 dflash:2 ngram:8 $(ROUTER) --json $@

@@ -176,7 +176,10 @@ def tables_of(result: Json) -> list[Table]:
 
 
 def evaluation_tables(result: Json) -> list[Table]:
-    """What `draftgym evaluate --json` measured: policies by the clock, slowest first, and costs."""
+    """What `draftgym evaluate --json` measured: policies by the clock, slowest first, and costs.
+
+    Beside other engines the strongest of them is first.
+    """
     rows = {(row["policy"], row["category"]): row for row in result["rows"]}
     categories = [name for name in dict.fromkeys(name for _, name in rows) if name != ALL]
     every = [row for (_, category), row in rows.items() if category == ALL]
@@ -200,8 +203,39 @@ def evaluation_tables(result: Json) -> list[Table]:
     }
     return [
         Table.of("By the clock", speed, columns, itemgetter("tokens_per_second")),
+        *_calls_tables(result),
         Table.of("Cost model", result["arm_costs"], costs),
     ]
+
+
+def _calls_tables(result: Json) -> list[Table]:
+    """Whole calls of policies and peers, where there were any."""
+    rows = {(row["who"], row["category"]): row for row in result.get("calls", [])}
+    categories = [name for name in dict.fromkeys(name for _, name in rows) if name != ALL]
+    every = [row for (_, category), row in rows.items() if category == ALL]
+    if not every:
+        return []
+    columns: dict[str, Cell] = {
+        "who": number("who", ""),
+        "weights": number("weights", ""),
+        "tokens/s": number("tokens_per_second", ".1f"),
+        "p10 to p90": lambda row: f"{row['p10']:.1f} to {row['p90']:.1f}",
+        **each(categories, lambda row, name: f"{rows[row['who'], name]['ratio']['value']:.2f}"),
+        "ratio": lambda row: interval(row["ratio"], ".2f"),
+        "median": lambda row: interval(row["median_ratio"], ".2f"),
+        "same text": lambda row: f"{row['identical_texts']}/{row['prompts']}",
+    }
+    title = (
+        "Beside other engines: {target}, {dtype}, threads {threads}; {machine}; up to "
+        "{max_new_tokens} tokens"
+    )
+    notes = [
+        "whole calls, prompt included; p10 to p90: of single prompts; ratio: to "
+        f"{every[0]['who']}, the fastest peer with the target's very numbers, totals over totals, "
+        "and the median of single prompts, each with its 95 % interval (paired bootstrap over "
+        "prompts); same text: prompts whose tokens are plain decoding's"
+    ]
+    return [Table.of(title.format(**titled(result)), every, columns, notes=notes)]
 
 
 def over_one(ratio: Interval | Json | Sequence[float]) -> str:

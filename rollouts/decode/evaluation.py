@@ -26,7 +26,11 @@ from draftgym.policies.registry import all_policies, make_policy, shipped_router
 from draftgym.rollouts.decode.fitting import fit_prompts, read_prompt
 from draftgym.rollouts.decode.interleaved import DecodeSettings, decode_prompts, write
 from draftgym.rollouts.decode.options import CatchUpOptions
+from draftgym.rollouts.peers.loading import PeerName, check_peers, load_peers
+from draftgym.rollouts.peers.peer import Peer
 from draftgym.rollouts.prompts.sets import Prompt, interleave_categories, load_prompts
+from draftgym.rollouts.report.as_json import report_json
+from draftgym.rollouts.report.calls import make_calls
 from draftgym.rollouts.report.page import write_report
 from draftgym.rollouts.report.plots import require_matplotlib
 from draftgym.rollouts.report.rows import (
@@ -37,7 +41,6 @@ from draftgym.rollouts.report.rows import (
     make_rows,
 )
 from draftgym.rollouts.report.stalls import find_stalls
-from draftgym.rollouts.report.statistics import report_json
 from draftgym.rollouts.report.table import print_report
 
 
@@ -61,6 +64,15 @@ class EvaluateArgs(CatchUpOptions):
         turns: Play at most this many turns of each prompt.
         skip_long_prompts: Leave out prompts that do not fit the target with `max_new_tokens`, and
             count them; else they are refused before anything is written.
+        against: Other engines that write the same prompts in the same run, one after the other with
+            the policies: llama.cpp, transformers (its generate()), openvino-genai. Each has rows
+            for plain decoding and for its own prompt lookup, with the target's very numbers and,
+            where there is one, with the GGUF file as published. A table of whole calls tells
+            tokens/s, the ratio to the fastest of them with these numbers, whose text is the
+            target's own, and in which numbers each holds the weights. Greedy texts only.
+        against_gguf: The GGUF file that llama.cpp and openvino-genai read, where the target is a
+            folder or a Hub id: the same model in that format. The default target and targets that
+            are .gguf files need none.
         json: Write the figures to this file, with everything needed to judge them.
         report: Write plots, the figures and a page that shows them and every text, coloured by who
             drafted it, into this folder (needs matplotlib). Open its index.html in a browser.
@@ -72,6 +84,8 @@ class EvaluateArgs(CatchUpOptions):
     limit_per_category: int | None = None
     turns: int | None = None
     skip_long_prompts: bool = False
+    against: tuple[PeerName, ...] = ()
+    against_gguf: Path | None = None
     json: Path | None = None
     report: Path | None = None
 
@@ -83,6 +97,7 @@ def evaluate(args: EvaluateArgs) -> Evaluation:
         DraftgymError: Anything the user can mend; found before decoding starts.
     """
     args.check()
+    check_peers(args.against, args.target, args.against_gguf, args.settings)
     prompts = load_prompts(
         args.prompts,
         limit_per_category=args.limit_per_category,
@@ -96,13 +111,17 @@ def evaluate(args: EvaluateArgs) -> Evaluation:
         require_matplotlib()
     target, drafters = args.load()
     args = args.as_asked_by(target)
+    check_peers(args.against, args.target, args.against_gguf, args.settings)
     fitted = fit_prompts(
         *(target, prompts, args.max_new_tokens, args.skip_long_prompts),
         all_turns=True,
         with_images=True,
     )
     policies = chosen_policies(args.policies, drafters, target, args.seed)
+    peers = load_peers(args.against, target, args.against_gguf, args.settings, fitted.longest)
     environment = describe_run(args, target, drafters) | fitted.describe()
+    if peers:
+        environment["against"] = {name: peer.version for name, peer in peers.items()}
     predict = None
     settings = args.settings
     shaped = settings.rule(target).shaping is not None
@@ -114,12 +133,16 @@ def evaluate(args: EvaluateArgs) -> Evaluation:
         environment["costs"] = model.sureness() | {"longest_text": longest}
         predict = cost_predictor(model)
     result = compare(
-        target, drafters, policies, fitted.prompts, args.settings, environment, predict
+        *(target, drafters, policies, fitted.prompts, args.settings, environment, predict),
+        peers=peers,
     )
     if args.json is not None:  # files first: whoever reads the table may close the pipe
         write_json(args.json, report_json(result))
     page = None if args.report is None else write_report(args.report, result, target)
-    print_report(result.environment, result.rows, result.differences, result.stalls)
+    print_report(
+        *(result.environment, result.rows, result.differences, result.stalls),
+        calls=make_calls(result),
+    )
     if page is not None:
         print(f"\nreport: {page}")
     return result
@@ -134,6 +157,7 @@ def compare(
     environment: Mapping[str, Any] | None = None,
     predict_seconds: SecondsPredictor | None = None,
     progress: bool = True,
+    peers: Mapping[str, Peer] | None = None,
 ) -> Evaluation:
     """Decodes every prompt with every policy and sums up.
 
@@ -146,13 +170,18 @@ def compare(
         environment: Goes into the result as it is.
         predict_seconds: A cost model, to show how well it predicts the measured seconds.
         progress: Whether to show a progress bar.
+        peers: Other engines by name, which write the same prompts.
     """
+    peers = peers or {}
     policies = dict(policies) if PLAIN in policies else {PLAIN: PlainPolicy(), **policies}
     dealt = interleave_categories(prompts)
-    texts = decode_prompts(target, drafters, policies, dealt, settings, progress)
+    written = decode_prompts(target, drafters, policies, dealt, settings, progress, peers)
+    texts = [text for text in written if text.policy in policies]
 
     rows = make_rows(texts, list(policies), predict_seconds)
-    differences = find_differences(texts, lambda text: plain_margins(target, text.prompt, settings))
+    differences = find_differences(
+        written, lambda text: plain_margins(target, text.prompt, settings)
+    )
     return Evaluation(
         environment=dict(environment or {}),
         rows=rows,
@@ -161,7 +190,19 @@ def compare(
         choices={name: [str(arm) for arm in policy.arms] for name, policy in policies.items()},
         arm_costs=make_arm_costs(texts, predict_seconds) if predict_seconds else [],
         stalls=find_stalls(texts),
+        peer_texts=[text for text in written if text.policy in peers],
+        weights=_weights(target, policies, peers),
     )
+
+
+def _weights(
+    target: Target, policies: Mapping[str, RoutingPolicy], peers: Mapping[str, Peer]
+) -> dict[str, str]:
+    """In which numbers all who write hold the weights; nothing where only policies do."""
+    if not peers:
+        return {}
+    ours = dict.fromkeys(policies, target.precision.dtype)
+    return ours | {name: peer.weights for name, peer in peers.items()}
 
 
 def plain_margins(target: Target, prompt: Prompt, settings: DecodeSettings) -> list[float]:

@@ -1,6 +1,6 @@
-"""Several policies write the same prompts, turn by turn.
+"""Several policies write the same prompts, turn by turn, and other engines between them.
 
-Policies are interleaved prompt by prompt, in an order that rotates, so that whatever drifts on the
+All are interleaved prompt by prompt, in an order that rotates, so that whatever drifts on the
 machine (clock, heat, neighbours) hits all alike.
 """
 
@@ -17,6 +17,7 @@ from draftgym.decoding.arms import PLAIN
 from draftgym.decoding.decoder import Generation, Memory, RoutingPolicy, SpeculativeDecoder
 from draftgym.decoding.drafting import LAZY_KV_ONLY, CatchUp, Drafter
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.device import clock
 from draftgym.decoding.model.interface import ModelInputs
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.observation import RouterObserver
@@ -27,7 +28,8 @@ from draftgym.decoding.verify.base import VerificationRule
 from draftgym.decoding.verify.rules import make_rule
 from draftgym.decoding.verify.sampling import PLAIN_SAMPLING, SamplingSettings
 from draftgym.decoding.verify.seeds import text_seed
-from draftgym.rollouts.decode.fitting import fit_prompts, read_prompt
+from draftgym.rollouts.decode.fitting import fit_prompts, read_prompt, refuse_images
+from draftgym.rollouts.peers.peer import Peer
 from draftgym.rollouts.prompts.sets import Prompt
 
 WARM_UP_TOKENS = 16
@@ -76,13 +78,15 @@ class DecodedText:
 
     Attributes:
         prompt: What was asked.
-        policy: Who routed.
-        generation: Tokens, rounds and times.
+        policy: Who routed, or the peer who wrote it.
+        generation: Tokens, rounds and times; of a peer its tokens alone.
+        seconds: The whole call, prompt included, tokenisation not; 0 where nobody took the time.
     """
 
     prompt: Prompt
     policy: str
     generation: Generation
+    seconds: float = 0.0
 
 
 def decode_prompts(
@@ -92,13 +96,14 @@ def decode_prompts(
     prompts: Sequence[Prompt],
     settings: DecodeSettings,
     progress: bool = True,
+    peers: Mapping[str, Peer] | None = None,
 ) -> list[DecodedText]:
     """Writes every prompt with every policy; arguments and errors as `decode_each`.
 
     Returns:
         Prompt by prompt, and within a prompt in the order in which the policies ran.
     """
-    each = decode_each(target, drafters, policies, prompts, settings, progress)
+    each = decode_each(target, drafters, policies, prompts, settings, progress, peers=peers)
     return [text for texts in each for text in texts]
 
 
@@ -110,6 +115,7 @@ def decode_each(
     settings: DecodeSettings,
     progress: bool = True,
     label: str = "decoding",
+    peers: Mapping[str, Peer] | None = None,
 ) -> Iterator[list[DecodedText]]:
     """Writes prompt by prompt, so that a long run can save what it has.
 
@@ -119,10 +125,12 @@ def decode_each(
         policies: Policies by name.
         prompts: What to write about, decoded in this order. Where a prompt has several turns, each
             is a text of its own; all policies go on behind the same answer, that of plain decoding
-            (or of the first policy), with the cache of their own turns before.
+            (or of the first policy), with the cache of their own turns before; with peers, which
+            keep none, nobody has it.
         settings: How.
         progress: Whether to show a progress bar.
         label: What the progress bar says.
+        peers: Other engines by name, which take turns with the policies.
 
     Yields:
         The texts of one turn of a prompt, in the order in which the policies ran.
@@ -132,26 +140,35 @@ def decode_each(
             anything is decoded.
     """
     settings.rule(target)
-    limit = settings.max_new_tokens
+    limit, peers = settings.max_new_tokens, peers or {}
+    if peers:
+        refuse_images(prompts)
     fit_prompts(target, prompts, limit, all_turns=True, with_images=True)
     decoders = {
         name: SpeculativeDecoder(target, drafters, policy) for name, policy in policies.items()
     }
-    _warm_up(decoders, read_prompt(target, prompts[0]), settings)
-    total = sum(len(prompt.turns) for prompt in prompts) * len(policies)
+    _warm_up(decoders, peers, read_prompt(target, prompts[0]), settings)
+    names = [*policies, *peers]
+    total = sum(len(prompt.turns) for prompt in prompts) * len(names)
     leading = PLAIN if PLAIN in policies else next(iter(policies), PLAIN)
     pause = 0.2 if sys.stderr.isatty() else 10.0  # seconds; a log file wants few lines
     with tqdm(total=total, desc=label, unit="text", disable=not progress, mininterval=pause) as bar:
         for turn, prompt in enumerate(prompts):
-            memories = {name: Memory() for name in policies if len(prompt.turns) > 1}
+            several = len(prompt.turns) > 1 and not peers
+            memories = {name: Memory() for name in policies if several}
             asked = prompt
             while True:
                 (said, shown), texts = read_prompt(target, asked), {}
-                for name in turn_order(list(policies), turn):
+                for name in turn_order(names, turn):
                     bar.set_postfix_str(name, refresh=False)
-                    how, memory = settings.of(asked), memories.get(name)
-                    generation = write(decoders[name], said, how, memory=memory, inputs=shown)
-                    texts[name] = DecodedText(asked, name, generation)
+                    how, memory, ids = settings.of(asked), memories.get(name), said.tolist()
+                    start = clock(target.device)
+                    if name in peers:
+                        generation = Generation(peers[name].write(ids, limit), len(ids))
+                    else:
+                        generation = write(decoders[name], said, how, memory=memory, inputs=shown)
+                    seconds = clock(target.device) - start
+                    texts[name] = DecodedText(asked, name, generation, seconds)
                     bar.update()
                 yield list(texts.values())
                 if not (asked.has_next and texts):
@@ -174,7 +191,7 @@ def next_turn(target: Target, prompt: Prompt, answer: list[int], stops: Stops) -
 
 
 def turn_order(names: Sequence[str], turn: int) -> list[str]:
-    """The order in which policies write prompt number `turn`.
+    """The order in which all write prompt number `turn`.
 
     One place on each prompt and another one after each full circle: prompts come category by
     category in turn, and a plain rotation by as many places as there are categories would give a
@@ -264,10 +281,13 @@ def write_together(
 
 def _warm_up(
     decoders: Mapping[str, SpeculativeDecoder],
+    peers: Mapping[str, Peer],
     prompt: tuple[Tensor, ModelInputs | None],
     settings: DecodeSettings,
 ) -> None:
-    """First calls pay for memory and kernels; that is no policy's fault."""
+    """First calls pay for memory and kernels; that is nobody's fault."""
     few = replace(settings, max_new_tokens=min(WARM_UP_TOKENS, settings.max_new_tokens))
     for decoder in decoders.values():
         write(decoder, prompt[0], few, inputs=prompt[1])
+    for peer in peers.values():
+        peer.write(prompt[0].tolist(), few.max_new_tokens)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from draftgym.rollouts.report.calls import CallRow
 from draftgym.rollouts.report.rows import ALL, ArmCost, Evaluation, Row
 from draftgym.rollouts.report.stalls import stalls_told
 from draftgym.rollouts.report.statistics import Interval, Sureness
@@ -68,6 +69,33 @@ def arm_costs_table(costs: Sequence[ArmCost]) -> str:
             f"<b>{cost.predicted_seconds / cost.measured_seconds:.2f}</b>",
         ]
         for cost in costs
+    ]
+    return table(columns, rows)
+
+
+def calls_table(calls: Sequence[CallRow]) -> str:
+    """Whole calls of policies and peers over all prompts."""
+    columns = (
+        ("who", ""),
+        ("weights", "in which numbers they are held"),
+        ("tokens / s", "whole calls, prompt included"),
+        ("p10 to p90", "tokens / s of single prompts"),
+        ("ratio", "totals over totals, with its 95 % interval"),
+        ("median", "ratio of a prompt in the middle, with its 95 % interval"),
+        ("same text", "prompts whose tokens are all plain decoding's"),
+    )
+    rows = [
+        [
+            escape(call.who),
+            escape(call.weights),
+            f"{call.tokens_per_second:.1f}",
+            f"{call.p10:.1f} to {call.p90:.1f}",
+            interval_cell(call.ratio, "&times;"),
+            interval_cell(call.median_ratio, "&times;"),
+            f"{call.identical_texts}/{call.prompts}",
+        ]
+        for call in calls
+        if call.category == ALL
     ]
     return table(columns, rows)
 

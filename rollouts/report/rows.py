@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -114,10 +114,12 @@ class Evaluation:
         environment: Where and how it was measured.
         rows: One per policy and category, `all` last.
         differences: Texts that are not plain decoding's.
-        texts: The texts themselves, with their rounds.
+        texts: The texts themselves, with their rounds; those of peers stand apart.
         choices: The arms that each policy chooses from, policies in the order of the tables.
         arm_costs: Measured and predicted seconds by arm; empty without a cost model.
         stalls: Texts at which the machine stood still.
+        peer_texts: What other engines wrote.
+        weights: In which numbers each of all who wrote holds the weights; empty without peers.
     """
 
     environment: dict[str, Any]
@@ -127,6 +129,8 @@ class Evaluation:
     choices: dict[str, list[str]]
     arm_costs: list[ArmCost]
     stalls: list[Stall]
+    peer_texts: list[DecodedText] = field(default_factory=list)
+    weights: dict[str, str] = field(default_factory=dict)
 
 
 Texts = dict[tuple[str, str], DecodedText]

@@ -10,8 +10,7 @@ found again to the last digit.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -208,31 +207,6 @@ def make_intervals(result: Evaluation) -> dict[tuple[str, str], Sureness]:
     return intervals
 
 
-def report_json(result: Evaluation) -> dict[str, Any]:
-    """An evaluation as JSON types: every figure, and per text what it took."""
-    sure = make_intervals(result)
-    return {
-        "environment": dict(result.environment),
-        "rows": [
-            asdict(row) | {"intervals": asdict(sure[row.policy, row.category])}
-            for row in result.rows
-        ],
-        "best_single_arm": best_single_arm(result),
-        "arm_costs": [asdict(cost) for cost in result.arm_costs],
-        "differences": [asdict(difference) for difference in result.differences],
-        "stalls": [asdict(stall) for stall in result.stalls],
-        "texts": [
-            {
-                "policy": text.policy,
-                "question_id": text.prompt.question_id,
-                "seed": text.generation.seed,
-                **asdict(_work(text.generation)),
-            }
-            for text in result.texts
-        ],
-    }
-
-
 def _compared(
     ratio: Callable[[Sequence[Work], Sequence[Work]], Interval],
     mine: Sequence[Generation],
@@ -242,14 +216,15 @@ def _compared(
     pairs = [(a, b) for a, b in zip(mine, reference, strict=True) if a.rounds and b.rounds]
     if not pairs:
         return Interval(0.0, 0.0, 0.0)
-    return ratio([_work(a) for a, _ in pairs], [_work(b) for _, b in pairs])
+    return ratio([decoding_work(a) for a, _ in pairs], [decoding_work(b) for _, b in pairs])
 
 
 def _acceptance_length(texts: Sequence[Generation]) -> Interval:
-    parts = [(_work(text).tokens, len(text.rounds)) for text in texts if text.rounds]
+    parts = [(decoding_work(text).tokens, len(text.rounds)) for text in texts if text.rounds]
     return ratio_of_sums(parts) if parts else Interval(0.0, 0.0, 0.0)
 
 
-def _work(text: Generation) -> Work:
+def decoding_work(text: Generation) -> Work:
+    """What the rounds of a text took."""
     tokens = sum(len(item.record.committed) for item in text.rounds)
     return Work(tokens, text.decode_seconds)

@@ -14,7 +14,8 @@ from rich.text import Text
 from draftgym.decoding.arms import PLAIN
 from draftgym.decoding.decoder import Generation
 from draftgym.decoding.model.target import Target
-from draftgym.rollouts.report.rows import Difference, Row
+from draftgym.rollouts.report.calls import CallRow
+from draftgym.rollouts.report.rows import ALL, Difference, Row
 from draftgym.rollouts.report.stalls import Stall, stalls_told
 
 MAX_DIFFERENCES = 12
@@ -39,6 +40,7 @@ def print_report(
     differences: Sequence[Difference],
     stalls: Sequence[Stall] = (),
     console: Console | None = None,
+    calls: Sequence[CallRow] = (),
 ) -> None:
     """The table of an evaluation with its legend, arms and differences.
 
@@ -48,6 +50,7 @@ def print_report(
         differences: Texts that are not plain decoding's.
         stalls: Texts at which the machine stood still.
         console: Where to print; by default standard output.
+        calls: Policies beside other engines.
     """
     console = console or make_console()
     console.print()
@@ -63,6 +66,8 @@ def print_report(
     for line in [*_prompts_told(environment), *stalls_told(stalls)]:
         console.print(line, highlight=False, markup=False)
     _print_arms(rows, console)
+    if calls:
+        _print_calls(calls, console)
     _print_differences(environment, differences, console)
 
 
@@ -88,6 +93,33 @@ def evaluation_table(environment: Mapping[str, Any], rows: Sequence[Row]) -> Tab
         table.add_row("" if row.category == previous else row.category, *cells, style=style)
         previous = row.category
     return table
+
+
+def _print_calls(calls: Sequence[CallRow], console: Console) -> None:
+    """Whole calls of policies and peers over all prompts, with what they mean."""
+    table = Table(box=box.SIMPLE_HEAD, title="beside other engines", title_justify="left")
+    table.add_column("who", overflow="fold")
+    for name in ["weights", "tokens/s", "p10-p90", "ratio", "95 %", "median", "same text"]:
+        table.add_column(name, justify="right", no_wrap=True)
+    for call in calls:
+        if call.category == ALL:
+            table.add_row(
+                *(call.who, call.weights, f"{call.tokens_per_second:.1f}"),
+                f"{call.p10:.1f}-{call.p90:.1f}",
+                f"{call.ratio.value:.2f}x",
+                f"{call.ratio.low:.2f}-{call.ratio.high:.2f}",
+                f"{call.median_ratio.value:.2f}x",
+                f"{call.identical_texts}/{call.prompts}",
+            )
+    console.print()
+    console.print(table)
+    console.print(
+        f"whole calls: prompt included, tokenisation not. ratio: to {calls[0].who}, the fastest "
+        "peer that holds the target's very numbers (in float32, bfloat16 or float16), totals over "
+        "totals; median: of single prompts. same text: as above.",
+        style="dim",
+        highlight=False,
+    )
 
 
 def print_stats(generation: Generation, target: Target, console: Console) -> None:

@@ -28,6 +28,8 @@ from draftgym.decoding.model import precision
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.round import play_round
 from draftgym.rollouts.decode.interleaved import DecodedText
+from draftgym.rollouts.peers.peer import Peer
+from draftgym.rollouts.peers.transformers import GENERATE
 from draftgym.rollouts.prompts.sets import Prompt
 from tests.device.places import PRETENDED, there, without
 from tests.device.test_a_round_reads_one_verdict import READS
@@ -69,7 +71,7 @@ def test_every_part_has_its_figures_and_a_card_tells_them(args: bench.Accelerato
     found = result["parts"]
     assert list(found) == list(bench.PARTS) and not any("error" in p for p in found.values())
     assert "1 passed" in found["tests"]["summary"]
-    everybody = ["plain", "ngram:3", "eagle3:2x4", "hf generate"]
+    everybody = ["plain", "ngram:3", "eagle3:2x4", "transformers"]
     assert "mine:2" in found["speed"]["left_out"], "told, and nothing else is lost"
     speeds, texts = found["speed"]["rows"], found["texts"]["rows"]
     assert [(row["who"], row["prompts"]) for row in speeds] == [(who, 2) for who in everybody]
@@ -81,7 +83,7 @@ def test_every_part_has_its_figures_and_a_card_tells_them(args: bench.Accelerato
     assert all(row["operations"] > 10 for row in found["rounds"]["rows"])
     assert "not cuda" in found["graphs"]["summary"]
     told = args.card.read_text()
-    assert "mine:2 was left out" in told and "| hf generate |" in told and "not cuda" in told
+    assert "mine:2 was left out" in told and "| transformers |" in told and "not cuda" in told
     assert markdown(args.json).strip() in told, "the file alone makes the tables again"
 
 
@@ -194,13 +196,13 @@ def test_a_contender_that_fails_is_left_out(
         def write(*_: object) -> Any:
             raise RuntimeError("CUDA error: no kernel image is available")
 
-        return {parts.GENERATE: write}, None
+        return [Peer(GENERATE, "0", "float32", write)]
 
-    monkeypatch.setattr(parts, "transformers_contenders", broken)
+    monkeypatch.setattr(parts.transformers, "load", broken)
     found = bench.measure(replace(args, parts=("speed",)), here)["parts"]["speed"]
     assert [row["who"] for row in found["rows"]] == ["plain", "ngram:3", "eagle3:2x4"]
-    assert "no kernel image" in found["left_out"][parts.GENERATE]
-    assert "speed: hf generate was left out: RuntimeError" in args.card.read_text()
+    assert "no kernel image" in found["left_out"][GENERATE]
+    assert "speed: transformers was left out: RuntimeError" in args.card.read_text()
 
 
 def test_a_process_of_its_own_answers_raises_or_is_killed() -> None:

@@ -12,13 +12,13 @@ from draftgym.decoding.decoder import DecodedRound, Generation
 from draftgym.decoding.round import RoundRecord, RoundTimes
 from draftgym.rollouts.decode.interleaved import DecodedText
 from draftgym.rollouts.prompts.sets import Prompt
+from draftgym.rollouts.report.as_json import report_json
 from draftgym.rollouts.report.rows import Evaluation, make_rows
 from draftgym.rollouts.report.stalls import Stall, find_stalls, stalls_told
 from draftgym.rollouts.report.statistics import (
     Work,
     make_intervals,
     median_ratio,
-    report_json,
     speed_ratio,
 )
 

@@ -23,8 +23,8 @@ from draftgym.decoding.verify.proposal import Proposal
 from draftgym.rollouts.decode.evaluation import check_writable, chosen_policies, compare
 from draftgym.rollouts.decode.interleaved import DecodeSettings, turn_order
 from draftgym.rollouts.prompts.sets import Prompt, load_prompts
+from draftgym.rollouts.report.as_json import report_json
 from draftgym.rollouts.report.rows import Evaluation, first_difference
-from draftgym.rollouts.report.statistics import report_json
 from draftgym.rollouts.report.table import print_report
 from tests.tiny import tiny_drafters
 from tests.tiny_text import CATEGORIES, save_prompts, text_target

@@ -21,7 +21,7 @@ from draftgym.rollouts.decode.evaluation import chosen_policies, compare
 from draftgym.rollouts.decode.fitting import fit_prompts
 from draftgym.rollouts.decode.interleaved import DecodeSettings, decode_prompts
 from draftgym.rollouts.prompts.sets import Prompt
-from draftgym.rollouts.report.statistics import report_json
+from draftgym.rollouts.report.as_json import report_json
 from draftgym.rollouts.traces.counterfactual import trace_texts
 from draftgym.rollouts.traces.file import read_traces, trace_table
 from draftgym.rollouts.traces.shards import ShardWriter

@@ -79,7 +79,7 @@ def convert_gguf(gguf: Path, folder: Path, digest: str | None = None) -> None:
             with _silence():
                 _convert(gguf, partial)
                 _check_loads(partial, gguf)
-            _write_provenance(partial, gguf, digest)
+            write_provenance(partial, gguf, digest)
             try:
                 partial.rename(folder)
             except OSError:
@@ -103,6 +103,14 @@ def is_ready(folder: Path, digest: str, since: int = FORMAT) -> bool:
         return False
     made = provenance.get("format", 1)
     return provenance.get("sha256") == digest and isinstance(made, int) and made >= since
+
+
+def write_provenance(folder: Path, gguf: Path, digest: str) -> None:
+    """Says in a folder which file it was made from; written last."""
+    import transformers
+
+    facts = {"file": gguf.name, "sha256": digest, "transformers": transformers.__version__}
+    write_json(folder / PROVENANCE, facts | {"format": FORMAT})
 
 
 def check_gguf(path: Path) -> None:
@@ -202,13 +210,6 @@ def _check_loads(folder: Path, gguf: Path) -> None:
     read_decoder(model, torch.bfloat16, who, Products())
     if not len(load_tokenizer(str(folder), who)("The capital of France is")["input_ids"]):
         raise unreadable(gguf, "its tokenizer makes no tokens of text")
-
-
-def _write_provenance(folder: Path, gguf: Path, digest: str) -> None:
-    import transformers
-
-    facts = {"file": gguf.name, "sha256": digest, "transformers": transformers.__version__}
-    write_json(folder / PROVENANCE, facts | {"format": FORMAT})
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.gguf.header import unreadable
@@ -55,11 +56,7 @@ def join(parts: Sequence[Path], whole: Path) -> None:
         writer = gguf.GGUFWriter(
             whole, first.fields["general.architecture"].contents(), endianess=first.endianess
         )
-        for key, field in first.fields.items():
-            if not key.startswith(("GGUF.", "split.")) and key != "general.architecture":
-                kind = field.types[0]
-                inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-                writer.add_key_value(key, field.contents(), kind, inner)
+        copy_metadata(first, writer)
         tensors = [tensor for reader in readers for tensor in reader.tensors]
         for one in tensors:
             data = one.data
@@ -78,6 +75,24 @@ def join(parts: Sequence[Path], whole: Path) -> None:
     for one in tensors:
         writer.write_tensor_data(one.data, tensor_endianess=first.endianess)
     writer.close()
+
+
+def copy_metadata(reader: Any, writer: Any, *but: str) -> None:
+    """Writes a file's metadata into another one, without what is said of its parts.
+
+    Args:
+        reader: A `GGUFReader`.
+        writer: A `GGUFWriter`, which has the architecture already.
+        *but: Keys that are left out.
+    """
+    import gguf
+
+    for key, field in reader.fields.items():
+        if key.startswith(("GGUF.", "split.")) or key in ("general.architecture", *but):
+            continue
+        kind = field.types[0]
+        inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(key, field.contents(), kind, inner)
 
 
 def _number(reader: object, key: str) -> int:
