@@ -13,7 +13,7 @@ from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.device import to_host
-from draftgym.decoding.model.fingerprint import other_target
+from draftgym.decoding.model.fingerprint import fits, other_target
 from draftgym.decoding.model.target import Target
 from draftgym.drafters.dflash.network import DFlashConfig
 from draftgym.drafters.formats.contents import Contents, Origin
@@ -109,7 +109,7 @@ def _draft_rows(head: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
 def check_fits(folder: Path, network: DraftNetwork, origin: Origin, target: Target) -> None:
     """Refuses a drafter of another target, by fingerprint first, by shape where it has none."""
     remedy = f"name the target it was trained for, or train one with --target {target.name}"
-    if origin.fingerprint not in (None, target.fingerprint):
+    if origin.fingerprint is not None and not fits(origin.fingerprint, target):
         key = "draftgym.target_fingerprint in its config.json"
         raise other_target(f"drafter {folder}", origin.fingerprint, target, key, remedy)
     config, shape, layers = (
@@ -140,8 +140,8 @@ def check_fits(folder: Path, network: DraftNetwork, origin: Origin, target: Targ
         ),
         (0 <= mask < shape.vocab, f"has mask token {mask}", shape.vocab),
     ]
-    for fits, drafter_says, target_has in facts:
-        if not fits:
+    for agrees, drafter_says, target_has in facts:
+        if not agrees:
             raise DraftgymError(
                 f"drafter {folder} {drafter_says}, target {target.name!r} has {target_has}", remedy
             )

@@ -18,6 +18,7 @@ from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import user_path
 from draftgym.decoding.given import check_target
+from draftgym.decoding.model.fingerprint import fits
 from draftgym.decoding.model.target import Target
 from draftgym.drafters.checkpoint import NEURAL, load_drafter
 from draftgym.drafters.formats import recognise
@@ -134,7 +135,7 @@ def _fitting(target: Target, shipped: Path) -> list[Path]:
         folder
         for folder in folders
         if _kind(folder)
-        and _config(folder).get("draftgym", {}).get("target_fingerprint") == target.fingerprint
+        and fits(_config(folder).get("draftgym", {}).get("target_fingerprint"), target)
     ]
 
 

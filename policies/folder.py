@@ -24,7 +24,7 @@ from torch import nn
 from draftgym.decoding.arms import Arm, parse_arm
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import read_json, replacing, write_json
-from draftgym.decoding.model.fingerprint import Fingerprinted, other_target
+from draftgym.decoding.model.fingerprint import Fingerprinted, fits, other_target
 
 FORMAT = 1
 WEIGHTS, BODY = "policy.safetensors", "policy.json"
@@ -155,7 +155,7 @@ def read_policy(folder: Path, kind: str, target: PolicyTarget, keys: set[str]) -
     if missing or body["format"] != FORMAT:
         what = f"lacks {sorted(missing)}" if missing else f"has format {body['format']}"
         raise DraftgymError(f"{folder / BODY} {what}", AGAIN)
-    if body["target_fingerprint"] != target.fingerprint:
+    if not fits(body["target_fingerprint"], target):
         raise other_target(
             f"policy {folder}",
             body["target_fingerprint"],

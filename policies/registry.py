@@ -19,6 +19,7 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import user_path
 from draftgym.decoding.given import check_drafters, check_target
 from draftgym.decoding.model.embedded import EMBEDDED_TARGETS
+from draftgym.decoding.model.few_bits import form_of
 from draftgym.decoding.model.target import Target
 from draftgym.policies.base import Policy
 from draftgym.policies.routers.bandits import TimedBandit, TokenBandit
@@ -105,9 +106,10 @@ def default_policy(drafters: Mapping[str, Drafter], learned: Path | None = None)
 
 def shipped_router(target: Target, folder: Path = SHIPPED) -> Path | None:
     """Folder of the trained router that ships with an embedded target, if there is one."""
-    if target.name not in EMBEDDED_TARGETS:
+    name, _ = form_of(target.name)
+    if name not in EMBEDDED_TARGETS:
         return None
-    router = folder / f"router-{target.name}"
+    router = folder / f"router-{name}"
     return router if router.is_dir() else None
 
 

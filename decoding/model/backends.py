@@ -59,6 +59,7 @@ def read_target(
     who: str,
     backend: Backend = "auto",
     files: WeightFiles | None = None,
+    form: str = "",
 ) -> ReadTarget:
     """Reads a loaded transformers model for the backend that is asked for.
 
@@ -68,13 +69,14 @@ def read_target(
         who: What messages call it, as in `target 'mine'`.
         backend: See `Backend`; `auto` says on standard error why transformers drives it.
         files: Where it was just read from.
+        form: In which few bits a compiled pass keeps its weights.
 
     Raises:
         DraftgymError: It is damaged, or cannot be run by the backend.
     """
     check_backend(backend)
     check_weights(model, who)
-    read = _read(model, precision, who, backend, files)
+    read = _read(model, precision, who, backend, files, form)
     if longrope_reach(model.config.get_text_config()) == read.context_limit:
         print(
             f"note: texts of {who} end at {read.context_limit} positions; for longer ones it has "
@@ -84,29 +86,49 @@ def read_target(
     return read
 
 
+def plain_fingerprint(model: Any, precision: Precision, who: str, files: WeightFiles | None) -> str:
+    """The fingerprint of a loaded model, whichever pass runs it.
+
+    Args:
+        model: A causal LM that the compact decoder knows.
+        precision: In which numbers it computes.
+        who: What messages call it.
+        files: Where it was just read from.
+
+    Raises:
+        DraftgymError: The compact decoder cannot run it.
+    """
+    return _compact(model, replace(precision, device="cpu"), who, files).fingerprint
+
+
 def _read(
-    model: Any, precision: Precision, who: str, backend: Backend, files: WeightFiles | None
+    model: Any,
+    precision: Precision,
+    who: str,
+    backend: Backend,
+    files: WeightFiles | None,
+    form: str,
 ) -> ReadTarget:
     if backend != "transformers":
         try:
-            return _compiled(_compact(model, precision, who, files), backend)
+            return _compiled(_compact(model, precision, who, files), backend, form)
         except DraftgymError as error:
-            if backend in OWN:
+            if backend in OWN or form:
                 raise
             print(f"note: transformers drives {who} ({error.problem})", file=sys.stderr)
         return _generic(model, precision, who, generic_fingerprint(model, files))
     try:  # the same target, whichever pass runs it: drafters of the one fit the other
-        found = _compact(model, replace(precision, device="cpu"), who, files).fingerprint
+        found = plain_fingerprint(model, precision, who, files)
     except DraftgymError:
         found = generic_fingerprint(model, files)
     return _generic(model, precision, who, found)
 
 
-def _compiled(read: ReadTarget, backend: Backend) -> ReadTarget:
+def _compiled(read: ReadTarget, backend: Backend, form: str) -> ReadTarget:
     """The same, its passes over few rows compiled: where that is faster, or was asked for."""
     decoder, precision = read.decoder, read.precision
     assert isinstance(decoder, Decoder)
-    why = ""
+    decoder.form, why = form, ""
     if backend == "openvino":
         decoder.compiled, why = CompiledPass(decoder, precision.threads), "; compiled (asked for)"
     elif backend == "auto" and precision.compiles:

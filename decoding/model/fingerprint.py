@@ -53,6 +53,15 @@ class Fingerprinted(Protocol):
         """Hash of its weights."""
 
 
+def fits(carried: object, target: Fingerprinted) -> bool:
+    """Whether what carries a fingerprint was made for a target, or for that it is rounded from.
+
+    Drafters and policies serve both. Traces, corpora and costs hold one target's texts or times.
+    """
+    rounded_from = getattr(target, "rounded_from", "")
+    return carried == target.fingerprint or (bool(rounded_from) and carried == rounded_from)
+
+
 def fingerprint(
     decoder: Decoder, rope_parameters: Mapping[str, Any], files: WeightFiles | None = None
 ) -> str:

@@ -1,13 +1,14 @@
 """The target: the language model whose text is the only text ever written.
 
-`load_target` takes the embedded `smollm2-135m`, a Hugging Face folder, a Hub id or a `.gguf` file.
+`load_target` takes the embedded `smollm2-135m`, a Hugging Face folder, a Hub id or a `.gguf` file;
+with `:int8` or `:q4` behind its name, it is another target, of weights in few bits.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,9 +16,16 @@ from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import user_path
-from draftgym.decoding.model.backends import OWN, Backend, check_backend, read_target
+from draftgym.decoding.model.backends import (
+    OWN,
+    Backend,
+    check_backend,
+    plain_fingerprint,
+    read_target,
+)
 from draftgym.decoding.model.compact.transformer import Decoder
 from draftgym.decoding.model.embedded import EMBEDDED_TARGETS, embedded_target, gguf_target
+from draftgym.decoding.model.few_bits import form_of, round_model
 from draftgym.decoding.model.fingerprint import WeightFiles, weight_files
 from draftgym.decoding.model.generation_config import (
     asked_settings,
@@ -47,6 +55,7 @@ class Target:
         context_limit: Most positions it can attend to.
         rope_parameters: Rotary settings of its config, or usual ones; drafters copy them.
         fingerprint: Hash of its weights; drafters carry the same.
+        rounded_from: The fingerprint of the target whose weights it has in few bits.
         precision: Chosen dtype and threads, with the reason.
         architecture: Its transformers class; drafter checkpoints record it.
         generation_config: Sampling settings that it asks for, by their names in transformers; texts
@@ -63,6 +72,7 @@ class Target:
     rope_parameters: dict[str, Any]
     fingerprint: str
     precision: Precision
+    rounded_from: str = ""
     architecture: str = ""
     generation_config: Mapping[str, Any] = field(default_factory=dict)
     image_tokens: frozenset[int] = frozenset()
@@ -206,6 +216,7 @@ def resolve_target(name: str) -> str:
     Raises:
         DraftgymError: The name is neither embedded, nor a folder or file, nor shaped like a Hub id.
     """
+    name, _ = form_of(name)
     if name in EMBEDDED_TARGETS:
         return str(embedded_target(name))
     path = user_path(name)
@@ -226,7 +237,7 @@ def resolve_target(name: str) -> str:
         raise DraftgymError(
             f"unknown target {name!r}",
             f"{hint}name one of {', '.join(EMBEDDED_TARGETS)}, a Hugging Face folder, "
-            "a Hub id (owner/name) or a .gguf file",
+            "a Hub id (owner/name) or a .gguf file, with :int8 or :q4 behind it for fewer bits",
         )
     return name
 
@@ -241,7 +252,8 @@ def load_target(
     """Loads a target.
 
     Args:
-        name: `smollm2-135m`, a Hugging Face folder, a Hub id or a `.gguf` file.
+        name: `smollm2-135m`, a Hugging Face folder, a Hub id or a `.gguf` file; `:int8` or `:q4`
+            behind it rounds the weights (`draftgym.decoding.model.few_bits`).
         dtype: `auto` (a probe decides), `float32`, `bfloat16` or `float16`.
         threads: CPU threads; None leaves it to the probe.
         device: `auto` (an accelerator where there is one), `cpu`, `cuda`, `cuda:1`, `mps` or `xpu`.
@@ -253,19 +265,26 @@ def load_target(
         DraftgymError: Unknown name, unsupported or damaged model.
     """
     source, threads_before = resolve_target(name), torch.get_num_threads()
+    _, form = form_of(name)
     try:
         precision = choose_precision(dtype, threads, device)
         torch.set_num_threads(precision.threads)
         check_backend(backend)
-        config = load_config(source, f"target {name!r}", compact=backend in OWN)
+        config = load_config(source, f"target {name!r}", compact=backend in OWN or bool(form))
         processor = load_processor(source, config, name) if reads_images(config) else None
         files = weight_files(source)
-        model = load_model(source, config, precision.torch_dtype, f"target {name!r}")
+        model_dtype = torch.float32 if form else precision.torch_dtype
+        model = load_model(source, config, model_dtype, f"target {name!r}")
         if processor is None:
             tokenizer = load_tokenizer(source, f"target {name!r}")
         else:
             tokenizer = processor.inner.tokenizer
-        return wrap_model(model, tokenizer, name, precision, files, backend, processor)
+        if not form:
+            return wrap_model(model, tokenizer, name, precision, files, backend, processor)
+        rounded_from = plain_fingerprint(model, precision, f"target {name!r}", files)
+        round_model(model, form)
+        target = wrap_model(model, tokenizer, name, precision, None, backend, processor, form)
+        return replace(target, rounded_from=rounded_from)
     except BaseException:
         torch.set_num_threads(threads_before)
         raise
@@ -279,6 +298,7 @@ def wrap_model(
     files: WeightFiles | None = None,
     backend: Backend = "auto",
     processor: Processor | None = None,
+    form: str = "",
 ) -> Target:
     """Makes a `Target` of a transformers model that is already in memory.
 
@@ -290,11 +310,12 @@ def wrap_model(
         files: Where it was just read from; the fingerprint is remembered for them.
         backend: Whose pass runs it; see `load_target`.
         processor: What makes its prompts, if it reads images.
+        form: In which few bits its weights can be kept without loss.
 
     Raises:
         DraftgymError: Neither pass can be trusted with it, or not the one that is asked for.
     """
-    read = read_target(model, precision, f"target {name!r}", backend, files)
+    read = read_target(model, precision, f"target {name!r}", backend, files, form)
     tell_ignored_settings(model.generation_config, name)
     return Target(
         name=name,

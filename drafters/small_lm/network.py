@@ -31,7 +31,7 @@ from draftgym.decoding.files import replacing
 from draftgym.decoding.model.compact.products import Products
 from draftgym.decoding.model.compact.settings import SUPPORTED_MODELS, context_limit
 from draftgym.decoding.model.device import to_host
-from draftgym.decoding.model.fingerprint import other_target
+from draftgym.decoding.model.fingerprint import fits, other_target
 from draftgym.decoding.model.loading import load_config, load_model, read_decoder
 from draftgym.decoding.model.target import Target, load_target
 from draftgym.decoding.model.text import load_tokenizer
@@ -158,7 +158,7 @@ def _shared(target: Target, config: Any) -> dict[str, Tensor]:
 def _check_origin(folder: Path, made_for: dict[str, Any], target: Target) -> None:
     """Raises `DraftgymError` for a part of another target's small LM."""
     wanted = made_for.get("target_fingerprint")
-    if wanted != target.fingerprint:
+    if not fits(wanted, target):
         raise other_target(
             f"small LM {folder} (a part of one)",
             wanted,

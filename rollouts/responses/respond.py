@@ -67,7 +67,8 @@ class RespondArgs:
             limit, and takes more memory. In float32 it does not change the texts.
         shard_texts: Texts per file. A killed process loses at most the work on that many and on
             one batch; an interrupted one (Ctrl-C, SIGTERM) only the batch.
-        target: smollm2-135m (embedded), a Hugging Face folder, a Hub id or a .gguf file.
+        target: smollm2-135m (embedded), a Hugging Face folder, a Hub id or a .gguf file;
+            `:int8` or `:q4` behind the name makes it a target of rounded weights.
         dtype: auto (a probe picks the faster one; bfloat16 on an accelerator), float32, bfloat16 or
             float16.
         device: Where: auto (an accelerator that torch can use, else the processor), cpu, cuda,

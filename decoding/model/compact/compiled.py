@@ -161,7 +161,7 @@ class _PassGraph(Graph):
     """A decoder's whole pass."""
 
     def __init__(self, decoder: Decoder) -> None:
-        super().__init__(decoder.shape)
+        super().__init__(decoder.shape, decoder.form)
         self.decoder = decoder
 
     def outputs(self) -> list[Any]:
@@ -180,5 +180,5 @@ class _PassGraph(Graph):
             keys.append(k)
             values.append(v)
         hidden = self.norm(x, decoder.final_norm)
-        made = [self.linear(hidden, decoder.head), hidden, op.concat(streams, 1)]
+        made = [self.head(hidden, decoder.head), hidden, op.concat(streams, 1)]
         return [*made, op.concat(keys, 0), op.concat(values, 0)]

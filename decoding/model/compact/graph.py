@@ -19,6 +19,7 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.compact.cache import KVCache
 from draftgym.decoding.model.compact.layers import all_before
 from draftgym.decoding.model.compact.rows import LayerWeights
+from draftgym.decoding.model.few_bits import few_bits, head_form
 from draftgym.decoding.model.interface import DecoderShape
 
 ACTIVATIONS: dict[str, tuple[str, dict[str, str]]] = {
@@ -73,6 +74,7 @@ class CompiledGraph:
             "INFERENCE_PRECISION_HINT": "f32",
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # rows in few bits would not repeat
         }
         model = openvino.Model([graph.op.result(one) for one in outputs], graph.inputs, "pass")
         try:
@@ -118,12 +120,13 @@ class Graph:
 
     Args:
         shape: Sizes of the decoder.
+        form: In which few bits its weights are kept, without loss; see `few_bits`.
     """
 
-    def __init__(self, shape: DecoderShape) -> None:
+    def __init__(self, shape: DecoderShape, form: str = "") -> None:
         from openvino import opset15
 
-        self.op, self.shape = opset15, shape
+        self.op, self.shape, self.form = opset15, shape, form
         self.inputs: list[Any] = []
 
     def input(self, *size: int) -> Any:
@@ -184,8 +187,26 @@ class Graph:
 
     def linear(self, x: Any, weight: Tensor, bias: Tensor | None = None) -> Any:
         """`x @ weight.T + bias`."""
-        out = self.op.matmul(x, self.op.constant(weight.numpy()), False, True)
+        out = self.op.matmul(x, self._kept(weight, self.form), False, True)
         return out if bias is None else self.op.add(out, self.op.constant(bias.numpy()))
+
+    def head(self, x: Any, weight: Tensor) -> Any:
+        """Scores of the LM head."""
+        return self.op.matmul(x, self._kept(weight, head_form(self.form)), False, True)
+
+    def _kept(self, weight: Tensor, form: str) -> Any:
+        """A weight `[O, I]`, in few bits and what makes numbers of them, or as it is."""
+        op = self.op
+        if not form:
+            return op.constant(weight.numpy())
+        few = few_bits(weight, form)
+        if few.lowest is None:
+            numbers = op.convert(op.constant(few.whole.numpy()), "f32")
+        else:
+            zero = op.constant((-few.lowest / few.step).numpy())
+            numbers = op.subtract(op.convert(_four_bits(few.whole), "f32"), zero)
+        numbers = op.multiply(numbers, op.constant(few.step.numpy()))
+        return op.reshape(numbers, op.constant(list(weight.shape)), special_zero=False)
 
     def _projections(self, layer: LayerWeights, x: Any, angles: Any) -> tuple[Any, Any, Any]:
         """Queries, keys and values `[n, heads, D]`, the first two normed and turned."""
@@ -250,3 +271,14 @@ class Graph:
 
     def _reshape(self, x: Any, size: list[int]) -> Any:
         return self.op.reshape(x, self.op.constant(size), special_zero=True)
+
+
+def _four_bits(whole: Tensor) -> Any:
+    """A constant of numbers from 0 to 15, two in a byte."""
+    import openvino
+    from openvino import opset15
+
+    first, second = whole.flatten().unflatten(0, (-1, 2)).unbind(-1)
+    constant = openvino.Tensor(openvino.Type.u4, list(whole.shape))
+    constant.data[:] = (first | (second << 4)).numpy().reshape(constant.data.shape)
+    return opset15.constant(constant)

@@ -95,6 +95,7 @@ class Decoder:
         self.head = head
         self.rotaries = [rotary] if isinstance(rotary, RotaryTable) else list(rotary)
         self.compiled: CompiledPass | None = None
+        self.form = ""  # in which few bits a compiled pass keeps the weights
         self.row_work: RowWork = TorchRowWork(shape, layers, head, products or Products())
         self.windows = shape.windows or (0,) * shape.layers
         self._narrow = sorted({window for window in self.windows if window})
