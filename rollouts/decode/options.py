@@ -23,8 +23,8 @@ class DecodingOptions:
 
     Attributes:
         target: The language model whose text is written: smollm2-135m (embedded), a Hugging Face
-            folder, a Hub id (owner/name) or a .gguf file; `:int8` or `:q4` behind the name rounds the
-            weights, and makes it another target.
+            folder, a Hub id (owner/name) or a .gguf file; `:int8` or `:q4` behind the
+            name makes it a target of rounded weights.
         drafters: Drafter checkpoints (EAGLE-3, DFlash, a small LM), or code of your own
             (module:name), to use beside the shipped ones that fit the target, or instead of one of
             the same kind. Prompt lookup (ngram) is always there.
