@@ -210,18 +210,29 @@ class Graph:
 
     def _projections(self, layer: LayerWeights, x: Any, angles: Any) -> tuple[Any, Any, Any]:
         """Queries, keys and values `[n, heads, D]`, the first two normed and turned."""
-        op, shape = self.op, self.shape
+        shape = self.shape
         if layer.input_norm is not None:
             x = self.norm(x, layer.input_norm)
-        counts = [shape.heads, shape.kv_heads, shape.kv_heads]
-        qkv = self._heads(self.linear(x, layer.qkv, layer.qkv_bias), sum(counts))
-        q, k, v = op.variadic_split(qkv, op.constant(1), op.constant(counts)).outputs()
+        qkv = self.linear(x, layer.qkv, layer.qkv_bias)
+        qkv = self._heads(qkv, shape.heads + 2 * shape.kv_heads)
+        turned, v = self._parted(qkv, shape.heads + shape.kv_heads, shape.kv_heads)
         if layer.q_norm is not None and layer.k_norm is not None:
+            q, k = self._parted(turned, shape.heads, shape.kv_heads)
             q = self._norm_heads(q, layer.q_norm, shape.heads)
             k = self._norm_heads(k, layer.k_norm, shape.kv_heads)
-        if angles is None:
+            if angles is not None:
+                q, k = self._turn(q, *angles), self._turn(k, *angles)
             return q, k, v
-        return self._turn(q, *angles), self._turn(k, *angles), v
+        if angles is not None:  # one rotation for both saves six operations a layer
+            turned = self._turn(turned, *angles)
+        return (*self._parted(turned, shape.heads, shape.kv_heads), v)
+
+    def _parted(self, x: Any, *heads: int) -> list[Any]:
+        """Heads `[n, sum(heads), D]` in parts."""
+        op = self.op
+        split = op.variadic_split(x, op.constant(1), op.constant(list(heads)))
+        parts: list[Any] = split.outputs()
+        return parts
 
     def _by_group(self, x: Any) -> Any:
         """`[n, G, D]` to `[1, G, n, D]`."""
