@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks.report import Cell, Json, Table, number, titled
 from benchmarks.results import Record, Result, TargetOptions, check, finish
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
-from draftgym.decoding.model.compact.compiled import MOST_ROWS, CompiledPass
+from draftgym.decoding.model.compact.compiled import CompiledPass
 from draftgym.decoding.model.compact.products import Products
 from draftgym.decoding.model.compact.rows import TorchRowWork
 from draftgym.decoding.model.compact.transformer import Decoder
@@ -59,7 +59,12 @@ def measure(args: PassesArgs) -> Result:
     check(args)
     target = load_target(args.target, "float32", args.threads, "cpu", "compact")
     ways = ways_of(target.compact, args, target.precision.threads)
-    rows = [time_ways(ways, count, args.repeats) for count in args.rows]
+    compiled = target.compact.compiled
+    rows = []
+    for count in args.rows:
+        takes = compiled is not None and count <= compiled.most_rows
+        some = {name: run for name, run in ways.items() if takes or name != "compiled"}
+        rows.append(time_ways(some, count, args.repeats))
     return finish(tables, args, {"rows": rows}, target)
 
 
@@ -102,10 +107,9 @@ def read_once(weights: list[Tensor]) -> float:
 
 def time_ways(ways: Mapping[str, Run], count: int, repeats: int) -> Record:
     """Median milliseconds of each way, and half the range of its middle half over the median."""
-    some = {name: run for name, run in ways.items() if name != "compiled" or count <= MOST_ROWS}
-    seconds: dict[str, list[float]] = {name: [] for name in some}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in range(repeats + 1):
-        for name, run in some.items():
+        for name, run in ways.items():
             start = time.perf_counter()
             run(count)
             if repeat:

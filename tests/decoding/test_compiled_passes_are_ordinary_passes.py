@@ -16,7 +16,7 @@ from draftgym.decoding.arms import parse_arm
 from draftgym.decoding.decoder import Memory, PlainPolicy, SpeculativeDecoder
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.compact import compiled as compiled_module
-from draftgym.decoding.model.compact.compiled import MOST_ROWS, CompiledPass
+from draftgym.decoding.model.compact.compiled import CompiledPass
 from draftgym.decoding.model.compact.transformer import Decoder
 from draftgym.decoding.model.interface import NewRows, PassOutput
 from draftgym.decoding.model.precision import choose_precision
@@ -135,7 +135,7 @@ def test_many_rows_several_texts_and_large_caches_are_torchs(
     run = target.compact.compiled
     assert run is not None
     few, many = (NewRows(target.decoder.new_cache(80), random_tokens(n, 0)) for n in (3, 40))
-    assert run.takes([few], True) and len(many.tokens) > MOST_ROWS
+    assert run.takes([few], True) and len(many.tokens) > run.most_rows
     assert not run.takes([many], True) and not run.takes([few, few], True)
     assert not run.takes([few], with_logits=False)
     run.make_room([few])

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 MOST_ROWS = 32
 """Rows of a compiled pass; more are multiplied as fast by torch, whose attention is faster."""
 
+MOST_ROWS_IN_FEW_BITS = 4
+"""The same with weights in few bits: OpenVINO makes numbers of them first for more."""
+
 MOST_POSITIONS = 1280
 """Rows of a cache that is read; behind more, torch is as fast."""
 
@@ -64,6 +67,7 @@ class CompiledPass:
     def __init__(self, decoder: Decoder, threads: int) -> None:
         _check(decoder)
         self.decoder = decoder
+        self.most_rows = MOST_ROWS_IN_FEW_BITS if decoder.form else MOST_ROWS
         graph = _PassGraph(decoder)
         self._run = CompiledGraph(graph, graph.outputs(), threads)
 
@@ -78,7 +82,7 @@ class CompiledPass:
         return (
             with_logits
             and len(batch) == 1
-            and len(batch[0].tokens) <= MOST_ROWS
+            and len(batch[0].tokens) <= self.most_rows
             and isinstance(batch[0].cache, KVCache)
             and batch[0].cache.keys.shape[2] <= MOST_POSITIONS
             and not has_forked()
@@ -120,7 +124,10 @@ def compiled_pass(decoder: Decoder, threads: int) -> tuple[CompiledPass | None, 
 
 @torch.inference_mode()
 def _gain(decoder: Decoder, compiled: CompiledPass, repeats: int = 4) -> float:
-    """How many times faster than torch's the compiled pass is for one row and nine together."""
+    """How many times faster than torch's the compiled pass is for one row and nine together.
+
+    Or as many as it takes.
+    """
     tokens = torch.arange(9) % len(decoder.embedding)
     decoder.compiled = compiled  # it wants a cache without what is no number
     cache = decoder.new_cache(128)
@@ -130,7 +137,7 @@ def _gain(decoder: Decoder, compiled: CompiledPass, repeats: int = 4) -> float:
         for way in seconds:
             decoder.compiled = way
             start = time.perf_counter()
-            for count in (1, 9):
+            for count in (1, min(9, compiled.most_rows)):
                 decoder.forward([NewRows(cache, tokens[:count])])
             seconds[way] = min(seconds[way], time.perf_counter() - start)
     decoder.compiled = None
