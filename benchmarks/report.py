@@ -231,9 +231,9 @@ def _calls_tables(result: Json) -> list[Table]:
     )
     notes = [
         "whole calls, prompt included; p10 to p90: of single prompts; ratio: to "
-        f"{every[0]['who']}, the fastest peer with the target's very numbers, totals over totals, "
-        "and the median of single prompts, each with its 95 % interval (paired bootstrap over "
-        "prompts); same text: prompts whose tokens are plain decoding's"
+        f"{every[0]['who']}, totals over totals, and the median of single prompts, each with its "
+        "95 % interval (paired bootstrap over prompts); same text: prompts whose tokens are plain "
+        "decoding's"
     ]
     return [Table.of(title.format(**titled(result)), every, columns, notes=notes)]
 

@@ -1,1 +1,1 @@
-"""Real decoding over prompts: `prompts decode traces replay responses report`."""
+"""Real decoding over prompts: `prompts decode peers traces replay responses report`."""

@@ -16,6 +16,7 @@ from draftgym.decoding.decoder import PlainPolicy, RoutingPolicy, SpeculativeDec
 from draftgym.decoding.drafting import LAZY_KV_ONLY, Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import write_json
+from draftgym.decoding.model.few_bits import form_of
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.provenance import describe_drafters, describe_host, describe_target
 from draftgym.decoding.round import RoundRecord
@@ -201,7 +202,7 @@ def _weights(
     """In which numbers all who write hold the weights; nothing where only policies do."""
     if not peers:
         return {}
-    ours = dict.fromkeys(policies, target.precision.dtype)
+    ours = dict.fromkeys(policies, form_of(target.name)[1] or target.precision.dtype)
     return ours | {name: peer.weights for name, peer in peers.items()}
 
 

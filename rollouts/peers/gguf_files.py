@@ -25,13 +25,14 @@ from draftgym.decoding.model.embedded import (
     keep_gguf,
     made_once,
 )
+from draftgym.decoding.model.few_bits import form_of
 from draftgym.decoding.model.gguf.conversion import check_gguf, say, sha256_of
 from draftgym.decoding.model.gguf.header import FREQUENCIES, unreadable
 from draftgym.decoding.model.gguf.parts import copy_metadata, parts_of
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.model.text import one_line
 
-DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+DENSE = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """What torch calls the numbers of files that are not quantised."""
 
 
@@ -50,7 +51,7 @@ class GGUFFile:
     @property
     def weights(self) -> str:
         """The same, with dtypes as torch names them."""
-        return DTYPES.get(self.kind, self.kind)
+        return DENSE.get(self.kind, self.kind)
 
 
 def check_source(target: str, given: Path | None) -> None:
@@ -60,9 +61,10 @@ def check_source(target: str, given: Path | None) -> None:
         target: What the user calls it.
         given: The user's own file.
     """
+    name, _ = form_of(target)
     if given is not None:
         check_gguf(user_path(given))
-    elif target not in EMBEDDED_TARGETS and user_path(target).suffix != ".gguf":
+    elif name not in EMBEDDED_TARGETS and user_path(name).suffix != ".gguf":
         raise DraftgymError(
             f"llama.cpp and openvino-genai read GGUF files, and target {target!r} is none",
             "name a GGUF file of the same model with --against-gguf (llama.cpp's "
@@ -73,6 +75,8 @@ def check_source(target: str, given: Path | None) -> None:
 def weight_files(target: Target, given: Path | None, *dense: str) -> list[GGUFFile]:
     """Files of a target's weights: with its very numbers first, then as published.
 
+    Of a target in few bits only the one as published: no file has its numbers.
+
     Args:
         target: The target.
         given: The user's own file, which is then the only one.
@@ -82,15 +86,14 @@ def weight_files(target: Target, given: Path | None, *dense: str) -> list[GGUFFi
         DraftgymError: There is no such file, or it is not one of this target.
     """
     check_source(target.name, given)
+    name, form = form_of(target.name)
     if given is not None:
         path = user_path(given)
-    elif target.name in EMBEDDED_TARGETS:
-        path = embedded_gguf(target.name)
     else:
-        path = user_path(target.name)
+        path = embedded_gguf(name) if name in EMBEDDED_TARGETS else user_path(name)
     parts = parts_of(path)
     published = GGUFFile(parts[0], _kind(parts[0], target))
-    if given is not None:
+    if given is not None or form:
         return [published]
     made = [GGUFFile(_unpacked(parts, kind), kind) for kind in dense if kind != published.kind]
     return [*made, published]

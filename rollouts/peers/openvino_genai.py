@@ -12,7 +12,7 @@ import numpy as np
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.text import one_line
-from draftgym.rollouts.peers.gguf_files import DTYPES, GGUFFile, weight_files
+from draftgym.rollouts.peers.gguf_files import DENSE, GGUFFile, weight_files
 from draftgym.rollouts.peers.peer import Conditions, Peer, Write
 
 HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
@@ -48,7 +48,7 @@ def _pipeline(genai: Any, file: GGUFFile, conditions: Conditions, lookup: bool) 
     scheduling.enable_prefix_caching = False
     precision = conditions.target.precision
     options: dict[str, Any] = {"INFERENCE_NUM_THREADS": precision.threads}
-    if file.kind in DTYPES:  # with quantised weights it computes as it thinks best
+    if file.kind in DENSE:  # with quantised weights it computes as it thinks best
         options["INFERENCE_PRECISION_HINT"] = HINTS[precision.dtype]
     if lookup:
         options["prompt_lookup"] = True

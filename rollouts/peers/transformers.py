@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.few_bits import form_of, round_model
 from draftgym.decoding.model.loading import quiet_transformers
 from draftgym.decoding.model.target import Target, resolve_target
 from draftgym.rollouts.peers.peer import Conditions, Peer, Write
@@ -48,8 +49,10 @@ def _generate(model: Any, **options: Any) -> Write:
 
 
 def _load(source: str, target: Target) -> Any:
+    """The target's weights, rounded where the target's are."""
     import transformers
 
+    _, form = form_of(target.name)
     try:
         with quiet_transformers():
             model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -60,4 +63,6 @@ def _load(source: str, target: Target) -> Any:
             f"transformers cannot load {source}: {str(error).splitlines()[0]}",
             "name an ordinary Hugging Face folder of a causal language model",
         ) from error
+    if form:
+        round_model(model, form)
     return model.eval().to(target.device)

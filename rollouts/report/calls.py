@@ -2,7 +2,7 @@
 
 A peer tells neither rounds nor when its first token came, so all are measured from the outside, by
 the same clock. Ratios are to the strongest of the peers that hold the target's very numbers: the
-fastest of them over all prompts, and of all peers where there is none.
+fastest of them over all prompts, and of all peers where there is none or the target is in few bits.
 """
 
 from __future__ import annotations
@@ -73,12 +73,22 @@ def make_calls(result: Evaluation) -> list[CallRow]:
     return rows
 
 
+def baseline_told(calls: Sequence[CallRow]) -> str:
+    """Whom ratios are to, and why."""
+    dense = {calls[0].weights, next(row.weights for row in calls if row.who == PLAIN)} <= set(
+        DTYPES
+    )
+    numbers = " with the target's very numbers (in float32, bfloat16 or float16)" if dense else ""
+    return f"{calls[0].who}, the fastest peer{numbers} over all prompts"
+
+
 def _order(texts: Sequence[DecodedText], weights: dict[str, str]) -> list[str]:
     """Peers, the baseline first and then by their speed."""
     names = list(dict.fromkeys(text.policy for text in texts))
     speed = {name: _speed([text for text in texts if text.policy == name]) for name in names}
     names.sort(key=lambda name: -speed[name])
-    same = [name for name in names if weights[name] in DTYPES]
+    dense = weights[PLAIN] in DTYPES
+    same = [name for name in names if dense and weights[name] in DTYPES]
     return sorted(names, key=lambda name: name != (same or names)[0])
 
 

@@ -12,7 +12,7 @@ from draftgym.decoding.files import write_json, write_text
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.provenance import machine_of
 from draftgym.rollouts.report.as_json import report_json
-from draftgym.rollouts.report.calls import make_calls
+from draftgym.rollouts.report.calls import baseline_told, make_calls
 from draftgym.rollouts.report.html_tables import (
     arm_costs_table,
     calls_table,
@@ -125,7 +125,7 @@ def make_page(
         section("Arms", *(figure_element(plots[one]) for one in plots if one.startswith("arms"))),
     ]
     if calls := make_calls(result):
-        note = CALLS_NOTE.format(escape(calls[0].who))
+        note = CALLS_NOTE.format(escape(baseline_told(calls)))
         sections.append(section("Beside other engines", calls_table(calls), note))
     if result.arm_costs:
         sections.append(section("Cost model", arm_costs_table(result.arm_costs), COST_NOTE))
@@ -228,8 +228,7 @@ BEST_NOTE = """<p class="note">The best single arm is the fastest policy over al
 that have but one arm to choose, here <b>{}</b>; it was picked on these same prompts.</p>"""
 
 CALLS_NOTE = """<p class="note">Whole calls of all, prompt included, tokenisation not; ratios with
-their 95 % intervals to <b>{}</b>, the fastest peer over all prompts that holds the target's very
-numbers. Same text: that of plain decoding, token for token.</p>"""
+their 95 % intervals are to {}. Same text: that of plain decoding, token for token.</p>"""
 
 COST_NOTE = """<p class="note">Rounds of all policies by arm. The cost model is what environments
 reward with; it was measured before, piece by piece, and leaves out commit and sampling.</p>"""

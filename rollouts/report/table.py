@@ -14,7 +14,7 @@ from rich.text import Text
 from draftgym.decoding.arms import PLAIN
 from draftgym.decoding.decoder import Generation
 from draftgym.decoding.model.target import Target
-from draftgym.rollouts.report.calls import CallRow
+from draftgym.rollouts.report.calls import CallRow, baseline_told
 from draftgym.rollouts.report.rows import ALL, Difference, Row
 from draftgym.rollouts.report.stalls import Stall, stalls_told
 
@@ -114,9 +114,8 @@ def _print_calls(calls: Sequence[CallRow], console: Console) -> None:
     console.print()
     console.print(table)
     console.print(
-        f"whole calls: prompt included, tokenisation not. ratio: to {calls[0].who}, the fastest "
-        "peer that holds the target's very numbers (in float32, bfloat16 or float16), totals over "
-        "totals; median: of single prompts. same text: as above.",
+        f"whole calls: prompt included, tokenisation not. ratio: to {baseline_told(calls)}, totals "
+        "over totals; median: of single prompts. same text: as above.",
         style="dim",
         highlight=False,
     )

@@ -27,7 +27,7 @@ from draftgym.rollouts.peers.gguf_files import weight_files
 from draftgym.rollouts.peers.loading import check_peers, load_peers
 from draftgym.rollouts.peers.peer import Peer
 from draftgym.rollouts.prompts.sets import Prompt, load_prompts
-from draftgym.rollouts.report.calls import CallRow, make_calls
+from draftgym.rollouts.report.calls import CallRow, baseline_told, make_calls
 from draftgym.rollouts.report.rows import ALL, Evaluation
 from tests.tiny import ONE_THREAD
 from tests.tiny_gguf import write_tiny_gguf
@@ -93,6 +93,19 @@ def test_transformers_writes_our_texts_in_the_same_run(
     shown = capsys.readouterr().out
     assert "beside other engines" in shown and "every text is plain decoding's" in shown
     assert max(map(len, shown.splitlines())) <= 110
+
+
+def test_a_target_in_few_bits_stands_beside_its_like(
+    args: EvaluateArgs, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_llama_cpp(monkeypatch)
+    some = replace(args, target=f"{args.target}:int8", against=("transformers",))
+    calls = make_calls(evaluate(some))
+    assert all(row.identical_texts == row.prompts for row in calls), "generate()'s with its weights"
+    assert {row.who: row.weights for row in calls}["plain"] == "int8"
+    assert baseline_told(calls).endswith("the fastest peer over all prompts")
+    peers = load_peers(["llama.cpp"], load_target(f"{file}:int8", "float32", 1), None, SETTINGS, 9)
+    assert list(peers) == ["llama.cpp Q8_0", "llama.cpp Q8_0 lookup"], "no file has its numbers"
 
 
 def counting(name: str, weights: str, log: list[str]) -> Peer:
@@ -161,6 +174,7 @@ def test_ratios_are_to_the_fastest_peer_with_the_targets_numbers() -> None:
     }
     assert rows["plain"].tokens_per_second == 2.0 and rows["plain"].seconds == 4.0
     assert [rows[who].identical_texts for who in ("Q4", "F32")] == [0, 2]
+    assert "F32 lookup, the fastest peer with the target's very numbers" in baseline_told(calls)
     quantised = replace(result, weights=dict.fromkeys(weights, "Q4_1"))
     assert make_calls(quantised)[0].who == "Q4", "the fastest of all, where none has them"
     assert make_calls(replace(result, peer_texts=[])) == []
