@@ -4,6 +4,7 @@
     $ draftgym evaluate --policies eagle3 dflash entropy --limit-per-category 4
     $ draftgym evaluate --prompts questions.jsonl --dtype float32 --json result.json
     $ draftgym evaluate --limit-per-category 2 --report runs/report      # plots, texts: a page
+    $ draftgym evaluate --against llama.cpp transformers --limit-per-category 2  # other engines
 
 Policies are interleaved prompt by prompt. The table shows tokens per round, tokens per second,
 speed-up and how many texts are plain decoding's, per category and overall; --report adds their

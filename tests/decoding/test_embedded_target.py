@@ -81,6 +81,16 @@ def test_second_call_neither_downloads_nor_converts(cache: Path, downloads: list
     assert not leftovers(cache)
 
 
+def test_the_published_file_is_kept_where_it_is_asked_for(
+    cache: Path, tmp_path: Path, downloads: list[Path]
+) -> None:
+    path = embedded.embedded_gguf(NAME)
+    assert path.read_bytes() == (tmp_path / "tiny.gguf").read_bytes()
+    assert embedded.embedded_gguf(NAME) == path and len(downloads) == 1
+    assert {one.name for one in path.parent.iterdir()} == {path.name, conversion.PROVENANCE}
+    assert path.is_relative_to(cache) and not leftovers(cache)
+
+
 def test_converted_weights_are_the_dequantised_ones(tmp_path: Path) -> None:
     source = tmp_path / "tiny.gguf"
     write_tiny_gguf(source)

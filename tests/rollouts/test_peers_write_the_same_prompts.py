@@ -203,6 +203,19 @@ def test_copies_hold_the_targets_very_numbers(dense: str, file: Path, cache: Pat
     assert set(fields["copy"]) == set(fields["published"]), "it says all that the file says"
 
 
+def test_a_split_file_is_copied_whole(file: Path, tmp_path: Path) -> None:
+    write_tiny_gguf(tmp_path / "parts.gguf", tensors_per_part=4)
+    first = sorted(tmp_path.glob("parts-*.gguf"))[0]
+    split, whole = (
+        weight_files(load_target(str(path), "float32", 1), None, "F32") for path in (first, file)
+    )
+    assert split[1].path == first and split[1].kind == "Q8_0", "called after its largest tensor"
+    for one, other in zip(
+        *(gguf.GGUFReader(f[0].path).tensors for f in (split, whole)), strict=True
+    ):
+        assert one.name == other.name and (one.data == other.data).all()
+
+
 class FakeLlama:
     """llama_cpp.Llama as far as the adapter knows it; counts on from the prompt's last token."""
 
