@@ -11,10 +11,11 @@ from torch import Tensor
 from draftgym.decoding.drafting import LAZY_KV_ONLY, CatchUp, Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.device import to_host, upload
-from draftgym.decoding.model.interface import ModelInputs, NewRows, PassOutput
+from draftgym.decoding.model.interface import ModelInputs, NewRows, PassOutput, SequenceCache
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.stops import NO_STOPS, StopCheck, StopReason, Stops
 from draftgym.decoding.verify.base import Verdict, VerificationRule
+from draftgym.decoding.verify.best import best_scores
 from draftgym.decoding.verify.proposal import Proposal
 
 
@@ -37,6 +38,7 @@ class Session:
         catching_up: When and how drafters encode what they missed.
         stops: What ends the text beside the target itself.
         inputs: What belongs to the images of the prompt.
+        cache: The target's, empty, with room for what the request needs; by default one of its own.
 
     Attributes:
         token_ids: All committed token ids, on the host.
@@ -56,6 +58,7 @@ class Session:
         catching_up: CatchUp = LAZY_KV_ONLY,
         stops: Stops = NO_STOPS,
         inputs: ModelInputs | None = None,
+        cache: SequenceCache | None = None,
     ) -> None:
         prompt = to_host(prompt)
         needed = len(prompt) + max_new_tokens
@@ -68,13 +71,14 @@ class Session:
         self.max_new_tokens = max_new_tokens
         self.prompt_length = len(prompt)
         widest = max((drafter.max_tree_nodes for drafter in drafters.values()), default=0)
-        self.cache = target.decoder.new_cache(self.capacity + widest)
+        self.cache = cache or target.decoder.new_cache(self.capacity + widest)
         self.tap_layers = tuple(
             sorted({layer for drafter in drafters.values() for layer in drafter.tap_layers})
         )
         self._column = {layer: i for i, layer in enumerate(self.tap_layers)}
         size = (self.capacity, len(self.tap_layers), target.hidden_size)
         self._taps = torch.empty(size, dtype=target.decoder.dtype, device=target.device)
+        self._room = self._taps[:0]
         self._tokens = torch.empty(self.capacity + 1, dtype=torch.long, device=target.device)
         self._tokens[: len(prompt)] = upload(prompt, target.device)
         self.token_ids: list[int] = prompt.tolist()
@@ -97,6 +101,11 @@ class Session:
     def remaining(self) -> int:
         """Tokens that may still be written."""
         return self.max_new_tokens - (len(self.token_ids) - self.prompt_length)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the prompt was read, and the first token committed."""
+        return len(self.token_ids) > self.prompt_length
 
     @property
     def finished(self) -> bool:
@@ -160,20 +169,11 @@ class Session:
 
     def prefill(self, with_margins: bool = False) -> Verdict:
         """Runs the prompt through the target and commits the first token."""
-        known, prompt = self.cache.length, self.tokens
-        inputs = None if known else self.inputs  # images that are known were read before
-        taps = self._taps[known : len(prompt)]
-        last = len(prompt) - known - 1
-        rows = NewRows(self.cache, prompt[known:], logits_from=last, inputs=inputs, room=taps)
-        output = self.target.decoder.forward([rows], self.tap_layers)[0]
         none = Proposal.empty()
+        output = self.target.decoder.forward([self.verification_rows(none)], self.tap_layers)[0]
         logits = self.scores(none, output.logits)
-        verdict = self.rule.verify(none, logits, len(prompt) - 1, with_margins)
-        if output.taps is not taps:  # a long prompt's lie there already
-            taps.copy_(output.taps)
-        self.cache.keep(len(prompt) - known)
-        self._remember(output, 0)
-        self._append([verdict.next_token])
+        verdict = self.rule.verify(none, logits, self.prompt_length - 1, with_margins)
+        self.commit(none, verdict, output)
         return verdict
 
     def start_like(self, other: Session) -> None:
@@ -185,7 +185,12 @@ class Session:
         self._append(other.token_ids[size : size + 1])
 
     def verification_rows(self, proposal: Proposal) -> NewRows:
-        """The target rows that verify a proposal: the anchor, then its nodes."""
+        """The target rows that verify a proposal: the anchor, then its nodes.
+
+        Before prefill they are its rows: what the target has not read of the prompt.
+        """
+        if not self.has_begun:
+            return self._prompt_rows()
         self.cache.require(len(proposal) + 1)
         anchor, device = len(self.token_ids) - 1, self.target.device
         drafted = upload(proposal.tokens, device)
@@ -206,6 +211,8 @@ class Session:
 
         Tokens behind a stop token or the token limit are dropped, and so are their rows.
         """
+        if not self.has_begun:
+            return self._begin(verdict, output)
         accepted = [proposal.token_ids[node] for node in verdict.path]
         tokens = self._append([*accepted, verdict.next_token])
         # The anchor's row, and those of the committed tokens but the newest (the next anchor).
@@ -239,6 +246,20 @@ class Session:
     def confidence(self) -> Tensor:
         """How sure the target was when it chose the newest token: `[1, 3]`; see `confidence`."""
         return confidence(self.last_logits[None])
+
+    def _prompt_rows(self) -> NewRows:
+        known, prompt = self.cache.length, self.tokens
+        inputs = None if known else self.inputs  # images that are known were read before
+        self._room = self._taps[known : len(prompt)]
+        last = len(prompt) - known - 1
+        return NewRows(self.cache, prompt[known:], None, None, last, inputs, self._room)
+
+    def _begin(self, verdict: Verdict, output: PassOutput) -> list[int]:
+        if output.taps is not self._room:  # a long prompt's lie there already
+            self._room.copy_(output.taps)
+        self.cache.keep(len(self._room))
+        self._remember(output, 0)
+        return self._append([verdict.next_token])
 
     def _shows_what(self, other: Session, shared: int) -> bool:
         """Whether the images are the other's, and all among the first `shared` positions."""
@@ -287,9 +308,8 @@ def confidence(logits: Tensor) -> Tensor:
         probability, and top-1 probability: `[n, 3]`.
     """
     logprobs = logits.log_softmax(-1)
-    probs = logprobs.exp()
-    entropy = -(probs * logprobs).sum(-1)
-    first, second = probs.topk(2, dim=-1).values.unbind(-1)
+    first, second = best_scores(logprobs, 2).exp().unbind(-1)
+    entropy = -torch.linalg.vecdot(logprobs.exp(), logprobs)
     return torch.stack([entropy, first - second, first], dim=-1)
 
 

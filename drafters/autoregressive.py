@@ -15,7 +15,9 @@ from draftgym.decoding.model.device import upload
 from draftgym.decoding.verify.base import Candidates, VerificationRule
 from draftgym.decoding.verify.proposal import Proposal
 from draftgym.drafters.batched import BatchDrafter, Shapes
-from draftgym.drafters.tree import Frontier, children_per_node, grow_trees
+from draftgym.drafters.forest import Forest, Step
+from draftgym.drafters.paths import Paths
+from draftgym.drafters.tree import Frontier, children_per_node, grow_trees, scratch_rows
 
 
 class AutoregressiveDrafter(BatchDrafter):
@@ -23,7 +25,7 @@ class AutoregressiveDrafter(BatchDrafter):
 
     @abstractmethod
     def first_step(
-        self, cache: KVCache, context: DraftContext, lengths: Tensor, visible: Tensor | None
+        self, cache: KVCache, context: DraftContext, lengths: Tensor, visible: Tensor | Paths | None
     ) -> tuple[Tensor, Tensor]:
         """Runs the newest committed row of each place, which lies behind the cache afterwards.
 
@@ -31,7 +33,7 @@ class AutoregressiveDrafter(BatchDrafter):
             cache: The cache.
             context: The text.
             lengths: Committed tokens at each place `[R]`, on the host.
-            visible: As `BatchDrafter.own_rows` gives it.
+            visible: As `BatchDrafter.own_rows` gives it, or paths.
 
         Returns:
             Logits of the token behind each anchor `[R, Vd]`, and what the next step reads of each
@@ -45,7 +47,7 @@ class AutoregressiveDrafter(BatchDrafter):
         tokens: Tensor,
         carried: Tensor,
         positions: Tensor,
-        visible: Tensor | None,
+        visible: Tensor | Paths | None,
     ) -> tuple[Tensor, Tensor]:
         """Runs drafted rows, which lie behind the cache afterwards.
 
@@ -54,7 +56,7 @@ class AutoregressiveDrafter(BatchDrafter):
             tokens: Their token ids `[w]`.
             carried: What the step before gave of their parents `[w, ...]`.
             positions: Where they stand in the text `[w]`.
-            visible: As `NewRows.visible`; None where the only row sees everything.
+            visible: As `NewRows.visible`, or paths; None where the only row sees everything.
 
         Returns:
             As `first_step`, of these rows.
@@ -64,10 +66,13 @@ class AutoregressiveDrafter(BatchDrafter):
         self, cache: KVCache, context: DraftContext, lengths: Tensor, shapes: Shapes
     ) -> list[list[Proposal]]:
         """Chains to the longest depth that is asked for, trees level by level."""
-        visible = self.own_rows(cache, lengths, 1)
-        logits, carried = self.first_step(cache, context, lengths, visible)
+        sight = self.own_rows(cache, lengths, 1)
+        logits, carried = self.first_step(cache, context, lengths, sight)
         cache.keep(len(lengths))
+        visible = None if sight is None else sight.mask(cache.length)
         steps = _Steps(self, cache, context.rule, lengths, visible, logits, carried)
+        if sight is not None and context.rule.picks_best:
+            return _in_forest(steps, sight, shapes)
         longest = max((s.depth for some in shapes for s in some if not s.is_tree), default=0)
         chains = steps.chains(longest) if longest else []
         columns = []
@@ -77,6 +82,42 @@ class AutoregressiveDrafter(BatchDrafter):
             else:
                 columns.append([_cut(*one) for one in zip(chains, column, strict=True)])
         return [list(row) for row in zip(*columns, strict=True)]
+
+    def rows_for(self, shapes: Sequence[DraftShape]) -> int:
+        """All columns together, whatever they share; see `BatchDrafter.rows_for`."""
+        chain = max((shape.depth for shape in shapes if not shape.is_tree), default=1)
+        trees = (scratch_rows(shape.depth, shape.budget) for shape in shapes if shape.is_tree)
+        return chain + sum(trees)
+
+
+def _in_forest(steps: _Steps, sight: Paths, shapes: Shapes) -> list[list[Proposal]]:
+    """Drafts at several places, where a chain takes the best candidates: no row runs twice."""
+    drafter, rule, cache, lengths = steps.drafter, steps.rule, steps.cache, steps.lengths
+    trees = [shape for shape in shapes[0] if shape.is_tree]
+    count = max((children_per_node(shape.budget) for shape in trees), default=1)
+    ids, device, carried = drafter.draft_ids, drafter.device, steps.carried
+
+    def run(step: Step) -> Candidates:
+        nonlocal carried
+        tokens, parents, places, own = (
+            upload(one, device) for one in (step.tokens, step.parents, step.places, step.paths)
+        )
+        behind = lengths[step.places] + step.depths
+        seen = Paths(sight.committed, sight.before[places], own)
+        at = upload(behind - drafter.lag, device)
+        logits, following = drafter.next_step(cache, tokens, carried[parents], at, seen)
+        cache.keep(len(tokens))
+        carried = torch.cat([carried, following])
+        return rule.candidates(logits, behind.tolist(), count, ids)
+
+    forest = Forest(rule.candidates(steps.logits, lengths.tolist(), count, ids), run)
+    wanted = [
+        forest.trees(column)
+        if column[0].is_tree
+        else forest.chains([shape.depth for shape in column])
+        for column in zip(*shapes, strict=True)
+    ]
+    return [list(row) for row in zip(*forest.grow(wanted), strict=True)]
 
 
 def _cut(chain: Proposal, shape: DraftShape) -> Proposal:

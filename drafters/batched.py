@@ -17,6 +17,7 @@ from draftgym.decoding.drafting import DraftContext, Drafter, DraftShape, Place
 from draftgym.decoding.model.compact.cache import ROWS_TOGETHER, KVCache
 from draftgym.decoding.model.device import upload
 from draftgym.decoding.verify.proposal import Proposal, on_host
+from draftgym.drafters.paths import Paths
 
 Shapes = Sequence[Sequence[DraftShape]]
 """Per place what to draft, each at least one deep; columns are chains or trees throughout."""
@@ -30,9 +31,6 @@ class BatchDrafter(Drafter):
         draft_ids: Target ids of the draft vocabulary `[Vd]`; None where it is the target's.
         device: Where it computes: its target's.
     """
-
-    TOGETHER = 48
-    """Places per pass; the noise of so many is kept (`decoding.verify.coupled.NoiseCache`)."""
 
     draft_rows: int
     device: torch.device
@@ -99,12 +97,13 @@ class BatchDrafter(Drafter):
     ) -> list[list[Proposal]]:
         """Encodes the text once and drafts at many places per pass."""
         wanted = [place for place in places if place.room > 0]
-        most = min(self.TOGETHER, len(wanted))
-        state = self.new_cache(len(context.tokens) + most * self.draft_rows)
+        parts = -(-len(wanted) // context.rule.places_together)
+        most = -(-len(wanted) // max(1, parts))
+        state = self.new_cache(len(context.tokens) + most * self.rows_for(shapes))
         self.catch_up(state, context)
         drawn: list[list[Proposal]] = []
-        for start in range(0, len(wanted), self.TOGETHER):
-            chunk = wanted[start : start + self.TOGETHER]
+        for part in range(parts):
+            chunk = wanted[part * most : (part + 1) * most]
             cut = [[shape.cut(place.room) for shape in shapes] for place in chunk]
             made = self._draft(state, context, [place.length for place in chunk], cut)
             read = iter(on_host([one for row in made for one in row]))
@@ -121,17 +120,20 @@ class BatchDrafter(Drafter):
         state.roll_back(committed)  # committed positions are encoded anew, from true inputs
         return drawn
 
-    def own_rows(self, cache: KVCache, lengths: Tensor, rows: int) -> Tensor | None:
+    def rows_for(self, shapes: Sequence[DraftShape]) -> int:
+        """Most rows that drafts of all of some shapes write into the cache at one place."""
+        return self.draft_rows
+
+    def own_rows(self, cache: KVCache, lengths: Tensor, rows: int) -> Paths | None:
         """Who sees whom when every place runs `rows` rows that see each other.
 
         Returns:
-            Bool `[R * rows, n + R * rows]` over n committed positions and these rows, on the
-            drafter's device; None where one place stands at the end of the committed positions, so
-            that all is visible.
+            Paths of `[R * rows]` rows; None where one place stands at the end of the committed
+            positions, so that all is visible.
         """
         committed = lengths - self.lag
         if len(lengths) == 1 and int(committed[0]) == cache.length:
             return None
-        places = torch.arange(len(lengths)).repeat_interleave(rows)
-        before = torch.arange(cache.length) < committed[places, None]
-        return upload(torch.cat([before, places == places[:, None]], dim=1), self.device)
+        own = torch.arange(len(lengths) * rows).view(-1, rows).repeat_interleave(rows, 0)
+        before = committed.repeat_interleave(rows)
+        return Paths(cache.length, upload(before, self.device), upload(own, self.device))

@@ -19,6 +19,7 @@ from draftgym.decoding.model.compact.layers import (
     rotate,
 )
 from draftgym.decoding.model.fingerprint import hash_facts, hash_tensors, plain_rope, settings
+from draftgym.drafters.paths import Paths
 from draftgym.drafters.vocabulary import to_maps
 
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
@@ -199,17 +200,19 @@ def frozen_rows(count: int, width: int) -> nn.Embedding:
     return table
 
 
-def in_cache(cache: KVCache, layer: int, visible: Tensor | None) -> Attend:
+def in_cache(cache: KVCache, layer: int, visible: Tensor | Paths | None) -> Attend:
     """Drafting's attention: over a cache, behind which the rows' keys and values are written.
 
     Args:
         cache: The cache.
         layer: Which of its layers.
-        visible: As `additive_mask` takes it; None for rows that see everything.
+        visible: As `additive_mask` takes it, or paths; None for rows that see everything.
     """
 
     def attend_in_cache(queries: Tensor, own: KeysValues) -> Tensor:
         keys, values = cache.write(layer, *own)
+        if isinstance(visible, Paths):
+            return visible.attend(queries, keys, values)
         mask = None if visible is None else additive_mask(visible, keys.shape[1], queries.dtype)
         return attend(queries, keys, values, Sight(0, mask))
 

@@ -12,11 +12,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.device import read_together
+from draftgym.decoding.verify.best import best_places
 from draftgym.decoding.verify.proposal import Proposal
 from draftgym.decoding.verify.sampling import Shaping
 
@@ -70,6 +70,13 @@ class VerificationRule(ABC):
     name: str
     temperature: float
     shaping: Shaping | None = None
+    places_together = 128
+    """Places of a text that are drafted at in one pass; more gain nothing and take memory."""
+
+    @property
+    def picks_best(self) -> bool:
+        """Whether `draft` takes the first of the `candidates` and samples nothing of its own."""
+        return False
 
     @abstractmethod
     def draft(
@@ -123,12 +130,11 @@ class VerificationRule(ABC):
             DraftgymError: A row holds NaN.
         """
         ranking = self.ranking(logits, positions, vocab)
-        first = ranking.argmax(-1, keepdim=True)
-        rows = ranking.topk(min(count, ranking.shape[-1])).indices
-        # Of equal scores, argmax and topk may take different ones first; argmax decides.
-        rows = torch.cat([first, rows.where(rows != first, rows[:, :1])[:, 1:]], dim=1)
+        rows, given = best_places(ranking, count), logits.float()
         scores = ranking.gather(-1, rows) - ranking.logsumexp(-1, keepdim=True)
-        logprobs = logits.float().gather(-1, rows) - logits.float().logsumexp(-1, keepdim=True)
+        logprobs = scores
+        if ranking is not given:
+            logprobs = given.gather(-1, rows) - given.logsumexp(-1, keepdim=True)
         tokens = rows if vocab is None else vocab.to(rows.device)[rows]
         tokens, logprobs, scores = read_together([tokens, logprobs, scores])
         check_finite(float(scores[:, 0].sum()), "drafter")

@@ -128,10 +128,17 @@ class CoupledRule(VerificationRule):
     """
 
     name = "coupled"
+    places_together = 48
+    """The noise of so many and of what is drafted behind them is kept (`NoiseCache`)."""
 
     def __init__(self, temperature: float, seed: int, vocab_size: int) -> None:
         self.temperature = temperature
         self.noise = NoiseCache(seed, vocab_size)
+
+    @property
+    def picks_best(self) -> bool:
+        """Whether a chain is ranked as a tree is: what draws its tokens is shared noise."""
+        return self.shaping is None
 
     def draft(
         self, logits: Tensor, positions: Sequence[int], vocab: Tensor | None = None

@@ -24,6 +24,7 @@ class GreedyRule(VerificationRule):
 
     name = "greedy"
     temperature = 0.0
+    picks_best = True
 
     def draft(
         self, logits: Tensor, positions: Sequence[int], vocab: Tensor | None = None

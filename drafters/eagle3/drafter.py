@@ -20,6 +20,7 @@ from draftgym.decoding.model.target import Target
 from draftgym.drafters.autoregressive import AutoregressiveDrafter
 from draftgym.drafters.eagle3.network import Eagle3Network
 from draftgym.drafters.modules import in_cache, network_fingerprint, rotary_table
+from draftgym.drafters.paths import Paths
 from draftgym.drafters.tree import scratch_rows
 from draftgym.drafters.vocabulary import from_d2t
 
@@ -92,7 +93,7 @@ class Eagle3Drafter(AutoregressiveDrafter):
             cache.write(0, *attention.keys_values(pair, self.rotary.at(positions)))
 
     def first_step(
-        self, cache: KVCache, context: DraftContext, lengths: Tensor, visible: Tensor | None
+        self, cache: KVCache, context: DraftContext, lengths: Tensor, visible: Tensor | Paths | None
     ) -> tuple[Tensor, Tensor]:
         """Runs the position before each anchor, on its true feature."""
         newest = lengths - 2
@@ -108,7 +109,7 @@ class Eagle3Drafter(AutoregressiveDrafter):
         tokens: Tensor,
         carried: Tensor,
         positions: Tensor,
-        visible: Tensor | None,
+        visible: Tensor | Paths | None,
     ) -> tuple[Tensor, Tensor]:
         """Runs drafted tokens, whose features are the head's own."""
         pair = self.network.midlayer.pair(F.embedding(tokens, self.embedding), carried)
@@ -125,7 +126,7 @@ class Eagle3Drafter(AutoregressiveDrafter):
         pair: Tensor,
         feature: Tensor,
         positions: Tensor,
-        visible: Tensor | None,
+        visible: Tensor | Paths | None,
     ) -> tuple[Tensor, Tensor]:
         """Logits `[w, Vd]`, and the features `[w, d]` that the next step reads."""
         cos_sin = self.rotary.at(positions)

@@ -23,6 +23,7 @@ from draftgym.decoding.model.device import upload
 from draftgym.decoding.model.fingerprint import fingerprint
 from draftgym.decoding.model.interface import NewRows
 from draftgym.drafters.autoregressive import AutoregressiveDrafter
+from draftgym.drafters.paths import Paths
 from draftgym.drafters.tree import scratch_rows
 
 
@@ -84,7 +85,7 @@ class SmallLMDrafter(AutoregressiveDrafter):
             self.decoder.encode(rows)
 
     def first_step(
-        self, cache: KVCache, context: DraftContext, lengths: Tensor, visible: Tensor | None
+        self, cache: KVCache, context: DraftContext, lengths: Tensor, visible: Tensor | Paths | None
     ) -> tuple[Tensor, Tensor]:
         """Runs each anchor."""
         positions = upload(lengths - 1, self.device)
@@ -97,11 +98,13 @@ class SmallLMDrafter(AutoregressiveDrafter):
         tokens: Tensor,
         carried: Tensor,
         positions: Tensor,
-        visible: Tensor | None,
+        visible: Tensor | Paths | None,
     ) -> tuple[Tensor, Tensor]:
         """Runs tokens; beside the tokens themselves, nothing is carried from step to step."""
         # Of places that take a step together, one may need fewer; what it runs past is cut away.
         positions = positions.clamp(max=len(self.decoder.rotary) - 1)
+        if isinstance(visible, Paths):
+            visible = visible.mask(cache.length + len(tokens))
         rows = NewRows(cache, tokens, positions, visible)
         logits = self.decoder.forward([rows])[0].logits
         return (logits if self.draft_ids is None else logits[:, : len(self.draft_ids)]), tokens

@@ -7,21 +7,25 @@ That is what speculation does for a single text; on top of a batch it had no cle
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from types import MappingProxyType
 
 from torch import Tensor
 
-from draftgym.decoding.arms import PLAIN, Arm
+from draftgym.decoding.drafting import Drafter
+from draftgym.decoding.model.compact.cache import ROWS_TOGETHER
 from draftgym.decoding.model.target import Target
-from draftgym.decoding.round import play_rounds
 from draftgym.decoding.session import Session
 from draftgym.decoding.verify.base import VerificationRule
 from draftgym.decoding.verify.rules import make_rule
 from draftgym.decoding.verify.seeds import text_seed
 from draftgym.rollouts.decode.fitting import FittedPrompts, encode_prompt
+from draftgym.rollouts.decode.shared_passes import SharedPasses, share_beginning, unread
 from draftgym.rollouts.prompts.sets import Prompt
+
+NO_DRAFTERS: Mapping[str, Drafter] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -115,36 +119,75 @@ def write_batched(
 ) -> Iterator[Response]:
     """Writes texts, up to `batch_size` of them in one pass, and hands each out when it is done.
 
+    As `write_sessions`, whose sessions are over with their tokens.
+    """
+    for request, session in write_sessions(target, requests, max_new_tokens, batch_size):
+        yield Response(request, session.new_tokens)
+
+
+def write_sessions(
+    target: Target,
+    requests: Iterable[Request],
+    max_new_tokens: int,
+    batch_size: int,
+    drafters: Mapping[str, Drafter] = NO_DRAFTERS,
+    watch: Callable[[Sequence[Session]], None] | None = None,
+) -> Iterator[tuple[Request, Session]]:
+    """Writes texts, up to `batch_size` of them in one pass, and hands each out when it is done.
+
     A text depends on its request alone (in float32), neither on its neighbours nor on the size of
     the batch. Memory is that of the running texts' caches: give long requests first, and what
-    fits at the start fits to the end.
+    fits at the start fits to the end. Prompts are read in the passes that others write in, and
+    what they have in common with a running text is not read again.
 
     Args:
         target: The target.
         requests: Read one by one, as places become free.
         max_new_tokens: Tokens per text at most.
         batch_size: Texts in a pass.
+        drafters: Whose taps are recorded.
+        watch: Told of the sessions of each pass, every one of which has a new token.
+
+    Yields:
+        Requests with their finished sessions, whose caches serve others from the next one on.
 
     Raises:
         DraftgymError: A prompt is empty or does not fit.
     """
-    waiting = iter(requests)
+    passes, waiting = SharedPasses(target), iter(requests)
     running: list[tuple[Request, Session]] = []
     while True:
         for request in islice(waiting, batch_size - len(running)):
-            running.append((request, _open(target, request, max_new_tokens)))
+            length = len(request.prompt) + max_new_tokens
+            rule, cache = request.rule(target), passes.new_cache(length)
+            session = Session(target, request.prompt, rule, max_new_tokens, drafters, cache=cache)
+            running.append((request, session))
         if not running:
             return
-        unfinished = [session for _, session in running if not session.finished]
-        if unfinished:  # a text can end with its first token, which comes with the prompt
-            play_rounds(unfinished, [Arm(PLAIN, 0)] * len(unfinished))
+        playing = _next_pass([session for _, session in running])
+        passes.play(playing)
+        if watch is not None:
+            watch(playing)
         done = [pair for pair in running if pair[1].finished]
         running = [pair for pair in running if not pair[1].finished]
-        yield from (Response(request, session.new_tokens) for request, session in done)
+        for request, session in done:
+            yield request, session
+            passes.close(session)
 
 
-def _open(target: Target, request: Request, max_new_tokens: int) -> Session:
-    """A session behind its prompt."""
-    session = Session(target, request.prompt, request.rule(target), max_new_tokens, drafters={})
-    session.prefill()
-    return session
+def _next_pass(sessions: Sequence[Session]) -> list[Session]:
+    """All that write, and as many prompts as a pass takes: the very first one before all others.
+
+    What all prompts begin with is then read once.
+    """
+    writing = [session for session in sessions if session.has_begun]
+    playing, rows = list(writing), 0
+    for session in sessions:
+        if session.has_begun:
+            continue
+        share_beginning(session, writing)
+        rows += unread(session)
+        if len(playing) > len(writing) and (rows > ROWS_TOGETHER or not writing):
+            break
+        playing.append(session)
+    return playing

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -38,7 +38,7 @@ from draftgym.rollouts.prompts.sets import interleave_categories, load_prompts
 from draftgym.rollouts.traces.counterfactual import hash_prompt, trace_texts
 from draftgym.rollouts.traces.file import read_done, read_origin, read_traces, trace_table
 from draftgym.rollouts.traces.shards import ShardWriter, shards_in, sole_writer
-from draftgym.rollouts.traces.trace import TextTrace, TraceOrigin, TraceSet
+from draftgym.rollouts.traces.trace import TraceOrigin, TraceSet
 
 DEFAULT_ARMS = (
     *("eagle3:1", "eagle3:2", "eagle3:3", "eagle3:4", "eagle3:3x6", "eagle3:4x8"),
@@ -187,24 +187,14 @@ def _trace_missing(
         ShardWriter(args.out, to_table, args.shard_texts) as writer,
         tqdm(total=len(requests), desc="tracing", unit="text", mininterval=pause) as bar,
     ):
-        for text in _trace(args, target, drafters, arms, requests):
+        for text in trace_texts(
+            target, drafters, arms, requests, args.max_new_tokens, args.batch_size
+        ):
             writer.add(text)
             positions += len(text)
             speed = positions / (time.perf_counter() - start)
             bar.set_postfix_str(f"{speed:.0f} positions/s", refresh=False)
             bar.update()
-
-
-def _trace(
-    args: CollectArgs,
-    target: Target,
-    drafters: Mapping[str, Drafter],
-    arms: Sequence[Arm],
-    requests: Sequence[Request],
-) -> Iterator[TextTrace]:
-    for start in range(0, len(requests), args.batch_size):
-        group = requests[start : start + args.batch_size]
-        yield from trace_texts(target, drafters, arms, group, args.max_new_tokens)
 
 
 def _check_same_prompts(done: Mapping[str, str], requests: Sequence[Request]) -> None:

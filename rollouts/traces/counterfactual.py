@@ -8,6 +8,7 @@ of the target. Texts are written together, and a drafter's positions are drafted
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -15,15 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from draftgym.decoding.arms import PLAIN, Arm
+from draftgym.decoding.arms import Arm
 from draftgym.decoding.drafting import Drafter, DraftShape, Place
 from draftgym.decoding.model.device import read_together
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.observation import Repeats, text_signals
-from draftgym.decoding.round import play_rounds
-from draftgym.decoding.session import Session
+from draftgym.decoding.session import Session, confidence
 from draftgym.drafters.recorded import matched
-from draftgym.rollouts.decode.batched import Request
+from draftgym.rollouts.decode.batched import Request, write_sessions
 from draftgym.rollouts.traces.trace import ArmTrace, TextTrace
 
 
@@ -33,8 +33,9 @@ def trace_texts(
     arms: Sequence[Arm],
     requests: Sequence[Request],
     max_new_tokens: int,
+    batch_size: int | None = None,
 ) -> Iterator[TextTrace]:
-    """Writes some texts, all in shared passes, and asks every arm at every position.
+    """Writes some texts in shared passes, and asks every arm at every position.
 
     Args:
         target: The target.
@@ -42,24 +43,45 @@ def trace_texts(
         arms: Arms of these drafters; an arm that does not draft is not asked.
         requests: What to write.
         max_new_tokens: Tokens per text at most.
+        batch_size: Texts in a pass at most; by default all.
+
+    Yields:
+        Traces in the order of the requests.
     """
-    asked = [arm for arm in arms if arm.drafts]
+    asked, facts = [arm for arm in arms if arm.drafts], _Facts()
     used = {arm.drafter: drafters[arm.drafter] for arm in asked}
-    written = _write(target, used, requests, max_new_tokens)
-    for request, (session, confidence, hidden) in zip(requests, written, strict=True):
-        repeats = Repeats().extend(session.token_ids)[session.prompt_length :]
-        traces, logprobs = _trace_arms(session, asked)
-        yield TextTrace(
-            request.question_id,
-            request.category,
-            hash_prompt(request.prompt),
-            session.prompt_length,
-            np.array(session.new_tokens),
-            text_signals(confidence, repeats),
-            hidden,
-            traces,
-            logprobs,
-        )
+    size, done = batch_size or len(requests), dict[int, TextTrace]()
+    following = iter(requests)
+    due = next(following, None)
+    written = write_sessions(target, requests, max_new_tokens, size, used, facts.watch)
+    for request, session in written:
+        done[id(request)] = _trace(request, session, asked, *facts.pop(session))
+        while due is not None and id(due) in done:
+            yield done.pop(id(due))
+            due = next(following, None)
+
+
+def _trace(
+    request: Request,
+    session: Session,
+    arms: Sequence[Arm],
+    sure: NDArray[np.float32],
+    hidden: NDArray[np.float32],
+) -> TextTrace:
+    """The trace of a finished session."""
+    repeats = Repeats().extend(session.token_ids)[session.prompt_length :]
+    traces, logprobs = _trace_arms(session, arms)
+    return TextTrace(
+        request.question_id,
+        request.category,
+        hash_prompt(request.prompt),
+        session.prompt_length,
+        np.array(session.new_tokens),
+        text_signals(sure, repeats),
+        hidden,
+        traces,
+        logprobs,
+    )
 
 
 def hash_prompt(prompt: Tensor) -> str:
@@ -67,36 +89,30 @@ def hash_prompt(prompt: Tensor) -> str:
     return hashlib.sha256(prompt.numpy().tobytes()).hexdigest()[:12]
 
 
-Written = tuple[Session, NDArray[np.float32], NDArray[np.float32]]
-"""A finished session, and per new token the target's confidence `[m, 3]` and hidden `[m, d]`."""
+TOGETHER = 4
+"""Rows of logits that are looked at together, so that they stay in the caches."""
 
 
-def _write(
-    target: Target,
-    drafters: Mapping[str, Drafter],
-    requests: Sequence[Request],
-    max_new_tokens: int,
-) -> list[Written]:
-    """Plain decoding of all requests in shared passes."""
-    sessions = [
-        Session(target, one.prompt, one.rule(target), max_new_tokens, drafters) for one in requests
-    ]
-    facts: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in sessions]
-    for session in sessions:
-        session.prefill()
-    running = list(zip(sessions, facts, strict=True))
-    while running:
-        for session, (confidence, hidden) in running:
-            confidence.append(session.confidence()[0])
-            hidden.append(session.last_hidden.float().clone())
-        running = [one for one in running if not one[0].finished]
-        if running:
-            play_rounds([session for session, _ in running], [Arm(PLAIN, 0)] * len(running))
-    written = []
-    for session, both in zip(sessions, facts, strict=True):
-        confidence_of, hidden_of = read_together([torch.stack(one) for one in both])
-        written.append((session, confidence_of.numpy(), hidden_of.numpy()))
-    return written
+class _Facts:
+    """What the target thought of every new token: confidence `[3]` and hidden state `[d]`."""
+
+    def __init__(self) -> None:
+        self._of: dict[Session, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+
+    @torch.inference_mode()
+    def watch(self, sessions: Sequence[Session]) -> None:
+        """Looks at the newest token of each session."""
+        for start in range(0, len(sessions), TOGETHER):
+            some = sessions[start : start + TOGETHER]
+            sure = confidence(torch.stack([session.last_logits for session in some]))
+            for session, one in zip(some, sure, strict=True):
+                self._of[session].append((one, session.last_hidden.float().clone()))
+
+    def pop(self, session: Session) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Confidence `[m, 3]` and hidden states `[m, d]` of a finished session."""
+        columns = zip(*self._of.pop(session), strict=True)
+        sure, hidden = read_together([torch.stack(column) for column in columns])
+        return sure.numpy(), hidden.numpy()
 
 
 def _trace_arms(

@@ -1,4 +1,4 @@
-"""A preallocated key/value cache of one sequence."""
+"""Key/value caches of one sequence."""
 
 from __future__ import annotations
 
@@ -12,55 +12,29 @@ ROWS_TOGETHER = 512
 """Rows of a long text that run at once: what a pass holds grows with their number."""
 
 
-class KVCache:
-    """Keys and values of one sequence in every layer.
+class KVRows:
+    """Keys and values of one sequence in every layer, wherever they lie.
 
     Rolling back is moving `length`; compacting an accepted tree path is a gather. Rows past
     `length` are scratch: a pass writes the new tokens there, and `keep` decides which stay.
 
-    Args:
-        layers: Number of decoder layers.
-        kv_heads: Key/value heads per layer.
-        capacity: Most positions that fit.
-        head_dim: Size of a head.
-        dtype: Storage dtype.
-        device: Where it lies.
-        step: Room is made in such steps (`reserve`), what is not written being zeros; None makes
-            all of it at once.
-
     Attributes:
+        keys: `[layers, kv_heads, rows, head_dim]`.
+        values: Same shape.
+        capacity: Most positions that fit.
         length: Positions that are kept.
-        step: As given.
         positions: Position of each row `[capacity]`: its place, but for rows of a tree, where those
             who share one lie side by side (only decoders with windows write and read these).
     """
 
-    def __init__(
-        self,
-        layers: int,
-        kv_heads: int,
-        capacity: int,
-        head_dim: int,
-        dtype: torch.dtype,
-        device: torch.device | None = None,
-        step: int | None = None,
-    ) -> None:
-        self.capacity, self.step = capacity, step
-        size = (layers, kv_heads, 0 if step else capacity, head_dim)
-        self.keys = torch.empty(size, dtype=dtype, device=device)
-        self.values = torch.empty_like(self.keys)
-        self.positions = torch.arange(capacity, device=device)
-        self.length = 0
+    keys: Tensor
+    values: Tensor
+    capacity: int
+    length: int
+    positions: Tensor
 
     def reserve(self, length: int) -> None:
-        """Makes room for so many positions in all, a whole number of steps."""
-        there = self.keys.shape[2]
-        if self.step is None or length <= there:
-            return
-        rows = min(self.capacity, -(-length // self.step) * self.step)
-        more = (0, 0, 0, rows - there)
-        with torch.inference_mode(False):  # they are written to outside of it, too
-            self.keys, self.values = F.pad(self.keys, more), F.pad(self.values, more)
+        """Makes room for so many positions in all."""
 
     def require(self, rows: int) -> None:
         """Raises `DraftgymError` unless `rows` more positions fit."""
@@ -127,3 +101,51 @@ class KVCache:
         self.keys[:, :, :length] = other.keys[:, :, :length]
         self.values[:, :, :length] = other.values[:, :, :length]
         self.length = length
+
+
+class KVCache(KVRows):
+    """Keys and values in memory of their own.
+
+    Args:
+        layers: Number of decoder layers.
+        kv_heads: Key/value heads per layer.
+        capacity: Most positions that fit.
+        head_dim: Size of a head.
+        dtype: Storage dtype.
+        device: Where it lies.
+        step: Room is made in such steps (`reserve`), what is not written being zeros; None makes
+            all of it at once.
+
+    Attributes:
+        length: Positions that are kept.
+        step: As given.
+        positions: Position of each row `[capacity]`: its place, but for rows of a tree, where those
+            who share one lie side by side (only decoders with windows write and read these).
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        kv_heads: int,
+        capacity: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device | None = None,
+        step: int | None = None,
+    ) -> None:
+        self.capacity, self.step = capacity, step
+        size = (layers, kv_heads, 0 if step else capacity, head_dim)
+        self.keys = torch.empty(size, dtype=dtype, device=device)
+        self.values = torch.empty_like(self.keys)
+        self.positions = torch.arange(capacity, device=device)
+        self.length = 0
+
+    def reserve(self, length: int) -> None:
+        """Makes room for so many positions in all, a whole number of steps."""
+        there = self.keys.shape[2]
+        if self.step is None or length <= there:
+            return
+        rows = min(self.capacity, -(-length // self.step) * self.step)
+        more = (0, 0, 0, rows - there)
+        with torch.inference_mode(False):  # they are written to outside of it, too
+            self.keys, self.values = F.pad(self.keys, more), F.pad(self.values, more)

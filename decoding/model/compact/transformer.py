@@ -40,6 +40,7 @@ from draftgym.decoding.model.compact.rows import (
     RowWork,
     TorchRowWork,
 )
+from draftgym.decoding.model.compact.side_by_side import Abreast, side_by_side
 from draftgym.decoding.model.interface import DecoderShape, NewRows, PassOutput
 
 
@@ -49,15 +50,17 @@ class _Context:
 
     Attributes:
         batch: The sequences.
-        counts: Their new rows.
         angles: Of the rows, one pair for each rotary table.
         sights: What the rows of each sequence see, by the window of the layer.
+        pieces: What attends at once: a sequence, or single rows of several.
+        sizes: Rows of each.
     """
 
     batch: Sequence[NewRows]
-    counts: list[int]
     angles: list[CosSin]
     sights: dict[int, list[Sight]]
+    pieces: list[int | Abreast]
+    sizes: list[int]
 
 
 class Decoder:
@@ -231,7 +234,11 @@ class Decoder:
         for window in self._narrow:
             each = zip(sights[0], batch, positions, strict=True)
             sights[window] = [_narrowed(sight, window, rows, at) for sight, rows, at in each]
-        return _Context(batch, counts, [table.at(together) for table in self.rotaries], sights)
+        plain = not self._narrow and self.shape.attention_cap is None
+        pieces = side_by_side(batch) if plain else list[int | Abreast](range(len(batch)))
+        sizes = [one.count if isinstance(one, Abreast) else counts[one] for one in pieces]
+        angles = [table.at(together) for table in self.rotaries]
+        return _Context(batch, angles, sights, pieces, sizes)
 
     def _sight(self, rows: NewRows) -> Sight:
         cached, n = rows.cache.length, rows.tokens.shape[0]
@@ -244,15 +251,14 @@ class Decoder:
     def _attend(self, index: int, projected: Projections, context: _Context) -> Tensor:
         """What a layer's attention gives, `[N, H * D]`; keys and values are written on the way."""
         shape, attended = self.shape, []
-        for rows, sight, q, k, v in zip(
-            context.batch,
-            context.sights[self.windows[index]],
-            *(part.split(context.counts) for part in projected),
-            strict=True,
-        ):
-            keys, values = rows.cache.write(index, k, v)
-            scaled = shape.attention_scale, shape.attention_cap
-            attended.append(attend(q, keys, values, sight, *scaled))
+        scaled, sights = shape.attention_scale, context.sights[self.windows[index]]
+        each = (part.split(context.sizes) for part in projected)
+        for piece, q, k, v in zip(context.pieces, *each, strict=True):
+            if isinstance(piece, Abreast):
+                attended.append(piece.attend(index, q, k, v, scaled))
+                continue
+            keys, values = context.batch[piece].cache.write(index, k, v)
+            attended.append(attend(q, keys, values, sights[piece], scaled, shape.attention_cap))
         return attended[0] if len(attended) == 1 else torch.cat(attended)
 
     def _outputs(

@@ -1,0 +1,169 @@
+"""Caches of several sequences side by side, so that they attend together.
+
+A pass over one new row of each of many sequences asks each layer for as many attentions, each of
+which costs more in calls than in arithmetic. Where the caches are places of one store, they are one
+batched product: rows see their own place, as far as it is filled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from draftgym.decoding.model.compact.cache import KVRows
+from draftgym.decoding.model.interface import DecoderShape, NewRows
+
+TOGETHER = 16
+"""Places of a store. They are read as far as the longest of them is filled: with more places,
+short texts wait for longer ones; with fewer, there are more calls."""
+
+
+class PlaceCache(KVRows):
+    """A sequence's place in a store.
+
+    Args:
+        store: The store.
+        place: Which of its places.
+        capacity: Most positions that fit.
+    """
+
+    def __init__(self, store: Store, place: int, capacity: int) -> None:
+        self.store, self.place = store, place
+        self.capacity, self.length = capacity, 0
+        self.positions = torch.arange(capacity, device=store.keys.device)
+        self.look()
+
+    def look(self) -> None:
+        """Finds the place where the store has it now."""
+        self.keys, self.values = self.store.keys[:, self.place], self.store.values[:, self.place]
+
+
+class Store:
+    """Memory of some sequences' keys and values, `[layers, places, G, rows, D]`.
+
+    Args:
+        shape: Sizes of the decoder.
+        dtype: Storage dtype.
+        device: Where it lies.
+        places: For how many sequences.
+    """
+
+    def __init__(
+        self, shape: DecoderShape, dtype: torch.dtype, device: torch.device, places: int = TOGETHER
+    ) -> None:
+        size = (shape.layers, places, shape.kv_heads, 0, shape.head_dim)
+        self.keys = self.values = torch.empty(size, dtype=dtype, device=device)
+        self._caches: dict[int, PlaceCache] = {}
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every place is taken."""
+        return len(self._caches) == self.keys.shape[1]
+
+    def open(self, capacity: int) -> PlaceCache:
+        """An empty cache for so many positions in the first free place."""
+        self._make_room(capacity)
+        place = next(at for at in range(self.keys.shape[1]) if at not in self._caches)
+        self._caches[place] = PlaceCache(self, place, capacity)
+        return self._caches[place]
+
+    def close(self, cache: PlaceCache) -> None:
+        """Frees a sequence's place for the next one."""
+        del self._caches[cache.place]
+
+    def _make_room(self, rows: int) -> None:
+        there = self.keys.shape[3]
+        if rows <= there:
+            return
+        size = (*self.keys.shape[:3], rows, self.keys.shape[4])
+        filled = max((cache.length for cache in self._caches.values()), default=0)
+        with torch.inference_mode(False):  # they are written to outside of it, too
+            # Zeros, as hidden rows are multiplied, too; memory that nobody has written costs none.
+            grown = [self.keys.new_zeros(size) for _ in range(2)]
+            for new, old in zip(grown, (self.keys, self.values), strict=True):
+                new[:, :, :, :filled] = old[:, :, :, :filled]
+            self.keys, self.values = grown
+        for cache in self._caches.values():
+            cache.look()
+
+
+class Stores:
+    """As many stores as are needed.
+
+    Args:
+        shape: Sizes of the decoder.
+        dtype: Storage dtype.
+        device: Where they lie.
+    """
+
+    def __init__(self, shape: DecoderShape, dtype: torch.dtype, device: torch.device) -> None:
+        self._facts = (shape, dtype, device)
+        self._stores: list[Store] = []
+
+    def open(self, capacity: int) -> PlaceCache:
+        """An empty cache in the first store that has a place."""
+        store = next((one for one in self._stores if not one.is_full), None)
+        if store is None:
+            self._stores.append(store := Store(*self._facts))
+        return store.open(capacity)
+
+
+class Abreast:
+    """One new row of each of several sequences of one store.
+
+    Args:
+        caches: Their caches.
+    """
+
+    def __init__(self, caches: Sequence[PlaceCache]) -> None:
+        self.store, self.count = caches[0].store, len(caches)
+        device, places = self.store.keys.device, [cache.place for cache in caches]
+        self.ends = torch.tensor([cache.length for cache in caches], device=device)
+        self.places = torch.tensor(places, device=device)
+        first, last = places[0], places[-1]
+        in_order = places == list(range(first, last + 1))
+        self._read: slice | Tensor = slice(first, last + 1) if in_order else self.places
+        self._longest = 1 + max(cache.length for cache in caches)
+        hidden = torch.arange(self._longest, device=device) > self.ends[:, None]
+        mask = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, -torch.inf)
+        self._mask = mask[:, None, None]  # [m, 1, 1, L]
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
+        """Writes a layer's keys and values, and attends.
+
+        Args:
+            layer: Which layer.
+            q: Queries `[m, H, D]`.
+            k: Keys `[m, G, D]`.
+            v: Values, same shape.
+            scale: Of the scores; 1 / sqrt(D) where it is None.
+
+        Returns:
+            `[m, H * D]`.
+        """
+        keys, values = self.store.keys[layer], self.store.values[layer]
+        keys[self.places, :, self.ends], values[self.places, :, self.ends] = k, v
+        seen = (self._read, slice(None), slice(self._longest))
+        groups, dim = k.shape[1:]
+        queries = (q * (dim**-0.5 if scale is None else scale)).view(self.count, groups, -1, dim)
+        scores = queries @ keys[seen].transpose(2, 3) + self._mask  # [m, G, H / G, L]
+        return (scores.softmax(-1).to(v.dtype) @ values[seen]).reshape(self.count, -1)
+
+
+def side_by_side(batch: Sequence[NewRows]) -> list[int | Abreast]:
+    """What attends by itself, by its place in the batch, and neighbours that attend together."""
+    pieces: list[int | Abreast] = []
+    for store, some in groupby(range(len(batch)), lambda at: _store_of(batch[at])):
+        neighbours = list(some)
+        caches = [batch[at].cache for at in neighbours]
+        pieces += neighbours if store is None or len(caches) < 2 else [Abreast(caches)]
+    return pieces
+
+
+def _store_of(rows: NewRows) -> Store | None:
+    """The store where a single row's sequence lies, if there is one."""
+    alone = len(rows.tokens) == 1 and rows.visible is None
+    return rows.cache.store if alone and isinstance(rows.cache, PlaceCache) else None

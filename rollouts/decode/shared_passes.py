@@ -1,0 +1,87 @@
+"""Passes that several sessions share: one token for each, prompts and running texts together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from draftgym.decoding.model.compact.cache import ROWS_TOGETHER
+from draftgym.decoding.model.compact.side_by_side import PlaceCache, Stores
+from draftgym.decoding.model.compact.transformer import Decoder
+from draftgym.decoding.model.interface import SequenceCache
+from draftgym.decoding.model.target import Target
+from draftgym.decoding.round import verify_batch
+from draftgym.decoding.session import Session
+from draftgym.decoding.verify.proposal import Proposal
+
+FEWEST_SHARED = 4
+"""Tokens of a common beginning that are worth a copy."""
+
+
+class SharedPasses:
+    """Plain decoding of sessions of one target, whose caches lie side by side where they can.
+
+    Args:
+        target: The target.
+    """
+
+    def __init__(self, target: Target) -> None:
+        decoder, self._stores = target.decoder, None
+        if isinstance(decoder, Decoder):
+            self._stores = Stores(decoder.shape, decoder.dtype, decoder.device)
+
+    def new_cache(self, capacity: int) -> SequenceCache | None:
+        """A cache for a session that is played here; None where it makes one of its own."""
+        return None if self._stores is None else self._stores.open(capacity)
+
+    def close(self, session: Session) -> None:
+        """Leaves the place of a session that is finished to the next one."""
+        if isinstance(session.cache, PlaceCache):
+            session.cache.store.close(session.cache)
+
+    @torch.inference_mode()
+    def play(self, sessions: Sequence[Session]) -> None:
+        """Commits one more token of every session: one pass, and one read.
+
+        Args:
+            sessions: None is finished. Those that have not begun read their prompts; long ones
+                are read alone, as they take several passes.
+        """
+        for session in sessions:
+            if unread(session) > ROWS_TOGETHER:
+                session.prefill()
+        together = sorted((one for one in sessions if unread(one) <= ROWS_TOGETHER), key=_order)
+        if together:
+            none = Proposal.empty()
+            verified = verify_batch(together, [none] * len(together))
+            for session, (output, verdict) in zip(together, verified, strict=True):
+                session.commit(none, verdict, output)
+
+
+def unread(session: Session) -> int:
+    """Tokens of its prompt that the target has not read; none where it writes already."""
+    return 0 if session.has_begun else session.prompt_length - session.cache.length
+
+
+def share_beginning(session: Session, others: Iterable[Session]) -> None:
+    """Lets a session that has not begun take over what another has read of the same beginning."""
+    common = [(_common(session, one), one) for one in others if one.has_begun]
+    most, best = max(common, key=lambda pair: pair[0], default=(0, session))
+    if most >= FEWEST_SHARED:
+        session.go_on_from(best)
+
+
+def _common(one: Session, other: Session) -> int:
+    """Tokens that two sessions both begin with."""
+    pairs = enumerate(zip(one.token_ids, other.token_ids, strict=False))
+    shorter = min(len(one.token_ids), len(other.token_ids))
+    return next((at for at, (mine, its) in pairs if mine != its), shorter)
+
+
+def _order(session: Session) -> tuple[int, int, int]:
+    """Prompts first, then the texts of every store by their places, so that they attend as one."""
+    cache = session.cache
+    if not session.has_begun or not isinstance(cache, PlaceCache):
+        return int(session.has_begun), 0, 0
+    return 1, id(cache.store), cache.place
