@@ -13,8 +13,8 @@ from torch import Tensor
 class Paths:
     """Rows that see the beginning of a text, and of the drafted rows behind it those of a path.
 
-    Of all rows that are drafted at all places each sees a handful, so its keys are picked out, where
-    a mask over all of them would be mostly empty.
+    Of all rows that are drafted at all places each sees a handful, so its keys are picked out; a
+    mask over all of them would be nearly empty.
 
     Attributes:
         committed: Rows of the text in the cache.

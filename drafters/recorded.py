@@ -131,15 +131,15 @@ def rounds_at_each(
     tokens, places = text.token_ids, text.places()
     drawn = drafter.propose_at_each(text, places, shapes)
     facts = [
-        [_facts(proposal, tokens[place.length :]) for proposal in proposals]
+        [facts_of(proposal, tokens[place.length :]) for proposal in proposals]
         for place, proposals in zip(places, drawn, strict=True)
     ]
     table = np.array(facts, dtype=np.int64).reshape(len(places), len(shapes), 3)
     return [Rounds(*table[:, column].T) for column in range(len(shapes))]
 
 
-def _facts(proposal: Proposal, text: Sequence[int]) -> tuple[int, int, int]:
-    """Committed and drafted tokens of a round, and how deep it drafted."""
+def facts_of(proposal: Proposal, text: Sequence[int]) -> tuple[int, int, int]:
+    """Committed and drafted tokens of a round before `text`, and how deep it drafted."""
     depth = proposal.depth if len(proposal) else 0
     return matched(proposal, text), len(proposal), depth
 

@@ -196,10 +196,18 @@ def best_first_tree(shape: DraftShape, levels: Candidates) -> Proposal:
         The best prefixes, from best to worst: parents before children, and of siblings the likelier
         first.
     """
-    tokens, logprobs, scores = (
-        column.tolist() for column in (levels.tokens, levels.logprobs, levels.scores)
-    )
-    depth_limit, count = min(shape.depth, len(tokens)), len(tokens[0])
+    columns = (levels.tokens, levels.logprobs, levels.scores)
+    return best_prefixes(shape, *(column[:, : shape.budget].tolist() for column in columns))
+
+
+def best_prefixes(
+    shape: DraftShape,
+    tokens: list[list[int]],
+    logprobs: list[list[float]],
+    scores: list[list[float]],
+) -> Proposal:
+    """As `best_first_tree`, of candidates that are lists; it looks at as many as it has nodes."""
+    depth_limit, count = min(shape.depth, len(tokens)), min(shape.budget, len(tokens[0]))
     drawn: list[tuple[int, int, float]] = []  # token, parent, logprob
     # Entries: path cost, level, parent, rank within the level, cost of the parent's path. Only the
     # best prefix not yet drawn matters, so a node brings in its next sibling and its first child.

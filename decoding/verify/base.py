@@ -131,10 +131,9 @@ class VerificationRule(ABC):
         """
         ranking = self.ranking(logits, positions, vocab)
         rows, given = best_places(ranking, count), logits.float()
-        scores = ranking.gather(-1, rows) - ranking.logsumexp(-1, keepdim=True)
-        logprobs = scores
+        logprobs = scores = ranking.log_softmax(-1).gather(-1, rows)
         if ranking is not given:
-            logprobs = given.gather(-1, rows) - given.logsumexp(-1, keepdim=True)
+            logprobs = given.log_softmax(-1).gather(-1, rows)
         tokens = rows if vocab is None else vocab.to(rows.device)[rows]
         tokens, logprobs, scores = read_together([tokens, logprobs, scores])
         check_finite(float(scores[:, 0].sum()), "drafter")

@@ -43,7 +43,7 @@ class Proposal:
                 f"{tuple(self.tokens.shape)}, {tuple(self.parents.shape)}, "
                 f"{tuple(self.logprobs.shape)}"
             )
-        if n and bool((self.parents >= torch.arange(n)).any() | (self.parents < -1).any()):
+        if not all(-1 <= parent < node for node, parent in enumerate(self.parents.tolist())):
             raise ValueError("every parent must come before its child (-1 is the anchor)")
 
     @cached_property
@@ -73,7 +73,8 @@ class Proposal:
     @property
     def is_chain(self) -> bool:
         """Whether every node hangs below the node before it."""
-        return bool((self.parents == torch.arange(-1, len(self) - 1)).all())
+        above: list[int] = self.parents.tolist()
+        return above == list(range(-1, len(above) - 1))
 
     @property
     def depth(self) -> int:
@@ -101,6 +102,8 @@ class Proposal:
 
 def on_host(proposals: Sequence[Proposal]) -> list[Proposal]:
     """The same proposals in the processor's memory, in one read, without draft distributions."""
+    if all(each.tokens.device.type == "cpu" and each.draft_probs is None for each in proposals):
+        return list(proposals)
     read = read_together([one for each in proposals for one in (each.tokens, each.logprobs)])
     return [
         replace(each, tokens=tokens, logprobs=logprobs, draft_probs=None)

@@ -16,12 +16,12 @@ from draftgym.decoding.model.compact.cache import KVCache
 from draftgym.decoding.model.compact.products import Products
 from draftgym.decoding.model.device import upload
 from draftgym.decoding.model.target import Target
-from draftgym.decoding.verify.base import Candidates
+from draftgym.decoding.verify.base import Drafted
 from draftgym.decoding.verify.proposal import Proposal
 from draftgym.drafters.batched import BatchDrafter, Shapes
 from draftgym.drafters.dflash.network import DFlashNetwork
 from draftgym.drafters.modules import in_cache, network_fingerprint, rotary_table
-from draftgym.drafters.tree import best_first_tree
+from draftgym.drafters.tree import best_prefixes
 from draftgym.drafters.vocabulary import from_d2t
 
 
@@ -106,17 +106,19 @@ class DFlashDrafter(BatchDrafter):
         depth = max(shape.depth for shape in asked)
         rows = self._logits(cache, context, lengths, depth)
         positions = (lengths[:, None] + torch.arange(depth)).flatten().tolist()
-        if not all(shape.is_tree for shape in asked):
-            drafted = context.rule.draft(rows, positions, self.draft_ids)
-        widest = max((shape.budget for shape in asked if shape.is_tree), default=0)
+        rule, widest = context.rule, max((s.budget for s in asked if s.is_tree), default=0)
         if widest:
-            best = context.rule.candidates(rows, positions, widest, self.draft_ids)
+            best = rule.candidates(rows, positions, widest, self.draft_ids)
+            levels = [column.tolist() for column in (best.tokens, best.logprobs, best.scores)]
+        if widest and rule.picks_best:
+            drafted: Drafted = best.tokens[:, 0], best.logprobs[:, 0], None
+        elif not all(shape.is_tree for shape in asked):
+            drafted = rule.draft(rows, positions, self.draft_ids)
 
         def draw(place: int, shape: DraftShape) -> Proposal:
             at = slice(place * depth, place * depth + shape.depth)
             if shape.is_tree:
-                columns = (best.tokens, best.logprobs, best.scores)
-                return best_first_tree(shape, Candidates(*(c[at, : shape.budget] for c in columns)))
+                return best_prefixes(shape, *(column[at] for column in levels))
             tokens, logprobs, probs = drafted
             sampled = None if probs is None or len(lengths) > 1 else probs[at]
             return Proposal.chain(tokens[at], logprobs[at], sampled)

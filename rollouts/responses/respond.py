@@ -12,8 +12,6 @@ columns id, category, temperature, seed, prompt and response (lists of token ids
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +21,6 @@ from typing import Any, NamedTuple
 
 import tyro
 from torch import Tensor
-from tqdm import tqdm
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.backends import Backend
@@ -35,6 +32,7 @@ from draftgym.decoding.verify.seeds import derived_seed
 from draftgym.drafters.training.data.corpus import read_metadata, response_schema
 from draftgym.rollouts.decode.batched import Request, Response, next_requests, write_batched
 from draftgym.rollouts.decode.fitting import fit_prompts
+from draftgym.rollouts.decode.progress import Progress
 from draftgym.rollouts.prompts.sets import Prompt, load_prompts
 from draftgym.rollouts.traces.shards import ShardWriter, shards_in, sole_writer
 
@@ -89,7 +87,7 @@ class RespondArgs:
     max_prompt_tokens: int | None = None
     skip_long_prompts: bool = False
     seed: int = 0
-    batch_size: int = 32
+    batch_size: int = 64
     shard_texts: int = 256
     target: str = "smollm2-135m"
     dtype: str = "auto"
@@ -215,18 +213,11 @@ def _write(
     writer: ShardWriter[Response],
 ) -> int:
     """Writes all requests; returns response tokens."""
-    tokens, start = 0, time.perf_counter()
-    pause = 0.5 if sys.stderr.isatty() else 10.0  # seconds; a log file wants few lines
-    with tqdm(
-        total=total, initial=total - len(requests), desc="responses", unit="text", mininterval=pause
-    ) as bar:
+    with Progress("responses", "tokens", total, total - len(requests)) as progress:
         for response in write_batched(target, requests, args.max_new_tokens, args.batch_size):
             writer.add(response)
-            tokens += len(response.tokens)
-            speed = tokens / (time.perf_counter() - start)
-            bar.set_postfix_str(f"{speed:.0f} tokens/s", refresh=False)
-            bar.update()
-    return tokens
+            progress.add(len(response.tokens))
+    return progress.count
 
 
 def _response_table(responses: Sequence[Response], metadata: dict[str, Any]) -> Any:

@@ -12,15 +12,12 @@ or settings not.
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import tyro
-from tqdm import tqdm
 
 from draftgym.decoding.arms import Arm, check_arms, parse_arm
 from draftgym.decoding.costs.calibration import load_cost_model
@@ -34,6 +31,7 @@ from draftgym.decoding.verify.seeds import text_seed
 from draftgym.rollouts.decode.batched import Request, next_requests, requests_of_run
 from draftgym.rollouts.decode.fitting import fit_prompts
 from draftgym.rollouts.decode.options import DecodingOptions
+from draftgym.rollouts.decode.progress import Progress
 from draftgym.rollouts.prompts.sets import interleave_categories, load_prompts
 from draftgym.rollouts.traces.counterfactual import hash_prompt, trace_texts
 from draftgym.rollouts.traces.file import read_done, read_origin, read_traces, trace_table
@@ -67,7 +65,8 @@ class CollectArgs(DecodingOptions):
         turns: Trace at most this many turns of each prompt.
         skip_long_prompts: Leave out prompts that do not fit the target with `max_new_tokens`, and
             count them; else they are refused before anything is written.
-        batch_size: Texts that the target writes in one pass.
+        batch_size: Texts that the target writes in one pass. More is faster until arithmetic is the
+            limit, and takes more memory.
         shard_texts: Texts per file: what a killed process loses at most.
     """
 
@@ -79,7 +78,7 @@ class CollectArgs(DecodingOptions):
     turns: int | None = None
     skip_long_prompts: bool = False
     max_new_tokens: int = 128
-    batch_size: int = 32
+    batch_size: int = 64
     shard_texts: int = 32
 
 
@@ -180,21 +179,16 @@ def _trace_missing(
     requests: Sequence[Request],
     origin: TraceOrigin,
 ) -> None:
-    positions, start = 0, time.perf_counter()
-    pause = 0.5 if sys.stderr.isatty() else 10.0  # seconds; a log file wants few lines
     to_table = partial(trace_table, origin=origin)
     with (
         ShardWriter(args.out, to_table, args.shard_texts) as writer,
-        tqdm(total=len(requests), desc="tracing", unit="text", mininterval=pause) as bar,
+        Progress("tracing", "positions", len(requests)) as progress,
     ):
         for text in trace_texts(
             target, drafters, arms, requests, args.max_new_tokens, args.batch_size
         ):
             writer.add(text)
-            positions += len(text)
-            speed = positions / (time.perf_counter() - start)
-            bar.set_postfix_str(f"{speed:.0f} positions/s", refresh=False)
-            bar.update()
+            progress.add(len(text))
 
 
 def _check_same_prompts(done: Mapping[str, str], requests: Sequence[Request]) -> None:

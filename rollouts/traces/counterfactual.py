@@ -22,7 +22,7 @@ from draftgym.decoding.model.device import read_together
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.observation import Repeats, text_signals
 from draftgym.decoding.session import Session, confidence
-from draftgym.drafters.recorded import matched
+from draftgym.drafters.recorded import facts_of
 from draftgym.rollouts.decode.batched import Request, write_sessions
 from draftgym.rollouts.traces.trace import ArmTrace, TextTrace
 
@@ -136,18 +136,17 @@ def _trace_arms(
         mine = [arm for arm in arms if arm.drafter == name]
         shapes = _distinct([arm.shape for arm in mine])
         drawn = drafter.propose_at_each(session, places, shapes)
-        for arm in mine:
-            column, length = shapes.index(_asked_as(arm.shape, shapes)), arm.length
-            rows = np.empty((3, len(positions)), dtype=np.int64)
-            for position in positions:
-                proposal = drawn[position][column]
-                depth = proposal.depth if len(proposal) else 0
-                drafted = len(proposal) if arm.nodes else min(len(proposal), length)
-                committed = matched(proposal, tokens[position + 1 :])
-                if not arm.nodes:  # a shorter chain is the beginning of a longer one
-                    committed, depth = min(committed, drafted + 1), min(depth, length)
-                rows[:, position] = committed, drafted, depth
-            traces[str(arm)] = ArmTrace(*rows)
+        for column, shape in enumerate(shapes):
+            found = [
+                facts_of(drawn[position][column], tokens[position + 1 :]) for position in positions
+            ]
+            committed, drafted, depth = np.array(found, dtype=np.int64).reshape(-1, 3).T
+            for arm in mine:
+                if shape.is_tree and arm.shape == shape:
+                    traces[str(arm)] = ArmTrace(committed, drafted, depth)
+                elif not shape.is_tree and not arm.nodes:  # the beginning of the longest chain
+                    cut = np.minimum(drafted, arm.length)
+                    traces[str(arm)] = ArmTrace(np.minimum(committed, cut + 1), cut, cut)
         if not shapes[0].is_tree:  # the longest chain comes first
             chains = [proposals[0] for proposals in drawn]
             logprobs[name] = _padded([chain.logprobs for chain in chains], shapes[0].depth)
@@ -167,7 +166,3 @@ def _distinct(shapes: Sequence[DraftShape]) -> list[DraftShape]:
     chains = [shape.depth for shape in shapes if not shape.is_tree]
     longest = [DraftShape(max(chains))] if chains else []
     return longest + [shape for shape in shapes if shape.is_tree]
-
-
-def _asked_as(shape: DraftShape, shapes: Sequence[DraftShape]) -> DraftShape:
-    return shape if shape.is_tree else next(one for one in shapes if not one.is_tree)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from filelock import FileLock
 from draftgym.decoding.decoder import PlainPolicy, SpeculativeDecoder
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target, load_target
+from draftgym.decoding.session import Session
 from draftgym.drafters.training.data.corpus import load_corpus, read_metadata
 from draftgym.drafters.training.loop.progress import TrainerConfig
 from draftgym.drafters.training.main import Eagle3Args, train
-from draftgym.rollouts.decode import batched
 from draftgym.rollouts.decode.batched import Request, write_batched
+from draftgym.rollouts.decode.shared_passes import SharedPasses
 from draftgym.rollouts.prompts.sets import Prompt
 from draftgym.rollouts.responses.respond import RespondArgs, make_requests, respond
 from draftgym.rollouts.traces.shards import ShardWriter, shards_in
@@ -59,17 +61,22 @@ def test_a_batched_text_is_the_text_written_alone(target: Target, stops: bool) -
 
 
 def test_free_places_are_refilled_at_once(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
-    passes: list[int] = []
-    original = batched.play_rounds
+    passes: list[tuple[int, int]] = []
+    play = SharedPasses.play
 
-    def counted(sessions: Any, arms: Any) -> Any:
-        passes.append(len(sessions))
-        return original(sessions, arms)
+    def counted(self: SharedPasses, sessions: Sequence[Session]) -> None:
+        begun = sum(session.has_begun for session in sessions)
+        passes.append((begun, len(sessions) - begun))
+        play(self, sessions)
 
-    monkeypatch.setattr(batched, "play_rounds", counted)
+    monkeypatch.setattr(SharedPasses, "play", counted)
     texts_of(target, 3)
-    # Seven texts of nine rounds each (the first token comes with the prompt), three at a time.
-    assert passes == [3] * 18 + [1] * 9
+    # Seven texts of ten tokens each, three at a time; prompts are read in the passes of others,
+    # but that the first goes ahead, so that what all begin with is read once.
+    assert passes[:3] == [(0, 1), (1, 2), (3, 0)]
+    assert sum(begun for begun, _ in passes) == 7 * 9
+    assert sum(reading for _, reading in passes) == 7
+    assert [sum(some) for some in passes[1:20]] == [3] * 19
 
 
 @pytest.fixture

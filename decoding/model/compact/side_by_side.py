@@ -7,9 +7,12 @@ batched product: rows see their own place, as far as it is filled.
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Sequence
 from itertools import groupby
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -81,8 +84,8 @@ class Store:
         size = (*self.keys.shape[:3], rows, self.keys.shape[4])
         filled = max((cache.length for cache in self._caches.values()), default=0)
         with torch.inference_mode(False):  # they are written to outside of it, too
-            # Zeros, as hidden rows are multiplied, too; memory that nobody has written costs none.
-            grown = [self.keys.new_zeros(size) for _ in range(2)]
+            # Zeros, as hidden rows are multiplied, too.
+            grown = [_zeros(size, self.keys) for _ in range(2)]
             for new, old in zip(grown, (self.keys, self.values), strict=True):
                 new[:, :, :, :filled] = old[:, :, :, :filled]
             self.keys, self.values = grown
@@ -90,8 +93,16 @@ class Store:
             cache.look()
 
 
+def _zeros(size: Sequence[int], like: Tensor) -> Tensor:
+    """Zeros; on a processor those that the system gives, which take no memory until written."""
+    if like.device.type != "cpu":
+        return like.new_zeros(size)
+    count = math.prod(size) * like.element_size()
+    return torch.from_numpy(np.zeros(count, dtype=np.uint8)).view(like.dtype).view(size)
+
+
 class Stores:
-    """As many stores as are needed.
+    """As many stores as are needed, each for texts of about the same length.
 
     Args:
         shape: Sizes of the decoder.
@@ -101,13 +112,16 @@ class Stores:
 
     def __init__(self, shape: DecoderShape, dtype: torch.dtype, device: torch.device) -> None:
         self._facts = (shape, dtype, device)
-        self._stores: list[Store] = []
+        self._by_size: dict[int, list[Store]] = defaultdict(list)
 
     def open(self, capacity: int) -> PlaceCache:
-        """An empty cache in the first store that has a place."""
-        store = next((one for one in self._stores if not one.is_full), None)
+        """An empty cache in a store that has a place."""
+        power = 1 << (capacity - 1).bit_length()  # the next one
+        size = power if capacity > 3 * power // 4 else 3 * power // 4
+        stores = self._by_size[size]
+        store = next((one for one in stores if not one.is_full), None)
         if store is None:
-            self._stores.append(store := Store(*self._facts))
+            stores.append(store := Store(*self._facts))
         return store.open(capacity)
 
 
