@@ -117,10 +117,7 @@ class KVCache(KVRows):
             all of it at once.
 
     Attributes:
-        length: Positions that are kept.
         step: As given.
-        positions: Position of each row `[capacity]`: its place, but for rows of a tree, where those
-            who share one lie side by side (only decoders with windows write and read these).
     """
 
     def __init__(
