@@ -103,9 +103,9 @@ class Session:
         return self.max_new_tokens - (len(self.token_ids) - self.prompt_length)
 
     @property
-    def has_begun(self) -> bool:
-        """Whether the prompt was read, and the first token committed."""
-        return len(self.token_ids) > self.prompt_length
+    def unread(self) -> int:
+        """Tokens before the newest that the target has not read; none from prefill on."""
+        return max(0, len(self.token_ids) - 1 - self.cache.length)
 
     @property
     def finished(self) -> bool:
@@ -189,7 +189,7 @@ class Session:
 
         Before prefill they are its rows: what the target has not read of the prompt.
         """
-        if not self.has_begun:
+        if self.unread:
             return self._prompt_rows()
         self.cache.require(len(proposal) + 1)
         anchor, device = len(self.token_ids) - 1, self.target.device
@@ -211,7 +211,7 @@ class Session:
 
         Tokens behind a stop token or the token limit are dropped, and so are their rows.
         """
-        if not self.has_begun:
+        if self.unread:
             return self._begin(verdict, output)
         accepted = [proposal.token_ids[node] for node in verdict.path]
         tokens = self._append([*accepted, verdict.next_token])

@@ -22,7 +22,7 @@ from draftgym.decoding.verify.base import VerificationRule
 from draftgym.decoding.verify.rules import make_rule
 from draftgym.decoding.verify.seeds import text_seed
 from draftgym.rollouts.decode.fitting import FittedPrompts, encode_prompt
-from draftgym.rollouts.decode.shared_passes import SharedPasses, share_beginning, unread
+from draftgym.rollouts.decode.shared_passes import SharedPasses, share_beginning
 from draftgym.rollouts.prompts.sets import Prompt
 
 NO_DRAFTERS: Mapping[str, Drafter] = MappingProxyType({})
@@ -180,13 +180,13 @@ def _next_pass(sessions: Sequence[Session]) -> list[Session]:
 
     What all prompts begin with is then read once.
     """
-    writing = [session for session in sessions if session.has_begun]
+    writing = [session for session in sessions if not session.unread]
     playing, rows = list(writing), 0
     for session in sessions:
-        if session.has_begun:
+        if not session.unread:
             continue
         share_beginning(session, writing)
-        rows += unread(session)
+        rows += 1 + session.unread
         if len(playing) > len(writing) and (rows > ROWS_TOGETHER or not writing):
             break
         playing.append(session)

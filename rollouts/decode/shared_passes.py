@@ -48,10 +48,10 @@ class SharedPasses:
             sessions: None is finished. Those that have not begun read their prompts; long ones
                 are read alone, as they take several passes.
         """
+        together = sorted((one for one in sessions if one.unread < ROWS_TOGETHER), key=_order)
         for session in sessions:
-            if unread(session) > ROWS_TOGETHER:
+            if session.unread >= ROWS_TOGETHER:
                 session.prefill()
-        together = sorted((one for one in sessions if unread(one) <= ROWS_TOGETHER), key=_order)
         if together:
             none = Proposal.empty()
             verified = verify_batch(together, [none] * len(together))
@@ -59,14 +59,9 @@ class SharedPasses:
                 session.commit(none, verdict, output)
 
 
-def unread(session: Session) -> int:
-    """Tokens of its prompt that the target has not read; none where it writes already."""
-    return 0 if session.has_begun else session.prompt_length - session.cache.length
-
-
 def share_beginning(session: Session, others: Iterable[Session]) -> None:
     """Lets a session that has not begun take over what another has read of the same beginning."""
-    common = [(_common(session, one), one) for one in others if one.has_begun]
+    common = [(_common(session, one), one) for one in others if not one.unread]
     most, best = max(common, key=lambda pair: pair[0], default=(0, session))
     if most >= FEWEST_SHARED:
         session.go_on_from(best)
@@ -82,6 +77,6 @@ def _common(one: Session, other: Session) -> int:
 def _order(session: Session) -> tuple[int, int, int]:
     """Prompts first, then the texts of every store by their places, so that they attend as one."""
     cache = session.cache
-    if not session.has_begun or not isinstance(cache, PlaceCache):
-        return int(session.has_begun), 0, 0
+    if session.unread or not isinstance(cache, PlaceCache):
+        return int(not session.unread), 0, 0
     return 1, id(cache.store), cache.place

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +16,14 @@ from filelock import FileLock
 
 from draftgym.decoding.decoder import PlainPolicy, SpeculativeDecoder
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.compact import cache as caches
+from draftgym.decoding.model.interface import NewRows
 from draftgym.decoding.model.target import Target, load_target
 from draftgym.decoding.session import Session
 from draftgym.drafters.training.data.corpus import load_corpus, read_metadata
 from draftgym.drafters.training.loop.progress import TrainerConfig
 from draftgym.drafters.training.main import Eagle3Args, train
+from draftgym.rollouts.decode import batched, shared_passes
 from draftgym.rollouts.decode.batched import Request, write_batched
 from draftgym.rollouts.decode.shared_passes import SharedPasses
 from draftgym.rollouts.prompts.sets import Prompt
@@ -65,7 +69,7 @@ def test_free_places_are_refilled_at_once(target: Target, monkeypatch: pytest.Mo
     play = SharedPasses.play
 
     def counted(self: SharedPasses, sessions: Sequence[Session]) -> None:
-        begun = sum(session.has_begun for session in sessions)
+        begun = sum(not session.unread for session in sessions)
         passes.append((begun, len(sessions) - begun))
         play(self, sessions)
 
@@ -247,3 +251,46 @@ def test_prompts_that_do_not_fit_are_refused_unless_asked_for(
     assert "--skip-long-prompts" in refused.value.remedy and not shards_in(args.out)
     assert respond(replace(args, skip_long_prompts=True)).texts == 18
     assert "4 of 13 prompts have more than" in capsys.readouterr().err
+
+
+def test_what_prompts_begin_with_is_read_once(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And texts with it are those written alone."""
+    rows: list[int] = []
+    forward = target.compact.forward
+
+    def counted(batch: Sequence[NewRows], *options: Any) -> Any:
+        rows.append(sum(len(one.tokens) for one in batch))
+        return forward(batch, *options)
+
+    monkeypatch.setattr(target.decoder, "forward", counted)
+    made = torch.Generator().manual_seed(1)
+    first = torch.randint(4, 60, (12,), generator=made)
+    rest = [torch.randint(4, 60, (n,), generator=made) for n in (5, 9, 1, 30)]
+    requests = [
+        Request(f"q{i}", "", i % 2 * 1.0, i, torch.cat([first, ids])) for i, ids in enumerate(rest)
+    ]
+    together = {
+        one.request.question_id: one.tokens for one in write_batched(target, requests, 5, 3)
+    }
+    assert sum(rows) == 12 + sum(map(len, rest)) + 4 * 4
+    for one in requests:
+        (alone,) = write_batched(target, [one], 5, 1)
+        assert together[one.question_id] == alone.tokens
+
+
+def test_prompts_longer_than_a_pass_are_read_in_parts(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = texts_of(target, 3)
+    monkeypatch.setattr(batched, "ROWS_TOGETHER", 8)
+    monkeypatch.setattr(shared_passes, "ROWS_TOGETHER", 8)
+    monkeypatch.setattr(caches, "ROWS_TOGETHER", 8)
+    assert texts_of(target, 3) == whole
+
+
+def test_speed_is_told_at_the_end(args: RespondArgs, capsys: pytest.CaptureFixture[str]) -> None:
+    respond(args)
+    told = capsys.readouterr().err
+    assert re.search(r"responses: 180 tokens in [\d.]+ s, \d+ tokens/s\n", told)
