@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.model.text import one_line
 from draftgym.rollouts.peers.gguf_files import DENSE, GGUFFile, weight_files
 from draftgym.rollouts.peers.peer import Conditions, Peer, Write
 
@@ -56,7 +55,7 @@ def _pipeline(genai: Any, file: GGUFFile, conditions: Conditions, lookup: bool) 
         return genai.LLMPipeline(str(file.path), "CPU", scheduler_config=scheduling, **options)
     except RuntimeError as error:
         raise DraftgymError(
-            f"OpenVINO GenAI cannot load {file.path}: {one_line(error)}",
+            f"OpenVINO GenAI cannot load {file.path}: {str(error).strip().splitlines()[-1]}",
             "leave openvino-genai out of --against; it reads GGUF files of Llama, Qwen2 and Qwen3 "
             "in F16, Q8_0, Q4_0, Q4_1 and Q4_K_M",
         ) from error
