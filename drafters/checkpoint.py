@@ -18,6 +18,7 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.compact.products import Products, pack_linears
 from draftgym.decoding.model.device import to_host
 from draftgym.decoding.model.target import Target
+from draftgym.drafters.compiled import NetworkDrafter, compile_drafter
 from draftgym.drafters.dflash.drafter import DFlashDrafter
 from draftgym.drafters.dflash.network import DFlashNetwork
 from draftgym.drafters.eagle3.drafter import Eagle3Drafter
@@ -77,7 +78,9 @@ def load_drafter(folder: Path, target: Target) -> Drafter:
     widen(network, target)
     if target.precision.packed:
         pack_linears(network, Products(target.precision.packed))
-    drafter: Drafter = NEURAL[network.config.kind][1].of(network, target, origin.fingerprint)
+    drafter: NetworkDrafter = NEURAL[network.config.kind][1].of(network, target, origin.fingerprint)
+    if target.precision.compiles:
+        compile_drafter(drafter, target)
     return drafter
 
 

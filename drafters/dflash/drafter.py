@@ -7,25 +7,29 @@ as extra keys and values into every layer, so catching up is KV-only by construc
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from draftgym.decoding.drafting import MAX_TREE_NODES, DraftContext, DraftShape
 from draftgym.decoding.model.compact.cache import KVCache
+from draftgym.decoding.model.compact.graph import Graph, places_seen
 from draftgym.decoding.model.compact.products import Products
 from draftgym.decoding.model.device import upload
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.verify.base import Drafted
 from draftgym.decoding.verify.proposal import Proposal
-from draftgym.drafters.batched import BatchDrafter, Shapes
+from draftgym.drafters.batched import Shapes
+from draftgym.drafters.compiled import DraftGraph, NetworkDrafter
 from draftgym.drafters.dflash.network import DFlashNetwork
-from draftgym.drafters.modules import in_cache, network_fingerprint, rotary_table
+from draftgym.drafters.modules import in_cache, rotary_table
 from draftgym.drafters.tree import best_prefixes
 from draftgym.drafters.vocabulary import from_d2t
 
 
-class DFlashDrafter(BatchDrafter):
+class DFlashDrafter(NetworkDrafter):
     """Drafts a chain of up to `block_size - 1` tokens, or a tree as deep, in one pass.
 
     Args:
@@ -48,7 +52,7 @@ class DFlashDrafter(BatchDrafter):
     ) -> None:
         config = network.config
         self.name = name
-        self.network = network.eval()
+        self.network, self.layers = network.eval(), config.num_hidden_layers
         self.needs_target = needs_target
         self.tap_layers = config.tap_layers
         self.max_draft_length = config.block_size - 1
@@ -70,17 +74,6 @@ class DFlashDrafter(BatchDrafter):
         decoder, products = target.decoder, Products(target.precision.packed)
         return cls(network, decoder.embedding, decoder.head, needs_target, products=products)
 
-    @property
-    def fingerprint(self) -> str:
-        """Hash of the drafter's weights and wiring."""
-        return network_fingerprint(self.network)
-
-    def new_cache(self, rows: int) -> KVCache:
-        """A cache of every draft layer."""
-        config = self.network.config
-        layers, groups = config.num_hidden_layers, config.num_key_value_heads
-        return KVCache(layers, groups, rows, config.head_dim, self.dtype, self.device)
-
     def encode(
         self, cache: KVCache, context: DraftContext, start: int, stop: int, full: bool
     ) -> None:
@@ -89,8 +82,12 @@ class DFlashDrafter(BatchDrafter):
         `full` adds nothing: context positions are never rows of this network, so it has no queries,
         attention or MLP for them that could be left out.
         """
-        fused = self.network.fuse(context.features(self.tap_layers, start, stop))
+        taps = context.features(self.tap_layers, start, stop)
         cos_sin = self.rotary.at(torch.arange(start, stop, device=self.device))
+        if (compiled := self.compiled_for(cache, len(taps))) is not None:
+            cache.write_all(*compiled.catch_up(taps, *cos_sin))
+            return
+        fused = self.network.fuse(taps)
         for index, layer in enumerate(self.network.blocks):
             cache.write(index, *layer.self_attn.keys_values(fused, cos_sin))
 
@@ -132,12 +129,34 @@ class DFlashDrafter(BatchDrafter):
         blocks = torch.full((len(lengths), width), network.config.mask_token_id, device=device)
         blocks[:, 0] = context.tokens[anchors]
         positions = (anchors[:, None] + torch.arange(width, device=device)).flatten()
+        x, cos_sin = F.embedding(blocks.flatten(), self.embedding), self.rotary.at(positions)
+        if (compiled := self.compiled_for(cache, len(x))) is not None:
+            seen = places_seen(cache, width, torch.ones(width, width, dtype=torch.bool))
+            (scores,) = compiled.step(x, *cos_sin, seen, cache.keys, cache.values)
+            return scores[:depth].clone()
         visible = self.own_rows(cache, lengths, width)
-        layers = range(network.config.num_hidden_layers)
-        x = network.run(
-            F.embedding(blocks.flatten(), self.embedding),
-            self.rotary.at(positions),
-            [in_cache(cache, layer, visible) for layer in layers],
-        )
+        x = network.run(x, cos_sin, [in_cache(cache, i, visible) for i in range(self.layers)])
         wanted = x.unflatten(0, blocks.shape)[:, 1 : depth + 1].flatten(0, 1)
         return self.products(network.norm(wanted), self.head).float()
+
+    def step_graph(self) -> tuple[Graph, list[Any]]:
+        """A block in OpenVINO's operations; it gives the logits of all rows but the anchor's."""
+        network = self.network
+        graph = DraftGraph(network.config, self.layers)
+        x = graph.input(-1, network.config.hidden_size)
+        angles, (mask, stored) = graph.angles(), graph.places()
+        for layer, its in zip(network.blocks, stored, strict=True):
+            inputs = graph.norm(x, layer.input_layernorm.weight)
+            x, _, _ = graph.run(layer, inputs, x, angles, mask, its)
+        sizes = graph.op.constant([1, network.config.block_size - 1])
+        _, masks = graph.op.variadic_split(x, graph.op.constant(0), sizes).outputs()
+        return graph, [graph.linear(graph.norm(masks, network.norm.weight), self.head)]
+
+    def catch_up_graph(self) -> tuple[Graph, list[Any]]:
+        """`encode` in OpenVINO's operations."""
+        network = self.network
+        graph = DraftGraph(network.config, self.layers)
+        taps, angles = graph.input(-1, network.fc.weight.shape[1]), graph.angles()
+        fused = graph.norm(graph.linear(taps, network.fc.weight), network.hidden_norm.weight)
+        pairs = [graph.keys_values(layer.self_attn, fused, angles) for layer in network.blocks]
+        return graph, [graph.op.concat([*each], 0) for each in zip(*pairs, strict=True)]

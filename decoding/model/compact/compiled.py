@@ -175,7 +175,8 @@ class _PassGraph(Graph):
         """The whole pass; inputs and outputs as `CompiledPass` gives and takes them."""
         op, shape, decoder = self.op, self.shape, self.decoder
         x = self.input(-1, shape.hidden)
-        angles, mask, stored = self.places(len(decoder.rotaries))
+        angles = [self.angles() for _ in decoder.rotaries]
+        mask, stored = self.places()
         ropes = shape.ropes or (0,) * shape.layers
         streams, keys, values = [], [], []
         for index in range(shape.layers):

@@ -105,14 +105,14 @@ def places_seen(cache: KVCache, n: int, visible: Tensor | None) -> Tensor:
         `[1, 1, n, C + n]`.
     """
     cached, stored = cache.length, cache.keys.shape[2]
-    visible = all_before(n, torch.device("cpu")) if visible is None else visible
-    mask = torch.full((n, stored + n), -torch.inf)
+    mask = np.full((n, stored + n), -np.inf, np.float32)  # numpy: torch takes ten times as long
     mask[:, :cached] = 0
-    newest = visible.shape[1] - n  # rows of earlier passes that some see and some do not
-    mask[:, stored:].masked_fill_(visible[:, newest:], 0)
-    if newest:
-        mask[:, cached - newest : cached].masked_fill_(~visible[:, :newest], -torch.inf)
-    return mask[None, None]
+    seen = all_before(n, torch.device("cpu")) if visible is None else visible
+    hidden = np.where(seen.numpy(), np.float32(0), np.float32(-np.inf))
+    newest = hidden.shape[1] - n  # rows of earlier passes that some see and some do not
+    mask[:, cached - newest : cached] = hidden[:, :newest]
+    mask[:, stored:] = hidden[:, newest:]
+    return torch.from_numpy(mask)[None, None]
 
 
 class Graph:
@@ -134,20 +134,22 @@ class Graph:
         self.inputs.append(self.op.parameter(list(size), np.float32))
         return self.inputs[-1]
 
-    def places(self, tables: int) -> tuple[list[Pair], Any, list[Pair]]:
-        """Inputs beside the rows.
+    def angles(self) -> Pair:
+        """New inputs: angles of the rows, as `RotaryTable.at` gives them."""
+        size = (-1, 1, self.shape.head_dim)
+        return self.input(*size), self.input(*size)
+
+    def places(self) -> tuple[Any, list[Pair]]:
+        """New inputs: the mask of `places_seen`, then stored keys and values.
 
         Returns:
-            Angles of the rows for each rotary table, as `RotaryTable.at` gives them; the mask of
-            `places_seen`; for each layer, stored keys and values `[1, G, C, D]`.
+            The mask, and for each layer its keys and values `[1, G, C, D]`.
         """
         op, shape = self.op, self.shape
-        size = (-1, 1, shape.head_dim)
-        angles = [(self.input(*size), self.input(*size)) for _ in range(tables)]
         mask = self.input(1, 1, -1, -1)
         stores = [self.input(shape.layers, shape.kv_heads, -1, shape.head_dim) for _ in range(2)]
         cached = (op.split(store, op.constant(0), shape.layers).outputs() for store in stores)
-        return angles, mask, list(zip(*cached, strict=True))
+        return mask, list(zip(*cached, strict=True))
 
     def attention(
         self, layer: LayerWeights, x: Any, angles: Pair | None, mask: Any, stored: Pair
@@ -158,11 +160,11 @@ class Graph:
             layer: Its weights.
             x: What goes into it `[n, d]`.
             angles: Of the rows; None where nothing is turned.
-            mask: See `places`.
-            stored: Its keys and values.
+            mask: From `places`.
+            stored: Its keys and values, from there, too.
         """
         q, k, v = self._projections(layer, x, angles)
-        new = self._by_group(k), self._by_group(v)
+        new = self.by_group(k), self.by_group(v)
         keys, values = (self.op.concat(both, 2) for both in zip(stored, new, strict=True))
         return self._attend(q, keys, values, mask), *new
 
@@ -214,17 +216,17 @@ class Graph:
         if layer.input_norm is not None:
             x = self.norm(x, layer.input_norm)
         qkv = self.linear(x, layer.qkv, layer.qkv_bias)
-        qkv = self._heads(qkv, shape.heads + 2 * shape.kv_heads)
+        qkv = self.heads(qkv, shape.heads + 2 * shape.kv_heads)
         turned, v = self._parted(qkv, shape.heads + shape.kv_heads, shape.kv_heads)
         if layer.q_norm is not None and layer.k_norm is not None:
             q, k = self._parted(turned, shape.heads, shape.kv_heads)
             q = self._norm_heads(q, layer.q_norm, shape.heads)
             k = self._norm_heads(k, layer.k_norm, shape.kv_heads)
             if angles is not None:
-                q, k = self._turn(q, *angles), self._turn(k, *angles)
+                q, k = self.turn(q, *angles), self.turn(k, *angles)
             return q, k, v
         if angles is not None:  # one rotation for both saves six operations a layer
-            turned = self._turn(turned, *angles)
+            turned = self.turn(turned, *angles)
         return (*self._parted(turned, shape.heads, shape.kv_heads), v)
 
     def _parted(self, x: Any, *heads: int) -> list[Any]:
@@ -234,7 +236,7 @@ class Graph:
         parts: list[Any] = split.outputs()
         return parts
 
-    def _by_group(self, x: Any) -> Any:
+    def by_group(self, x: Any) -> Any:
         """`[n, G, D]` to `[1, G, n, D]`."""
         return self.op.unsqueeze(
             self.op.transpose(x, self.op.constant([1, 0, 2])), self.op.constant(0)
@@ -256,7 +258,7 @@ class Graph:
         out = op.transpose(op.matmul(weights, by_group[1], False, False), op.constant([2, 0, 1, 3]))
         return op.reshape(out, op.constant([-1, shape.heads * shape.head_dim]), special_zero=False)
 
-    def _turn(self, x: Any, cos: Any, signed_sin: Any) -> Any:
+    def turn(self, x: Any, cos: Any, signed_sin: Any) -> Any:
         """The rotation of `draftgym.decoding.model.compact.layers.rotate`."""
         op = self.op
         first, second = op.split(x, op.constant(2), 2).outputs()
@@ -272,12 +274,13 @@ class Graph:
         """Norms heads each on its own, or all as one."""
         if len(weight) == self.shape.head_dim:
             return self.norm(x, weight)
-        return self._heads(self.norm(self._reshape(x, [0, -1]), weight), heads)
+        return self.heads(self.norm(self._reshape(x, [0, -1]), weight), heads)
 
     def _times(self, x: Any, factor: float) -> Any:
         return x if factor == 1.0 else self.op.multiply(x, self.op.constant(np.float32(factor)))
 
-    def _heads(self, x: Any, count: int) -> Any:
+    def heads(self, x: Any, count: int) -> Any:
+        """`[n, count * D]` to `[n, count, D]`."""
         return self._reshape(x, [0, count, -1])
 
     def _reshape(self, x: Any, size: list[int]) -> Any:
