@@ -13,6 +13,7 @@ is here; the rooms behind it (`draftgym.decoding`, `draftgym.envs`, ...) have th
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from draftgym.registration import register_environments, register_with_gymnasium
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
     from draftgym.rollouts.traces.collect import CollectArgs, collect
 
 __version__ = "0.4.0"
+
+# torch's OpenMP (GNU's) reads this once, when torch is loaded. By default a thread without work
+# spins for milliseconds, on a core that OpenVINO's threads wait for.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 # Loaded when first used: a program that decodes never imports a training library.
 _HOME = {
