@@ -44,16 +44,17 @@ class Paths:
         """
         rows, heads, dim = q.shape
         groups, text = keys.shape[0], self.committed
-        scaled = (q * dim**-0.5).view(rows, groups, -1, dim)
-        by_group = scaled.transpose(0, 1).reshape(groups, -1, dim)  # [G, w * H / G, D]
-        before = (by_group @ keys[:, :text].transpose(1, 2)).view(groups, rows, -1, text)
-        own_keys, own_values = (x[:, self._picked].transpose(0, 1) for x in (keys, values))
-        own = scaled @ own_keys.transpose(2, 3)  # [w, G, H / G, p]
-        scores = torch.cat([before.transpose(0, 1), own], dim=-1).float() + self._hidden
-        weights = scores.softmax(-1).to(q.dtype)
-        flat = weights[..., :text].transpose(0, 1).reshape(groups, -1, text)
-        out = (flat @ values[:, :text]).view(groups, rows, -1, dim).transpose(0, 1)
-        return (out + weights[..., text:] @ own_values).reshape(rows, heads * dim)
+        grouped = (q * dim**-0.5).view(rows, groups, -1, dim).transpose(0, 1)
+        flat = grouped.flatten(1, 2)  # [G, w * H / G, D]
+        hidden = self._hidden_text.to(q.dtype).repeat_interleave(heads // groups, 0)
+        before = torch.baddbmm(hidden[None], flat, keys[:, :text].transpose(1, 2))
+        own_keys, own_values = keys[:, self._picked], values[:, self._picked]  # [G, w, p, D]
+        own = grouped @ own_keys.transpose(2, 3) + self._hidden_drafted
+        scores = torch.cat([before.view(*grouped.shape[:3], text), own], dim=-1)
+        weights = scores.softmax(-1, dtype=torch.float32).to(q.dtype)
+        out = weights.flatten(1, 2)[..., :text] @ values[:, :text]
+        out = out.view(grouped.shape) + weights[..., text:] @ own_values
+        return out.transpose(0, 1).reshape(rows, heads * dim)
 
     @cached_property
     def _picked(self) -> Tensor:
@@ -61,9 +62,17 @@ class Paths:
         return self.committed + self.drafted.clamp(min=0)
 
     @cached_property
-    def _hidden(self) -> Tensor:
-        """What is added to scores `[w, 1, 1, text + p]`."""
-        text = torch.arange(self.committed, device=self.before.device) >= self.before[:, None]
-        hidden = torch.cat([text, self.drafted < 0], dim=1)
-        mask = torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, -torch.inf)
-        return mask[:, None, None]
+    def _hidden_text(self) -> Tensor:
+        """What is added to scores of the text `[w, text]`."""
+        text = torch.arange(self.committed, device=self.before.device)
+        return _minus_infinity(text >= self.before[:, None])
+
+    @cached_property
+    def _hidden_drafted(self) -> Tensor:
+        """What is added to scores of the drafted rows `[w, 1, p]`."""
+        return _minus_infinity(self.drafted < 0)[:, None]
+
+
+def _minus_infinity(where: Tensor) -> Tensor:
+    zeros = torch.zeros(where.shape, device=where.device)
+    return zeros.masked_fill_(where, -torch.inf)
