@@ -146,6 +146,7 @@ class Drafter(ABC):
         max_tree_nodes: Most nodes of a tree it can propose; 0 where it draws chains only.
         needs_target: Fingerprint of the target it was trained for; None fits any.
         lag: Newest positions that catching up leaves to the next draft, which runs them anyway.
+        compiled: What runs its drafts in place of torch; None for torch.
     """
 
     name: str
@@ -154,6 +155,7 @@ class Drafter(ABC):
     max_tree_nodes: int = 0
     needs_target: str | None = None
     lag: int = 1
+    compiled: Any = None
 
     @property
     @abstractmethod

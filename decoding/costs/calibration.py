@@ -175,6 +175,7 @@ def _owner(target: Target, drafter: Drafter | None) -> dict[str, Any]:
         "target": target.fingerprint,
         **({"compiled": True} if precision.compiles else {}),
         **({} if drafter is None else {"drafter": drafter.fingerprint}),
+        **({} if drafter is None or drafter.compiled is None else {"drafter_compiled": True}),
     }
 
 

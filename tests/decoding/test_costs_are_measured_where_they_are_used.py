@@ -141,6 +141,18 @@ def test_compiled_passes_are_measured_anew(
     assert measured[0] == measured[1]
 
 
+def test_compiled_drafts_are_measured_anew(
+    target: Target,
+    drafters: dict[str, Drafter],
+    measured: list[list[Piece]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    load_cost_model(target, drafters, ARMS)
+    monkeypatch.setattr(drafters["eagle3"], "compiled", object())
+    load_cost_model(target, drafters, ARMS)
+    assert measured[1] == [piece for piece in measured[0] if piece.drafter == "eagle3"] != []
+
+
 def test_other_weights_of_the_target_are_measured_anew(
     target: Target, drafters: dict[str, Drafter], measured: list[list[Piece]]
 ) -> None:

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.compact.cache import KVCache
-from draftgym.decoding.model.compact.layers import all_before
 from draftgym.decoding.model.compact.rows import LayerWeights
 from draftgym.decoding.model.few_bits import few_bits, head_form
 from draftgym.decoding.model.interface import DecoderShape
@@ -105,14 +104,13 @@ def places_seen(cache: KVCache, n: int, visible: Tensor | None) -> Tensor:
         `[1, 1, n, C + n]`.
     """
     cached, stored = cache.length, cache.keys.shape[2]
-    mask = np.full((n, stored + n), -np.inf, np.float32)  # numpy: torch takes ten times as long
-    mask[:, :cached] = 0
-    seen = all_before(n, torch.device("cpu")) if visible is None else visible
-    hidden = np.where(seen.numpy(), np.float32(0), np.float32(-np.inf))
-    newest = hidden.shape[1] - n  # rows of earlier passes that some see and some do not
-    mask[:, cached - newest : cached] = hidden[:, :newest]
-    mask[:, stored:] = hidden[:, newest:]
-    return torch.from_numpy(mask)[None, None]
+    mask = np.zeros((1, 1, n, stored + n), np.float32)  # numpy: torch takes several times as long
+    mask[..., cached:] = -np.inf
+    seen = np.tri(n, dtype=np.bool_) if visible is None else visible.numpy()
+    newest = seen.shape[1] - n  # rows of earlier passes that some see and some do not
+    mask[..., stored:][..., seen[:, newest:]] = 0
+    mask[..., cached - newest : cached][..., ~seen[:, :newest]] = -np.inf
+    return torch.from_numpy(mask)
 
 
 class Graph:
