@@ -147,6 +147,7 @@ class Drafter(ABC):
         needs_target: Fingerprint of the target it was trained for; None fits any.
         lag: Newest positions that catching up leaves to the next draft, which runs them anyway.
         compiled: What runs its drafts in place of torch; None for torch.
+        compiling: Why, or why not; empty where it was not tried.
     """
 
     name: str
@@ -156,6 +157,7 @@ class Drafter(ABC):
     needs_target: str | None = None
     lag: int = 1
     compiled: Any = None
+    compiling: str = ""
 
     @property
     @abstractmethod

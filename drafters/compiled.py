@@ -110,14 +110,12 @@ class NetworkDrafter(BatchDrafter):
         layers: Layers of its cache.
         dtype: Of its weights and its cache.
         compiled: Runs drafts of a text that is being written; None for torch.
-        compiling: Why, or why not; empty where it was not tried.
     """
 
     network: Any
     layers = 1
     dtype: torch.dtype
     compiled: CompiledDrafter | None = None
-    compiling = ""
 
     @abstractmethod
     def step_graph(self) -> tuple[Graph, list[Any]]:

@@ -18,6 +18,7 @@ from draftgym.decoding.drafting import (
     DraftContext,
 )
 from draftgym.decoding.model.compact.cache import KVCache
+from draftgym.decoding.model.compact.compiled import CompiledPass
 from draftgym.decoding.model.compact.transformer import Decoder
 from draftgym.decoding.model.device import upload
 from draftgym.decoding.model.fingerprint import fingerprint
@@ -65,6 +66,11 @@ class SmallLMDrafter(AutoregressiveDrafter):
     def device(self) -> torch.device:  # type: ignore[override]
         """Where the small LM's weights lie."""
         return self.decoder.device
+
+    @property
+    def compiled(self) -> CompiledPass | None:  # type: ignore[override]
+        """Runs passes over few rows of the small LM; None for torch."""
+        return self.decoder.compiled
 
     def new_cache(self, rows: int) -> KVCache:
         """A cache of all layers."""

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import replacing
+from draftgym.decoding.model.compact.compiled import compiled_pass
 from draftgym.decoding.model.compact.products import Products
 from draftgym.decoding.model.compact.settings import SUPPORTED_MODELS, context_limit
 from draftgym.decoding.model.device import to_host
@@ -100,7 +101,11 @@ def load_small_lm(folder: Path, target: Target) -> SmallLMDrafter:
     decoder = read_decoder(model, dtype, _called(folder), products, device)
     known = torch.arange(rows, device=device) if rows < target.vocab_size else None
     rope = model.config.rope_parameters
-    return SmallLMDrafter(decoder, rope_parameters=rope, draft_ids=known)
+    drafter = SmallLMDrafter(decoder, rope_parameters=rope, draft_ids=known)
+    if target.precision.compiles:
+        decoder.compiled, why = compiled_pass(decoder, target.precision.threads)
+        drafter.compiling = why.removeprefix("; ")
+    return drafter
 
 
 def read_small_lm(folder: Path, target: Target) -> Any:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from draftgym.decoding.drafting import DraftShape, PrefixView
+from draftgym.decoding.drafting import Drafter, DraftShape, PrefixView
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.compact.compiled import CompiledPass
 from draftgym.decoding.model.compact.graph import CompiledGraph
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.verify.greedy import GreedyRule
@@ -21,7 +22,7 @@ from draftgym.drafters.compiled import CompiledDrafter, NetworkDrafter, compile_
 from draftgym.drafters.eagle3.drafter import Eagle3Drafter
 from draftgym.drafters.eagle3.network import Eagle3Network
 from draftgym.drafters.recorded import RecordedText
-from tests.tiny import tiny_dflash, tiny_eagle3
+from tests.tiny import tiny_dflash, tiny_eagle3, tiny_small_lm
 
 pytest.importorskip("openvino")
 
@@ -66,7 +67,7 @@ def text_for(drafter: NetworkDrafter, target: Target) -> RecordedText:
     return RecordedText(tokens, 100, taps, drafter.tap_layers, GreedyRule())
 
 
-def live(drafter: NetworkDrafter, text: RecordedText) -> list[Proposal]:
+def live(drafter: Drafter, text: RecordedText) -> list[Proposal]:
     """What is drafted as a text grows, by a few tokens or by many."""
     state, drawn = drafter.new_state(LENGTH), []
     for length in (2, 9, 10, 60, 125, 127, 131, LENGTH):
@@ -81,16 +82,26 @@ def same_bits(some: Sequence[Proposal], others: Sequence[Proposal]) -> bool:
     return all(torch.equal(a.logprobs, b.logprobs) for a, b in pairs)
 
 
-@pytest.mark.parametrize("name", DRAFTERS)
-def test_live_drafts_are_torchs_up_to_rounding(target: Target, name: str) -> None:
-    ours, theirs = compiled(DRAFTERS[name](target)), DRAFTERS[name](target)
-    text = text_for(ours, target)
-    some, others = live(ours, text), live(theirs, text)
+def assert_same_but_rounding(some: Sequence[Proposal], others: Sequence[Proposal]) -> None:
     for one, other in zip(some, others, strict=True):
         assert one.tokens.tolist() == other.tokens.tolist()
         assert one.parents.tolist() == other.parents.tolist()
         torch.testing.assert_close(one.logprobs, other.logprobs, atol=1e-4, rtol=1e-4)
     assert not same_bits(some, others), "these are other computations"
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_live_drafts_are_torchs_up_to_rounding(target: Target, name: str) -> None:
+    ours, theirs = compiled(DRAFTERS[name](target)), DRAFTERS[name](target)
+    text = text_for(ours, target)
+    assert_same_but_rounding(live(ours, text), live(theirs, text))
+
+
+def test_a_small_lms_drafts_are_torchs_up_to_rounding(target: Target) -> None:
+    ours, theirs = tiny_small_lm(target), tiny_small_lm(target)
+    ours.decoder.compiled = CompiledPass(ours.decoder, 1)
+    text = text_for(tiny_eagle3(target), target)
+    assert_same_but_rounding(live(ours, text), live(theirs, text))
 
 
 @pytest.mark.parametrize("name", DRAFTERS)
