@@ -14,6 +14,7 @@ from itertools import groupby
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from draftgym.decoding.model.compact.cache import KVRows
@@ -41,11 +42,11 @@ class PlaceCache(KVRows):
 
     def look(self) -> None:
         """Finds the place where the store has it now."""
-        self.keys, self.values = self.store.keys[:, self.place], self.store.values[:, self.place]
+        self.keys, self.values = self.store.keys[self.place], self.store.values[self.place]
 
 
 class Store:
-    """Memory of some sequences' keys and values, `[layers, places, G, rows, D]`.
+    """Memory of some sequences' keys and values, `[places, layers, G, rows, D]`.
 
     Args:
         shape: Sizes of the decoder.
@@ -57,19 +58,19 @@ class Store:
     def __init__(
         self, shape: DecoderShape, dtype: torch.dtype, device: torch.device, places: int = TOGETHER
     ) -> None:
-        size = (shape.layers, places, shape.kv_heads, 0, shape.head_dim)
+        size = (places, shape.layers, shape.kv_heads, 0, shape.head_dim)
         self.keys = self.values = torch.empty(size, dtype=dtype, device=device)
         self._caches: dict[int, PlaceCache] = {}
 
     @property
     def is_full(self) -> bool:
         """Whether every place is taken."""
-        return len(self._caches) == self.keys.shape[1]
+        return len(self._caches) == len(self.keys)
 
     def open(self, capacity: int) -> PlaceCache:
         """An empty cache for so many positions in the first free place."""
         self._make_room(capacity)
-        place = next(at for at in range(self.keys.shape[1]) if at not in self._caches)
+        place = next(at for at in range(len(self.keys)) if at not in self._caches)
         self._caches[place] = PlaceCache(self, place, capacity)
         return self._caches[place]
 
@@ -82,12 +83,12 @@ class Store:
         if rows <= there:
             return
         size = (*self.keys.shape[:3], rows, self.keys.shape[4])
-        filled = max((cache.length for cache in self._caches.values()), default=0)
         with torch.inference_mode(False):  # they are written to outside of it, too
             # Zeros, as hidden rows are multiplied, too.
             grown = [_zeros(size, self.keys) for _ in range(2)]
             for new, old in zip(grown, (self.keys, self.values), strict=True):
-                new[:, :, :, :filled] = old[:, :, :, :filled]
+                for place, cache in self._caches.items():
+                    new[place, :, :, : cache.length] = old[place, :, :, : cache.length]
             self.keys, self.values = grown
         for cache in self._caches.values():
             cache.look()
@@ -158,13 +159,13 @@ class Abreast:
         Returns:
             `[m, H * D]`.
         """
-        keys, values = self.store.keys[layer], self.store.values[layer]
+        keys, values = self.store.keys[:, layer], self.store.values[:, layer]
         keys[self.places, :, self.ends], values[self.places, :, self.ends] = k, v
-        seen = (self._read, slice(None), slice(self._longest))
-        groups, dim = k.shape[1:]
-        queries = (q * (dim**-0.5 if scale is None else scale)).view(self.count, groups, -1, dim)
-        scores = queries @ keys[seen].transpose(2, 3) + self._mask  # [m, G, H / G, L]
-        return (scores.softmax(-1).to(v.dtype) @ values[seen]).reshape(self.count, -1)
+        keys, values = (x[:, :, : self._longest][self._read] for x in (keys, values))
+        queries = q.unflatten(1, (k.shape[1], -1))  # heads of a group are rows that see the same
+        mask = self._mask.to(q.dtype)
+        out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
+        return out.flatten(1)
 
 
 def side_by_side(batch: Sequence[NewRows]) -> list[int | Abreast]:
