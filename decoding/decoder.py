@@ -27,6 +27,7 @@ from draftgym.decoding.observation import RouterObserver
 from draftgym.decoding.round import RoundRecord, play_round
 from draftgym.decoding.session import Session
 from draftgym.decoding.stops import NO_STOPS, StopReason, Stops
+from draftgym.decoding.verify.base import VerificationRule
 from draftgym.decoding.verify.rules import make_rule
 from draftgym.decoding.verify.sampling import PLAIN_SAMPLING, SamplingSettings
 
@@ -159,7 +160,7 @@ class SpeculativeDecoder:
         max_new_tokens: int = 128,
         temperature: float = 0.0,
         seed: int = 0,
-        verification: str | None = None,
+        verification: str | VerificationRule | None = None,
         on_tokens: Callable[[list[int]], None] | None = None,
         with_margins: bool = False,
         catching_up: CatchUp = LAZY_KV_ONLY,
@@ -178,7 +179,8 @@ class SpeculativeDecoder:
             temperature: 0 for greedy.
             seed: Seed of the sampling noise; with `coupled` verification the same seed gives the
                 same text, whatever the policy.
-            verification: `greedy`, `coupled` or `rejection`; None picks by temperature.
+            verification: `greedy`, `coupled` or `rejection`; None picks by temperature. A rule of
+                your own takes the place of temperature, seed and sampling.
             on_tokens: Called with each round's new token ids (streaming).
             with_margins: Whether to record the target's margins.
             catching_up: When and how drafters encode what they missed; changes no text.
@@ -201,7 +203,9 @@ class SpeculativeDecoder:
         else:
             ids = token_ids(prompt)
             refuse_beside_ids(images)
-        rule = make_rule(verification, temperature, seed, self.target.vocab_size, sampling)
+        rule = verification
+        if not isinstance(rule, VerificationRule):
+            rule = make_rule(rule, temperature, seed, self.target.vocab_size, sampling)
         session = Session(
             *(self.target, ids, rule, max_new_tokens, self.drafters),
             catching_up=catching_up,

@@ -22,6 +22,7 @@ COMMANDS = {
     "tune-entropy": ("rollouts.replay.tune_entropy", "tune the threshold of the entropy rule"),
     "respond": ("rollouts.responses.respond", "write the corpus that drafters are trained on"),
     "convert": ("drafters.convert", "a drafter checkpoint in another published format"),
+    "export": ("export", "a folder that transformers' generate() loads draftgym by"),
     "average": ("drafters.average", "average the weights of several trainings"),
     "unpack-small-lm": ("drafters.small_lm.network", "a shipped small LM as a whole model folder"),
     "card": ("drafters.training.loop.card", "the card of a trained drafter"),
