@@ -61,16 +61,13 @@ def test_drafts_are_accepted_under_them() -> None:
 
     passes: list[int] = []
     model = tiny_model("gpt2", n_embd=32, n_layer=2, n_head=4, n_positions=256)
-    own = model.generate(PROMPT, **GREEDY, logits_processor=LogitsProcessorList([Repeats()]))
-    speculate_on = LOOP
-    model.generate(PROMPT, **GREEDY, custom_generate=speculate_on)  # what is made is made
+    processors = LogitsProcessorList([Repeats()])
+    asked = GREEDY | {"inputs": PROMPT, "logits_processor": processors}
+    own = model.generate(**asked)
+    loop = speculate("ngram:4", {"ngram": NgramDrafter(shortest=1)})
+    model.generate(PROMPT, **GREEDY, custom_generate=loop)  # what is made is made
     with model.transformer.h[0].register_forward_hook(lambda *_: passes.append(1)):
-        ours = model.generate(
-            PROMPT,
-            **GREEDY,
-            logits_processor=LogitsProcessorList([Repeats()]),
-            custom_generate=speculate_on,
-        )
+        ours = model.generate(**asked, custom_generate=loop)
     assert torch.equal(ours, own) and len(passes) <= 6
 
 
