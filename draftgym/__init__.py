@@ -92,6 +92,8 @@ register_with_gymnasium()
 
 
 def __getattr__(name: str) -> Any:
+    if name == "transformers":  # a module; with the real one behind it, it takes seconds to import
+        return importlib.import_module("draftgym.transformers")
     if name not in _HOME:
         raise AttributeError(f"module 'draftgym' has no attribute {name!r}")
     return getattr(importlib.import_module(f"draftgym.{_HOME[name]}"), name)
