@@ -117,7 +117,7 @@ class Speculation:
         most = stopping_criteria.max_length or generation_config.max_length
         most = max(int(most), input_ids.shape[1] + 1)
         # All rows are shown only to processors that may know them by their place.
-        alone = all(isinstance(one, BLIND) for one in logits_processor)
+        alone = all(type(one) in BLIND for one in logits_processor)
         batch = 1 if alone else len(input_ids)
         texts = []
         for place, (row, padding) in enumerate(zip(input_ids, paddings, strict=True)):
@@ -133,7 +133,7 @@ class Speculation:
             texts.append(text)
         if streamer is not None:
             streamer.end()
-        return _output(texts, stopping_criteria, generation_config)
+        return _output(texts, generation_config)
 
     def _decoder(self, model: Any) -> SpeculativeDecoder:
         """The decoder for a model, made once for as long as the model stays what it is."""
@@ -244,8 +244,11 @@ def _kept_with(model: Any, backend: Backend) -> _Kept:
             )
         dtype, name = str(model.dtype).removeprefix("torch."), type(model).__name__
         precision = choose_precision(dtype, torch.get_num_threads(), str(model.device))
+        # Adapters are switched without a trace in the weights: only the model's own pass follows.
+        follows = backend == "auto" and hasattr(model, "peft_config")
+        whose: Backend = "transformers" if follows else backend
         with _as_it_was(model):
-            target = wrap_model(model, None, name, precision, backend=backend)
+            target = wrap_model(model, None, name, precision, backend=whose)
         kept = _Kept((backend, states), target)
         setattr(model, _HERE, kept)
     return kept
@@ -351,7 +354,7 @@ def _write(decoder: SpeculativeDecoder, text: ProcessedText, asked: Any) -> None
         decoder.generate(prompt, new, verification=rule, stops=_ENDS_BY_CRITERIA)
 
 
-def _output(texts: list[ProcessedText], criteria: Any, asked: Any) -> Any:
+def _output(texts: list[ProcessedText], asked: Any) -> Any:
     """The texts as `generate` returns them: one tensor, shorter ones filled up."""
     longest = max(text.length for text in texts)
     fill = asked._pad_token_tensor

@@ -85,3 +85,29 @@ def test_copies_and_files_of_it_are_without() -> None:
     torch.save(model, file := io.BytesIO())
     file.seek(0)
     check(torch.load(file, weights_only=False), loop)
+
+
+def test_adapters_may_be_switched() -> None:
+    """As LoRA's are: a flag in a layer, and no other weight."""
+
+    class Switched(torch.nn.Module):
+        def __init__(self, inner: Any) -> None:
+            super().__init__()
+            self.inner, self.on = inner, False
+
+        @property
+        def weight(self) -> Any:
+            return self.inner.weight
+
+        def forward(self, x: Any) -> Any:
+            return self.inner(x) * (-1 if self.on else 1)
+
+    model, loop = tiny_model(), speculate()
+    layer = model.model.layers[3].self_attn
+    layer.o_proj = Switched(layer.o_proj)
+    model.peft_config = {}
+    check(model, loop)
+    before = model.generate(PROMPT, **GREEDY)
+    layer.o_proj.on = True
+    check(model, loop)
+    assert not torch.equal(model.generate(PROMPT, **GREEDY), before)

@@ -11,9 +11,10 @@ import transformers.dynamic_module_utils as modules
 
 from draftgym.cli import run
 from draftgym.decoding.errors import DraftgymError
+from draftgym.drafters.checkpoint import save_checkpoint
 from tests.generate.prompts import GREEDY, PROMPT, padded
 from tests.generate.test_criteria_and_streamers_follow_every_token import Notes
-from tests.tiny import tiny_model
+from tests.tiny import tiny_eagle3, tiny_model, tiny_target
 from tests.tiny_text import byte_tokenizer, text_model
 
 
@@ -51,6 +52,18 @@ def test_a_call_may_name_its_policy(tmp_path: Path) -> None:
     assert used == {"plain", "ngram:3"}
     with pytest.raises(DraftgymError, match="unknown policy 'eagle4'"):
         model.generate(PROMPT, **asked, policy="eagle4")
+
+
+def test_it_may_name_drafters_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, target = tiny_model(), tiny_target()
+    save_checkpoint(tiny_eagle3(target).network, tmp_path / "mine", target)
+    monkeypatch.chdir(tmp_path)
+    folder = exported(tmp_path, "--policy", "eagle3:3", "--drafters", "./mine")
+    monkeypatch.chdir("/")
+    asked = GREEDY | {"custom_generate": folder, "trust_remote_code": True, "backend": "compact"}
+    assert torch.equal(model.generate(PROMPT, **asked), model.generate(PROMPT, **GREEDY))
+    (decoder,) = model._draftgym.decoders.values()
+    assert list(decoder.drafters) == ["eagle3"]
 
 
 def test_it_streams_and_stops_at_strings(tmp_path: Path) -> None:
