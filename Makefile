@@ -31,7 +31,7 @@ evaluate: setup  ## Every policy on all 150 held-out prompts (about half an hour
 	$(DRAFTGYM) evaluate --json runs/evaluation.json
 
 test: setup  ## The test suite, a process per core
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 fuzz: setup  ## 10,000 damaged files and strange inputs: no stack trace, nothing lost
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto tests/fuzz --hypothesis-profile fuzz
