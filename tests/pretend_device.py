@@ -20,8 +20,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor
-from torch.library import Library, fallthrough_kernel
+from torch import Tensor, library
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -264,7 +263,7 @@ class _Module:
 
 
 _AUTOCAST = "AutocastPrivateUse1"
-_kept: list[Library] = []
+_kept: list[library.Library] = []
 """What was registered; torch forgets it with these."""
 
 
@@ -287,9 +286,9 @@ def _register() -> None:
             return True
 
     _set_up(NAME, _Module(), Hook())
-    everything = Library("_", "IMPL")
-    everything.fallback(fallthrough_kernel, _AUTOCAST)
-    casting = Library("aten", "IMPL")
+    everything = library.Library("_", "IMPL")
+    everything.fallback(library.fallthrough_kernel, _AUTOCAST)
+    casting = library.Library("aten", "IMPL")
     for operation in (aten.linear.default, aten.matmul.default, aten.bmm.default):
         casting.impl(operation, _in_lower_precision(operation), _AUTOCAST)
     _kept.extend([everything, casting])
