@@ -8,7 +8,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-ROOMS = ("agents", "decoding", "drafters", "envs", "policies", "rollouts")
+ROOMS = ("agents", "decoding", "drafters", "envs", "policies", "rollouts", "serving")
 WEIGHTS = sorted(
     f"checkpoints.{path.parent.name}" for path in Path("checkpoints").glob("*/README.md")
 )

@@ -22,7 +22,7 @@ from draftgym.cli import COMMANDS, run
 ROOT = Path(__file__).resolve().parents[2]
 DRAW = ROOT / "docs" / "assets" / "draw.py"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-ROOMS = ("agents", "decoding", "drafters", "envs", "policies", "rollouts")
+ROOMS = ("agents", "decoding", "drafters", "envs", "policies", "rollouts", "serving")
 FENCE = re.compile(r"^(?P<fence>`{3,})(?P<kind>\w*)\n(?P<body>.*?)^(?P=fence)$", re.M | re.S)
 SEVERAL = {"train-drafter": ("eagle3", "dflash", "small-lm")}
 """Verbs with programs of their own behind them."""

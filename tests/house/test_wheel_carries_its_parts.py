@@ -16,7 +16,7 @@ import pytest
 from draftgym import SpeculativeDecoder, load_target, make_policy
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("agents", "checkpoints", "decoding", "drafters", "envs", "policies", "rollouts")
+ROOMS = ("agents", "checkpoints", "decoding", "drafters", "envs", "policies", "rollouts", "serving")
 FILES = ("pyproject.toml", "setup.py", "README.md", "LICENSE")
 PARTS = (".json", ".jsonl", ".css", ".js", ".safetensors", "py.typed")
 

@@ -1,0 +1,1 @@
+"""Where trained policies leave the building: servers, and what other programs load."""
