@@ -156,8 +156,7 @@ class Session:
         if other.target is not self.target or other.tap_layers != self.tap_layers:
             return 0
         most = min(self.prompt_length - 1, other.cache.length)
-        pairs = enumerate(zip(self.token_ids[:most], other.token_ids[:most], strict=True))
-        shared = next((at for at, (mine, its) in pairs if mine != its), most)
+        shared = common_beginning(self.token_ids[:most], other.token_ids[:most])
         if not self._shows_what(other, shared):
             return 0
         self.cache.start_like(other.cache, shared)
@@ -176,6 +175,22 @@ class Session:
         self.commit(none, verdict, output)
         return verdict
 
+    def prompt_part(self, most: int, scored: bool = False) -> NewRows:
+        """The next rows of the prompt, for a pass that reads only a part of it (`keep_part`).
+
+        Args:
+            most: Rows at most. The last row is never among them: the first round runs it.
+            scored: Whether the logits of all of them are wanted, and not of the last one alone.
+        """
+        stop = min(self.cache.length + most, len(self.token_ids) - 1)
+        return self._prompt_rows(stop, scored)
+
+    def keep_part(self, output: PassOutput) -> None:
+        """Keeps what the target read of the rows that were asked for last."""
+        if output.taps is not self._room:  # a long prompt's lie there already
+            self._room.copy_(output.taps)
+        self.cache.keep(len(self._room))
+
     def start_like(self, other: Session) -> None:
         """Takes over what a session of the same prompt, rule and drafters knows after prefill."""
         size = other.prompt_length
@@ -190,7 +205,7 @@ class Session:
         Before prefill they are its rows: what the target has not read of the prompt.
         """
         if self.unread:
-            return self._prompt_rows()
+            return self._prompt_rows(len(self.token_ids))
         self.cache.require(len(proposal) + 1)
         anchor, device = len(self.token_ids) - 1, self.target.device
         drafted = upload(proposal.tokens, device)
@@ -247,17 +262,15 @@ class Session:
         """How sure the target was when it chose the newest token: `[1, 3]`; see `confidence`."""
         return confidence(self.last_logits[None])
 
-    def _prompt_rows(self) -> NewRows:
-        known, prompt = self.cache.length, self.tokens
+    def _prompt_rows(self, stop: int, scored: bool = False) -> NewRows:
+        known = self.cache.length
         inputs = None if known else self.inputs  # images that are known were read before
-        self._room = self._taps[known : len(prompt)]
-        last = len(prompt) - known - 1
-        return NewRows(self.cache, prompt[known:], None, None, last, inputs, self._room)
+        self._room = self._taps[known:stop]
+        first = 0 if scored else stop - known - 1
+        return NewRows(self.cache, self.tokens[known:stop], None, None, first, inputs, self._room)
 
     def _begin(self, verdict: Verdict, output: PassOutput) -> list[int]:
-        if output.taps is not self._room:  # a long prompt's lie there already
-            self._room.copy_(output.taps)
-        self.cache.keep(len(self._room))
+        self.keep_part(output)
         self._remember(output, 0)
         return self._append([verdict.next_token])
 
@@ -295,6 +308,15 @@ class Session:
         self._tokens[written] = upload(torch.tensor(tokens), self.target.device)
         self.token_ids += tokens
         return tokens
+
+
+def common_beginning(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two texts both begin with (lists compare fast, token by token does not)."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if one[:middle] == other[:middle] else (low, middle - 1)
+    return low
 
 
 def confidence(logits: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from draftgym.decoding.model.compact.transformer import Decoder
 from draftgym.decoding.model.interface import SequenceCache
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.round import verify_batch
-from draftgym.decoding.session import Session
+from draftgym.decoding.session import Session, common_beginning
 from draftgym.decoding.verify.proposal import Proposal
 
 FEWEST_SHARED = 4
@@ -37,8 +37,8 @@ class SharedPasses:
 
     def close(self, session: Session) -> None:
         """Leaves the place of a session that is finished to the next one."""
-        if isinstance(session.cache, PlaceCache):
-            session.cache.store.close(session.cache)
+        if self._stores is not None and isinstance(session.cache, PlaceCache):
+            self._stores.close(session.cache)
 
     @torch.inference_mode()
     def play(self, sessions: Sequence[Session]) -> None:
@@ -61,17 +61,14 @@ class SharedPasses:
 
 def share_beginning(session: Session, others: Iterable[Session]) -> None:
     """Lets a session that has not begun take over what another has read of the same beginning."""
-    common = [(_common(session, one), one) for one in others if not one.unread]
+    common = [
+        (common_beginning(session.token_ids, one.token_ids), one)
+        for one in others
+        if not one.unread
+    ]
     most, best = max(common, key=lambda pair: pair[0], default=(0, session))
     if most >= FEWEST_SHARED:
         session.go_on_from(best)
-
-
-def _common(one: Session, other: Session) -> int:
-    """Tokens that two sessions both begin with."""
-    pairs = enumerate(zip(one.token_ids, other.token_ids, strict=False))
-    shorter = min(len(one.token_ids), len(other.token_ids))
-    return next((at for at, (mine, its) in pairs if mine != its), shorter)
 
 
 def _order(session: Session) -> tuple[int, int, int]:

@@ -83,7 +83,6 @@ class CompiledPass:
             with_logits
             and len(batch) == 1
             and len(batch[0].tokens) <= self.most_rows
-            and isinstance(batch[0].cache, KVCache)
             and batch[0].cache.keys.shape[2] <= MOST_POSITIONS
             and not has_forked()
         )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.model.compact.cache import KVCache
+from draftgym.decoding.model.compact.cache import KVRows
 from draftgym.decoding.model.compact.rows import LayerWeights
 from draftgym.decoding.model.few_bits import few_bits, head_form
 from draftgym.decoding.model.interface import DecoderShape
@@ -92,7 +92,7 @@ class CompiledGraph:
         return [torch.from_numpy(one) for one in out.values()]
 
 
-def places_seen(cache: KVCache, n: int, visible: Tensor | None) -> Tensor:
+def places_seen(cache: KVRows, n: int, visible: Tensor | None) -> Tensor:
     """Which places of a cache and which new rows each row sees, as an additive mask.
 
     Args:

@@ -61,17 +61,34 @@ class Store:
         size = (places, shape.layers, shape.kv_heads, 0, shape.head_dim)
         self.keys = self.values = torch.empty(size, dtype=dtype, device=device)
         self._caches: dict[int, PlaceCache] = {}
+        self._used = 0
 
     @property
     def is_full(self) -> bool:
         """Whether every place is taken."""
         return len(self._caches) == len(self.keys)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no place is taken."""
+        return not self._caches
+
+    @property
+    def touched(self) -> int:
+        """Places that take memory: on a processor those that were ever taken (`_zeros`)."""
+        return self._used if self.keys.device.type == "cpu" else len(self.keys)
+
+    @property
+    def grows(self) -> bool:
+        """Whether one text more takes more memory."""
+        return len(self._caches) >= self.touched
+
     def open(self, capacity: int) -> PlaceCache:
         """An empty cache for so many positions in the first free place."""
         self._make_room(capacity)
         place = next(at for at in range(len(self.keys)) if at not in self._caches)
         self._caches[place] = PlaceCache(self, place, capacity)
+        self._used = max(self._used, place + 1)
         return self._caches[place]
 
     def close(self, cache: PlaceCache) -> None:
@@ -117,13 +134,39 @@ class Stores:
 
     def open(self, capacity: int) -> PlaceCache:
         """An empty cache in a store that has a place."""
-        power = 1 << (capacity - 1).bit_length()  # the next one
-        size = power if capacity > 3 * power // 4 else 3 * power // 4
-        stores = self._by_size[size]
-        store = next((one for one in stores if not one.is_full), None)
+        size = _size(capacity)
+        store = self._store(size)
         if store is None:
-            stores.append(store := Store(*self._facts))
-        return store.open(capacity)
+            self._by_size[size].append(store := Store(*self._facts))
+        return store.open(size)
+
+    def close(self, cache: PlaceCache) -> None:
+        """Frees a place; a store without a text goes."""
+        cache.store.close(cache)
+        if cache.store.is_empty:
+            self._by_size[_size(cache.capacity)].remove(cache.store)
+
+    @property
+    def positions(self) -> int:
+        """Positions that take memory."""
+        return sum(size * one.touched for size, some in self._by_size.items() for one in some)
+
+    def more_positions(self, capacity: int) -> int:
+        """How many more would, with a cache more."""
+        size = _size(capacity)
+        store = self._store(size)
+        if store is not None and not store.grows:
+            return 0
+        return size * (1 if self._facts[2].type == "cpu" else TOGETHER)
+
+    def _store(self, size: int) -> Store | None:
+        return next((one for one in self._by_size[size] if not one.is_full), None)
+
+
+def _size(capacity: int) -> int:
+    """Rows of the places where a text lies: a power of two, or three quarters of one."""
+    power = 1 << (capacity - 1).bit_length()  # the next one
+    return power if capacity > 3 * power // 4 else 3 * power // 4
 
 
 class Abreast:
