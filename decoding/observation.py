@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from draftgym.decoding.arms import Arm
 from draftgym.decoding.model.device import read_together
 from draftgym.decoding.round import RoundRecord
-from draftgym.decoding.session import Session
+from draftgym.decoding.session import Session, confidence
 
 LONGEST_REPEAT = 16
 """Longest repeat that is told apart."""
@@ -100,7 +101,8 @@ class RouterMemory:
 
     def __init__(self, arms: Sequence[Arm], count: int = 1) -> None:
         names = drafter_names(arms)
-        self._drafter = np.array([names.index(a.drafter) if a.drafts else -1 for a in arms])
+        # The entry behind the last arm is that of rounds without any of them.
+        self._drafter = np.array([*(names.index(a.drafter) if a.drafts else -1 for a in arms), -1])
         self._one_hot = np.eye(len(arms) + 1, len(arms))  # the row behind the last is all zeros
         self._acceptance = np.empty((count, len(names)))
         self._covered = np.empty((count, len(names)))
@@ -127,7 +129,7 @@ class RouterMemory:
         """Takes in a round of every episode.
 
         Args:
-            actions: Arms that were chosen `[n]`.
+            actions: Arms that were chosen `[n]`; one past the last for none of them.
             committed: Tokens committed `[n]`.
             context: Positions in the target's cache when the round began `[n]`.
         """
@@ -173,9 +175,16 @@ class RouterObserver:
         self._repeats = Repeats()
         self._repeat = np.zeros(1, dtype=np.int64)
 
-    def update(self, action: int, record: RoundRecord) -> None:
-        """Takes in what a round did."""
-        facts = ([action], [len(record.committed)], [record.context])
+    def update(self, action: int | None, record: RoundRecord) -> None:
+        """Takes in what a round did.
+
+        Args:
+            action: The arm that was chosen; None where it is none of them, as before the first
+                round: then only what was committed is remembered.
+            record: What happened.
+        """
+        known = len(self.arms) if action is None else action
+        facts = ([known], [len(record.committed)], [record.context])
         self._memory.update(*(np.array(fact, dtype=np.int64) for fact in facts))
 
     def observe(self, session: Session) -> Observation:
@@ -185,6 +194,10 @@ class RouterObserver:
             `signals`: float32 `[len(signal_names(arms))]`, every entry roughly within 0 to 4;
             `hidden`: the target's last hidden state, float32 `[d]`.
         """
+        return {key: rows[0] for key, rows in observe_together([self], [session]).items()}
+
+    def _read(self, session: Session) -> NDArray[np.int64]:
+        """Follows the text; the repeat at its newest token `[1]`."""
         known = len(self._repeats)
         unread = session.token_ids[known:]
         if unread:
@@ -192,10 +205,31 @@ class RouterObserver:
             images = session.target.image_tokens
             told = [-i if one in images else one for i, one in enumerate(unread, start=known + 1)]
             self._repeat = self._repeats.extend(told)[-1:]
-        confidence, hidden = read_together([session.confidence(), session.last_hidden.float()])
-        signals = self._memory.signals(
-            text_signals(confidence.numpy(), self._repeat),
+        return self._repeat
+
+    def _signals(self, session: Session, sure: NDArray[np.float32]) -> NDArray[np.float32]:
+        return self._memory.signals(
+            text_signals(sure[None], self._read(session)),
             np.array([session.cache.length]),
             np.array([session.remaining / session.max_new_tokens]),
         )
-        return {"signals": signals[0], "hidden": hidden.numpy()}
+
+
+def observe_together(
+    observers: Sequence[RouterObserver], sessions: Sequence[Session]
+) -> Observation:
+    """What each observer sees of its session, read from the device at once.
+
+    Args:
+        observers: One per session, all of the same arms.
+        sessions: One at least, all of one target.
+
+    Returns:
+        `signals` and `hidden` of `RouterObserver.observe`, stacked: `[n, s]` and `[n, d]`.
+    """
+    logits = torch.stack([session.last_logits for session in sessions])
+    hiddens = torch.stack([session.last_hidden for session in sessions])
+    sure, hidden = (one.numpy() for one in read_together([confidence(logits), hiddens.float()]))
+    triples = zip(observers, sessions, sure, strict=True)
+    signals = [observer._signals(session, row) for observer, session, row in triples]
+    return {"signals": np.concatenate(signals), "hidden": hidden}
