@@ -67,7 +67,7 @@ def encode_messages(
         DraftgymError: As `write_messages`, or there are no tokens.
     """
     written = write_messages(tokenizer, prompt, name, options)
-    return _tokens(tokenizer, written.text, name, special=not written.templated)
+    return encode_text(tokenizer, written.text, name, special=not written.templated)
 
 
 def write_messages(
@@ -238,7 +238,18 @@ def _apply(tokenizer: Any, messages: Sequence[Message], options: Mapping[str, An
     return str(tokenizer.apply_chat_template([*messages], tokenize=False, **how))
 
 
-def _tokens(tokenizer: Any, text: str, name: str, special: bool = False) -> Tensor:
+def encode_text(tokenizer: Any, text: str, name: str, special: bool = False) -> Tensor:
+    """Token ids `[n]` of a text as it stands.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        text: The text.
+        name: What the user called the target.
+        special: Whether the tokenizer adds the special tokens that it puts around texts.
+
+    Raises:
+        DraftgymError: It cannot be read, or there are no tokens.
+    """
     try:
         ids = tokenizer(text, add_special_tokens=special)["input_ids"]
         tokens = torch.tensor(ids, dtype=torch.long)

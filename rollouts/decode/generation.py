@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,13 +27,10 @@ from draftgym.decoding.decoder import Generation, SpeculativeDecoder
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import check_unicode, parse_json
 from draftgym.decoding.model.images import open_image
-from draftgym.decoding.stops import NO_STOPS, Stops
+from draftgym.decoding.text_stream import TextStream
 from draftgym.policies.registry import default_policy, make_policy, shipped_router
 from draftgym.rollouts.decode.options import CatchUpOptions
 from draftgym.rollouts.report.table import make_console, print_stats
-
-UNFINISHED = "\ufffd"
-"""What half a character decodes to."""
 
 EXIT = "/exit"
 TEMPLATE_REMEDY = """write a JSON object, as in --template-options '{"enable_thinking": false}'"""
@@ -74,47 +71,6 @@ class GenerateArgs(CatchUpOptions):
     max_new_tokens: int = 256
     stream: bool = False
     stats: bool = False
-
-
-class TextStream:
-    """Token ids in, pieces of text out; a piece is never taken back.
-
-    Bytes of one character can come in several tokens, so text that may still change (unfinished
-    characters, trailing blanks, which some tokenizers drop before punctuation) is held back.
-
-    Args:
-        decode: Token ids to text.
-        emit: Takes the pieces.
-        stops: What ends the text: it ends before a stop string.
-    """
-
-    def __init__(
-        self,
-        decode: Callable[[list[int]], str],
-        emit: Callable[[str], None],
-        stops: Stops = NO_STOPS,
-    ) -> None:
-        self._decode, self._emit, self._stops = decode, emit, stops
-        self._tokens: list[int] = []
-        self._shown = ""
-
-    def add(self, tokens: list[int]) -> None:
-        """Takes a round's tokens and emits what is settled."""
-        self._tokens += tokens
-        text = self._decode(self._tokens)
-        settled = self._stops.cut(text)
-        if settled == text:
-            settled = text[: len(text) - self._stops.held_back(text)]
-        self._show(settled.rstrip().rstrip(UNFINISHED).rstrip())
-
-    def close(self) -> None:
-        """Emits what was held back."""
-        self._show(self._stops.cut(self._decode(self._tokens)))
-
-    def _show(self, text: str) -> None:
-        if len(text) > len(self._shown):
-            self._emit(text[len(self._shown) :])
-            self._shown = text
 
 
 def generate(args: GenerateArgs) -> Generation:

@@ -14,9 +14,9 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.session import Session
 from draftgym.decoding.stops import Stops
+from draftgym.decoding.text_stream import TextStream
 from draftgym.decoding.verify.greedy import GreedyRule
 from draftgym.policies.registry import make_policy
-from draftgym.rollouts.decode.generation import TextStream
 from tests.tiny import tiny_drafters, tiny_target
 from tests.tiny_text import byte_tokenizer, text_model, text_target
 
