@@ -18,6 +18,9 @@ from draftgym.decoding.session import Session
 from draftgym.decoding.verify.base import Verdict, verify_together
 from draftgym.decoding.verify.proposal import Proposal
 
+Verified = tuple[PassOutput, Verdict]
+"""What the pass gave of a session's rows, and what it says of its proposal."""
+
 
 @dataclass(frozen=True)
 class RoundTimes:
@@ -131,52 +134,79 @@ def verify_drafts(
         drafts: What each drafted at its present position.
         with_margins: Whether to record the target's margins.
     """
-    contexts = [session.cache.length for session in sessions]
-    device = sessions[0].target.device
-    start = clock(device)
+    start = clock(sessions[0].target.device)
     verified = verify_batch(sessions, [one.proposal for one in drafts], with_margins)
-    verify_seconds = clock(device) - start
-    records = []
-    for session, context, one, (output, verdict) in zip(
-        sessions, contexts, drafts, verified, strict=True
-    ):
-        start = clock(device)
-        committed = session.commit(one.proposal, verdict, output)
-        commit_seconds = clock(device) - start
-        eager, eager_seconds = _catch_up_eagerly(session)
-        path = verdict.path[: len(committed)]
-        records.append(
-            RoundRecord(
-                one.arm,
-                context,
-                one.proposal.token_ids,
-                one.proposal.depth,
-                len(path),
-                committed,
-                one.caught_up + eager,
-                RoundTimes(
-                    one.catch_up_seconds + eager_seconds,
-                    one.draft_seconds,
-                    verify_seconds,
-                    commit_seconds,
-                ),
-                path,
-                verdict.margins[: len(committed)],
-            )
-        )
-    return records
+    seconds = clock(sessions[0].target.device) - start
+    return [commit_draft(*one, seconds) for one in zip(sessions, drafts, verified, strict=True)]
+
+
+def commit_draft(
+    session: Session, draft: Draft, verified: Verified, verify_seconds: float
+) -> RoundRecord:
+    """Keeps what verification accepted of a draft; the record of the round.
+
+    Args:
+        session: Whose draft it is.
+        draft: What was drafted at its present position.
+        verified: What the pass gave for it.
+        verify_seconds: What the pass took.
+    """
+    output, verdict = verified
+    context, device = session.cache.length, session.target.device
+    start = clock(device)
+    committed = session.commit(draft.proposal, verdict, output)
+    commit_seconds = clock(device) - start
+    eager, eager_seconds = _catch_up_eagerly(session)
+    path = verdict.path[: len(committed)]
+    return RoundRecord(
+        draft.arm,
+        context,
+        draft.proposal.token_ids,
+        draft.proposal.depth,
+        len(path),
+        committed,
+        draft.caught_up + eager,
+        RoundTimes(
+            draft.catch_up_seconds + eager_seconds,
+            draft.draft_seconds,
+            verify_seconds,
+            commit_seconds,
+        ),
+        path,
+        verdict.margins[: len(committed)],
+    )
 
 
 def verify_batch(
     sessions: Sequence[Session], proposals: Sequence[Proposal], with_margins: bool = False
-) -> list[tuple[PassOutput, Verdict]]:
+) -> list[Verified]:
     """Verifies one proposal per session in a single ragged target pass, and reads once.
 
     All sessions must share one target. Nothing is committed yet (`Session.commit`).
     """
     rows = [s.verification_rows(p) for s, p in zip(sessions, proposals, strict=True)]
     taps = sorted({layer for session in sessions for layer in session.tap_layers})
-    outputs = sessions[0].target.decoder.forward(rows, taps)
+    return judge(
+        sessions, proposals, sessions[0].target.decoder.forward(rows, taps), with_margins, taps
+    )
+
+
+def judge(
+    sessions: Sequence[Session],
+    proposals: Sequence[Proposal],
+    outputs: Sequence[PassOutput],
+    with_margins: bool = False,
+    taps: Sequence[int] | None = None,
+) -> list[Verified]:
+    """The second half of `verify_batch`: what a pass over `Session.verification_rows` says, read.
+
+    Args:
+        sessions: Whose proposals are verified.
+        proposals: Of each.
+        outputs: What the pass gave of each.
+        with_margins: Whether verdicts tell the target's margins.
+        taps: Layers that were tapped; None for those of every session.
+    """
     questions = [
         (
             session.rule,
@@ -187,8 +217,9 @@ def verify_batch(
         for session, proposal, output in zip(sessions, proposals, outputs, strict=True)
     ]
     verdicts = verify_together(questions, with_margins)
-    mine = [_own_taps(*one, taps) for one in zip(sessions, outputs, strict=True)]
-    return list(zip(mine, verdicts, strict=True))
+    if taps is not None:
+        outputs = [_own_taps(*one, taps) for one in zip(sessions, outputs, strict=True)]
+    return list(zip(outputs, verdicts, strict=True))
 
 
 def _own_taps(session: Session, output: PassOutput, taps: Sequence[int]) -> PassOutput:
