@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
+from pathlib import Path
 
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
@@ -28,13 +29,12 @@ class PolicySet:
     Args:
         target: The target.
         drafters: Loaded drafters by name.
-        default: Spec of the policy of requests that name none.
-        named: Further policies by name: specs, and folders of trained ones.
+        specs: What the server offers by name: specs, and folders of trained policies. The first
+            one is that of requests that name none.
         seed: Seed of those that throw dice.
 
     Attributes:
-        default: As given.
-        named: As given.
+        names: Names that the server was given, the default first.
 
     Raises:
         DraftgymError: One of them cannot be made.
@@ -44,14 +44,12 @@ class PolicySet:
         self,
         target: Target,
         drafters: Mapping[str, Drafter],
-        default: str,
-        named: Mapping[str, str] | None = None,
+        specs: Mapping[str, str],
         seed: int = 0,
     ) -> None:
-        self.default, self.named = default, dict(named or {})
         self._facts, self._seed, self._lock = (drafters, target), seed, threading.Lock()
-        self._own = {name: self._make(spec) for name, spec in self.named.items()}
-        self._own[default] = self._own.get(default) or self._make(default)
+        self._specs, self.names = dict(specs), list(specs)
+        self._own = {name: self._make(spec) for name, spec in specs.items()}
         self._made: OrderedDict[str, BatchPolicy] = OrderedDict()
 
     def find(self, name: str | None, predicts: bool = False) -> BatchPolicy:
@@ -65,23 +63,31 @@ class PolicySet:
         Raises:
             DraftgymError: It is unknown, or a folder.
         """
-        name, follows = (self.default, predicts) if name is None else (name.strip(), False)
+        if name is not None and name.strip() in self._own:
+            return self._own[name.strip()]
+        if name is None and not predicts:
+            return self._own[self.names[0]]
         with self._lock:
-            if not follows and name in self._own:
-                return self._own[name]
-            if follows:
-                name = PREDICTED + self.named.get(name, name)
-            elif "/" in name or "\\" in name or name.startswith((".", "~")):
+            return self._rule(name.strip() if name else PREDICTED + self._specs[self.names[0]])
+
+    def _rule(self, spec: str) -> BatchPolicy:
+        if spec not in self._made:
+            if not spec.startswith(PREDICTED) and _names_path(spec):
                 raise DraftgymError(
                     "a policy of a request is a rule or a name that the server was given, no path",
-                    f"name a rule such as eagle3:3, or one of {', '.join(self._own)}",
+                    f"name a rule such as eagle3:3, or one of {', '.join(self.names)}",
                 )
-            if name not in self._made:
-                self._made[name] = self._make(name)
-                if len(self._made) > MOST_MADE:
-                    self._made.popitem(last=False)
-            self._made.move_to_end(name)
-            return self._made[name]
+            self._made[spec] = self._make(spec)
+        self._made.move_to_end(spec)
+        if len(self._made) > MOST_MADE:
+            self._made.popitem(last=False)
+        return self._made[spec]
 
     def _make(self, spec: str) -> BatchPolicy:
         return make_batch_policy(spec, *self._facts, self._seed)
+
+
+def _names_path(spec: str) -> bool:
+    """Whether a stranger's spec would make `make_policy` look at the disk of the host."""
+    _, _, inner = spec.rpartition(">")
+    return "/" in spec or "\\" in spec or inner.startswith((".", "~")) or Path(inner).exists()
