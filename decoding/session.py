@@ -166,6 +166,11 @@ class Session:
                 self._states[name] = other.drafters[name].take_over(state, shared, self.capacity)
         return shared
 
+    def retire(self) -> None:
+        """Forgets what only writing needs; the session writes no more, others may go on from it."""
+        self._last = None
+        del self.rule  # with its noise
+
     def prefill(self, with_margins: bool = False) -> Verdict:
         """Runs the prompt through the target and commits the first token."""
         none = Proposal.empty()

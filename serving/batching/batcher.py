@@ -126,6 +126,7 @@ class Batcher:
         self._running: list[Running] = []
         self._text_seconds = 1.0
         self._closing = False
+        self._full = 0, 0, 0
         self._thread = threading.Thread(target=self._work, name="batch", daemon=True)
 
     @property
@@ -137,6 +138,16 @@ class Batcher:
     def waiting(self) -> int:
         """Texts in the queue."""
         return len(self._waiting)
+
+    @property
+    def kept(self) -> int:
+        """Finished texts that others may begin like."""
+        return self._pool.kept
+
+    @property
+    def bytes_in_use(self) -> int:
+        """Memory of running and of kept texts."""
+        return self._pool.bytes_in_use
 
     @property
     def is_alive(self) -> bool:
@@ -173,7 +184,14 @@ class Batcher:
         rule = self._check(request)
         policy = self._policies.find(request.policy, bool(request.prediction))
         number = next(self._numbers)
-        one = _Waiting(number, request, rule, policy, listener, self._clock())
+
+        def tell(event: Event) -> None:
+            try:
+                listener(event)
+            except Exception:  # who cannot hear has left
+                self.cancel(number)
+
+        one = _Waiting(number, request, rule, policy, tell, self._clock())
         if not self._pool.fits(one.capacity):
             raise DraftgymError(
                 f"a text of {one.capacity} positions is longer than the server's cache is large",
@@ -195,18 +213,26 @@ class Batcher:
 
     def step(self) -> None:
         """One round: texts leave, join and go on."""
-        before = len(self._running), len(self._waiting)
         self._forget_left()
         self._admit()
         if self._running:
             try:
-                self._watch.round(self._rounds.play(self._running))
+                self._play()
             except Exception as error:  # one text's mistake may not end the server
                 self._fail(error)
             for text in [one for one in self._running if one.finished]:
                 self._finish(text)
-        if (len(self._running), len(self._waiting)) != before:
-            self._watch.queue(*before, self._pool.bytes_in_use)
+        full = len(self._running), len(self._waiting), self._pool.bytes_in_use
+        if full != self._full:
+            self._watch.queue(*full)
+            self._full = full
+
+    def _play(self) -> None:
+        unread = [one for one in self._running if not one.began]
+        self._watch.round(self._rounds.play(self._running))
+        for text in unread:
+            if text.began:
+                self._watch.began(text.statistics, min(1, text.request.max_new_tokens))
 
     def _work(self) -> None:
         torch.set_num_threads(self._target.precision.threads)  # threads count for themselves
@@ -290,11 +316,11 @@ class Batcher:
         self._text_seconds += 0.1 * (seconds - self._text_seconds)
         reason = text.session.finish_reason if text.request.max_new_tokens else "length"
         self._leave(text, reason)
-        self._tell(text, Finished(reason, text.session.stop_reason, text.statistics))
+        text.listener(Finished(reason, text.session.stop_reason, text.statistics))
 
     def _leave(self, text: Running, outcome: str) -> None:
         self._running.remove(text)
-        self._pool.leave(text.session)
+        self._pool.leave(text.session, keep=outcome != "error")
         self._watch.text(text.statistics, len(text.session.new_tokens), outcome)
 
     def _fail(self, error: Exception) -> None:
@@ -304,7 +330,4 @@ class Batcher:
         problem = error.problem if isinstance(error, DraftgymError) else "the server failed"
         for text in list(self._running):
             self._leave(text, "error")
-            self._tell(text, Failed(problem, is_ours=True))
-
-    def _tell(self, text: Running, event: Event) -> None:
-        text.listener(event)
+            text.listener(Failed(problem, is_ours=True))

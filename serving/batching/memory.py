@@ -1,5 +1,4 @@
-"""The memory of a batch: a bounded pool of caches, where finished texts stay for others to begin
-like them.
+"""The memory of a batch: a bounded pool of caches, where finished texts stay for a while.
 
 A text takes room for its prompt and all it may write when it is let in, so that what has begun
 always ends. What is left of the pool holds finished texts, the least recently used of which make
@@ -61,6 +60,11 @@ class CachePool:
             rows = self._stores.positions
         return rows * self._row_bytes + positions * self._position_bytes
 
+    @property
+    def kept(self) -> int:
+        """Finished texts that are kept."""
+        return len(self._kept)
+
     def fits(self, capacity: int) -> bool:
         """Whether a text of so many positions fits when it is alone."""
         return self._needs(capacity) <= self.most_bytes
@@ -85,9 +89,13 @@ class CachePool:
         """Counts a text, whose cache is of the pool."""
         self._open.add(session)
 
-    def leave(self, session: Session) -> None:
-        """A text is over: it is kept, unless there are too many."""
+    def leave(self, session: Session, keep: bool = True) -> None:
+        """A text is over; it is kept for others, unless that is not wanted."""
         self._open.discard(session)
+        session.retire()
+        if not keep:
+            self._close(session)
+            return
         for kept in [one for one in self._kept if _covers(session, one)]:
             self._let_go(kept)
         self._kept[session] = None
@@ -115,6 +123,9 @@ class CachePool:
 
     def _let_go(self, session: Session) -> None:
         del self._kept[session]
+        self._close(session)
+
+    def _close(self, session: Session) -> None:
         if self._stores is not None and isinstance(session.cache, PlaceCache):
             self._stores.close(session.cache)
 
