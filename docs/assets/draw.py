@@ -23,7 +23,10 @@ SHOWN = {  # the table's name of a row: how the picture calls it, and how it is 
 LINES = "Everything below a room may be imported by it; nothing above."
 ROOMS = [
     [("agents", "training: Stable-Baselines3, regression, likelihood")],
-    [("envs", "Gymnasium environments: router, scheduler; cells of users, radio")],
+    [
+        ("envs", "Gymnasium: router, scheduler; cells, radio"),
+        ("serving", "batches that texts join; OpenAI's API"),
+    ],
     [("rollouts", "prompts, decoding, traces, replay and oracle, responses, reports")],
     [("drafters", "EAGLE-3, DFlash, small LM, lookup"), ("policies", "who chooses: one predict")],
     [("decoding", "session, round, decoder; target, verification rules, cost model")],
