@@ -66,6 +66,8 @@ class BatchSettings:
         cache_bytes: Memory for keys, values, taps and drafters' states, also of finished texts
             whose beginnings are kept for others.
         guard: Whether speculation is left out while it is slower than plain decoding.
+        reuse: Whether prompts that begin alike are read once. Measurements that send the same
+            prompts again do without.
     """
 
     most_running: int = 32
@@ -73,6 +75,7 @@ class BatchSettings:
     prompt_rows: int = 64
     cache_bytes: int = 2 << 30
     guard: bool = True
+    reuse: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +119,7 @@ class Batcher:
         self.settings = settings or BatchSettings()
         self._target, self._drafters, self._policies = target, dict(drafters), policies
         self._watch, self._clock = watch or NoWatch(), clock
-        self._pool = CachePool(target, drafters, self.settings.cache_bytes)
+        self._pool = CachePool(target, drafters, self.settings.cache_bytes, self.settings.reuse)
         guard = Guard() if self.settings.guard else None
         self._rounds = Rounds(self._pool, guard, self.settings.prompt_rows, clock)
         self._numbers = count()

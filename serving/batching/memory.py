@@ -33,11 +33,18 @@ class CachePool:
         target: The target.
         drafters: Whose states the texts have.
         most_bytes: Memory for keys, values, taps and drafters' states of all texts.
+        reuse: Whether texts take over what others have read.
     """
 
-    def __init__(self, target: Target, drafters: Mapping[str, Drafter], most_bytes: int) -> None:
+    def __init__(
+        self,
+        target: Target,
+        drafters: Mapping[str, Drafter],
+        most_bytes: int,
+        reuse: bool = True,
+    ) -> None:
         decoder = target.decoder
-        self.most_bytes, self._decoder = most_bytes, decoder
+        self.most_bytes, self.reuse, self._decoder = most_bytes, reuse, decoder
         self._widest = max((one.max_tree_nodes for one in drafters.values()), default=0)
         shape, item = decoder.shape, decoder.dtype.itemsize
         self._row_bytes = 2 * shape.layers * shape.kv_heads * shape.head_dim * item
@@ -93,7 +100,7 @@ class CachePool:
         """A text is over; it is kept for others, unless that is not wanted."""
         self._open.discard(session)
         session.retire()
-        if not keep:
+        if not (keep and self.reuse):
             self._close(session)
             return
         for kept in [one for one in self._kept if _covers(session, one)]:
@@ -108,6 +115,8 @@ class CachePool:
         Returns:
             Positions that were taken over.
         """
+        if not self.reuse:
+            return 0
         known, best = longest_beginning(session, [*self._open - {session}, *self._kept])
         if best is None or known < FEWEST_SHARED:
             return 0

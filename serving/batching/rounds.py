@@ -184,7 +184,7 @@ class Rounds:
         if text.looked:
             return True
         tokens = text.session.token_ids
-        if any(
+        if self.pool.reuse and any(
             common_beginning(tokens, one.session.token_ids) - one.session.cache.length
             > WORTH_WAITING
             for one in reading

@@ -80,3 +80,18 @@ def test_a_longer_text_takes_the_place_of_the_one_it_covers(
         (heard,) = written(batch, [request])
         said = request.prompt.tolist() + heard.tokens
     assert batch.kept == 1
+
+
+def test_a_batch_without_reuse_reads_everything(
+    target: Target, drafters: dict[str, Drafter]
+) -> None:
+    """Or a measurement that sends the same prompts again would flatter whoever comes second."""
+    watch = Facts()
+    batch = batcher(target, drafters, watch=watch, reuse=False)
+    requests = [TextRequest(prompt_of(target, 80, 0), 12)] * 3
+    for some in (requests[:2], requests[2:]):
+        assert [one.tokens for one in written(batch, some)] == [alone(target, requests[0])] * len(
+            some
+        )
+    assert sum(facts.prompt_rows for facts in watch.rounds) == 3 * 80
+    assert batch.kept == 0 and batch.bytes_in_use == 0
