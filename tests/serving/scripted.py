@@ -28,6 +28,7 @@ class Script:
     Attributes:
         texts: Rounds by policy.
         refusals: Status and message of the next answers, whatever is asked for.
+        held_back: Text that no token brings, told with the end.
         held: Texts stop behind their first round until this is set.
         asked: Bodies of the requests for a text.
         keys: What each request gave as authorisation.
@@ -36,6 +37,7 @@ class Script:
 
     texts: dict[str, Sequence[Round]]
     refusals: list[tuple[int, str]] = field(default_factory=list)
+    held_back: str = ""
     held: threading.Event = field(default_factory=threading.Event)
     asked: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
@@ -83,7 +85,10 @@ class Script:
                 content = "".join(text for text, _ in tokens)
                 choice = {"index": 0, "delta": {"content": content}, "finish_reason": None}
                 yield _event({"choices": [choice], "draftgym": {"arm": arm, "pieces": pieces}})
-            yield _event({"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]})
+            rest = [{"text": self.held_back, "drafted": False}] if self.held_back else []
+            last = {"arm": "plain", "pieces": rest}
+            choice = {"index": 0, "delta": {"content": self.held_back}, "finish_reason": "length"}
+            yield _event({"choices": [choice], "draftgym": last})
             yield _event({"choices": [], "usage": {}, "draftgym": {"arms": arms}})
             yield "data: [DONE]\n\n"
             ended = True

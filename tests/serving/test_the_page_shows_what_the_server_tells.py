@@ -120,6 +120,16 @@ def test_a_text_that_is_not_plain_decodings_is_called_another(
 
 
 @needs_browser
+def test_text_that_was_held_back_is_shown_and_counted_as_no_token(
+    page: Browser, script: Script
+) -> None:
+    script.held_back = " Us"
+    write(page)
+    assert page.text("text") == WHOLE + " Us" and page.text("same") == "the same"
+    assert page.text("state").startswith("8 tokens") and page.text("acceptance") == "2.33"
+
+
+@needs_browser
 def test_plain_decoding_is_not_compared_with_itself(page: Browser, script: Script) -> None:
     page.choose("policy", "plain")
     page.press("write")
@@ -152,19 +162,20 @@ def test_stop_leaves_the_server_and_keeps_what_was_written(
 
 @needs_browser
 def test_what_the_server_refuses_is_shown_in_its_words(page: Browser, script: Script) -> None:
-    script.refusals.append((400, "max_tokens is more than the context <leaves>"))
+    script.refusals.append((400, '"max_tokens" is more than the context <leaves>'))
     page.press("write")
     page.wait(lambda: page.shows("error"))
-    assert page.text("error") == "max_tokens is more than the context <leaves>"
+    assert page.text("error") == '"max_tokens" is more than the context <leaves>.'
     write(page)
     assert not page.shows("error")
 
 
 @needs_browser
 def test_a_server_that_loads_is_asked_again(page: Browser, script: Script) -> None:
-    script.refusals.append((503, "The model is being loaded."))
+    script.refusals.append((503, "the model is being loaded"))
     page.press("write")
-    page.wait(lambda: "being loaded. Trying again in 1 s" in page.text("state"))
+    told = "The model is being loaded. Trying again in 1 s."
+    page.wait(lambda: page.text("state") == told)
     page.wait(lambda: page.text("same") == "the same")
 
 

@@ -14,6 +14,10 @@ function say(state, error = "") {
   find("error").hidden = !error;
 }
 
+function sentence(words) {
+  return words.replace(/^./u, (letter) => letter.toUpperCase()).replace(/[^.!?]$/u, "$&.");
+}
+
 function wait(seconds, signal) {
   return new Promise((done, fail) => {
     const timer = setTimeout(done, 1000 * seconds);
@@ -31,7 +35,7 @@ async function patiently(act, signal) {
       return await act();
     } catch (problem) {
       if (problem.status !== 503) throw problem;
-      say(`${problem.message} Trying again in ${problem.retryAfter} s.`);
+      say(`${sentence(problem.message)} Trying again in ${problem.retryAfter} s.`);
       await wait(problem.retryAfter, signal);
     }
   }
@@ -43,7 +47,7 @@ function tell(problem) {
     find("key-field").hidden = false;
     find("key").focus();
   }
-  if (problem instanceof Refusal) return say("", problem.message);
+  if (problem instanceof Refusal) return say("", sentence(problem.message));
   console.error(problem);
   say("", "The server does not answer.");
 }

@@ -40,6 +40,8 @@ export class Text {
     const pieces = round.pieces ?? (content ? [{ text: content, drafted: false }] : []);
     if (!pieces.length) return false;
     const arm = round.arm ?? "plain";
+    this.#show(arm, pieces);
+    if (choice.finish_reason) return true; // text that was held back until it was clear that all is told
     this.ended = performance.now();
     if (this.began === null) {
       this.began = this.ended;
@@ -49,7 +51,6 @@ export class Text {
       this.rounds += 1;
     }
     this.tokens += pieces.length;
-    this.#show(arm, pieces);
     return true;
   }
 
