@@ -11,6 +11,7 @@ from draftgym.decoding.errors import DraftgymError, exit_on_user_error
 
 COMMANDS = {
     "generate": ("rollouts.decode.generation", "write a text with a policy, see every round"),
+    "serve": ("serving.http.main", "an OpenAI-compatible server with any policy"),
     "evaluate": ("evaluate", "compare policies, or schedulers, on prompts"),
     "collect": ("rollouts.traces.collect", "trace what every arm would do, from real decoding"),
     "train-router": ("agents.router.train", "train who chooses the arm of each round"),

@@ -5,22 +5,28 @@ A request is a stranger's: it may name rules, never a folder of the host.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from pathlib import Path
 
+from draftgym.decoding.arms import PLAIN
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
+from draftgym.policies.registry import CHOOSERS, SHIPPED_ROUTER
 from draftgym.serving.batching.choosing import BatchPolicy
-from draftgym.serving.batching.policies import make_batch_policy
+from draftgym.serving.batching.policies import BY_BATCH, make_batch_policy
 
 MOST_MADE = 64
 """Rules that requests named and that are kept."""
 
 PREDICTED = "ngram:16>"
 """In front of a policy: where lookup finds a match in the prediction, it is followed."""
+
+
+RULES = {PLAIN, SHIPPED_ROUTER, BY_BATCH, *CHOOSERS}
+"""What a stranger may name beside drafters."""
 
 
 class PolicySet:
@@ -68,15 +74,23 @@ class PolicySet:
         if name is None and not predicts:
             return self._own[self.names[0]]
         with self._lock:
-            return self._rule(name.strip() if name else PREDICTED + self._specs[self.names[0]])
+            if name is None:
+                return self._rule(PREDICTED + self._specs[self.names[0]])
+            self._check_rule(name.strip())
+            return self._rule(name.strip())
+
+    def _check_rule(self, spec: str) -> None:
+        """Raises `DraftgymError` for a stranger's spec that could name a folder of the host."""
+        words = {re.split("[:@]", part.strip())[0] for part in spec.split(">")}
+        if not words <= RULES | self._facts[0].keys():
+            raise DraftgymError(
+                f"no policy is called {spec[:80]!r} (a request names a rule, or a name that the "
+                "server was given, no path)",
+                f"name a rule such as eagle3:3, or one of {', '.join(self.names)}",
+            )
 
     def _rule(self, spec: str) -> BatchPolicy:
         if spec not in self._made:
-            if not spec.startswith(PREDICTED) and _names_path(spec):
-                raise DraftgymError(
-                    "a policy of a request is a rule or a name that the server was given, no path",
-                    f"name a rule such as eagle3:3, or one of {', '.join(self.names)}",
-                )
             self._made[spec] = self._make(spec)
         self._made.move_to_end(spec)
         if len(self._made) > MOST_MADE:
@@ -85,9 +99,3 @@ class PolicySet:
 
     def _make(self, spec: str) -> BatchPolicy:
         return make_batch_policy(spec, *self._facts, self._seed)
-
-
-def _names_path(spec: str) -> bool:
-    """Whether a stranger's spec would make `make_policy` look at the disk of the host."""
-    _, _, inner = spec.rpartition(">")
-    return "/" in spec or "\\" in spec or inner.startswith((".", "~")) or Path(inner).exists()

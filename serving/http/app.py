@@ -83,7 +83,7 @@ def _add_texts(app: FastAPI, service: Service) -> None:
 def _add_models(app: FastAPI, service: Service) -> None:
     def facts() -> dict[str, Any]:
         model = service.model
-        own = {"policies": model.policies.offered, "default_policy": model.policies.default}
+        own = {"policies": model.policies.names, "default_policy": model.policies.names[0]}
         return {
             "id": service.name,
             "object": "model",

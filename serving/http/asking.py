@@ -126,10 +126,7 @@ def _request(
     prediction: tuple[int, ...] = (),
 ) -> TextRequest:
     try:
-        stops = Stops(
-            tuple(body.stop_token_ids or ()), body.stop_strings, bool(body.ignore_eos)
-        )
-        policy = body.own.policy
+        stops = Stops(tuple(body.stop_token_ids or ()), body.stop_strings, bool(body.ignore_eos))
         return TextRequest(
             ids,
             new_tokens,
@@ -137,7 +134,7 @@ def _request(
             0,
             body.sampling,
             stops,
-            None if policy is None else model.policies.ask_for(policy),
+            body.own.policy,
             body.own.max_draft,
             prediction,
             logprobs,

@@ -31,10 +31,10 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class TokenText:
-    """A token by itself.
+    r"""A token by itself.
 
     Attributes:
-        text: What it says; of a part of a character its bytes, as in `bytes:\\xf0\\x9f`.
+        text: What it says; of a part of a character its bytes, as in `bytes:\xf0\x9f`.
         data: Its bytes.
     """
 

@@ -123,13 +123,15 @@ def _wrong_fields(problems: Sequence[Any]) -> ApiError:
     """The first fields of a request that cannot be read."""
     if problems and problems[0]["type"] == "json_invalid":
         reason = problems[0].get("ctx", {}).get("error", "")
-        return ApiError(400, f"the body is not JSON that can be read: {reason}", code="invalid_json")
+        message = f"the body is not JSON that can be read: {reason}"
+        return ApiError(400, message, code="invalid_json")
     told = []
     for one in problems[:3]:
         where = ".".join(str(part) for part in one["loc"] if part != "body")
         told.append(f"{where}: {one['msg']}" if where else str(one["msg"]))
-    place = [str(part) for part in problems[0]["loc"] if part != "body"] if problems else []
-    return ApiError(400, "; ".join(told) or "the request cannot be read", place[0] if place else None)
+    place = [str(part) for one in problems[:1] for part in one["loc"] if part != "body"]
+    param = place[0] if place else None
+    return ApiError(400, "; ".join(told) or "the request cannot be read", param)
 
 
 def add_error_handlers(app: FastAPI) -> None:

@@ -46,25 +46,31 @@ class StreamOptions(Given):
 class OwnOptions(Given):
     """What no other server knows."""
 
-    policy: Text | None = Field(None, description="Who chooses the drafts of this text's rounds.")
-    max_draft: Count | None = Field(None, description="Most tokens a round drafts; 0 for none.")
-    details: bool = Field(False, description="Whether every token tells who drafted it.")
+    policy: str | None = Field(
+        default=None,
+        pattern="^[ -~]{1,200}$",
+        description="Who chooses the drafts of this text's rounds.",
+    )
+    max_draft: Count | None = Field(
+        default=None, description="Most tokens a round drafts; 0 for none."
+    )
+    details: bool = Field(default=False, description="Whether every token tells who drafted it.")
 
 
 class TextBody(Given):
     """What completions and chats have in common."""
 
     model: Text | None = None
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1, lt=2**31)
-    min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0, le=100)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    n: int | None = Field(None, ge=1, le=MOST_CHOICES)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=-1, lt=2**31)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=100)
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    n: int | None = Field(default=None, ge=1, le=MOST_CHOICES)
     max_tokens: Count | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
-    stop_token_ids: list[Token] | None = Field(None, max_length=64)
+    stop_token_ids: list[Token] | None = Field(default=None, max_length=64)
     ignore_eos: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -138,8 +144,8 @@ class CompletionBody(TextBody):
         | Annotated[list[Annotated[list[Token], Field(min_length=1)]], Field(min_length=1)]
     )
     echo: bool | None = None
-    logprobs: int | None = Field(None, ge=0, le=MOST_ALTERNATIVES)
-    best_of: int | None = Field(None, ge=0)
+    logprobs: int | None = Field(default=None, ge=0, le=MOST_ALTERNATIVES)
+    best_of: int | None = Field(default=None, ge=0)
     suffix: str | None = None
 
     unsupported: ClassVar[dict[str, str]] = TextBody.unsupported | {"suffix": "leave it out"}
@@ -219,7 +225,7 @@ class ChatBody(TextBody):
     messages: list[ChatMessage] = Field(min_length=1, max_length=MOST_PROMPTS)
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=MOST_ALTERNATIVES)
+    top_logprobs: int | None = Field(default=None, ge=0, le=MOST_ALTERNATIVES)
     prediction: Prediction | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     response_format: dict[str, Any] | None = None
@@ -256,7 +262,7 @@ class TokenizeBody(Given):
 
     model: Text | None = None
     prompt: Text | None = None
-    messages: list[ChatMessage] | None = Field(None, min_length=1, max_length=MOST_PROMPTS)
+    messages: list[ChatMessage] | None = Field(default=None, min_length=1, max_length=MOST_PROMPTS)
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None

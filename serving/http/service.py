@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from draftgym.decoding.model.target import Target
 from draftgym.serving.batching.batcher import Batcher
+from draftgym.serving.batching.policy_set import PolicySet
 from draftgym.serving.http.encoding import Encoding
 from draftgym.serving.http.errors import ApiError
-from draftgym.serving.http.naming import Policies
 
 
 class Phase(enum.Enum):
@@ -59,7 +59,7 @@ class Model:
 
     target: Target
     batcher: Batcher
-    policies: Policies
+    policies: PolicySet
     encoding: Encoding
 
 
@@ -98,8 +98,15 @@ class Service:
             raise unavailable(Phase.LOADING)
         return self._model
 
+    def close(self) -> None:
+        """Ends the batch."""
+        if self._model is not None:
+            self._model.batcher.close()
+
     def check_open(self) -> None:
         """Raises `ApiError` unless new requests are taken."""
+        if self.phase is Phase.READY and not self.model.batcher.is_alive:
+            self.phase = Phase.DEAD
         if self.phase is not Phase.READY:
             raise unavailable(self.phase)
 
