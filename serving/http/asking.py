@@ -108,11 +108,8 @@ def _new_tokens(limits: Limits, model: Model, ids: Tensor, wanted: int, param: s
         message = f"{wanted} new tokens are more than the {most} that this server writes"
         raise ApiError(400, message, "max_tokens")
     if len(ids) + wanted > context:
-        message = (
-            f"a prompt of {len(ids)} tokens and {wanted} new ones do not fit the context of "
-            f"{context}; shorten the prompt, or ask for fewer"
-        )
-        raise too_long(message, param)
+        problem = f"the prompt has {len(ids)}, and {wanted} new ones do not fit behind it"
+        raise too_long(context, f"{problem}: shorten the prompt, or ask for fewer", param)
     return wanted
 
 

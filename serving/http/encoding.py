@@ -119,7 +119,7 @@ class Encoding:
     def _check_length(self, texts: Sequence[str], param: str) -> None:
         limit = self.target.context_limit
         if sum(map(len, texts)) > CHARACTERS_OF_A_TOKEN * limit:
-            raise too_long(f"{param} is far longer than the {limit} tokens of the context", param)
+            raise too_long(limit, f"{param} is far longer; shorten it", param)
 
     def _token(self, token: int) -> TokenText:
         text, data = self.decode([token], special=True), None
@@ -134,8 +134,9 @@ class Encoding:
         return TokenText("bytes:" + "".join(f"\\x{byte:02x}" for byte in data), data)
 
 
-def too_long(message: str, param: str) -> ApiError:
-    """The answer to what does not fit the context."""
+def too_long(limit: int, problem: str, param: str) -> ApiError:
+    """The answer to what does not fit the context; litellm tells it by OpenAI's words."""
+    message = f"this model's maximum context length is {limit} tokens; {problem}"
     return ApiError(400, message, param, "context_length_exceeded")
 
 
