@@ -139,6 +139,16 @@ def test_plain_decoding_is_not_compared_with_itself(page: Browser, script: Scrip
 
 
 @needs_browser
+def test_any_rule_can_be_typed(page: Browser, script: Script) -> None:
+    assert not page.shows("rule")
+    page.choose("policy", "another \u2026")
+    page.type("rule", "ngram:4>eagle3:2")
+    script.texts["ngram:4>eagle3:2"] = MIXED
+    write(page)
+    assert script.asked[0]["draftgym"]["policy"] == "ngram:4>eagle3:2"
+
+
+@needs_browser
 @pytest.mark.parametrize("way", ["button", "key"])
 def test_stop_leaves_the_server_and_keeps_what_was_written(
     page: Browser, script: Script, way: str

@@ -5,6 +5,7 @@ import { begin, keepKey, offered, Refusal } from "./stream.js";
 
 const find = (name) => document.getElementById(name);
 const PLAIN = "plain";
+const ANOTHER = "another …"; // policy, as a rule that is typed
 let model = null; // what the server calls its target
 let leave = null; // stops what is being written
 
@@ -59,7 +60,8 @@ async function fillChoices(signal) {
   document.title = `draftgym: ${id}`;
   const { policies = [], default_policy: usual } = draftgym ?? {};
   const options = policies.map((name) => new Option(name, name, name === usual, name === usual));
-  if (options.length) find("policy").replaceChildren(...options);
+  if (options.length) find("policy").replaceChildren(...options, new Option(ANOTHER));
+  showRule();
   say("");
 }
 
@@ -78,6 +80,10 @@ async function follow(text, request, signal, progress) {
   return totals;
 }
 
+function showRule() {
+  find("rule-field").hidden = find("policy").value !== ANOTHER;
+}
+
 /** What the form asks for. */
 function asked() {
   const request = {
@@ -87,7 +93,8 @@ function asked() {
     max_tokens: find("tokens").valueAsNumber,
     seed: Math.floor(Math.random() * 2 ** 31), // the same one for plain decoding
   };
-  const policy = find("policy").value;
+  const chosen = find("policy").value;
+  const policy = chosen === ANOTHER ? find("rule").value.trim() : chosen;
   const under = (name) => ({ ...request, draftgym: { ...(name && { policy: name }), details: true } });
   return { policy, mine: under(policy), plain: under(PLAIN) };
 }
@@ -156,6 +163,7 @@ find("ask").addEventListener("submit", async (event) => {
     find("stop").disabled = true;
   }
 });
+find("policy").addEventListener("change", showRule);
 find("stop").addEventListener("click", () => leave?.abort());
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") leave?.abort();
