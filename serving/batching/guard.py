@@ -9,13 +9,12 @@ fails, and that is so long that trying takes about a hundredth of the time.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
 from statistics import mean, median, median_low, pstdev
 
 from draftgym.serving.batching.watching import Judged
 
 Key = tuple[int, tuple[str, ...]]
-"""Most texts of such a batch, and the policies in play, sorted."""
+"""How many texts are in the batch, and the names of those who choose, sorted."""
 
 TOLERANCE = 0.98
 """Goodput, as a share of plain decoding's, below which speculation is slower."""
@@ -43,20 +42,11 @@ OUTLIER = 3
 """A round counts as no longer than so many median ones: the machine did something else."""
 
 
-def guard_key(texts: int, policies: Iterable[str]) -> Key:
-    """What batches are judged together.
-
-    Args:
-        texts: In the batch, one at least; sizes of 1, 2, 3-4, 5-8, ... are taken together.
-        policies: Names of the policies in play.
-    """
-    return 1 << (texts - 1).bit_length(), tuple(sorted(set(policies)))
-
-
 class Guard:
     """Decides round by round whether policies are asked at all.
 
-    It knows only what it is told; it has no clock and no chance of its own.
+    It knows only what it is told; it has no clock and no chance of its own. Sizes of 1, 2, 3-4,
+    5-8, ... texts are judged together.
     """
 
     def __init__(self) -> None:
@@ -66,11 +56,11 @@ class Guard:
         """Whether the next round may speculate.
 
         Args:
-            key: Of the batch (`guard_key`).
+            key: Of the batch.
             told: Whether `tell` will be called; where it will not (a prompt is read in the pass),
                 the last verdict counts, and nothing is tried out.
         """
-        account = self._accounts.get(key)
+        account = self._accounts.get(_kind(key))
         return account.allows(told) if account else not told
 
     def tell(self, key: Key, speculated: bool, seconds: float, tokens: int) -> bool:
@@ -85,8 +75,9 @@ class Guard:
         Returns:
             Whether a verdict has changed.
         """
-        account = self._accounts.pop(key, None) or _Account(key[0])
-        self._accounts[key] = account  # behind all others: the first is the one longest unused
+        kind = _kind(key)
+        account = self._accounts.pop(kind, None) or _Account(kind[0])
+        self._accounts[kind] = account  # behind all others: the first is the one longest unused
         if len(self._accounts) > MOST_KEYS:
             del self._accounts[next(iter(self._accounts))]
         before = account.verdict
@@ -105,6 +96,12 @@ class Guard:
             )
             for (most, policies), account in sorted(self._accounts.items())
         ]
+
+
+def _kind(key: Key) -> Key:
+    """What batches are judged together: the most texts of such a batch, and who chooses."""
+    texts, policies = key
+    return 1 << (texts - 1).bit_length(), policies
 
 
 class _Account:

@@ -24,7 +24,7 @@ from draftgym.serving.batching.guard import Guard
 from draftgym.serving.batching.logprobs import rows_of_committed, token_logprobs
 from draftgym.serving.batching.memory import CachePool
 from draftgym.serving.batching.requests import Listener, NewTokens, PromptRead, TokenLogprob
-from draftgym.serving.batching.watching import PhaseSeconds, RoundFacts
+from draftgym.serving.batching.watching import Judged, PhaseSeconds, RoundFacts
 
 PLAIN_ARM = Arm(PLAIN, 0)
 ROWS_ALONE = 512
@@ -117,7 +117,8 @@ class Rounds:
         times = [self.clock()]
         turns = [_Turn(text) for text in running if text.began]
         key = batch_key([turn.text.policy.name for turn in turns])
-        held_back = bool(turns) and self.guard is not None and not self.guard.allows(key)
+        judges = bool(turns) and len(turns) == len(running)  # nobody reads a prompt
+        held_back = bool(turns) and self.guard is not None and not self.guard.allows(key, judges)
         if not held_back:
             self._choose(turns)
         times.append(self.clock())
@@ -139,14 +140,15 @@ class Rounds:
             if not (text.began or text.request.max_new_tokens or text.session.unread):
                 _has_read(text)
         times.append(self.clock())
-        if not held_back:
-            for turn, record in zip(turns, records, strict=True):
-                turn.text.policy.learn(turn.text, turn.arm, record)
-        if self.guard is not None and turns and not rows:
+        for turn, record in zip(turns, records, strict=True):
+            turn.text.policy.learn(turn.text, turn.arm, record)
+        judged: Sequence[Judged] = ()
+        if self.guard is not None and judges:
             tokens = sum(len(record.committed) for record in records)
-            self.guard.tell(key, not held_back, times[-1] - times[0], tokens)
+            if self.guard.tell(key, not held_back, times[-1] - times[0], tokens):
+                judged = self.guard.describe()
         phases = PhaseSeconds(*(after - before for before, after in pairwise(times)))
-        return RoundFacts(records, rows, phases, held_back)
+        return RoundFacts(records, rows, phases, held_back, judged)
 
     def _choose(self, turns: Sequence[_Turn]) -> None:
         """Asks each policy for its texts, all of the batch in view."""

@@ -28,24 +28,6 @@ class PhaseSeconds:
 
 
 @dataclass(frozen=True)
-class RoundFacts:
-    """What a round of the batch was.
-
-    Attributes:
-        records: One per text that was being written; none where the pass only read prompts. Their
-            `arm` is what was drafted with, plain where request or guard allowed nothing.
-        prompt_rows: Rows of prompts in the pass.
-        seconds: Of the phases.
-        held_back: Whether the guard left speculation out.
-    """
-
-    records: Sequence[RoundRecord]
-    prompt_rows: int
-    seconds: PhaseSeconds
-    held_back: bool = False
-
-
-@dataclass(frozen=True)
 class Judged:
     """What the guard knows of batches of some size under some policies.
 
@@ -62,6 +44,26 @@ class Judged:
     policies: tuple[str, ...]
     speculates: bool
     gain: float | None
+
+
+@dataclass(frozen=True)
+class RoundFacts:
+    """What a round of the batch was.
+
+    Attributes:
+        records: One per text that was being written; none where the pass only read prompts. Their
+            `arm` is what was drafted with, plain where request or guard allowed nothing.
+        prompt_rows: Rows of prompts in the pass.
+        seconds: Of the phases.
+        held_back: Whether the guard left speculation out.
+        judged: What the guard knows, where a verdict of it changed.
+    """
+
+    records: Sequence[RoundRecord]
+    prompt_rows: int
+    seconds: PhaseSeconds
+    held_back: bool = False
+    judged: Sequence[Judged] = ()
 
 
 class Watch(Protocol):
@@ -99,9 +101,6 @@ class Watch(Protocol):
             outcome: `stop`, `length`, `abort` (its reader left) or `error`.
         """
 
-    def guard(self, judged: Sequence[Judged]) -> None:
-        """What the guard knows, whenever a verdict of it changes."""
-
 
 class NoWatch:
     """Counts nothing."""
@@ -119,7 +118,4 @@ class NoWatch:
         """Nothing."""
 
     def text(self, statistics: TextStatistics, new_tokens: int, outcome: str) -> None:
-        """Nothing."""
-
-    def guard(self, judged: Sequence[Judged]) -> None:
         """Nothing."""

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import pytest
 
-from draftgym.serving.batching.guard import MOST_KEYS, Guard, guard_key
+from draftgym.serving.batching.guard import MOST_KEYS, Guard
 
 ROUNDS = 2000
 SEEDS = range(3)
@@ -57,7 +57,7 @@ class Server:
     ) -> None:
         self.costs, self.texts, self.accepted = costs, texts, accepted
         self.random = random.Random(seed)
-        self.guard, self.key = Guard(), guard_key(texts, ["mine"])
+        self.guard, self.key = Guard(), (texts, ("mine",))
         self.speculated: list[bool] = []
 
     def play(self, rounds: int, stalls: frozenset[int] = frozenset()) -> Server:
@@ -184,9 +184,11 @@ def test_kinds_of_batches_are_judged_apart() -> None:
 
 
 def test_sizes_are_taken_together_by_doubling() -> None:
-    sizes = [guard_key(texts, ["b", "a", "b"]) for texts in (1, 2, 3, 4, 5, 8, 9, 17, 32)]
-    assert [most for most, _ in sizes] == [1, 2, 4, 4, 8, 8, 16, 32, 32]
-    assert sizes[0][1] == ("a", "b")
+    guard = Guard()
+    for texts in (17, 9, 8, 1, 2, 5, 3, 4, 16):
+        guard.tell((texts, ("a",)), False, 1.0, texts)
+    sizes = [(one.fewest, one.most) for one in guard.describe()]
+    assert sizes == [(1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32)]
 
 
 def test_a_round_that_is_not_told_tries_nothing_out() -> None:
@@ -200,7 +202,7 @@ def test_a_round_that_is_not_told_tries_nothing_out() -> None:
 
 
 def test_a_change_of_verdict_is_told_once() -> None:
-    guard, key = Guard(), guard_key(8, ["a"])
+    guard, key = Guard(), (8, ("a",))
     changes = []
     for _ in range(1000):
         allowed = guard.allows(key)
@@ -212,5 +214,5 @@ def test_a_change_of_verdict_is_told_once() -> None:
 def test_little_is_remembered() -> None:
     guard = Guard()
     for number in range(2 * MOST_KEYS):
-        guard.tell(guard_key(1, [f"policy {number}"]), False, 1.0, 1)
+        guard.tell((1, (f"policy {number}",)), False, 1.0, 1)
     assert len(guard.describe()) == MOST_KEYS
