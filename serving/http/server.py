@@ -69,7 +69,11 @@ def listen(host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        listener = socket.create_server((host, port), family=family, backlog=2048)
+        # asyncio does so with its own sockets alone; else an answer waits 40 ms for the last one's
+        # acknowledgement, and so does each token of a stream.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
     except OSError as error:
         raise DraftgymError(
             f"cannot listen on {host}, port {port}: {error.strerror or error}",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from draftgym.serving.http.page import add_page
+from draftgym.serving.http.server import address_of, listen
 
 Round = tuple[str, Sequence[tuple[str, bool]]]
 """An arm, and the texts of its tokens, each with whether it was drafted."""
@@ -104,11 +104,11 @@ def _event(body: dict[str, Any]) -> str:
 @contextmanager
 def running(app: FastAPI) -> Iterator[str]:
     """The address of a server, on a free port of this machine, until the block ends."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with listen("127.0.0.1", 0) as listener:
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield address_of(listener)
         server.should_exit = True
         thread.join(60)
         assert not thread.is_alive()
