@@ -66,12 +66,16 @@ class Tiny:
         )
         return self.ids(told)
 
-    def greedy(self, prompt: Sequence[int], new_tokens: int) -> str:
-        """What transformers' own `generate` writes."""
+    def greedy(self, prompt: Sequence[int], new_tokens: int, runs_on: bool = False) -> str:
+        """What transformers' own `generate` writes, to the last token if it `runs_on`."""
         ids = torch.tensor([list(prompt)])
-        mask = torch.ones_like(ids)
+        ends = {"eos_token_id": -1} if runs_on else {}
         written = self.model.generate(
-            ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            **ends,
         )
         return str(self.tokenizer.decode(written[0, len(prompt) :], skip_special_tokens=True))
 
