@@ -38,6 +38,10 @@ STREAMED: dict[int | str, dict[str, Any]] = {
         "content": {"application/json": {}, "text/event-stream": {}},
     },
 }
+METRICS: dict[int | str, dict[str, Any]] = {
+    **ERRORS,
+    200: {"description": "Prometheus' text format.", "content": {"text/plain": {}}},
+}
 
 
 def make_app(service: Service) -> FastAPI:
@@ -56,6 +60,7 @@ def make_app(service: Service) -> FastAPI:
     _add_texts(app, service)
     _add_models(app, service)
     _add_tokens(app, service)
+    _add_metrics(app, service)
     add_page(app)
     return app
 
@@ -109,6 +114,14 @@ def _add_models(app: FastAPI, service: Service) -> None:
         """Whether new requests are taken."""
         service.check_open()
         return {"status": "ready"}
+
+
+def _add_metrics(app: FastAPI, service: Service) -> None:
+    @app.get("/metrics", responses=METRICS, response_class=Response)
+    async def metrics() -> Response:
+        """Counters, gauges and histograms for Prometheus."""
+        text, kind = service.metrics.exposition()
+        return Response(text, headers={"Content-Type": kind})
 
 
 def _add_tokens(app: FastAPI, service: Service) -> None:

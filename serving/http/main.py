@@ -26,6 +26,7 @@ from draftgym.policies.registry import SHIPPED_ROUTER, default_policy, shipped_r
 from draftgym.serving.http.naming import policy_name, public_name
 
 if TYPE_CHECKING:
+    from draftgym.serving.batching.watching import Watch
     from draftgym.serving.http.service import Model, Service
 
 KEY_VARIABLE = "DRAFTGYM_API_KEY"
@@ -145,8 +146,12 @@ class ServeArgs:
         return named
 
 
-def load(args: ServeArgs) -> Model:
+def load(args: ServeArgs, watch: Watch | None = None) -> Model:
     """Loads what is served, and starts the batch.
+
+    Args:
+        args: What is served.
+        watch: Told of what the batch does.
 
     Raises:
         DraftgymError: Anything the user can mend.
@@ -173,7 +178,7 @@ def load(args: ServeArgs) -> Model:
         int(args.cache_gb * 2**30),
         args.guard,
     )
-    batcher = Batcher(served, drafters, policies, settings)
+    batcher = Batcher(served, drafters, policies, settings, watch)
     batcher.start()
     return Model(served, batcher, policies, Encoding(served))
 
@@ -211,7 +216,7 @@ def serve(args: ServeArgs) -> None:
 
     def bring_up() -> None:
         try:
-            service.serve(load(args))
+            service.serve(load(args, service.metrics))
             print(welcome(args, service, address), flush=True)
         except BaseException as error:
             failed.append(error)

@@ -13,6 +13,7 @@ from draftgym.serving.batching.batcher import Batcher
 from draftgym.serving.batching.policy_set import PolicySet
 from draftgym.serving.http.encoding import Encoding
 from draftgym.serving.http.errors import ApiError
+from draftgym.serving.http.metrics import Metrics
 
 
 class Phase(enum.Enum):
@@ -74,11 +75,13 @@ class Service:
         phase: What it is doing.
         active: Requests that are being served.
         created: When the server started, seconds since 1970.
+        metrics: What its batch has done; the batch's `Watch`.
     """
 
     def __init__(self, name: str, limits: Limits) -> None:
         self.name, self.limits = name, limits
         self.phase, self.active, self.created = Phase.LOADING, 0, int(time.time())
+        self.metrics = Metrics(name)
         self._model: Model | None = None
 
     def serve(self, model: Model) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from draftgym.serving.http.choice import Choice
+from draftgym.serving.http.metrics import speculative_decoding
 
 
 def usage_of(choices: Sequence[Choice]) -> dict[str, Any]:
@@ -50,14 +51,4 @@ def metrics_of(choices: Sequence[Choice]) -> dict[str, Any] | None:
     """What vLLM tells of a single text's speculation; None of several."""
     if len(choices) != 1 or (statistics := choices[0].statistics) is None:
         return None
-    rounds = [pair for pair in zip(statistics.drafted, statistics.accepted, strict=True) if pair[0]]
-    drafted, accepted = sum(pair[0] for pair in rounds), sum(pair[1] for pair in rounds)
-    return {
-        "speculative_decoding": {
-            "mean_acceptance_length": 1 + accepted / len(rounds) if rounds else 1.0,
-            "draft_acceptance_rate": accepted / drafted if drafted else 0.0,
-            "num_spec_steps": len(rounds),
-            "num_draft_tokens": drafted,
-            "num_accepted_draft_tokens": accepted,
-        }
-    }
+    return {"speculative_decoding": speculative_decoding(statistics)}

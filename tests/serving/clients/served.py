@@ -160,8 +160,9 @@ def serve(
     target = tiny.target()
     drafters = {"eagle3": tiny_eagle3(target), "ngram": NgramDrafter(shortest=1)}
     policies = PolicySet(target, drafters, POLICIES)
-    batcher = Batcher(target, drafters, policies, BatchSettings(**{"guard": False, **settings}))
     service = Service(NAME, replace(limits or Limits(), ping_seconds=1.0))
+    limited = BatchSettings(**{"guard": False, **settings})
+    batcher = Batcher(target, drafters, policies, limited, service.metrics)
     batcher.start()
     model = Model(target, batcher, policies, Encoding(target))
     with running(make_app(service)) as address:
