@@ -50,9 +50,11 @@ class TextStream:
         newest = self._decode(self._window)
         text = self._before + newest
         settled = self._stops.cut(text)
-        if settled == text:
-            settled = text[: len(text) - self._stops.held_back(text)]
-        self._show(settled.rstrip().rstrip(UNFINISHED).rstrip())
+        whole = settled == text
+        settled = settled.rstrip().rstrip(UNFINISHED).rstrip()
+        if whole:  # behind it, a stop string may go on
+            settled = settled[: len(settled) - self._stops.held_back(settled)].rstrip()
+        self._show(settled)
         if len(self._window) > self._limit:
             self._forget(newest)
 

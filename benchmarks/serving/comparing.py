@@ -18,20 +18,26 @@ from draftgym.rollouts.prompts.sets import Prompt
 from draftgym.rollouts.report.statistics import Work, speed_ratio
 
 
-def make_rows(records: Sequence[Record], texts: Mapping[str, str]) -> list[Result]:
+def make_rows(
+    records: Sequence[Record], policies: Sequence[str], texts: Mapping[str, str]
+) -> list[Result]:
     """Figures by clients, server and policy, over all repeats.
 
     Args:
         records: Blocks.
+        policies: In the order of the rows.
         texts: Plain decoding's, by prompt.
     """
     blocks: dict[tuple[int, str, str], list[Record]] = defaultdict(list)
     for record in records:
         blocks[record["clients"], record["server"], record["policy"]].append(record)
+    servers = list(dict.fromkeys(one["server"] for one in records))
     ours = [one["server"] for one in records if one["ours"]]
     rows = []
-    for (clients, server, policy), mine in sorted(blocks.items(), key=lambda item: item[0][0]):
-        own = server in ours
+    for clients, server, policy in sorted(
+        blocks, key=lambda key: (key[0], servers.index(key[1]), policies.index(key[2]))
+    ):
+        mine, own = blocks[clients, server, policy], server in ours
         reference = blocks.get((clients, server if own else ours[0], PLAIN), [])
         answers = [Answer(**one) for record in mine for one in record["answers"]]
         rows.append(

@@ -83,7 +83,7 @@ def draftgym_server(
         how = ["--dtype", "float32", "--threads", str(threads)]
         return [*start, *how, "--host", HOST, "--port", str(port), *options, *told]
 
-    return Server(" ".join(["draftgym", *told]), "float32", command, target, ours=True)
+    return Server(" ".join(["draftgym", *told]), "float32", command, Path(target).name, ours=True)
 
 
 def transformers_server(python: Path, target: str, threads: int, batching: bool) -> Server:

@@ -11,7 +11,8 @@ prompts, block by block in an order that rotates, so that whatever drifts on the
 alike. Their texts are compared with plain decoding's: in float32 they must be the same. Where two
 differ, plain decoding writes that prompt again, alone and with margins (as
 `benchmarks.system.losslessness`); a difference that no near tie explains ends the command with
-status 1.
+status 1. As the same prompts come again and again, nobody keeps what was read of earlier ones
+(`--no-reuse`); llama.cpp does, of the prompt before.
 
 Other servers are compared as they come: `transformers serve` has the same weights and dtype, one
 text at a time and with its continuous batching; llama-cpp-python's server has the published GGUF
@@ -134,7 +135,7 @@ def measure(asked: ServingArgs) -> Result:
             measure_server(args, server, versions[name], repeat, prompts, partial)
     differences, texts = find_differences(target, prompts, partial.records, args.max_new_tokens)
     figures = {
-        "rows": make_rows(partial.records, texts),
+        "rows": make_rows(partial.records, args.policies, texts),
         "differences": differences,
         "blocks": [without_texts(record) for record in partial.records],
     }
@@ -152,7 +153,7 @@ def kept_as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
 def chosen_servers(args: ServingArgs, target: Target) -> list[Server]:
     """Those that take turns, ours first."""
     threads = target.precision.threads
-    options = ["--device", str(target.device), "--backend", args.backend]
+    options = ["--device", str(target.device), "--backend", args.backend, "--no-reuse"]
     options += [word for path in args.drafters for word in ("--drafters", str(path))]
     kinds = {"on": [], "off": ["--no-guard"]}
     servers = [

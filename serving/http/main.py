@@ -76,6 +76,8 @@ class ServeArgs:
         default_new_tokens: Tokens of a chat's answer where the request names no number.
         max_body_mb: Size of a request at most.
         guard: Whether rounds are plain while speculation is slower than that.
+        reuse: Whether prompts that begin alike are read once; measurements that send the same
+            prompts again do without.
         drain_seconds: How long running requests are waited for behind a first SIGTERM or Ctrl-C; a
             second one ends at once.
         ping_seconds: After so much silence a stream carries a comment, so that nobody on the way
@@ -103,6 +105,7 @@ class ServeArgs:
     default_new_tokens: int = 512
     max_body_mb: float = 8.0
     guard: bool = True
+    reuse: bool = True
     drain_seconds: float = 60.0
     ping_seconds: float = 5.0
     access_log: bool = False
@@ -177,6 +180,7 @@ def load(args: ServeArgs, watch: Watch | None = None) -> Model:
         args.prompt_rows,
         int(args.cache_gb * 2**30),
         args.guard,
+        args.reuse,
     )
     batcher = Batcher(served, drafters, policies, settings, watch)
     batcher.start()

@@ -139,6 +139,20 @@ def test_a_stream_shows_what_only_looked_like_a_stop_string(target: Target) -> N
     assert "".join(pieces) == "one EN"
 
 
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_a_stop_string_that_ends_in_halves_of_a_character_is_never_shown(
+    target: Target, step: int
+) -> None:
+    tokens = target.tokenizer("one two END🙂 three", add_special_tokens=False)["input_ids"]
+    pieces: list[str] = []
+    stream = TextStream(target.decode, pieces.append, Stops(strings=("two \U0001f680", "END🙂")))
+    for at in range(0, len(tokens), step):
+        stream.add(tokens[at : at + step])
+        assert "one two ".startswith("".join(pieces))
+    stream.close()
+    assert "".join(pieces) == "one two "
+
+
 @pytest.mark.parametrize(
     ("stops", "problem"),
     [({"token_ids": (10**6,)}, "stop token 1000000"), ({"strings": ("x",)}, "no tokenizer")],

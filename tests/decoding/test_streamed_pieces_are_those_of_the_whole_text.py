@@ -48,9 +48,10 @@ def pieces_of_everything(decode: Decode, stops: Stops, rounds: Sequence[list[int
         text = decode(tokens)
         settled = stops.cut(text)
         if last is not None:
-            if settled == text:
-                settled = text[: len(text) - stops.held_back(text)]
+            goes_on = settled == text
             settled = settled.rstrip().rstrip(UNFINISHED).rstrip()
+            if goes_on:
+                settled = settled[: len(settled) - stops.held_back(settled)].rstrip()
         pieces.append(settled[shown:])
         shown = max(shown, len(settled))
     return pieces
