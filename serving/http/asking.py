@@ -28,12 +28,12 @@ class Asked:
     Attributes:
         request: What the batch is told.
         first: Whether it is the first choice of its prompt.
-        echo: The prompt's text where the answer begins with it; else nothing.
+        echo: The prompt's text where the answer begins with it.
     """
 
     request: TextRequest
     first: bool
-    echo: str = ""
+    echo: str | None = None
 
 
 async def asked_of_completion(service: Service, body: CompletionBody) -> list[Asked]:
@@ -50,7 +50,7 @@ async def asked_of_completion(service: Service, body: CompletionBody) -> list[As
         else:
             ids = model.encoding.tokens(prompt)
         wanted = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
-        echo = ""
+        echo = None
         if body.echo:
             echo = prompt if isinstance(prompt, str) else model.encoding.decode(prompt)
         request = _request(
@@ -141,7 +141,7 @@ def _request(
         raise refusal(error) from error
 
 
-def _choices(request: TextRequest, body: TextBody, echo: str = "") -> list[Asked]:
+def _choices(request: TextRequest, body: TextBody, echo: str | None = None) -> list[Asked]:
     seed = secrets.randbits(63) if body.seed is None else body.seed
     return [
         Asked(replace(request, seed=seed_of_choice(seed, choice)), choice == 0, echo)

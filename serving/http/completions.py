@@ -26,7 +26,7 @@ class CompletionShape:
         logprobs = [one for delta in deltas for one in delta.logprobs]
         return {
             "index": choice.index,
-            "text": choice.asked.echo + choice.text,
+            "text": (choice.asked.echo or "") + choice.text,
             "logprobs": self._logprobs(choice, self._prompt(choice), logprobs),
             "finish_reason": choice.finish_reason,
             "stop_reason": choice.stop_reason,
@@ -34,7 +34,7 @@ class CompletionShape:
 
     def opening(self, choice: Choice) -> dict[str, Any] | None:
         """The prompt, where it is echoed."""
-        if not choice.asked.echo:
+        if choice.asked.echo is None:
             return None
         logprobs = self._logprobs(choice, self._prompt(choice), [])
         return {"text": choice.asked.echo, "logprobs": logprobs}
@@ -64,7 +64,7 @@ class CompletionShape:
         rows = [*prompt, *((one.token, one) for one in written)]
         offsets = self._offsets.setdefault(choice.index, Offsets())
         if not prompt and not offsets.moved:
-            offsets.characters = len(choice.asked.echo)
+            offsets.characters = len(choice.asked.echo or "")
         return {
             "tokens": [name(token).text for token, _ in rows],
             "token_logprobs": [None if one is None else finite(one.logprob) for _, one in rows],

@@ -125,6 +125,9 @@ def _wrong_fields(problems: Sequence[Any]) -> ApiError:
         reason = problems[0].get("ctx", {}).get("error", "")
         message = f"the body is not JSON that can be read: {reason}"
         return ApiError(400, message, code="invalid_json")
+    if problems and tuple(problems[0]["loc"]) == ("body",) and problems[0]["type"] != "missing":
+        message = "the body is no JSON object; send one, with Content-Type: application/json"
+        return ApiError(400, message, code="invalid_json")
     told = []
     for one in problems[:3]:
         where = ".".join(str(part) for part in one["loc"] if part != "body")
@@ -140,7 +143,7 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def known(request: Request, error: HTTPException) -> Response:
         if error.status_code == 404 and not isinstance(error, ApiError):
-            error = ApiError(404, f"there is nothing at {request.url.path}")
+            error = ApiError(404, f"there is nothing at {request.scope['path']}")
         return answer_to(error)
 
     @app.exception_handler(RequestValidationError)

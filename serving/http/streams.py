@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -57,14 +58,15 @@ class EventStream(Response):
             try:
                 start = {"type": "http.response.start", "status": 200, "headers": headers}
                 await send(start)
-                async for part in _events(self._answer):
-                    await send({"type": "http.response.body", "body": part, "more_body": True})
+                async with aclosing(_events(self._answer)) as parts:
+                    async for part in parts:
+                        await send({"type": "http.response.body", "body": part, "more_body": True})
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
             except (ClientGone, OSError):
                 pass
 
 
-async def _events(answer: Answer) -> AsyncIterator[bytes]:
+async def _events(answer: Answer) -> AsyncGenerator[bytes]:
     """The answer's chunks, and where a text fails its error; the status has been sent already."""
     try:
         async for chunk in answer.chunks():

@@ -62,7 +62,12 @@ class Texts:
             ClientGone: The client has left.
         """
         try:
-            heard = await asyncio.wait_for(self._events.get(), patience)
+            waiting = self._events.empty()
+            heard = (
+                await asyncio.wait_for(self._events.get(), patience)
+                if waiting
+                else self._events.get_nowait()
+            )
         except TimeoutError:
             return None
         if heard is None:
