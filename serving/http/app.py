@@ -109,7 +109,8 @@ def _add_models(app: FastAPI, service: Service) -> None:
         service.check_model(name)
         return facts()
 
-    @app.api_route("/health", methods=["GET", "HEAD"], responses=ERRORS)
+    @app.head("/health", include_in_schema=False)
+    @app.get("/health", responses=ERRORS)
     async def health() -> dict[str, Any]:
         """Whether new requests are taken."""
         service.check_open()

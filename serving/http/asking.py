@@ -94,7 +94,7 @@ async def asked_of_chat(service: Service, body: ChatBody) -> list[Asked]:
 
 
 def _check(service: Service, body: TextBody, prompts: int) -> None:
-    service.check_model(body.model)
+    service.check_model(body.model or None)
     body.check()
     texts, most = prompts * body.choices, service.limits.most_texts
     if texts > most:

@@ -172,8 +172,8 @@ def load(args: ServeArgs, watch: Watch | None = None) -> Model:
     spec = args.policy or (SHIPPED_ROUTER if router else default_policy(drafters))
     named = {policy_name(spec): shipped.get(spec, spec)} | args.named_policies() | shipped
     named = {name: shipped.get(spec, spec) for name, spec in named.items()} | {"plain": "plain"}
-    policies = PolicySet(target, drafters, named)
     served = replace(target, name=args.model_name)
+    policies = PolicySet(served, drafters, named)
     settings = BatchSettings(
         args.max_running,
         args.max_waiting,

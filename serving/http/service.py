@@ -127,7 +127,7 @@ class Service:
 
     def check_model(self, name: str | None) -> None:
         """Raises `ApiError` for a request to another model."""
-        if name not in (None, "", self.name):
+        if name not in (None, self.name):
             message = f"model {name!r} is not served here; this is {self.name!r}"
             raise ApiError(404, message, "model", "model_not_found")
 

@@ -62,12 +62,8 @@ class Texts:
             ClientGone: The client has left.
         """
         try:
-            waiting = self._events.empty()
-            heard = (
-                await asyncio.wait_for(self._events.get(), patience)
-                if waiting
-                else self._events.get_nowait()
-            )
+            async with asyncio.timeout(patience):
+                heard = await self._events.get()
         except TimeoutError:
             return None
         if heard is None:

@@ -16,7 +16,7 @@ async def tokenize(service: Service, body: TokenizeBody) -> dict[str, Any]:
     Raises:
         ApiError: There is neither, or it cannot be read.
     """
-    service.check_model(body.model)
+    service.check_model(body.model or None)
     if (body.prompt is None) == (body.messages is None):
         raise ApiError(400, "give either prompt or messages", "prompt")
     encoding = service.model.encoding
@@ -37,7 +37,7 @@ async def tokenize(service: Service, body: TokenizeBody) -> dict[str, Any]:
 
 def detokenize(service: Service, body: DetokenizeBody) -> dict[str, Any]:
     """The text of tokens, special ones included."""
-    service.check_model(body.model)
+    service.check_model(body.model or None)
     encoding = service.model.encoding
     try:
         encoding.tokens(body.tokens)
