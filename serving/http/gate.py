@@ -10,6 +10,9 @@ from draftgym.serving.http.service import Service
 OPEN = ("/", "/health")
 """Nobody needs a key for these, nor for what the page loads."""
 
+READ_ON = 16
+"""So many times the largest body is read of one that is too large."""
+
 
 class Gate:
     """Refuses what shall not reach the app, and counts what does.
@@ -29,7 +32,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         try:
-            self._check(scope)
+            await self._check(scope, receive)
         except ApiError as error:
             await answer_to(error)(scope, receive, send)
             return
@@ -39,13 +42,14 @@ class Gate:
         finally:
             self._service.active -= 1
 
-    def _check(self, scope: Scope) -> None:
+    async def _check(self, scope: Scope, receive: Receive) -> None:
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
         self._service.check_key(headers.get(b"authorization", ""))
         if scope["method"] == "POST":
             self._service.check_open()
         length = headers.get(b"content-length", "0")
         if length.isdecimal() and int(length) > self._service.limits.most_bytes:
+            await self._discard(receive)
             raise self._too_large()
 
     def _bounded(self, receive: Receive) -> Receive:
@@ -57,10 +61,21 @@ class Gate:
             message = await receive()
             read += len(message.get("body", b""))
             if read > self._service.limits.most_bytes:
+                if message.get("more_body"):
+                    await self._discard(receive)
                 raise self._too_large()
             return message
 
         return next_message
+
+    async def _discard(self, receive: Receive) -> None:
+        """Reads on, within bounds: a client that is still sending would not see its answer."""
+        left = READ_ON * self._service.limits.most_bytes
+        more = True
+        while more and left > 0:
+            message = await receive()
+            left -= len(message.get("body", b""))
+            more = message.get("more_body", False)
 
     def _too_large(self) -> ApiError:
         most = self._service.limits.most_bytes

@@ -11,6 +11,7 @@ Requests may name any of these policies, or a rule such as eagle3:3, with
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -227,10 +228,14 @@ def serve(args: ServeArgs) -> None:
             server.should_exit = True
 
     print(f"{address}: loading {args.model_name}", flush=True)
-    threading.Thread(target=bring_up, name="loading", daemon=True).start()
+    loading = threading.Thread(target=bring_up, name="loading", daemon=True)
+    loading.start()
     server.run(sockets=[listener])
     if failed:
         raise failed[0]
+    if loading.is_alive():  # nobody can stop it, and the interpreter does not end in peace with it
+        sys.stdout.flush()
+        os._exit(0)
     service.close()
 
 
