@@ -111,7 +111,7 @@ function showFigures(text) {
 function showComparison(mine, plain) {
   const both = mine.rate !== null && plain.rate !== null;
   find("speedup").textContent = both ? `${figure(mine.rate / plain.rate, 2)}×` : "–";
-  find("speeds").textContent = both ? `plain: ${figure(plain.rate)} tokens per second` : "";
+  find("speeds").textContent = both ? `plain: ${figure(plain.rate)} tokens/s` : "";
   const at = difference(mine.text, plain.text);
   find("same").textContent = at === null ? "the same" : "another";
   find("difference").textContent =
