@@ -21,7 +21,7 @@ from draftgym.decoding.decoder import PlainPolicy, SpeculativeDecoder
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.stops import Stops
 from draftgym.decoding.verify.sampling import SamplingSettings
-from draftgym.serving.http.asking import seed_of_choice
+from draftgym.serving.http.api.asking import seed_of_choice
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 SHARED = ("You are a helpful assistant. Answer in one short sentence. ", "Be brief. ")

@@ -8,24 +8,24 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from draftgym import __version__
-from draftgym.serving.http.answers import Answer, Shape
-from draftgym.serving.http.asking import Asked, asked_of_chat, asked_of_completion
-from draftgym.serving.http.chat import ChatShape
-from draftgym.serving.http.completions import CompletionShape
-from draftgym.serving.http.errors import ErrorAnswer, Json, add_error_handlers
-from draftgym.serving.http.gate import Gate
-from draftgym.serving.http.page import add_page
-from draftgym.serving.http.schema import (
+from draftgym.serving.http.api.answers import Answer, Shape
+from draftgym.serving.http.api.asking import Asked, asked_of_chat, asked_of_completion
+from draftgym.serving.http.api.chat import ChatShape
+from draftgym.serving.http.api.completions import CompletionShape
+from draftgym.serving.http.api.schema import (
     ChatBody,
     CompletionBody,
     DetokenizeBody,
     TextBody,
     TokenizeBody,
 )
+from draftgym.serving.http.api.streams import respond
+from draftgym.serving.http.api.texts import Texts
+from draftgym.serving.http.api.tokenizing import detokenize, tokenize, tokenizer_info
+from draftgym.serving.http.errors import ErrorAnswer, Json, add_error_handlers
+from draftgym.serving.http.gate import Gate
+from draftgym.serving.http.page import add_page
 from draftgym.serving.http.service import Service
-from draftgym.serving.http.streams import respond
-from draftgym.serving.http.texts import Texts
-from draftgym.serving.http.tokenizing import detokenize, tokenize, tokenizer_info
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorAnswer, "description": "The request is wrong; the error says how."},

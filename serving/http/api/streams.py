@@ -10,9 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from draftgym.serving.http.answers import Answer
+from draftgym.serving.http.api.answers import Answer
+from draftgym.serving.http.api.texts import ClientGone
 from draftgym.serving.http.errors import ApiError, Json, as_json, body_of
-from draftgym.serving.http.texts import ClientGone
 
 DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from draftgym.serving.batching.requests import TokenLogprob
-from draftgym.serving.http.choice import Choice, Delta
-from draftgym.serving.http.completions import finite
+from draftgym.serving.http.api.choice import Choice, Delta
+from draftgym.serving.http.api.completions import finite
 
 
 class ChatShape:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from draftgym.serving.http.choice import Choice
+from draftgym.serving.http.api.choice import Choice
 from draftgym.serving.http.metrics import speculative_decoding
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from draftgym.decoding.errors import DraftgymError
+from draftgym.serving.http.api.schema import DetokenizeBody, TokenizeBody
 from draftgym.serving.http.errors import ApiError
-from draftgym.serving.http.schema import DetokenizeBody, TokenizeBody
 from draftgym.serving.http.service import Service
 
 

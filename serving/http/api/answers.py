@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from draftgym.serving.batching.requests import PromptRead
-from draftgym.serving.http.asking import Asked
-from draftgym.serving.http.choice import Choice, Delta
-from draftgym.serving.http.schema import TextBody
+from draftgym.serving.http.api.asking import Asked
+from draftgym.serving.http.api.choice import Choice, Delta
+from draftgym.serving.http.api.schema import TextBody
+from draftgym.serving.http.api.statistics import details_of, metrics_of, usage_of
+from draftgym.serving.http.api.texts import Texts
 from draftgym.serving.http.service import Service
-from draftgym.serving.http.statistics import details_of, metrics_of, usage_of
-from draftgym.serving.http.texts import Texts
 
 
 class Shape(Protocol):

@@ -16,7 +16,7 @@ from draftgym.serving.batching.requests import (
     TextStatistics,
     TokenLogprob,
 )
-from draftgym.serving.http.asking import Asked
+from draftgym.serving.http.api.asking import Asked
 from draftgym.serving.http.encoding import Encoding
 from draftgym.serving.http.errors import ApiError
 

@@ -12,9 +12,9 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.stops import Stops
 from draftgym.decoding.verify.seeds import derived_seed
 from draftgym.serving.batching.requests import TextRequest
+from draftgym.serving.http.api.schema import ChatBody, CompletionBody, TextBody
 from draftgym.serving.http.encoding import too_long
 from draftgym.serving.http.errors import ApiError, refusal
-from draftgym.serving.http.schema import ChatBody, CompletionBody, TextBody
 from draftgym.serving.http.service import Limits, Model, Service
 
 DEFAULT_TOKENS = 16

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from draftgym.serving.batching.requests import TokenLogprob
-from draftgym.serving.http.choice import Choice, Delta
+from draftgym.serving.http.api.choice import Choice, Delta
 
 LEAST_LOGPROB = -9999.0
 """JSON has no infinity."""
