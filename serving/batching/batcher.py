@@ -195,7 +195,7 @@ class Batcher:
                 self.cancel(number)
 
         one = _Waiting(number, request, rule, policy, tell, self._clock())
-        if not self._pool.fits(one.capacity):
+        if not self.fits(one.capacity):
             raise DraftgymError(
                 f"a text of {one.capacity} positions is longer than the server's cache is large",
                 "ask for fewer tokens",
@@ -207,6 +207,10 @@ class Batcher:
             self._waiting.append(one)
             self._changed.notify()
         return number
+
+    def fits(self, positions: int) -> bool:
+        """Whether a text of so many positions, prompt and new ones, finds room when it is alone."""
+        return self._pool.fits(positions)
 
     def cancel(self, number: int) -> None:
         """Forgets a text, within a round; any thread may. Its listener hears nothing more."""

@@ -110,6 +110,12 @@ def _new_tokens(limits: Limits, model: Model, ids: Tensor, wanted: int, param: s
     if len(ids) + wanted > context:
         problem = f"the prompt has {len(ids)}, and {wanted} new ones do not fit behind it"
         raise too_long(context, f"{problem}: shorten the prompt, or ask for fewer", param)
+    if not model.batcher.fits(len(ids) + max(1, wanted)):
+        message = (
+            f"a prompt of {len(ids)} tokens and {wanted} new ones are more than the server's cache "
+            "holds: shorten the prompt, or ask for fewer"
+        )
+        raise ApiError(400, message, param, "context_length_exceeded")
     return wanted
 
 
