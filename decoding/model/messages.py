@@ -261,7 +261,9 @@ def encode_text(tokenizer: Any, text: str, name: str, special: bool = False) -> 
     if not len(tokens):
         raise DraftgymError(
             f"the tokenizer of target {name!r} makes no tokens of the prompt",
-            "it does not belong to this prompt's writing; name another target, or give token ids",
+            "it does not belong to this prompt's writing; name another target, or give token ids"
+            if text
+            else "it is empty; write something into it",
         )
     return tokens
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.serving.batching.batcher import QueueFull
@@ -50,10 +51,8 @@ class ErrorAnswer(BaseModel):
     error: ErrorFacts
 
 
-class Json(Response):
+class Json(JSONResponse):
     """JSON, also of text that is no Unicode: halves of characters stay escapes."""
-
-    media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
         """The body."""
@@ -130,11 +129,16 @@ def _wrong_fields(problems: Sequence[Any]) -> ApiError:
         return ApiError(400, message, code="invalid_json")
     told = []
     for one in problems[:3]:
-        where = ".".join(str(part) for part in one["loc"] if part != "body")
+        where = ".".join(_place(one))
         told.append(f"{where}: {one['msg']}" if where else str(one["msg"]))
-    place = [str(part) for one in problems[:1] for part in one["loc"] if part != "body"]
-    param = place[0] if place else None
+    param = next((name for one in problems[:1] for name in _place(one)), None)
     return ApiError(400, "; ".join(told) or "the request cannot be read", param)
+
+
+def _place(problem: Mapping[str, Any]) -> list[str]:
+    """Where it is, without pydantic's names for what else would be allowed there."""
+    place = [str(part) for part in problem["loc"] if part != "body"]
+    return [part for part in place if re.fullmatch(r"\w+", part)]
 
 
 def add_error_handlers(app: FastAPI) -> None:

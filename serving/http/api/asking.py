@@ -49,7 +49,9 @@ async def asked_of_completion(service: Service, body: CompletionBody) -> list[As
             ids = await model.encoding.text(prompt, special=True)
         else:
             ids = model.encoding.tokens(prompt)
-        wanted = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
+        wanted = body.max_tokens
+        if wanted is None:
+            wanted = min(DEFAULT_TOKENS, service.limits.most_new_tokens or DEFAULT_TOKENS)
         echo = None
         if body.echo:
             echo = prompt if isinstance(prompt, str) else model.encoding.decode(prompt)

@@ -177,7 +177,7 @@ class Part(Given):
 class ChatMessage(Given):
     """A message of a chat."""
 
-    role: Text
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text | list[Part] | None = None
     name: Text | None = None
     tool_calls: list[dict[str, Any]] | None = None

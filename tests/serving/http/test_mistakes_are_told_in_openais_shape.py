@@ -73,7 +73,7 @@ WRONG: list[tuple[str, dict[str, Any], int, str | None]] = [
     (CHAT, {"messages": "hi"}, 400, "messages"),
     (CHAT, {"messages": [{"role": "user"}]}, 400, None),
     (CHAT, {"messages": [{"content": "hi"}]}, 400, "messages"),
-    (CHAT, {"messages": [{"role": "king", "content": "hi"}]}, 400, None),
+    (CHAT, {"messages": [{"role": "king", "content": "hi"}]}, 400, "messages"),
     (CHAT, {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant"}]}, 400, None),
     (CHAT, {"messages": [{"role": "user", "content": "x" * 3000}]}, 400, "messages"),
     (
