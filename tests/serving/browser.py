@@ -85,6 +85,13 @@ class Browser:
         """Whether an element can be seen."""
         return bool(self.driver.find_element("id", name).is_displayed())
 
+    def is_busy(self) -> bool:
+        """Whether something is being written: then Stop does something, and Write nothing."""
+        name = "return document.getElementById(arguments[0]).getAttribute('aria-disabled')"
+        write, stop = self.run(name, "write") == "true", self.run(name, "stop") == "true"
+        assert write is not stop
+        return write
+
     def type(self, name: str, words: str) -> None:
         """Types into an empty field; `words` may hold selenium's keys."""
         field = self.driver.find_element("id", name)

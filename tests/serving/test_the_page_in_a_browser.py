@@ -150,7 +150,7 @@ def test_the_servers_key_opens_it_and_no_other(window: Browser, tiny: Tiny) -> N
             window.type("key", key)
             window.type("tokens", "8")
             window.press("write")
-            window.wait(lambda: window.run("return !document.getElementById('write').disabled"))
+            window.wait(lambda: not window.is_busy())
             assert wanted in window.text("error") and window.shows("error") == bool(wanted)
         assert window.text("same") == "the same" and not window.shows("key")
         window.driver.get("about:blank")

@@ -158,16 +158,34 @@ def test_stop_leaves_the_server_and_keeps_what_was_written(
     script.held.clear()
     page.type("prompt", "Where?" + Keys.CONTROL + Keys.ENTER)
     page.wait(lambda: page.text("text") == "Over")
+    assert page.is_busy()
     if way == "button":
         page.press("stop")
     else:
         page.driver.switch_to.active_element.send_keys(Keys.ESCAPE)
     page.wait(lambda: page.text("state") == "Stopped.")
+    assert not page.is_busy()
     assert script.left.wait(60)
     assert page.text("text") == "Over" and page.text("same") == NOTHING_YET
     script.held.set()
     write(page)  # and another can be written
     assert page.text("text") == WHOLE
+
+
+@needs_browser
+def test_everything_is_reached_by_the_keyboard_and_keeps_its_focus(page: Browser) -> None:
+    from selenium.webdriver import Keys
+
+    reached = []
+    page.type("prompt", "Where?")
+    for _ in range(5):
+        page.driver.switch_to.active_element.send_keys(Keys.TAB)
+        reached.append(page.run("return document.activeElement.id"))
+    assert reached == ["policy", "temperature", "tokens", "write", "stop"]
+    page.run("document.getElementById('write').focus()")
+    page.driver.switch_to.active_element.send_keys(Keys.SPACE)
+    page.wait(lambda: page.text("same") != NOTHING_YET)
+    assert page.run("return document.activeElement.id") == "write"
 
 
 @needs_browser

@@ -10,7 +10,7 @@ let model = null; // what the server calls its target
 let leave = null; // stops what is being written
 
 function say(state, error = "") {
-  find("state").textContent = state;
+  if (find("state").textContent !== state) find("state").textContent = state; // which is read out
   find("error").textContent = error;
   find("error").hidden = !error;
 }
@@ -146,21 +146,25 @@ async function write(signal) {
   say(end);
 }
 
+/** Which buttons do something; none is disabled for the browser, which would take its focus away. */
+function showBusy() {
+  find("write").setAttribute("aria-disabled", leave !== null);
+  find("stop").setAttribute("aria-disabled", leave === null);
+}
+
 find("ask").addEventListener("submit", async (event) => {
   event.preventDefault();
   if (leave) return;
   leave = new AbortController();
+  showBusy();
   if (find("key").value) keepKey(find("key").value);
-  find("write").disabled = true;
-  find("stop").disabled = false;
   try {
     await write(leave.signal);
   } catch (problem) {
     tell(problem);
   } finally {
     leave = null;
-    find("write").disabled = false;
-    find("stop").disabled = true;
+    showBusy();
   }
 });
 find("policy").addEventListener("change", showRule);
