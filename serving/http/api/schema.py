@@ -13,7 +13,8 @@ from draftgym.serving.http.errors import ApiError
 MOST_CHOICES = 16
 MOST_ALTERNATIVES = 20
 MOST_STOPS = 16
-MOST_PROMPTS = 1024
+MOST_ITEMS = 1024
+MOST_TOKENS = 1 << 20
 
 
 def _unicode(text: str) -> str:
@@ -28,6 +29,11 @@ Text = Annotated[str, AfterValidator(_unicode)]
 Stop = Annotated[Text, Field(min_length=1, max_length=256)]
 Token = Annotated[StrictInt, Field(ge=0, lt=2**31)]
 Count = Annotated[int, Field(ge=0, lt=2**31)]
+
+# Of lists the first wrong item is enough: millions of them would cost millions of errors.
+Texts = Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=MOST_ITEMS)]
+Tokens = Annotated[list[Token], Field(fail_fast=True, min_length=1, max_length=MOST_TOKENS)]
+Prompts = Annotated[list[Tokens], Field(fail_fast=True, min_length=1, max_length=MOST_ITEMS)]
 
 
 class Given(BaseModel):
@@ -69,8 +75,8 @@ class TextBody(Given):
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     n: int | None = Field(default=None, ge=1, le=MOST_CHOICES)
     max_tokens: Count | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
-    stop_token_ids: list[Token] | None = Field(default=None, max_length=64)
+    stop: Stop | Annotated[list[Stop], Field(fail_fast=True, max_length=MOST_STOPS)] | None = None
+    stop_token_ids: Annotated[list[Token], Field(fail_fast=True, max_length=64)] | None = None
     ignore_eos: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -137,12 +143,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 class CompletionBody(TextBody):
     """`POST /v1/completions`."""
 
-    prompt: (
-        Text
-        | Annotated[list[Text], Field(min_length=1, max_length=MOST_PROMPTS)]
-        | Annotated[list[Token], Field(min_length=1)]
-        | Annotated[list[Annotated[list[Token], Field(min_length=1)]], Field(min_length=1)]
-    )
+    prompt: Text | Texts | Tokens | Prompts
     echo: bool | None = None
     logprobs: int | None = Field(default=None, ge=0, le=MOST_ALTERNATIVES)
     best_of: int | None = Field(default=None, ge=0)
@@ -174,13 +175,16 @@ class Part(Given):
     text: Text | None = None
 
 
+Parts = Annotated[list[Part], Field(fail_fast=True, max_length=MOST_ITEMS)]
+
+
 class ChatMessage(Given):
     """A message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Text | list[Part] | None = None
+    content: Text | Parts | None = None
     name: Text | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
     tool_call_id: Text | None = None
 
     def told(self, number: int) -> dict[str, Any]:
@@ -193,11 +197,15 @@ class ChatMessage(Given):
         return self.model_dump(exclude_none=True)
 
 
+TemplateOptions = Annotated[dict[str, Any], Field(max_length=64)]
+Messages = Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1, max_length=MOST_ITEMS)]
+
+
 class Prediction(Given):
     """Text that the answer is expected to contain."""
 
     type: Literal["content"] = "content"
-    content: Text | list[Part]
+    content: Text | Parts
 
     @property
     def text(self) -> str:
@@ -222,18 +230,18 @@ def _refuse_other_parts(content: str | list[Part] | None, where: str) -> None:
 class ChatBody(TextBody):
     """`POST /v1/chat/completions`."""
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=MOST_PROMPTS)
+    messages: Messages
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MOST_ALTERNATIVES)
     prediction: Prediction | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: TemplateOptions | None = None
     response_format: dict[str, Any] | None = None
     tools: list[Any] | None = None
     tool_choice: Any = None
     functions: list[Any] | None = None
     function_call: Any = None
-    modalities: list[str] | None = None
+    modalities: Annotated[list[str], Field(fail_fast=True)] | None = None
     audio: Any = None
 
     unsupported: ClassVar[dict[str, str]] = TextBody.unsupported | {
@@ -262,14 +270,14 @@ class TokenizeBody(Given):
 
     model: Text | None = None
     prompt: Text | None = None
-    messages: list[ChatMessage] | None = Field(default=None, min_length=1, max_length=MOST_PROMPTS)
+    messages: Messages | None = None
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: TemplateOptions | None = None
 
 
 class DetokenizeBody(Given):
     """`POST /detokenize`."""
 
     model: Text | None = None
-    tokens: list[Token]
+    tokens: Annotated[list[Token], Field(fail_fast=True, max_length=MOST_TOKENS)]

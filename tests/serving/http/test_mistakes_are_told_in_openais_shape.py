@@ -8,6 +8,9 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import BaseModel, ValidationError
+
+from draftgym.serving.http.api.schema import ChatBody, CompletionBody, DetokenizeBody
 
 CHAT, COMPLETE = "/v1/chat/completions", "/v1/completions"
 SAID = {"messages": [{"role": "user", "content": "hi"}]}
@@ -155,6 +158,27 @@ def test_what_is_no_request_is_refused(client: httpx.Client, body: bytes) -> Non
     headers = {"Content-Type": "application/json"}
     for path in (CHAT, COMPLETE, "/tokenize", "/detokenize"):
         error_of(client.post(path, content=body, headers=headers), 400)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        (CompletionBody, {"prompt": [1.5] * 10_000}),
+        (CompletionBody, {"prompt": ["x"] * 10_000}),
+        (CompletionBody, {"prompt": [[1.5]] * 10_000}),
+        (CompletionBody, {"prompt": "x", "stop": [1] * 10_000}),
+        (ChatBody, {"messages": [{}] * 10_000}),
+        (ChatBody, {"messages": [{"role": "user", "content": [1] * 10_000}]}),
+        (ChatBody, SAID | {"chat_template_kwargs": {str(n): n for n in range(10_000)}}),
+        (DetokenizeBody, {"tokens": ["x"] * 10_000}),
+    ],
+)
+def test_thousands_of_wrong_items_are_a_handful_of_errors(
+    kind: type[BaseModel], wrong: dict[str, Any]
+) -> None:
+    with pytest.raises(ValidationError) as caught:
+        kind.model_validate(wrong)
+    assert caught.value.error_count() <= 4
 
 
 def test_a_body_that_is_not_called_json_is_told_so(client: httpx.Client) -> None:
