@@ -119,7 +119,8 @@ class Encoding:
     def _check_length(self, texts: Sequence[str], param: str) -> None:
         limit = self.target.context_limit
         if sum(map(len, texts)) > CHARACTERS_OF_A_TOKEN * limit:
-            raise too_long(limit, f"{param} is far longer; shorten it", param)
+            what = "prompt" if param == "messages" else param
+            raise too_long(limit, f"the {what} is too long by far, shorten it", param)
 
     def _token(self, token: int) -> TokenText:
         text, data = self.decode([token], special=True), None
@@ -135,7 +136,7 @@ class Encoding:
 
 
 def too_long(limit: int, problem: str, param: str) -> ApiError:
-    """The answer to what does not fit the context; litellm tells it by OpenAI's words."""
+    """The answer to what does not fit the context; litellm and LangChain tell it by its words."""
     message = f"this model's maximum context length is {limit} tokens; {problem}"
     return ApiError(400, message, param, "context_length_exceeded")
 

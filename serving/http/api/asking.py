@@ -110,8 +110,8 @@ def _new_tokens(limits: Limits, model: Model, ids: Tensor, wanted: int, param: s
         message = f"{wanted} new tokens are more than the {most} that this server writes"
         raise ApiError(400, message, "max_tokens")
     if len(ids) + wanted > context:
-        problem = f"the prompt has {len(ids)}, and {wanted} new ones do not fit behind it"
-        raise too_long(context, f"{problem}: shorten the prompt, or ask for fewer", param)
+        problem = f"the prompt is too long: it has {len(ids)}, and {wanted} new ones do not fit"
+        raise too_long(context, f"{problem}; shorten it, or ask for fewer", param)
     if not model.batcher.fits(len(ids) + max(1, wanted)):
         message = (
             f"a prompt of {len(ids)} tokens and {wanted} new ones are more than the server's cache "

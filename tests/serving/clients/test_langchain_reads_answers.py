@@ -101,8 +101,9 @@ def test_a_refusal_is_an_exception_that_says_why(served: Served) -> None:
         chat(served).bind_tools([{"name": "f", "description": "", "parameters": {}}]).invoke("Hi")
 
 
-def test_a_chat_beyond_the_context_is_langchains_overflow(served: Served) -> None:
+@pytest.mark.parametrize("length", [5_000, 500_000])
+def test_a_chat_beyond_the_context_is_langchains_overflow(served: Served, length: int) -> None:
     from langchain_core.exceptions import ContextOverflowError
 
     with pytest.raises(ContextOverflowError):
-        chat(served).invoke("x" * 5000)
+        chat(served).invoke("x" * length)

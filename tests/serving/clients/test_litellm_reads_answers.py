@@ -91,8 +91,9 @@ def test_errors_are_what_litellm_calls_them(served: Served, tiny: Tiny) -> None:
 
     with pytest.raises(litellm.BadRequestError):
         ask(served, top_p=3.0)
-    with pytest.raises(litellm.ContextWindowExceededError):
-        ask(served, messages=[{"role": "user", "content": "x" * 5000}])
+    for length in (5_000, 500_000):
+        with pytest.raises(litellm.ContextWindowExceededError):
+            ask(served, messages=[{"role": "user", "content": "x" * length}])
     with pytest.raises(litellm.NotFoundError):
         ask(served, model="openai/another")
     with serve(tiny, Limits(keys=("right",)), most_running=1, most_waiting=1) as guarded:
