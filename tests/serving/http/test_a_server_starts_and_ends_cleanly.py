@@ -39,8 +39,10 @@ def free_port() -> int:
 
 
 @contextmanager
-def process(tiny: Tiny, port: int, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """A server of its own."""
+def process(
+    tiny: Tiny, port: int, *options: str, folder: Path | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """A server of its own, started in a folder."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     running = subprocess.Popen(
         command(tiny, port, *options),
@@ -48,6 +50,7 @@ def process(tiny: Tiny, port: int, *options: str) -> Iterator[subprocess.Popen[s
         stderr=subprocess.STDOUT,
         text=True,
         env=environment,
+        cwd=folder,
     )
     try:
         yield running
@@ -152,12 +155,37 @@ def test_a_server_that_was_killed_starts_again_at_its_port(tiny: Tiny) -> None:
     assert texts[0] == texts[1]
 
 
-def test_a_server_listens_while_it_loads_and_ends_when_it_is_told(tiny: Tiny) -> None:
+SLOW = """
+import pathlib, time
+from draftgym.drafters.ngram.drafter import NgramDrafter
+
+def made(target):
+    while not pathlib.Path("go").exists():
+        time.sleep(0.01)
+    return NgramDrafter()
+"""
+"""A drafter of the user's own that takes as long to load as a test likes."""
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_a_server_listens_while_it_loads_and_ends_when_it_is_told(
+    tiny: Tiny, tmp_path: Path, told: bool
+) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
     port = free_port()
-    with process(tiny, port) as running, client_of(port) as client:
+    with (
+        process(tiny, port, "--drafters", "slow:made", folder=tmp_path) as running,
+        client_of(port) as client,
+    ):
         answer = wait_for(client, 503, running)
         assert error_of(answer, 503)["code"] == "loading"
         assert answer.headers["retry-after"]
+        assert error_of(client.post(CHAT, json=usual(CHAT)), 503)["code"] == "loading"
+        assert client.get("/").status_code == 200
+        if not told:
+            (tmp_path / "go").touch()
+            wait_for(client, 200, running)
+            assert client.post(CHAT, json=usual(CHAT) | {"max_tokens": 2}).status_code == 200
         running.send_signal(signal.SIGTERM)
         assert running.wait(PATIENCE) == 0
 
