@@ -108,10 +108,17 @@ class Service:
 
     def check_open(self) -> None:
         """Raises `ApiError` unless new requests are taken."""
-        if self.phase is Phase.READY and not self.model.batcher.is_alive:
-            self.phase = Phase.DEAD
+        if self.phase is Phase.READY:
+            self.check_alive()
         if self.phase is not Phase.READY:
             raise unavailable(self.phase)
+
+    def check_alive(self) -> None:
+        """Raises `ApiError` where the batch's thread has ended: nothing more will be written."""
+        if not self.model.batcher.is_alive:
+            if self.phase is Phase.READY:  # a server that ends goes on ending
+                self.phase = Phase.DEAD
+            raise unavailable(Phase.DEAD)
 
     def check_key(self, given: str) -> None:
         """Raises `ApiError` unless an `Authorization` header has one of the keys.

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = {
     path: ast.parse(path.read_text(encoding="utf-8"))
-    for room in ("agents", "benchmarks", "drafters", "envs", "rollouts")
+    for room in ("agents", "benchmarks", "drafters", "envs", "rollouts", "serving")
     for path in sorted((ROOT / room).rglob("*.py"))
 }
 CLASSES = {

@@ -74,8 +74,10 @@ class Answer:
         deltas: list[list[Delta]] = [[] for _ in self.choices]
         unfinished = len(self.choices)
         while unfinished:
-            heard = await self.texts.next()
-            assert heard is not None
+            heard = await self.texts.next(self.service.limits.ping_seconds)
+            if heard is None:
+                self.service.check_alive()
+                continue
             delta = self.choices[heard[0]].take(heard[1])
             deltas[heard[0]].append(delta)
             unfinished -= delta.finished
@@ -99,6 +101,7 @@ class Answer:
         while unfinished:
             heard = await self.texts.next(self.service.limits.ping_seconds)
             if heard is None:
+                self.service.check_alive()
                 yield None
                 continue
             index, event = heard

@@ -62,15 +62,6 @@ def test_health_is_ready(client: httpx.Client) -> None:
     assert client.get("/health").status_code == client.head("/health").status_code == 200
 
 
-def test_a_batch_that_has_died_is_told(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    dead = Service(service.name, service.limits)
-    dead.serve(service.model)
-    monkeypatch.setattr(type(service.model.batcher), "is_alive", False)
-    with pytest.raises(Exception, match="failed") as caught:
-        dead.check_open()
-    assert caught.value.status_code == 503  # type: ignore[attr-defined]
-
-
 def test_tokens_that_are_parts_of_characters_are_told_by_their_bytes(
     service: Service, tiny: Tiny
 ) -> None:

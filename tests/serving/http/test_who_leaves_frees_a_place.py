@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -152,6 +153,24 @@ def test_a_stream_carries_comments_while_nothing_is_written(served: Served, held
     while b"data: [DONE]" not in read:
         read += connection.recv(1000)
     connection.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("stream", [False, True])
+def test_nobody_waits_for_a_batch_that_has_died(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    with serve(tiny, most_running=1) as served:
+        monkeypatch.setattr(served.batcher, "step", sys.exit)
+        asked = usual(CHAT) | {"stream": stream}
+        answer = httpx.post(served.address + CHAT, json=asked, timeout=PATIENCE)
+        if stream:
+            assert '"code":"dead"' in answer.text and answer.text.endswith("data: [DONE]\n\n")
+        else:
+            assert error_of(answer, 503)["code"] == "dead"
+        for path in ("/health", "/v1/models"):
+            health = httpx.get(served.address + path, timeout=PATIENCE)
+            assert health.status_code == (503 if path == "/health" else 200)
 
 
 def test_a_text_that_fails_ends_its_stream_with_an_error(
