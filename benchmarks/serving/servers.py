@@ -8,16 +8,19 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx2
 
+from benchmarks.results import TargetOptions
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.embedded import embedded_gguf, embedded_target
+from draftgym.decoding.model.target import Target
 from draftgym.decoding.provenance import git_revision
+from draftgym.serving.http.naming import public_name
 
 LOADING = 300.0
 """Seconds that a server may load before it answers."""
@@ -66,24 +69,25 @@ class Running:
     process: subprocess.Popen[bytes]
 
 
-def draftgym_server(
-    target: str, threads: int, options: Sequence[str] = (), told: Sequence[str] = ()
-) -> Server:
+def draftgym_server(options: TargetOptions, target: Target, *told: str) -> Server:
     """This project's, in float32.
 
     Args:
-        target: What it serves.
-        threads: Of the processor.
-        options: Further ones of `draftgym serve`.
-        told: Further ones that are part of its name.
+        options: What it serves.
+        target: The same, loaded: where it computes, and with how many threads.
+        *told: Further options of `draftgym serve`, which are part of its name.
     """
+    how = ["--target", options.target, "--backend", options.backend, "--dtype", "float32"]
+    how += ["--device", str(target.device), "--threads", str(target.precision.threads)]
+    if options.drafters:
+        how += ["--drafters", *map(str, options.drafters)]
 
     def command(port: int) -> list[str]:
-        start = [sys.executable, "-m", "draftgym", "serve", "--target", target]
-        how = ["--dtype", "float32", "--threads", str(threads)]
-        return [*start, *how, "--host", HOST, "--port", str(port), *options, *told]
+        start = [sys.executable, "-m", "draftgym", "serve", *how]
+        return [*start, "--host", HOST, "--port", str(port), *told]
 
-    return Server(" ".join(["draftgym", *told]), "float32", command, Path(target).name, ours=True)
+    name = " ".join(["draftgym", *told])
+    return Server(name, "float32", command, public_name(options.target), ours=True)
 
 
 def transformers_server(python: Path, target: str, threads: int, batching: bool) -> Server:

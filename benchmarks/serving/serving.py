@@ -153,11 +153,9 @@ def kept_as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
 def chosen_servers(args: ServingArgs, target: Target) -> list[Server]:
     """Those that take turns, ours first."""
     threads = target.precision.threads
-    options = ["--device", str(target.device), "--backend", args.backend, "--no-reuse"]
-    options += [word for path in args.drafters for word in ("--drafters", str(path))]
     kinds = {"on": [], "off": ["--no-guard"]}
     servers = [
-        draftgym_server(args.target, threads, options, kinds[guard])
+        draftgym_server(args, target, "--no-reuse", *kinds[guard])
         for guard in dict.fromkeys(args.guards)
     ]
     peers = (args.transformers, args.llama_cpp)
@@ -262,11 +260,11 @@ def warm_up(one: Running, prompt: Prompt, policies: Sequence[str], clients: int)
 def tables(result: Json) -> list[Table]:
     """A table for every number of clients, and every difference below the last one."""
     title = (
-        "{{clients}} clients: {target}, float32, threads {threads}; {machine}; up to "
+        "Clients at once: {{clients}}; {target}, float32, threads {threads}; {machine}; up to "
         "{settings[max_new_tokens]} tokens"
     ).format(**titled(result))
     columns = {
-        "server": number("server", ""),
+        "server": lambda row: row["server"].replace(" --no-reuse", ""),
         "weights": number("weights", ""),
         "policy": number("policy", ""),
         **FIGURES,

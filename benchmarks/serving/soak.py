@@ -49,7 +49,6 @@ from benchmarks.serving.servers import Running, draftgym_server, running
 from draftgym.decoding.errors import exit_on_user_error
 from draftgym.rollouts.prompts.sets import load_prompts
 
-POLICIES = ("plain", "ngram:8", "eagle3:3x6", "ngram:8>eagle3:3x6", "router", "random")
 FLAT = 0.05
 """How much the memory's median may grow."""
 NEW_TOKENS = 8
@@ -74,6 +73,7 @@ class SoakArgs(TargetOptions):
         leaving: Share of clients who leave in the middle.
         malformed: Share of requests that cannot be served.
         new: Share of requests whose prompt is new.
+        policies: Who drafts.
         cache_gb: Memory of the server's caches, in GiB: small enough to be full soon.
         seed: Of all draws.
         json: Write the figures to this file.
@@ -86,6 +86,14 @@ class SoakArgs(TargetOptions):
     leaving: float = 0.1
     malformed: float = 0.05
     new: float = 0.1
+    policies: tuple[str, ...] = (
+        "plain",
+        "ngram:8",
+        "eagle3:3x6",
+        "ngram:8>eagle3:3x6",
+        "router",
+        "random",
+    )
     cache_gb: float = 0.5
     seed: int = 0
     json: Path = Path("runs/soak.json")
@@ -124,8 +132,7 @@ def measure(args: SoakArgs) -> Result:
     prompts = [prompt.turns[0] for prompt in load_prompts("train")]
     made = make_wishes(target, prompts, args.wishes, args.longest, args.seed)
     wishes = list(tqdm(made, total=args.wishes, desc="by plain decoding", mininterval=5.0))
-    options = ["--device", str(target.device), "--cache-gb", str(args.cache_gb)]
-    server = draftgym_server(args.target, target.precision.threads, options)
+    server = draftgym_server(args, target, "--cache-gb", str(args.cache_gb))
     with running(server, args.json.with_suffix(".log")) as one:
         log = asyncio.run(soak(args, one, wishes, prompts))
     check_new(log, lambda wish: expected_of(target, wish))
@@ -141,14 +148,16 @@ async def soak(args: SoakArgs, one: Running, wishes: Sequence[Wish], prompts: Se
 
         async def client(number: int) -> None:
             rng = random.Random(f"{args.seed} client {number}")
-            while (passed := time.monotonic() - start) < 60 * args.minutes:
+            passed = 0.0
+            while passed < 60 * args.minutes:
+                passed = time.monotonic() - start
                 big = number == 0 and passed > 20 * args.minutes and not log.sent_oversize
                 if big or rng.random() < args.malformed:
                     bad = oversize() if big else rng.choice(MALFORMED)
                     log.refusals.append((bad.name, await send(http, bad)))
                     continue
                 wish = _new(rng, prompts) if rng.random() < args.new else rng.choice(wishes)
-                drawn = draw_delivery(rng, wish, POLICIES, args.leaving)
+                drawn = draw_delivery(rng, wish, args.policies, args.leaving)
                 log.outcomes.append(await deliver(http, drawn))
 
         async def look() -> None:

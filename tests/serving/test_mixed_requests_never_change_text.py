@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from benchmarks.serving.malformed import MALFORMED, Malformed, send
+from benchmarks.serving.malformed import MALFORMED, Malformed, oversize, send
 from benchmarks.serving.mixed import Delivery, Outcome, Wish, deliver, draw_delivery, make_wishes
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.model.target import Target
@@ -94,7 +94,7 @@ def test_a_guard_changes_no_text(served: Served, wishes: list[Wish]) -> None:
         _wait_until_idle(guarded.batcher)
 
 
-@pytest.mark.parametrize("bad", MALFORMED, ids=lambda bad: bad.name)
+@pytest.mark.parametrize("bad", [*MALFORMED, oversize()], ids=lambda bad: bad.name)
 def test_what_cannot_be_served_gets_a_proper_error(bad: Malformed, served: Served) -> None:
     async def answer() -> str:
         async with httpx2.AsyncClient(base_url=served.address, timeout=PATIENCE) as http:
