@@ -49,7 +49,8 @@ class Gate:
             self._service.check_open()
         length = headers.get(b"content-length", "0")
         if length.isdecimal() and int(length) > self._service.limits.most_bytes:
-            await self._discard(receive)
+            if b"expect" not in headers:  # who waits to be let has not sent anything
+                await self._discard(receive)
             raise self._too_large()
 
     def _bounded(self, receive: Receive) -> Receive:

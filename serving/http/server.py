@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import time
 from types import FrameType
@@ -75,11 +76,14 @@ def listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listener
     except OSError as error:
-        raise DraftgymError(
-            f"cannot listen on {host}, port {port}: {error.strerror or error}",
-            "end the program that does (another server?), or choose another one with --port "
-            "(0 takes any that is free)",
-        ) from error
+        remedy = "check --host and --port"
+        if error.errno == errno.EADDRINUSE:
+            remedy = (
+                "end the program that has it (another server?), or choose another one with --port "
+                "(0 takes any that is free)"
+            )
+        problem = f"cannot listen on {host}, port {port}: {error.strerror or error}"
+        raise DraftgymError(problem, remedy) from error
     except OverflowError as error:
         raise DraftgymError(f"--port is {port}", "give a number from 0 to 65535") from error
 

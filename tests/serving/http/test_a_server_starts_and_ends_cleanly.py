@@ -248,6 +248,7 @@ def test_without_the_extra_it_says_what_to_install(
     "wrong",
     [
         {"port": 70000},
+        {"host": "no such host"},
         {"max_running": 0},
         {"cache_gb": float("nan")},
         {"drain_seconds": -1.0},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from draftgym.serving.http.api.schema import ChatBody, CompletionBody, DetokenizeBody
+from tests.serving.clients.served import PATIENCE
 
 CHAT, COMPLETE = "/v1/chat/completions", "/v1/completions"
 SAID = {"messages": [{"role": "user", "content": "hi"}]}
@@ -254,3 +256,12 @@ def test_no_answer_tells_of_the_host(client: httpx.Client, folder: Path) -> None
         asked = {"max_tokens": 3, "draftgym": {"details": True}}
         answer = client.post(path, json=usual(path) | asked)
         assert answer.status_code == 200 and str(folder) not in answer.text
+
+
+def test_who_asks_before_sending_too_much_is_told_at_once(address: str) -> None:
+    host, port = address.removeprefix("http://").split(":")
+    head = f"POST {COMPLETE} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head += "Content-Length: 99999999\r\nExpect: 100-continue\r\n\r\n"
+    with socket.create_connection((host, int(port)), timeout=PATIENCE) as connection:
+        connection.sendall(head.encode())
+        assert connection.recv(1000).startswith(b"HTTP/1.1 413")
