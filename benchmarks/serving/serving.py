@@ -199,7 +199,7 @@ def measure_server(
         return
     log = args.json.with_name(f"{args.json.stem}-{server.name.split()[0]}.log")
     with running(server, log) as one:
-        warm_up(one, prompts[0], policies if server.ours else [], max(args.clients))
+        warm_up(one, prompts[-1], policies if server.ours else [], max(args.clients))
         for clients, policy in missing:
             print(
                 f"repeat {repeat + 1}: {server.name}, {clients} clients, {policy}", file=sys.stderr
