@@ -6,7 +6,7 @@ import string
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -125,8 +125,8 @@ class Served:
         return f"{self.address}/v1"
 
     @contextmanager
-    def busy(self) -> Iterator[threading.Event]:
-        """Within, the only place is taken and so is the queue's, until the event is set."""
+    def busy(self, waiting: int = 0) -> Iterator[threading.Event]:
+        """Within, nothing is written and so many texts wait, until the event is set."""
         release = threading.Event()
         request = TextRequest(torch.tensor([1]), 1)
         reached = threading.Event()
@@ -138,7 +138,7 @@ class Served:
         try:
             self.batcher.submit(request, hold)
             assert reached.wait(PATIENCE)
-            for _ in range(self.batcher.settings.most_waiting):
+            for _ in range(waiting):
                 self.batcher.submit(request, lambda event: None)
             yield release
         finally:
@@ -160,7 +160,7 @@ def serve(
     target = tiny.target()
     drafters = {"eagle3": tiny_eagle3(target), "ngram": NgramDrafter(shortest=1)}
     policies = PolicySet(target, drafters, POLICIES)
-    service = Service(NAME, replace(limits or Limits(), ping_seconds=1.0))
+    service = Service(NAME, limits or Limits())
     limited = BatchSettings(**{"guard": False, **settings})
     batcher = Batcher(target, drafters, policies, limited, service.metrics)
     batcher.start()

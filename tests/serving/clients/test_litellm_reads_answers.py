@@ -99,5 +99,5 @@ def test_errors_are_what_litellm_calls_them(served: Served, tiny: Tiny) -> None:
     with serve(tiny, Limits(keys=("right",)), most_running=1, most_waiting=1) as guarded:
         with pytest.raises(litellm.AuthenticationError):
             ask(guarded)
-        with guarded.busy(), pytest.raises(litellm.RateLimitError):
+        with guarded.busy(waiting=1), pytest.raises(litellm.RateLimitError):
             ask(guarded, api_key="right")

@@ -83,7 +83,7 @@ def test_a_missing_key_is_an_authentication_error(tiny: Tiny) -> None:
 def test_a_full_queue_is_a_rate_limit_error(tiny: Tiny, streamed: bool) -> None:
     import openai
 
-    with serve(tiny, most_running=1, most_waiting=1) as served, served.busy():
+    with serve(tiny, most_running=1, most_waiting=1) as served, served.busy(waiting=1):
         with pytest.raises(openai.RateLimitError) as raised:
             ask(client_of(served), stream=streamed)
         assert int(raised.value.response.headers["retry-after"]) >= 1
@@ -134,7 +134,7 @@ class Watched:
 
 
 def test_a_refused_client_comes_back_when_it_was_told_to(tiny: Tiny) -> None:
-    with serve(tiny, most_running=1, most_waiting=1) as served, served.busy() as release:
+    with serve(tiny, most_running=1, most_waiting=1) as served, served.busy(waiting=1) as release:
         watched = Watched(served, release.set)
         assert ask(watched.client).choices[0].finish_reason == "length"
     watched.check(429)
