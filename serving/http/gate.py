@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from draftgym.serving.http.errors import ApiError, answer_to
@@ -31,9 +33,12 @@ class Gate:
         if open_to_all or scope["path"].startswith("/page/"):
             await self._app(scope, receive, send)
             return
+        headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
         try:
-            await self._check(scope, receive)
+            self._check(scope["method"], headers)
         except ApiError as error:
+            if b"expect" not in headers:  # who waits to be let has not sent anything
+                await self._discard(receive)
             await answer_to(error)(scope, receive, send)
             return
         self._service.active += 1
@@ -42,15 +47,12 @@ class Gate:
         finally:
             self._service.active -= 1
 
-    async def _check(self, scope: Scope, receive: Receive) -> None:
-        headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
+    def _check(self, method: str, headers: Mapping[bytes, str]) -> None:
         self._service.check_key(headers.get(b"authorization", ""))
-        if scope["method"] == "POST":
+        if method == "POST":
             self._service.check_open()
         length = headers.get(b"content-length", "0")
         if length.isdecimal() and int(length) > self._service.limits.most_bytes:
-            if b"expect" not in headers:  # who waits to be let has not sent anything
-                await self._discard(receive)
             raise self._too_large()
 
     def _bounded(self, receive: Receive) -> Receive:

@@ -76,9 +76,8 @@ class Choice:
     def __init__(self, index: int, asked: Asked, encoding: Encoding) -> None:
         self.index, self.asked, self.encoding = index, asked, encoding
         request, target = asked.request, encoding.target
-        own = frozenset() if request.stops.ignore_eos else target.stop_tokens
-        self._silent = own | frozenset(request.stops.token_ids)
-        self._own_stops = own
+        self._ends = frozenset() if request.stops.ignore_eos else target.stop_tokens
+        self._silent = self._ends | frozenset(request.stops.token_ids)
         self._settled: list[str] = []
         self._stream = TextStream(target.decode, self._settled.append, request.stops)
         self.text, self.tokens = "", 0
@@ -117,8 +116,7 @@ class Choice:
         self._stream.close()
         rest = self._take_settled()
         self.finish_reason, self.statistics = event.reason, event.statistics
-        ends = isinstance(event.stop_reason, int) and event.stop_reason in self._own_stops
-        self.stop_reason = None if ends else event.stop_reason
+        self.stop_reason = None if event.stop_reason in self._ends else event.stop_reason
         return Delta([Piece(rest, False)] if rest else [], finished=True)
 
     def _take_settled(self) -> str:

@@ -54,6 +54,11 @@ def test_nothing_else_does(closed: httpx.Client, given: str | None, path: str) -
     assert error["code"] == "invalid_api_key"
 
 
+def test_who_sends_much_without_a_key_is_told(closed: httpx.Client) -> None:
+    for size in (150_000, 2_000_000):
+        error_of(closed.post(COMPLETE, content=b"x" * size), 401)
+
+
 def test_health_and_page_are_open(closed: httpx.Client) -> None:
     for path in ("/", "/health", "/page/page.js"):
         assert closed.get(path).status_code == 200
