@@ -108,7 +108,7 @@ class ServeArgs:
     guard: bool = True
     reuse: bool = True
     drain_seconds: float = 60.0
-    ping_seconds: float = 5.0
+    ping_seconds: float = 15.0
     access_log: bool = False
 
     def check(self) -> None:

@@ -43,7 +43,7 @@ class Limits:
     default_new_tokens: int = 512
     most_texts: int = 128
     most_bytes: int = 8 << 20
-    ping_seconds: float = 5.0
+    ping_seconds: float = 15.0
     keys: Sequence[str] = ()
 
 
