@@ -58,10 +58,10 @@ class Guard:
         Args:
             key: Of the batch.
             told: Whether `tell` will be called; where it will not (a prompt is read in the pass),
-                the last verdict counts, and nothing is tried out.
+                what is known counts, and nothing is tried out.
         """
         account = self._accounts.get(_kind(key))
-        return account.allows(told) if account else not told
+        return account is not None and account.allows(told)
 
     def tell(self, key: Key, speculated: bool, seconds: float, tokens: int) -> bool:
         """Takes in a round in which no prompt was read.
@@ -76,13 +76,24 @@ class Guard:
             Whether a verdict has changed.
         """
         kind = _kind(key)
-        account = self._accounts.pop(kind, None) or _Account(kind[0])
+        account = self._accounts.pop(kind, None) or self._new_account(*kind)
         self._accounts[kind] = account  # behind all others: the first is the one longest unused
         if len(self._accounts) > MOST_KEYS:
             del self._accounts[next(iter(self._accounts))]
         before = account.verdict
         account.tell(speculated, seconds, max(1, tokens))
         return account.verdict is not before
+
+    def _new_account(self, texts: int, policies: tuple[str, ...]) -> _Account:
+        """Where speculation does not pay in a smaller batch, it is not begun with in a larger one.
+
+        Rows are the dearer, the more there are. Like every verdict, that is tried again.
+        """
+        account = _Account(texts)
+        for (smaller, its), known in self._accounts.items():
+            if its == policies and smaller < texts and known.verdict is False:
+                account.pause()
+        return account
 
     def describe(self) -> list[Judged]:
         """What is known of each kind of batch that was met, in the order of sizes and names."""
@@ -128,7 +139,7 @@ class _Account:
     def allows(self, told: bool) -> bool:
         """Whether to speculate; see `Guard.allows`."""
         if not told:
-            return self.verdict is not False
+            return self.verdict is not False and (self.gain() or 0) >= 1
         return not self._paused and not self._plain_due
 
     def tell(self, speculated: bool, seconds: float, tokens: int) -> None:
@@ -146,6 +157,11 @@ class _Account:
         self._drafted.append((seconds, tokens))
         if not self._paused and self._plain:
             self._judge()
+
+    def pause(self, rounds: int = PAUSES[0]) -> None:
+        """Leaves speculation out for so many plain rounds."""
+        self._pause = rounds
+        self.verdict, self._paused, self._rounds = False, True, 0
 
     def gain(self) -> float | None:
         """Goodput of the last speculative rounds over that of plain ones."""
@@ -189,9 +205,8 @@ class _Account:
         lost = sum(self._losses()) / median(seconds for seconds, _ in self._plain)
         first, most = PAUSES
         price = PRICE * lost if trial else 0
-        self._pause = int(min(most, max(first << self._failures, price)))
+        self.pause(int(min(most, max(first << self._failures, price))))
         self._failures = min(self._failures + 1, (most // first).bit_length() - 1)
-        self.verdict, self._paused, self._rounds = False, True, 0
 
     def _plain_pace(self) -> float:
         """Seconds of a token in plain rounds."""

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import pytest
 
-from draftgym.serving.batching.guard import MOST_KEYS, Guard
+from draftgym.serving.batching.guard import MOST_KEYS, PAUSES, Guard
 
 ROUNDS = 2000
 SEEDS = range(3)
@@ -193,12 +193,30 @@ def test_sizes_are_taken_together_by_doubling() -> None:
 
 def test_a_round_that_is_not_told_tries_nothing_out() -> None:
     one = server(FEW_ROWS, 4, 0.0)
-    assert one.guard.allows(one.key, told=False)  # nobody knows yet
+    assert not one.guard.allows(one.key, told=False)  # nobody knows yet
     assert not one.guard.allows(one.key)  # plain rounds are measured first
     for _ in range(ROUNDS):
         one.play(1)
         if len(one.speculated) > 100:
             assert not one.guard.allows(one.key, told=False)
+
+
+def test_a_round_that_is_not_told_goes_by_what_is_known() -> None:
+    one = server(FEW_ROWS, 4, 0.8).play(ROUNDS)
+    assert one.guard.allows(one.key, told=False)
+
+
+def test_what_does_not_pay_in_a_small_batch_is_not_begun_with_in_a_larger_one() -> None:
+    one = server(DEAR_ROWS, 4, 0.1).play(100)
+    key = (16, one.key[1])
+    one.guard.tell(key, False, 1.0, 16)
+    assert not one.guard.allows(key)
+    one.guard.tell((16, ("another",)), False, 1.0, 16)
+    for _ in range(2 * PAUSES[0]):
+        if one.guard.allows(key):
+            return  # it is tried there, too, later
+        one.guard.tell(key, False, 1.0, 16)
+    raise AssertionError("never tried")
 
 
 def test_a_change_of_verdict_is_told_once() -> None:
