@@ -37,9 +37,7 @@ class BatchPolicy(Protocol):
         arms: What it chooses from.
     """
 
-    @property
-    def name(self) -> str:
-        """How requests and tables call it."""
+    name: str
 
     @property
     def arms(self) -> Sequence[Arm]:

@@ -55,7 +55,7 @@ class PolicySet:
     ) -> None:
         self._facts, self._seed, self._lock = (drafters, target), seed, threading.Lock()
         self._specs, self.names = dict(specs), list(specs)
-        self._own = {name: self._make(spec) for name, spec in specs.items()}
+        self._own = {name: self._make(spec, name) for name, spec in specs.items()}
         self._made: OrderedDict[str, BatchPolicy] = OrderedDict()
 
     def find(self, name: str | None, predicts: bool = False) -> BatchPolicy:
@@ -75,9 +75,10 @@ class PolicySet:
             return self._own[self.names[0]]
         with self._lock:
             if name is None:
-                return self._rule(PREDICTED + self._specs[self.names[0]])
+                default = self.names[0]
+                return self._kept(PREDICTED + self._specs[default], PREDICTED + default)
             self._check_rule(name.strip())
-            return self._rule(name.strip())
+            return self._kept(name.strip(), name.strip())
 
     def _check_rule(self, spec: str) -> None:
         """Raises `DraftgymError` for a stranger's spec that could name a folder of the host."""
@@ -89,13 +90,15 @@ class PolicySet:
                 f"name a rule such as eagle3:3, or one of {', '.join(self.names)}",
             )
 
-    def _rule(self, spec: str) -> BatchPolicy:
-        if spec not in self._made:
-            self._made[spec] = self._make(spec)
-        self._made.move_to_end(spec)
+    def _kept(self, spec: str, name: str) -> BatchPolicy:
+        if name not in self._made:
+            self._made[name] = self._make(spec, name)
+        self._made.move_to_end(name)
         if len(self._made) > MOST_MADE:
             self._made.popitem(last=False)
-        return self._made[spec]
+        return self._made[name]
 
-    def _make(self, spec: str) -> BatchPolicy:
-        return make_batch_policy(spec, *self._facts, self._seed)
+    def _make(self, spec: str, name: str) -> BatchPolicy:
+        policy = make_batch_policy(spec, *self._facts, self._seed)
+        policy.name = name  # its own may tell a path of the host
+        return policy
