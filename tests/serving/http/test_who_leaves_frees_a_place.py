@@ -133,7 +133,7 @@ def test_a_text_that_waits_is_forgotten_too(served: Served, held: Held) -> None:
 
 
 def test_texts_that_do_not_all_find_a_place_leave_none(served: Served) -> None:
-    with served.busy(), httpx.Client(base_url=served.address, timeout=PATIENCE) as client:
+    with served.busy(waiting=2), httpx.Client(base_url=served.address, timeout=PATIENCE) as client:
         for stream in (False, True):
             asked = usual(COMPLETE) | {"n": 4, "stream": stream}
             answer = client.post(COMPLETE, json=asked)
