@@ -21,6 +21,7 @@ COMMANDS = {
     "train-neural": ("agents.router.neural", "train WhiFlash's neural router"),
     "tune": ("agents.router.tune", "search hyperparameters of a router's agent"),
     "tune-entropy": ("rollouts.replay.tune_entropy", "tune the threshold of the entropy rule"),
+    "ask": ("rollouts.responses.ask", "let the target write prompts, for it to respond to"),
     "respond": ("rollouts.responses.respond", "write the corpus that drafters are trained on"),
     "convert": ("drafters.convert", "a drafter checkpoint in another published format"),
     "export": ("export", "a folder that transformers' generate() loads draftgym by"),

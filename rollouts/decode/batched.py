@@ -18,8 +18,10 @@ from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.model.compact.cache import ROWS_TOGETHER
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.session import Session
+from draftgym.decoding.stops import NO_STOPS, Stops
 from draftgym.decoding.verify.base import VerificationRule
 from draftgym.decoding.verify.rules import make_rule
+from draftgym.decoding.verify.sampling import PLAIN_SAMPLING, SamplingSettings
 from draftgym.decoding.verify.seeds import text_seed
 from draftgym.rollouts.decode.fitting import FittedPrompts, encode_prompt
 from draftgym.rollouts.decode.shared_passes import SharedPasses, share_beginning
@@ -39,6 +41,8 @@ class Request:
         seed: Seed of that noise.
         prompt: Token ids `[m]`.
         asked: What they say, where further turns may follow.
+        sampling: Top-k, top-p, min-p and repetition penalty.
+        stops: What ends the text beside the target itself.
     """
 
     question_id: str
@@ -47,10 +51,12 @@ class Request:
     seed: int
     prompt: Tensor
     asked: Prompt | None = None
+    sampling: SamplingSettings = PLAIN_SAMPLING
+    stops: Stops = NO_STOPS
 
     def rule(self, target: Target) -> VerificationRule:
         """A new rule for the text, which does not depend on drafts (`greedy` or `coupled`)."""
-        return make_rule(None, self.temperature, self.seed, target.vocab_size)
+        return make_rule(None, self.temperature, self.seed, target.vocab_size, self.sampling)
 
 
 def requests_of_run(fitted: FittedPrompts, temperature: float, seed: int) -> list[Request]:
@@ -160,7 +166,11 @@ def write_sessions(
         for request in islice(waiting, batch_size - len(running)):
             length = len(request.prompt) + max_new_tokens
             rule, cache = request.rule(target), passes.new_cache(length)
-            session = Session(target, request.prompt, rule, max_new_tokens, drafters, cache=cache)
+            session = Session(
+                *(target, request.prompt, rule, max_new_tokens, drafters),
+                stops=request.stops,
+                cache=cache,
+            )
             running.append((request, session))
         if not running:
             return

@@ -244,25 +244,35 @@ def _read_done(folder: Path, settings: Mapping[str, Any]) -> Done:
 
     done: Done = {}
     for shard in shards_in(folder):
-        before = read_metadata(shard).get("settings", {})
-        changed = [key for key in settings if before.get(key) != settings[key]]
-        if is_sampled(before.get("fingerprint")):
-            raise DraftgymError(
-                f"{shard} carries an older version's fingerprint of the target, which read only a "
-                "sample of the weights",
-                "drafters learn from such a folder as before; new responses go to another one, "
-                "which --out names",
-            )
-        if changed:
-            raise DraftgymError(
-                f"{shard} was written with other settings "
-                f"({', '.join(f'{key}: {before.get(key)}' for key in changed)})",
-                "go on with the settings of the first run, or name another folder with --out",
-            )
+        refuse_other_settings(shard, settings)
         columns = ["id", "temperature", "prompt"]
         for row in pyarrow.parquet.read_table(shard, columns=columns).to_pylist():
             done[row["id"], row["temperature"]] = row["prompt"]
     return done
+
+
+def refuse_other_settings(shard: Path, settings: Mapping[str, Any]) -> None:
+    """Raises `DraftgymError` for a shard whose texts were written with other settings.
+
+    Args:
+        shard: A shard of the folder that is to be gone on with.
+        settings: What decides the texts.
+    """
+    before = read_metadata(shard).get("settings", {})
+    changed = [key for key in settings if before.get(key) != settings[key]]
+    if is_sampled(before.get("fingerprint")):
+        raise DraftgymError(
+            f"{shard} carries an older version's fingerprint of the target, which read only a "
+            "sample of the weights",
+            "drafters learn from such a folder as before; new responses go to another one, "
+            "which --out names",
+        )
+    if changed:
+        raise DraftgymError(
+            f"{shard} was written with other settings "
+            f"({', '.join(f'{key}: {before.get(key)}' for key in changed)})",
+            "go on with the settings of the first run, or name another folder with --out",
+        )
 
 
 def _check_same_prompts(done: Done, requests: Sequence[Request]) -> None:

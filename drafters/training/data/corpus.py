@@ -17,7 +17,7 @@ A file without it is legal (it may come from elsewhere); one of another target i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -191,6 +191,13 @@ def response_schema(metadata: dict[str, Any]) -> Any:
         "prompt": tokens,
         "response": tokens,
     }
+    return described_schema(columns, metadata)
+
+
+def described_schema(columns: Mapping[str, Any], metadata: dict[str, Any]) -> Any:
+    """A pyarrow schema of some columns, with what `read_metadata` reads."""
+    import pyarrow
+
     body = json.dumps({"schema_version": SCHEMA_VERSION, **metadata})
     return pyarrow.schema(columns.items(), metadata={METADATA_KEY: body.encode()})
 
