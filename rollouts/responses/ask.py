@@ -33,7 +33,7 @@ from draftgym.decoding.session import Session
 from draftgym.decoding.verify.rules import make_rule
 from draftgym.decoding.verify.sampling import SamplingSettings
 from draftgym.decoding.verify.seeds import derived_seed
-from draftgym.drafters.training.data.corpus import described_schema, read_metadata
+from draftgym.drafters.training.data.corpus import read_metadata
 from draftgym.rollouts.decode.batched import Request, write_sessions
 from draftgym.rollouts.decode.progress import Progress
 from draftgym.rollouts.prompts.kinds import kind_of
@@ -41,6 +41,13 @@ from draftgym.rollouts.prompts.overlap import HeldOut
 from draftgym.rollouts.prompts.sets import load_prompts
 from draftgym.rollouts.prompts.sifting import Limits, Sieve
 from draftgym.rollouts.responses.respond import refuse_other_settings
+from draftgym.rollouts.responses.wished_texts import (
+    Wished,
+    Written,
+    read_texts,
+    text_table,
+    wished,
+)
 from draftgym.rollouts.responses.wishes import WISHES, opening_of, prompt_of
 from draftgym.rollouts.traces.shards import ShardWriter, shards_in, sole_writer
 
@@ -103,25 +110,6 @@ class AskArgs:
         return SamplingSettings(top_p=self.top_p, min_p=self.min_p)
 
 
-class Wished(NamedTuple):
-    """A text to write: the how-manieth of what."""
-
-    number: int
-    wish: str
-
-    @property
-    def name(self) -> str:
-        """Its id within a run of one seed."""
-        return f"{self.wish}-{self.number}"
-
-
-class Written(NamedTuple):
-    """A text that may make a prompt, and whether its writer came to an end."""
-
-    text: str
-    ended: bool
-
-
 class Asked(NamedTuple):
     """What one run of the command did.
 
@@ -169,7 +157,7 @@ def ask(args: AskArgs, target: Target | None = None) -> Asked:
             ties = "near ties between tokens may fall differently"
             note_other_device(f"folder {args.out}", read_metadata(shard), target, ties)
         metadata = {"settings": settings, **describe_target(target), **describe_host()}
-        done = _read_texts(args.out)
+        done = read_texts(args.out)
         wanted = wished(args.wishes, args.texts)
         missing = [one for one in wanted if one not in done]
         try:
@@ -179,23 +167,12 @@ def ask(args: AskArgs, target: Target | None = None) -> Asked:
     return Asked(len(missing), tokens, len(wanted) - len(missing), figures)
 
 
-def wished(wishes: Sequence[str], texts: int) -> list[Wished]:
-    """What to write, dealt out in turn: more texts begin with the fewer ones."""
-    counts: Counter[str] = Counter()
-    made = []
-    for index in range(texts):
-        wish = wishes[index % len(wishes)]
-        made.append(Wished(counts[wish], wish))
-        counts[wish] += 1
-    return made
-
-
 def _write(
     args: AskArgs, target: Target, missing: Sequence[Wished], total: int, metadata: Any
 ) -> int:
     """Writes all missing texts; returns their tokens."""
     by_name = {one.name: one for one in missing}
-    to_table = partial(_text_table, metadata=metadata)
+    to_table = partial(text_table, metadata=metadata)
     requests = _requests(args, target, missing)
     with (
         ShardWriter(args.out, to_table, args.shard_texts) as writer,
@@ -228,31 +205,6 @@ def _text_of(session: Session, request: Request) -> Written:
     return Written(request.stops.cut(session.target.decode(tokens)), ended)
 
 
-def _text_table(texts: Sequence[tuple[Wished, Written]], metadata: dict[str, Any]) -> Any:
-    """A shard's table; `metadata` says where the texts come from."""
-    import pyarrow
-
-    columns = {
-        "number": pyarrow.int64(),
-        "wish": pyarrow.string(),
-        "text": pyarrow.string(),
-        "ended": pyarrow.bool_(),
-    }
-    rows = [{**one._asdict(), **text._asdict()} for one, text in texts]
-    return pyarrow.Table.from_pylist(rows, described_schema(columns, metadata))
-
-
-def _read_texts(folder: Path) -> dict[Wished, Written]:
-    """The texts that are there."""
-    import pyarrow.parquet
-
-    return {
-        Wished(row["number"], row["wish"]): Written(row["text"], row["ended"])
-        for shard in shards_in(folder)
-        for row in pyarrow.parquet.read_table(shard).to_pylist()
-    }
-
-
 def _sift(args: AskArgs, who: str, held_out: HeldOut) -> dict[str, Any]:
     """Writes prompts.jsonl and figures.json of all texts in the folder.
 
@@ -260,7 +212,7 @@ def _sift(args: AskArgs, who: str, held_out: HeldOut) -> dict[str, Any]:
     neither the size of the batch nor on interruptions.
     """
     sieve, lines = Sieve(held_out, Limits(args.min_words, args.max_words)), []
-    texts = _read_texts(args.out)
+    texts = read_texts(args.out)
     categories: Counter[str] = Counter()
     for one, (text, ended) in sorted(texts.items()):
         prompt = prompt_of(one.wish, text, derived_seed(args.seed, one.wish, one.number))

@@ -23,8 +23,9 @@ from draftgym.rollouts.prompts.overlap import HeldOut
 from draftgym.rollouts.prompts.sets import load_prompts
 from draftgym.rollouts.responses import ask as asking
 from draftgym.rollouts.responses import wishes
-from draftgym.rollouts.responses.ask import AskArgs, Written, ask, wished
+from draftgym.rollouts.responses.ask import AskArgs, ask
 from draftgym.rollouts.responses.respond import RespondArgs, respond
+from draftgym.rollouts.responses.wished_texts import Written, read_texts, wished
 from draftgym.rollouts.responses.wishes import WISHES, opening_of, prompt_of, user_turn
 from draftgym.rollouts.traces.shards import ShardWriter, shards_in
 from tests.tiny import tiny_model
@@ -78,7 +79,7 @@ def args(tmp_path: Path, folder: Path) -> AskArgs:
 
 
 def texts_in(folder: Path) -> dict[str, Written]:
-    return {one.name: text for one, text in asking._read_texts(folder).items()}
+    return {one.name: text for one, text in read_texts(folder).items()}
 
 
 def plants(monkeypatch: pytest.MonkeyPatch, text_of: Callable[[str], str]) -> None:
