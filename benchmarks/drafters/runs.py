@@ -3,18 +3,19 @@
     $ python -m benchmarks.drafters.runs eagle3 --corpus responses \
         --init checkpoints/eagle3-smollm2-135m
 
-The controls train on the recorded text; VSD is also run without each of its terms and with other
-numbers of paths. What is compared (`benchmarks.drafters.objectives`), on held-out prompts, are the
-last weights of each run: the best that it met may be those it started from. Interrupt it whenever
-you like: the same command goes on where it stopped.
+The controls train on the recorded text; left-to-right training and VSD are also run without each of
+their terms, VSD also with other numbers of paths. What is compared
+(`benchmarks.drafters.objectives`), on held-out prompts, are the last weights of each run: the best
+that it met may be those it started from. Interrupt it whenever you like: the same command goes on
+where it stopped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
@@ -25,21 +26,49 @@ from draftgym.drafters.training.main import DFlashArgs, Eagle3Args, ObjectiveSet
 from draftgym.drafters.training.objectives.losses import LossSettings, ObjectiveName
 from draftgym.drafters.training.objectives.vsd import VSDSettings
 
-VARIANTS: dict[str, tuple[ObjectiveName, VSDSettings]] = {
-    "plain": ("plain", VSDSettings()),
-    "lk": ("lk", VSDSettings()),
-    "dpace": ("dpace", VSDSettings()),
-    "length": ("length", VSDSettings()),
-    "vsd": ("vsd", VSDSettings()),
-    "vsd-greedy": ("vsd", VSDSettings(temperature=0.0)),
-    "vsd-no-filter": ("vsd", VSDSettings(oracle_filter=False)),
-    "vsd-no-weights": ("vsd", VSDSettings(weighting="uniform")),
-    "vsd-no-regulariser": ("vsd", VSDSettings(confidence=0.0)),
-    "vsd-no-anchor": ("vsd", VSDSettings(anchor=0.0)),
-    "vsd-no-tree": ("vsd", VSDSettings(tree_nodes=0)),
-    "vsd-whole-path": ("vsd", VSDSettings(whole_path=True)),
-    "vsd-1-path": ("vsd", VSDSettings(paths=1)),
-    "vsd-16-paths": ("vsd", VSDSettings(paths=16)),
+
+@dataclass(frozen=True)
+class Variant:
+    """An objective and the settings in which it differs from its defaults.
+
+    Attributes:
+        objective: Its name.
+        loss: Fields of `LossSettings`; the decay is else the drafter's.
+        vsd: What VSD is run with.
+    """
+
+    objective: ObjectiveName
+    loss: Mapping[str, Any] = field(default_factory=dict)
+    vsd: VSDSettings = field(default_factory=VSDSettings)
+
+    def terms(self, decay: float) -> ObjectiveSettings:
+        """All settings of the objective, for a drafter whose draft position k weighs decay ** k."""
+        return ObjectiveSettings(LossSettings(**{"decay": decay, **self.loss}), self.vsd)
+
+
+def _vsd(**settings: Any) -> Variant:
+    return Variant("vsd", vsd=VSDSettings(**settings))
+
+
+VARIANTS: dict[str, Variant] = {
+    "plain": Variant("plain"),
+    "lk": Variant("lk"),
+    "dpace": Variant("dpace"),
+    "length": Variant("length"),
+    "l2r": Variant("l2r"),
+    "l2r-no-weights": Variant("l2r", {"decay": 1.0}),
+    "l2r-no-focal": Variant("l2r", {"focal": 0.0}),
+    "l2r-no-chain": Variant("l2r", {"chain": 0.0}),
+    "vsd": _vsd(),
+    "vsd-greedy": _vsd(temperature=0.0),
+    "vsd-no-filter": _vsd(oracle_filter=False),
+    "vsd-no-weights": _vsd(weighting="uniform"),
+    "vsd-no-regulariser": _vsd(confidence=0.0),
+    "vsd-no-anchor": _vsd(anchor=0.0),
+    "vsd-no-tree": _vsd(tree_nodes=0),
+    "vsd-whole-path": _vsd(whole_path=True),
+    "vsd-1-path": _vsd(paths=1),
+    "vsd-16-paths": _vsd(paths=16),
 }
 """Every objective and ablation that is compared."""
 
@@ -115,7 +144,7 @@ def planned_runs(args: ObjectiveRunsArgs) -> Iterator[Eagle3Args | DFlashArgs]:
         for name in args.variants:
             if seed != args.seeds[0] and name not in args.repeated:
                 continue
-            objective, vsd = VARIANTS[name]
+            variant = VARIANTS[name]
             kind = Eagle3Args if args.drafter == "eagle3" else DFlashArgs
             yield kind(
                 corpus=args.corpus,
@@ -127,9 +156,9 @@ def planned_runs(args: ObjectiveRunsArgs) -> Iterator[Eagle3Args | DFlashArgs]:
                 device=args.device,
                 threads=args.threads,
                 trainer=replace(args.trainer, seed=seed),
-                objective=objective,
+                objective=variant.objective,
                 init=args.init,
-                terms=ObjectiveSettings(LossSettings(DECAY[args.drafter]), vsd),
+                terms=variant.terms(DECAY[args.drafter]),
             )
 
 

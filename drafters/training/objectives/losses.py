@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 Labels = Literal["soft", "hard"]
-ObjectiveName = Literal["plain", "lk", "lk-alpha", "dpace", "length", "vsd"]
+ObjectiveName = Literal["plain", "lk", "lk-alpha", "dpace", "length", "l2r", "vsd"]
 
 
 @dataclass(frozen=True)
@@ -186,18 +186,61 @@ def length_loss(scored: Scored, decay: float, ground: float = 0.1) -> Tensor:
     return ground * plain_loss(scored, decay) - length
 
 
+def first_errors(scored: Scored) -> Tensor:
+    """Where the accepted prefix ends, bool `[A, K]`: at the first best token that is not y.
+
+    At most one position behind each anchor, and none where the whole draft is right. A token that
+    cannot be drafted is an error, too. Among sampled candidates the best token is an estimate.
+    """
+    missed = scored.real & (scored.hits == 0)
+    return missed & (missed.cumsum(-1) == 1)
+
+
+def l2r_loss(
+    scored: Scored, decay: float, labels: Labels = "soft", focal: float = 0.3, chain: float = 40.0
+) -> Tensor:
+    """Left to right (arXiv 2606.11552): sum_k (w_k + focal [k = j]) CE_k - chain R.
+
+    Verification goes from left to right and ends at the first error, which position-uniform
+    training does not know. Three terms tell it: w_k, proportional to decay^k, sum to 1, so that
+    earlier positions weigh more; j is the position that breaks the draft (`first_errors`, held
+    fixed); R = 1/K sum_k prod_{i <= k} q(y_i) is the expected accepted share of the block.
+
+    The paper's exact form was not at hand. The terms, focal = 0.3, chain = 40 (tuned for blocks of
+    16, with decay = exp(-1/10)) and R follow digests of it; that CE is divided by the sum of its
+    weights, and the focal term by all anchors, is our reading.
+
+    Args:
+        scored: Positions.
+        decay: Weight of depth k is proportional to decay ** k; 1 weighs all alike.
+        labels: Of both cross-entropies.
+        focal: Extra weight of the first error; 0 leaves it out.
+        chain: Weight of the expected accepted share; 0 leaves it out.
+    """
+    losses = position_losses(scored, labels)
+    weights = decay_weights(losses, decay)
+    weights = weights / weights.sum() + focal * first_errors(scored)
+    share = expected_length(scored.chance) / losses.shape[1]
+    return ((weights * losses).sum() - chain * share.sum()) / scored.anchors
+
+
 @dataclass(frozen=True)
 class LossSettings:
     """The losses on recorded text."""
 
     decay: float = 0.8
-    """Weight of draft position k is decay ** k (plain, lk, lk-alpha, and under vsd its anchor)."""
+    """Weight of draft position k is decay ** k (plain, lk, lk-alpha, l2r, and under vsd its
+    anchor); 1 weighs all alike."""
     labels: Labels = "soft"
-    """Learn the target's distributions (soft) or the text's tokens (hard); plain and dpace."""
+    """Learn the target's distributions (soft) or the text's tokens (hard); plain, dpace, l2r."""
     eta: float = 3.0
     """lk: how fast it moves from divergence to acceptance."""
     ground: float = 0.1
     """length: how much of the plain loss is added."""
+    focal: float = 0.3
+    """l2r: extra weight of the first position that the drafter gets wrong; 0 leaves it out."""
+    chain: float = 40.0
+    """l2r: weight of the expected share of the draft that is accepted; 0 leaves it out."""
 
 
 LOSSES: dict[ObjectiveName, tuple[Callable[..., Tensor], tuple[str, ...]]] = {
@@ -206,6 +249,7 @@ LOSSES: dict[ObjectiveName, tuple[Callable[..., Tensor], tuple[str, ...]]] = {
     "lk-alpha": (lk_alpha_loss, ("decay",)),
     "dpace": (dpace_loss, ("labels",)),
     "length": (length_loss, ("decay", "ground")),
+    "l2r": (l2r_loss, ("decay", "labels", "focal", "chain")),
     "vsd": (plain_loss, ("decay", "labels")),
 }
 """The loss on recorded text of each objective (of vsd: its anchor), and which settings it reads."""

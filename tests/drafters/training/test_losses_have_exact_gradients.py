@@ -14,6 +14,7 @@ from draftgym.drafters.training.objectives.losses import (
     dpace_loss,
     dpace_weights,
     expected_length,
+    l2r_loss,
     length_loss,
     lk_alpha_loss,
     lk_loss,
@@ -80,6 +81,8 @@ EXACT: dict[str, tuple[Callable[[Scored], Tensor], Function]] = {
         "hard": partial(plain_loss, decay=0.7, labels="hard"),
         "lk-alpha": partial(lk_alpha_loss, decay=0.8),
         "length": partial(length_loss, decay=0.8, ground=0.1),
+        "l2r": partial(l2r_loss, decay=0.8),
+        "l2r-hard": partial(l2r_loss, decay=1.0, labels="hard", focal=2.0, chain=1.0),
     }.items()
 } | {
     "lk": (partial(lk_loss, decay=0.8), held(lk_by_hand)),

@@ -271,6 +271,15 @@ def test_the_command_trains_in_updates_and_its_card_tells_the_best(
     assert load_folder(checkpoint, load_target(args.target, "float32", 1)).name == "eagle3"
 
 
+def objective_told(args: Eagle3Args, run: Path) -> str:
+    """The line about the objective in the card of a run that has just begun."""
+    target = {"target": "t", "fingerprint": "f", "dtype": "float32", "threads": 1}
+    body = {"settings": plain(asdict(args)), **target, **describe_host()}
+    (run / "config.json").write_text(json.dumps(body))
+    (run / "metrics.jsonl").write_text("")
+    return next(line for line in card(run).splitlines() if line.startswith("| objective"))
+
+
 def test_a_card_tells_the_objective_with_its_terms_and_where_it_began(tmp_path: Path) -> None:
     args = Eagle3Args(
         corpus=Path("texts"),
@@ -278,13 +287,16 @@ def test_a_card_tells_the_objective_with_its_terms_and_where_it_began(tmp_path: 
         init=Path("/home/somebody/eagle3-before"),
         terms=ObjectiveSettings(LossSettings(decay=0.7), VSDSettings(paths=3, anchor=0.5)),
     )
-    target = {"target": "t", "fingerprint": "f", "dtype": "float32", "threads": 1}
-    body = {"settings": plain(asdict(args)), **target, **describe_host()}
-    (tmp_path / "config.json").write_text(json.dumps(body))
-    (tmp_path / "metrics.jsonl").write_text("")
-    told = next(line for line in card(tmp_path).splitlines() if line.startswith("| objective"))
+    told = objective_told(args, tmp_path)
     assert told.startswith("| objective | vsd: ")
     for name, value in asdict(args.terms.vsd).items():
         assert f"{name} {value}" in told
     assert told.endswith("its anchor: decay 0.7, labels soft |")
     assert "| init | `eagle3-before` |" in card(tmp_path)
+
+
+def test_a_card_tells_which_terms_of_left_to_right_are_left_out(tmp_path: Path) -> None:
+    terms = ObjectiveSettings(LossSettings(decay=0.7, focal=0.0))
+    args = Eagle3Args(corpus=Path("texts"), objective="l2r", terms=terms)
+    told = objective_told(args, tmp_path)
+    assert told == "| objective | l2r: decay 0.7, labels soft, focal 0.0, chain 40.0 |"
