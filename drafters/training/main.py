@@ -100,8 +100,8 @@ class NeuralArgs(DrafterArgs):
     """plain: cross-entropy, as the drafter was published. lk, lk-alpha: overlap with the target
     (arXiv 2602.23881). dpace: weights that follow the drafter (2605.18810). length: expected
     accepted length on recorded text. l2r: left to right, as drafts are verified: earlier positions
-    weigh more, the first error most, and the accepted share counts (2606.11552). vsd: paths the
-    drafter draws, verified by the target (2602.05774)."""
+    weigh more, the first error counts extra, and so does the accepted share (2606.11552). vsd:
+    paths the drafter draws, verified by the target (2602.05774)."""
     init: Path | None = None
     """Checkpoint folder to start from; its sizes and vocabulary are kept."""
     terms: ObjectiveSettings = field(default_factory=ObjectiveSettings)
