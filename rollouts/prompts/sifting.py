@@ -27,6 +27,8 @@ Fault = Literal[
 
 LETTERS = 0.45
 """Share of letters and digits among the characters that a text has at least; formulas have few."""
+SPELLED = 2
+"""Words with letters that a text has at least."""
 NEW_TRIGRAMS = 0.7
 """Share of a text's trigrams of words that occur for the first time, at least."""
 FEWEST_TRIGRAMS = 10
@@ -36,7 +38,8 @@ SAME_LINE = 3
 
 _ANSWER = re.compile(
     r"^\W*(?:sure|certainly|of course|absolutely|as an ai|i'm sorry|great question|dear user|"
-    r"you're welcome|i apologi[sz]e|i'd be happy to|i'm here to|the answer is|"
+    r"the user (?:asks|gives|wants|will|needs)|you're welcome|i apologi[sz]e|i'd be happy to|"
+    r"i'm here to|the answer is|"
     r"thank you for (?:your|reaching|asking)|"
     r"here(?:'s| is| are) (?:an?|the|your|my) (?:\w+ ){0,3}"
     r"(?:answers?|questions?|example|prompt|response|list|solution|code))\b|"
@@ -137,4 +140,5 @@ def _is_text(text: str) -> bool:
     """Whether it is made of letters and digits for the most part, without remains of markup."""
     shown = [one for one in text if not one.isspace()]
     letters = sum(one.isalnum() for one in shown)
-    return not _MARKUP.search(text) and letters >= LETTERS * len(shown) and letters > 0
+    spelled = sum(any(one.isalpha() for one in word) for word in text.split())
+    return not _MARKUP.search(text) and letters >= LETTERS * len(shown) and spelled >= SPELLED

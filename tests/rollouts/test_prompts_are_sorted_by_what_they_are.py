@@ -88,6 +88,8 @@ def test_a_text_that_was_not_pasted_is_missed(text: str, lacks: bool) -> None:
         ("Hello there!", "too short"),
         ("why " + "so many words " * 200, "too long"),
         ("%% {{ }} ## !! ++ == :: ;; ab cd", "no text"),
+        ("1. 5, 0\n2. 6\n3. 7", "no text"),
+        ("The user asks for a story about a long train ride.", "an answer"),
         ("What does \ufffd\ufffd mean in my file?", "no text"),
         ("Why is the sky <|im_start|> blue today?", "no text"),
         ("I want to know " + "what you think of that " * 6, "repetitive"),
