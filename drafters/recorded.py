@@ -105,12 +105,17 @@ class Rounds:
     drafted: NDArray[np.int64]
     depth: NDArray[np.int64]
 
-    def walked(self) -> Rounds:
-        """Those that decoding plays, given one that could begin at each position."""
+    def played(self) -> list[int]:
+        """Which of them decoding plays, given one that could begin at each position."""
         at, position = [], 0
         while position < len(self.committed):
             at.append(position)
             position += int(self.committed[position])
+        return at
+
+    def walked(self) -> Rounds:
+        """Those that decoding plays, given one that could begin at each position."""
+        at = self.played()
         return Rounds(self.committed[at], self.drafted[at], self.depth[at])
 
 

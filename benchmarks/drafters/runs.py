@@ -24,6 +24,7 @@ from draftgym.decoding.errors import DraftgymError, exit_on_user_error
 from draftgym.drafters.training.loop.progress import TrainerConfig
 from draftgym.drafters.training.main import DFlashArgs, Eagle3Args, ObjectiveSettings, train
 from draftgym.drafters.training.objectives.losses import LossSettings, ObjectiveName
+from draftgym.drafters.training.objectives.replay import ReplaySettings
 from draftgym.drafters.training.objectives.vsd import VSDSettings
 
 
@@ -35,15 +36,18 @@ class Variant:
         objective: Its name.
         loss: Fields of `LossSettings`; the decay is else the drafter's.
         vsd: What VSD is run with.
+        replay: What replay is run with.
     """
 
     objective: ObjectiveName
     loss: Mapping[str, Any] = field(default_factory=dict)
     vsd: VSDSettings = field(default_factory=VSDSettings)
+    replay: ReplaySettings = field(default_factory=ReplaySettings)
 
     def terms(self, decay: float) -> ObjectiveSettings:
         """All settings of the objective, for a drafter whose draft position k weighs decay ** k."""
-        return ObjectiveSettings(LossSettings(**{"decay": decay, **self.loss}), self.vsd)
+        loss = LossSettings(**{"decay": decay, **self.loss})
+        return ObjectiveSettings(loss, self.vsd, self.replay)
 
 
 def _vsd(**settings: Any) -> Variant:
@@ -59,6 +63,9 @@ VARIANTS: dict[str, Variant] = {
     "l2r-no-weights": Variant("l2r", {"decay": 1.0}),
     "l2r-no-focal": Variant("l2r", {"focal": 0.0}),
     "l2r-no-chain": Variant("l2r", {"chain": 0.0}),
+    "replay": Variant("replay"),
+    "replay-rounds": Variant("replay", replay=ReplaySettings(where="round")),
+    "replay-only": Variant("replay", replay=ReplaySettings(share=1.0)),
     "vsd": _vsd(),
     "vsd-greedy": _vsd(temperature=0.0),
     "vsd-no-filter": _vsd(oracle_filter=False),

@@ -38,6 +38,11 @@ from draftgym.drafters.training.loop.trainer import Trainer
 from draftgym.drafters.training.loop.watch import make_watch
 from draftgym.drafters.training.objectives.losses import LossSettings, ObjectiveName, make_loss
 from draftgym.drafters.training.objectives.objective import Objective, RecordedObjective
+from draftgym.drafters.training.objectives.replay import (
+    ReplayObjective,
+    ReplaySettings,
+    check_replay,
+)
 from draftgym.drafters.training.objectives.small_lm import SmallLMSettings, build_small_lm
 from draftgym.drafters.training.objectives.unroll import Unroller
 from draftgym.drafters.training.objectives.vsd import VSDObjective, VSDSettings
@@ -90,6 +95,8 @@ class ObjectiveSettings:
     """The losses on recorded text."""
     vsd: VSDSettings = field(default_factory=VSDSettings)
     """Variational training."""
+    replay: ReplaySettings = field(default_factory=ReplaySettings)
+    """Training where verification found the drafter wrong."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,8 @@ class NeuralArgs(DrafterArgs):
     """plain: cross-entropy, as the drafter was published. lk, lk-alpha: overlap with the target
     (arXiv 2602.23881). dpace: weights that follow the drafter (2605.18810). length: expected
     accepted length on recorded text. l2r: left to right, as drafts are verified: earlier positions
-    weigh more, the first error counts extra, and so does the accepted share (2606.11552). vsd:
+    weigh more, the first error counts extra, and so does the accepted share (2606.11552). replay:
+    also where decoding with the drafter as it is now rejects its tokens (after 2605.29343). vsd:
     paths the drafter draws, verified by the target (2602.05774)."""
     init: Path | None = None
     """Checkpoint folder to start from; its sizes and vocabulary are kept."""
@@ -166,11 +174,7 @@ def train(args: Eagle3Args | DFlashArgs | SmallLMArgs) -> Path:
     objective = _objective(args, target, corpus)
 
     write_run_config(args.run, args, target, {"corpus": corpus.describe()})
-    layers = {
-        *default_taps(target.decoder.shape.layers),
-        *default_dflash_taps(target.decoder.shape.layers),
-    }
-    features = FeatureCache(args.features, target, {*layers, *objective.tap_layers})
+    features = _features(args, target, objective.tap_layers)
     watch = make_watch(target, features, corpus)
     print(f"{args.trainer.plan}; interrupt it when you like, the same command goes on")
     trainer = Trainer(objective, target, corpus, args.run, args.trainer, watch, features)
@@ -191,9 +195,20 @@ def _objective(
     else:
         unroller = build_dflash(args.drafter, args.init, target, corpus)
     loss, anchors = make_loss(args.objective, args.terms.loss), args.drafter.anchors
+    if args.objective == "replay":
+        features = _features(args, target, unroller.tap_layers)
+        replay, texts = args.terms.replay, corpus.train
+        return ReplayObjective(unroller, loss, replay, texts, features, anchors)
     if args.objective == "vsd":
         return VSDObjective(unroller, target, loss, args.terms.vsd, anchors)
     return RecordedObjective(unroller, loss, anchors)
+
+
+def _features(args: DrafterArgs, target: Target, tap_layers: Sequence[int]) -> FeatureCache:
+    """The target's states: those that this drafter reads, and those that others read by default."""
+    layers = target.decoder.shape.layers
+    usual = {*default_taps(layers), *default_dflash_taps(layers)}
+    return FeatureCache(args.features, target, {*usual, *tap_layers})
 
 
 def _check_args(args: DrafterArgs) -> None:
@@ -204,6 +219,8 @@ def _check_args(args: DrafterArgs) -> None:
             f"--drafter.block-size is {args.drafter.block_size}",
             "a block is the anchor and at least one mask: use 2 or more",
         )
+    if isinstance(args, NeuralArgs) and args.objective == "replay":
+        check_replay(args.terms.replay)
     check_run_folder(args.run)
 
 

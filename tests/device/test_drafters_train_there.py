@@ -43,7 +43,8 @@ def trained(kind: str, device: str, folder: Path, updates: int) -> dict[str, Ten
     for texts in itertools.islice(batches, left):
         trainer._update(texts)
     trainer.save()
-    assert load_folder(trainer.checkpoint, target).name == ("dflash" if kind == "vsd" else kind)
+    name = "dflash" if kind in ("replay", "vsd") else kind
+    assert load_folder(trainer.checkpoint, target).name == name
     return weights(objective.network)
 
 
@@ -59,7 +60,7 @@ def assert_alike(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 
 @on_each_device
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "replay"])
 def test_a_run_there_ends_where_the_processors_ends(kind: str, device: str, tmp_path: Path) -> None:
     start = trained(kind, "cpu", tmp_path / "start", 0)
     here = trained(kind, "cpu", tmp_path / "here", 3)

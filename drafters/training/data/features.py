@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -51,6 +51,12 @@ class FeatureBatch:
     def response_tokens(self) -> int:
         """Response tokens in the batch."""
         return int((self.lengths - self.prompt_lengths).sum())
+
+    def to_train(self) -> FeatureBatch:
+        """The same, in float32 where it is in float16, whose gradients would vanish."""
+        if self.taps.dtype != torch.float16:
+            return self
+        return replace(self, taps=self.taps.float(), hidden=self.hidden.float())
 
     def only(self, row: int) -> FeatureBatch:
         """One of the texts, without the padding that the others need."""

@@ -90,9 +90,10 @@ def _learning(settings: dict[str, Any]) -> dict[str, str]:
         return {}
     name, terms, init = settings["objective"], settings["terms"], settings["init"]
     loss = _listed({knob: terms["loss"][knob] for knob in LOSSES[name][1]})
-    knobs = f"{_listed(terms['vsd'])}; its anchor: {loss}" if name == "vsd" else loss
+    if name in ("replay", "vsd"):
+        loss = f"{_listed(terms[name])}; its {'anchor' if name == 'vsd' else 'loss'}: {loss}"
     return {
-        "objective": f"{name}: {knobs}",
+        "objective": f"{name}: {loss}",
         "init": "fresh weights" if init is None else f"`{_portable(init)}`",
     }
 

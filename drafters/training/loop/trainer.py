@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -188,11 +188,7 @@ class Trainer:
             return self.objective(batch, seed), batch.response_tokens
 
     def _features(self, texts: Sequence[Text]) -> FeatureBatch:
-        """The target's states; float32 where they are float16, whose gradients would vanish."""
-        batch = self.features.batch(texts, self.objective.tap_layers)
-        if self.target.decoder.dtype != torch.float16:
-            return batch
-        return replace(batch, taps=batch.taps.float(), hidden=batch.hidden.float())
+        return self.features.batch(texts, self.objective.tap_layers).to_train()
 
     def _measure(self) -> None:
         """Measures the current weights, and keeps them if they are the best.
@@ -259,6 +255,7 @@ class Trainer:
         state = {
             "network": self.objective.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "objective": self.objective.state(),
             "progress": asdict(self.progress),
         }
         with replacing(self.folder / "state.pt") as partial:
@@ -272,6 +269,7 @@ class Trainer:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
             self.objective.network.load_state_dict(state["network"])
             self.optimizer.load_state_dict(state["optimizer"])
+            self.objective.restore(state.get("objective", {}))
             self.progress = Progress(**state["progress"])
         except Exception as error:  # torch raises many kinds for a damaged file
             raise DraftgymError(

@@ -1,1 +1,1 @@
-"""What drafters are trained for: losses on recorded text, and VSD."""
+"""What drafters are trained for: losses on recorded text, replay, and VSD."""

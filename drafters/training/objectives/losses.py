@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 Labels = Literal["soft", "hard"]
-ObjectiveName = Literal["plain", "lk", "lk-alpha", "dpace", "length", "l2r", "vsd"]
+ObjectiveName = Literal["plain", "lk", "lk-alpha", "dpace", "length", "l2r", "replay", "vsd"]
 
 
 @dataclass(frozen=True)
@@ -250,12 +250,13 @@ LOSSES: dict[ObjectiveName, tuple[Callable[..., Tensor], tuple[str, ...]]] = {
     "dpace": (dpace_loss, ("labels",)),
     "length": (length_loss, ("decay", "ground")),
     "l2r": (l2r_loss, ("decay", "labels", "focal", "chain")),
+    "replay": (plain_loss, ("decay", "labels")),
     "vsd": (plain_loss, ("decay", "labels")),
 }
 """The loss on recorded text of each objective (of vsd: its anchor), and which settings it reads."""
 
 
 def make_loss(name: ObjectiveName, settings: LossSettings) -> Loss:
-    """The loss of that name; `vsd` is anchored to the plain one."""
+    """The loss of that name; `replay` has the plain one, and `vsd` is anchored to it."""
     loss, knobs = LOSSES[name]
     return partial(loss, **{knob: getattr(settings, knob) for knob in knobs})

@@ -12,7 +12,7 @@ from torch import Tensor
 from draftgym.decoding.model.target import Target
 from draftgym.drafters.checkpoint import save_checkpoint
 from draftgym.drafters.training.data.features import FeatureBatch
-from draftgym.drafters.training.objectives.losses import Loss
+from draftgym.drafters.training.objectives.losses import Loss, Scored
 from draftgym.drafters.training.objectives.unroll import Unroller, pick_anchors
 
 
@@ -62,6 +62,14 @@ class Objective(ABC):
             target: What the network is trained for.
         """
 
+    def state(self) -> dict[str, Any]:
+        """What it remembers from one update to the next, to be saved: tensors and numbers."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes back what `state` gave."""
+        del state  # what another objective remembered is no use to this one
+
 
 class RecordedObjective(Objective):
     """A loss over the draft positions behind anchors of the recorded texts.
@@ -80,9 +88,13 @@ class RecordedObjective(Objective):
 
     def __call__(self, batch: FeatureBatch, seed: int | None = None) -> ObjectiveOutput:
         """Loss of one batch, and top-1 agreement with the text at each draft position."""
-        anchors, valid = pick_anchors(batch, self.anchors, seed or 0)
-        scored = self.unroller.score_text(batch, anchors, valid, seed)
+        scored = self.scored(batch, seed)
         return ObjectiveOutput(self.loss(scored), scored.agreement())
+
+    def scored(self, batch: FeatureBatch, seed: int | None) -> Scored:
+        """Draft positions behind the anchors of one batch."""
+        anchors, valid = pick_anchors(batch, self.anchors, seed or 0)
+        return self.unroller.score_text(batch, anchors, valid, seed)
 
     def export(self, folder: Path, target: Target) -> None:
         """Writes a checkpoint folder."""

@@ -10,6 +10,8 @@ Notation: B = texts, S = longest text, R = anchors per text, K = draft positions
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 import torch
@@ -50,6 +52,7 @@ class Unroller(ABC, Generic[Network]):
     ) -> None:
         self.network: Network = network.to(target.device)
         self.sampler = sampler
+        self.device, self.dtype = target.device, target.decoder.dtype
         self.tap_layers = network.config.tap_layers
         self.embedding = network.embedding(target.decoder.embedding)
         self.draft_ids = from_d2t(network.d2t)
@@ -69,7 +72,20 @@ class Unroller(ABC, Generic[Network]):
 
     @abstractmethod
     def drafter(self) -> Drafter:
-        """The drafter as it would be deployed now (it shares the weights)."""
+        """The drafter as it would be deployed now (it shares the weights); see `drafting`."""
+
+    @contextmanager
+    def drafting(self) -> Iterator[None]:
+        """Where `drafter` drafts: without a gradient, and in the target's dtype, as deployed.
+
+        Nothing is cached: autocast of older torch would keep the weights that it casts here for the
+        loss, which would then have no gradient.
+        """
+        narrow = self.dtype != torch.float32
+        dtype = self.dtype if narrow else None
+        cast = torch.autocast(self.device.type, dtype, enabled=narrow, cache_enabled=False)
+        with torch.no_grad(), cast:
+            yield
 
     def score_text(
         self,

@@ -106,7 +106,7 @@ class VSDObjective(RecordedObjective):
         """E-step on one text, then the M-step's loss, the mean over its anchors; and `judge`."""
         anchors, valid = pick_anchors(batch, self.settings.anchors, seed)
         anchors = anchors[valid].sort().values
-        with torch.no_grad():
+        with self.unroller.drafting():
             paths = self.expectation(batch, to_host(anchors).tolist(), seed)
         scored = self._score(batch, anchors, paths, seed)
         judgement = judge(paths, self.settings)

@@ -22,7 +22,7 @@ from draftgym.drafters.eagle3.drafter import Eagle3Drafter
 from draftgym.drafters.eagle3.network import Eagle3Network
 from draftgym.drafters.eagle3.unroll import Eagle3Unroller
 from draftgym.drafters.training.data.corpus import Corpus, Text
-from draftgym.drafters.training.data.features import FeatureBatch
+from draftgym.drafters.training.data.features import FeatureBatch, FeatureCache
 from draftgym.drafters.training.objectives.candidates import CandidateSampler
 from draftgym.drafters.training.objectives.losses import Labels, plain_loss
 from draftgym.drafters.training.objectives.objective import (
@@ -30,6 +30,7 @@ from draftgym.drafters.training.objectives.objective import (
     ObjectiveOutput,
     RecordedObjective,
 )
+from draftgym.drafters.training.objectives.replay import ReplayObjective, ReplaySettings
 from draftgym.drafters.training.objectives.small_lm import SmallLMObjective, cut_layers
 from draftgym.drafters.training.objectives.unroll import Unroller
 from draftgym.drafters.training.objectives.vsd import VSDObjective, VSDSettings
@@ -37,7 +38,7 @@ from tests.feature_context import random_texts
 from tests.tiny import tiny_dflash, tiny_eagle3, tiny_model
 
 KINDS = ["eagle3", "dflash", "vsd", "small"]
-"""What `objective_of` makes."""
+"""What `objective_of` makes, beside `replay`."""
 
 
 def eagle3_drafter(target: Target, **wiring: bool) -> Eagle3Drafter:
@@ -101,6 +102,10 @@ def objective_of(kind: str, target: Target) -> Objective:
         sampler = CandidateSampler(target.vocab_size, torch.arange(20), 9)
         return SmallLMObjective(cut_layers(tiny_model(), [0, 1, 5]), target, sampler)
     unroller = DFlashUnroller(tiny_dflash(target).network.requires_grad_(True), target)
+    if kind == "replay":
+        found, features = ReplaySettings(rollouts=3, every=2), FeatureCache(None, target, ())
+        soft, texts = partial(plain_loss, decay=0.8), corpus_of(target).train
+        return ReplayObjective(unroller, soft, found, texts, features, 4)
     if kind == "vsd":
         hard = partial(plain_loss, decay=0.8, labels="hard")
         return VSDObjective(unroller, target, hard, VSDSettings(paths=2, anchors=3), 4)
