@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from draftgym.serving.http.service import Model, Service
 
 KEY_VARIABLE = "DRAFTGYM_API_KEY"
+
+# torch's oneDNN keeps a kernel for every number of rows that a pass ever had, about 2 MB each for
+# the embedded target: a server meets hundreds. Making one anew took no time that shows.
+KERNELS_VARIABLE, KERNELS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128"
 POSITIVE = (
     *("max_running", "max_waiting", "prompt_rows", "max_new_tokens", "default_new_tokens"),
     *("cache_gb", "max_body_mb", "drain_seconds", "ping_seconds"),
@@ -195,6 +199,7 @@ def serve(args: ServeArgs) -> None:
         DraftgymError: Anything the user can mend.
     """
     args.check()
+    os.environ.setdefault(KERNELS_VARIABLE, KERNELS)  # read when the first one is made
     try:
         from draftgym.serving.http.app import make_app
         from draftgym.serving.http.server import Server, address_of, listen
