@@ -134,7 +134,7 @@ def test_what_cannot_be_served_is_told_in_the_servers_words(page: Browser) -> No
 
 
 def test_a_full_queue_is_told(window: Browser, tiny: Tiny) -> None:
-    with serve(tiny, most_running=1, most_waiting=1) as served, served.busy():
+    with serve(tiny, most_running=1, most_waiting=1) as served, served.busy(1):
         window.open(f"{served.address}/")
         window.wait(lambda: window.text("model") == NAME)
         window.press("write")
