@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from draftgym.decoding.model.compact.cache import KVRows
-from draftgym.decoding.model.interface import DecoderShape, NewRows
+from draftgym.decoding.model.interface import DecoderShape, NewRows, SequenceCache
 
 TOGETHER = 16
 """Places of a store. They are read as far as the longest of them is filled: with more places,
@@ -42,11 +42,11 @@ class PlaceCache(KVRows):
 
     def look(self) -> None:
         """Finds the place where the store has it now."""
-        self.keys, self.values = self.store.keys[self.place], self.store.values[self.place]
+        self.keys, self.values = self.store.keys[:, self.place], self.store.values[:, self.place]
 
 
 class Store:
-    """Memory of some sequences' keys and values, `[places, layers, G, rows, D]`.
+    """Memory of some sequences' keys and values, `[layers, places, G, rows, D]`.
 
     Args:
         shape: Sizes of the decoder.
@@ -58,15 +58,15 @@ class Store:
     def __init__(
         self, shape: DecoderShape, dtype: torch.dtype, device: torch.device, places: int = TOGETHER
     ) -> None:
-        size = (places, shape.layers, shape.kv_heads, 0, shape.head_dim)
+        size = (shape.layers, places, shape.kv_heads, 0, shape.head_dim)
         self.keys = self.values = torch.empty(size, dtype=dtype, device=device)
+        self.places, self._used = places, 0
         self._caches: dict[int, PlaceCache] = {}
-        self._used = 0
 
     @property
     def is_full(self) -> bool:
         """Whether every place is taken."""
-        return len(self._caches) == len(self.keys)
+        return len(self._caches) == self.places
 
     @property
     def is_empty(self) -> bool:
@@ -76,7 +76,7 @@ class Store:
     @property
     def touched(self) -> int:
         """Places that take memory: on a processor those that were ever taken (`_zeros`)."""
-        return self._used if self.keys.device.type == "cpu" else len(self.keys)
+        return self._used if self.keys.device.type == "cpu" else self.places
 
     @property
     def grows(self) -> bool:
@@ -86,7 +86,7 @@ class Store:
     def open(self, capacity: int) -> PlaceCache:
         """An empty cache for so many positions in the first free place."""
         self._make_room(capacity)
-        place = next(at for at in range(len(self.keys)) if at not in self._caches)
+        place = next(at for at in range(self.places) if at not in self._caches)
         self._caches[place] = PlaceCache(self, place, capacity)
         self._used = max(self._used, place + 1)
         return self._caches[place]
@@ -105,7 +105,7 @@ class Store:
             grown = [_zeros(size, self.keys) for _ in range(2)]
             for new, old in zip(grown, (self.keys, self.values), strict=True):
                 for place, cache in self._caches.items():
-                    new[place, :, :, : cache.length] = old[place, :, :, : cache.length]
+                    new[:, place, :, : cache.length] = old[:, place, :, : cache.length]
             self.keys, self.values = grown
         for cache in self._caches.values():
             cache.look()
@@ -172,22 +172,26 @@ def _size(capacity: int) -> int:
 class Abreast:
     """One new row of each of several sequences of one store.
 
+    Keys and values are read where they lie, those of free places between them, too: what nobody
+    asked for is cheaper than a copy of the rest.
+
     Args:
-        caches: Their caches.
+        caches: Their caches, by their places in ascending order.
     """
 
     def __init__(self, caches: Sequence[PlaceCache]) -> None:
         self.store, self.count = caches[0].store, len(caches)
-        device, places = self.store.keys.device, [cache.place for cache in caches]
+        device, first = self.store.keys.device, caches[0].place
+        self._read = slice(first, caches[-1].place + 1)
+        width = self._read.stop - first
+        self.places = torch.tensor([cache.place for cache in caches], device=device)
         self.ends = torch.tensor([cache.length for cache in caches], device=device)
-        self.places = torch.tensor(places, device=device)
-        first, last = places[0], places[-1]
-        in_order = places == list(range(first, last + 1))
-        self._read: slice | Tensor = slice(first, last + 1) if in_order else self.places
+        self._rows = None if width == self.count else self.places - first
         self._longest = 1 + max(cache.length for cache in caches)
-        hidden = torch.arange(self._longest, device=device) > self.ends[:, None]
+        ends = self.ends if self._rows is None else self._among_all(self.ends, width)
+        hidden = torch.arange(self._longest, device=device) > ends[:, None]
         mask = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, -torch.inf)
-        self._mask = mask[:, None, None]  # [m, 1, 1, L]
+        self._mask = mask[:, None, None].to(self.store.keys.dtype)  # [width, 1, 1, L]
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
         """Writes a layer's keys and values, and attends.
@@ -202,13 +206,20 @@ class Abreast:
         Returns:
             `[m, H * D]`.
         """
-        keys, values = self.store.keys[:, layer], self.store.values[:, layer]
+        keys, values = self.store.keys[layer], self.store.values[layer]
         keys[self.places, :, self.ends], values[self.places, :, self.ends] = k, v
-        keys, values = (x[:, :, : self._longest][self._read] for x in (keys, values))
+        keys, values = (x[self._read, :, : self._longest] for x in (keys, values))
+        if self._rows is not None:
+            q = self._among_all(q, len(keys))
         queries = q.unflatten(1, (k.shape[1], -1))  # heads of a group are rows that see the same
-        mask = self._mask.to(q.dtype)
-        out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
-        return out.flatten(1)
+        out = F.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=self._mask, scale=scale
+        )
+        return (out if self._rows is None else out[self._rows]).flatten(1)
+
+    def _among_all(self, of_each: Tensor, width: int) -> Tensor:
+        """Something of each sequence at its place, and zeros at those between."""
+        return of_each.new_zeros(width, *of_each.shape[1:]).index_copy_(0, self._rows, of_each)
 
 
 def side_by_side(batch: Sequence[NewRows]) -> list[int | Abreast]:
@@ -217,8 +228,15 @@ def side_by_side(batch: Sequence[NewRows]) -> list[int | Abreast]:
     for store, some in groupby(range(len(batch)), lambda at: _store_of(batch[at])):
         neighbours = list(some)
         caches = [batch[at].cache for at in neighbours]
-        pieces += neighbours if store is None or len(caches) < 2 else [Abreast(caches)]
+        pieces += [Abreast(caches)] if store is not None and _are_close(caches) else neighbours
     return pieces
+
+
+def _are_close(caches: Sequence[SequenceCache]) -> bool:
+    """Whether there are several in the order of their places, with few others between them."""
+    places = [cache.place for cache in caches if isinstance(cache, PlaceCache)]
+    ascend = all(one < other for one, other in pairwise(places))
+    return ascend and len(places) > 1 and places[-1] - places[0] < 2 * len(places)
 
 
 def _store_of(rows: NewRows) -> Store | None:
