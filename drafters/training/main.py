@@ -56,10 +56,12 @@ class DrafterArgs:
     """Settings that all drafters share."""
 
     corpus: Path
-    """Parquet file (or folder) of the target's responses: columns prompt, response. Some texts are
-    set aside to measure on."""
+    """Parquet file (or folder) of the target's responses: columns prompt, response. Those to 40
+    questions are set aside to measure on."""
     run: Path
     """Run folder; resumed when it exists. `checkpoint` in it is the trained drafter."""
+    validation: Path | None = None
+    """Other texts to measure on, of the same kind; then nothing of the corpus is set aside."""
     hottest: float | None = None
     """Leave out texts sampled at a higher temperature (column `temperature`); 0 keeps the greedy
     ones. Default: all."""
@@ -162,6 +164,7 @@ def train(args: Eagle3Args | DFlashArgs | SmallLMArgs) -> Path:
         args.corpus,
         target.vocab_size,
         longest,
+        40 if args.validation is None else args.validation,
         hottest=args.hottest,
         target=target,
         skip_long_prompts=args.skip_long_prompts,

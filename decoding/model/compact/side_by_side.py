@@ -186,9 +186,9 @@ class Abreast:
         width = self._read.stop - first
         self.places = torch.tensor([cache.place for cache in caches], device=device)
         self.ends = torch.tensor([cache.length for cache in caches], device=device)
-        self._rows = None if width == self.count else self.places - first
+        self._rows = self.places - first
         self._longest = 1 + max(cache.length for cache in caches)
-        ends = self.ends if self._rows is None else self._among_all(self.ends, width)
+        ends = self._among_all(self.ends, width)
         hidden = torch.arange(self._longest, device=device) > ends[:, None]
         mask = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, -torch.inf)
         self._mask = mask[:, None, None].to(self.store.keys.dtype)  # [width, 1, 1, L]
@@ -209,16 +209,19 @@ class Abreast:
         keys, values = self.store.keys[layer], self.store.values[layer]
         keys[self.places, :, self.ends], values[self.places, :, self.ends] = k, v
         keys, values = (x[self._read, :, : self._longest] for x in (keys, values))
-        if self._rows is not None:
-            q = self._among_all(q, len(keys))
-        queries = q.unflatten(1, (k.shape[1], -1))  # heads of a group are rows that see the same
+        queries = self._among_all(q, len(keys))
+        queries = queries.unflatten(
+            1, (k.shape[1], -1)
+        )  # heads of a group are rows that see the same
         out = F.scaled_dot_product_attention(
             queries, keys, values, attn_mask=self._mask, scale=scale
         )
-        return (out if self._rows is None else out[self._rows]).flatten(1)
+        return out[self._rows].flatten(1)
 
     def _among_all(self, of_each: Tensor, width: int) -> Tensor:
         """Something of each sequence at its place, and zeros at those between."""
+        if width == self.count:
+            return of_each
         return of_each.new_zeros(width, *of_each.shape[1:]).index_copy_(0, self._rows, of_each)
 
 

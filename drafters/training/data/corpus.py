@@ -17,7 +17,8 @@ A file without it is legal (it may come from elsewhere); one of another target i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,7 @@ def load_corpus(
     path: Path,
     vocab: int,
     max_length: int = LONGEST_TEXT,
-    validation: int = 40,
+    validation: int | Path = 40,
     seed: int = 0,
     hottest: float | None = None,
     target: Target | None = None,
@@ -135,7 +136,9 @@ def load_corpus(
         path: Parquet file, or a folder of them.
         vocab: The target's vocabulary size; larger ids are refused.
         max_length: Longer texts are cut.
-        validation: Texts set aside, chosen by the seed.
+        validation: Questions set aside, chosen by the seed: one text of each (a greedy one where
+            there is one) is validated on, and no other is trained on. Or another corpus, all of
+            whose texts are validated on; then nothing is set aside.
         seed: Seed of that choice.
         hottest: Texts sampled at a higher temperature are left out; None keeps all.
         target: The target; files that name another one are refused.
@@ -145,6 +148,40 @@ def load_corpus(
         DraftgymError: Missing file or columns, ids of another tokenizer, responses of another
             target, prompts that leave no room for a response, too few texts.
     """
+    texts, too_long, too_short = _usable(
+        path, vocab, max_length, hottest, target, skip_long_prompts
+    )
+    if isinstance(validation, Path):
+        held, *_ = _usable(validation, vocab, max_length, hottest, target, skip_long_prompts)
+        for name, some in ((path, texts), (validation, held)):
+            if not some:
+                raise DraftgymError(f"{name} has no usable text", "name another corpus")
+        return Corpus(texts, held, too_long, too_short)
+    questions = _by_question(texts)
+    if len(questions) <= validation:
+        raise DraftgymError(
+            f"{path} has {len(questions)} usable texts of different questions, fewer than the "
+            f"{validation} to validate on",
+            "give a corpus with more responses of at least 4 tokens, or name texts to validate on "
+            "with --validation",
+        )
+    held_out, *kept = np.split(
+        np.random.default_rng(seed).permutation(len(questions)), [validation]
+    )
+    held = [min(questions[i], key=lambda text: text.temperature) for i in held_out]
+    train = [text for i in np.concatenate(kept) for text in questions[i]]
+    return Corpus(train, held, too_long, too_short)
+
+
+def _usable(
+    path: Path,
+    vocab: int,
+    max_length: int,
+    hottest: float | None,
+    target: Target | None,
+    skip_long_prompts: bool,
+) -> tuple[list[Text], int, int]:
+    """Texts with a prompt and a response; how many were left out as too long, and as too short."""
     shards = _shards_of(path)
     if target is not None:
         for shard in shards:
@@ -161,15 +198,16 @@ def load_corpus(
     texts = [
         text for text in read if 0 < text.prompt_length <= len(text.tokens) - SHORTEST_RESPONSE
     ]
-    if len(texts) <= validation:
-        raise DraftgymError(
-            f"{path} has {len(texts)} usable texts, fewer than the {validation} to validate on",
-            "give a corpus with more responses of at least 4 tokens",
-        )
-    order = np.random.default_rng(seed).permutation(len(texts))
-    held, kept = order[:validation], order[validation:]
-    too_short = len(read) - len(too_long) - len(texts)
-    return Corpus([texts[i] for i in kept], [texts[i] for i in held], len(too_long), too_short)
+    return texts, len(too_long), len(read) - len(too_long) - len(texts)
+
+
+def _by_question(texts: Sequence[Text]) -> list[list[Text]]:
+    """Texts that answer one question, at several temperatures or over several turns, together."""
+    questions = defaultdict[str, list[Text]](list)
+    for number, text in enumerate(texts):
+        # A further turn, 81#2, is answered behind the first one; no name is a question of its own.
+        questions[text.question_id.partition("#")[0] or f"#{number}"].append(text)
+    return list(questions.values())
 
 
 def _told(some: list[Text]) -> str:

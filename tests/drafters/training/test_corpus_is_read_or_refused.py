@@ -129,3 +129,31 @@ def test_a_corpus_knows_the_temperature_of_its_texts(tmp_path: Path) -> None:
     for hottest, expected in [(None, {0.0: 20, 0.5: 20, 1.0: 20}), (0.5, {0.0: 20, 0.5: 20})]:
         corpus = load_corpus(path, 61, validation=5, hottest=hottest)
         assert Counter(t.temperature for t in corpus.train + corpus.validation) == expected
+
+
+def test_no_question_is_both_trained_and_validated_on(tmp_path: Path) -> None:
+    """At whatever temperature and in whichever turn it was answered; a greedy answer is watched."""
+    names = [f"q{i % 10}{'#2' * (i // 20)}" for i in range(30)]
+    columns = {
+        "id": names,
+        "temperature": [1.0] * 10 + [0.0] * 20,
+        "prompt": [[1, 2]] * 30,
+        "response": [[3, 4, 5, i] for i in range(30)],
+    }
+    path = write_corpus(tmp_path / "c.parquet", columns)
+    corpus = load_corpus(path, 61, validation=4)
+    questions = [{t.question_id[:2] for t in part} for part in (corpus.train, corpus.validation)]
+    assert (len(questions[0]), len(questions[1]), questions[0] & questions[1]) == (6, 4, set())
+    assert (len(corpus.train), len(corpus.validation)) == (18, 4)
+    assert {text.temperature for text in corpus.validation} == {0.0}
+
+
+def test_texts_to_validate_on_may_come_from_elsewhere(tmp_path: Path) -> None:
+    path = write_corpus(tmp_path / "c.parquet", GOOD)
+    other = write_corpus(tmp_path / "o.parquet", {"prompt": [[7]], "response": [[8, 8, 8, 8]]})
+    corpus = load_corpus(path, 61, validation=other)
+    assert len(corpus.train) == 8
+    assert [text.tokens.tolist() for text in corpus.validation] == [[7, 8, 8, 8, 8]]
+    empty = write_corpus(tmp_path / "e.parquet", {"prompt": [[7]], "response": [[8]]})
+    with pytest.raises(DraftgymError, match=r"e\.parquet has no usable text"):
+        load_corpus(path, 61, validation=empty)
