@@ -21,7 +21,7 @@ from draftgym.decoding.model.compact.cache import KVCache
 from draftgym.decoding.model.compact.compiled import CompiledPass
 from draftgym.decoding.model.compact.transformer import Decoder
 from draftgym.decoding.model.device import upload
-from draftgym.decoding.model.fingerprint import fingerprint
+from draftgym.decoding.model.fingerprint import fingerprint, hash_facts, hash_tensors
 from draftgym.decoding.model.interface import NewRows
 from draftgym.drafters.autoregressive import AutoregressiveDrafter
 from draftgym.drafters.paths import Paths
@@ -38,8 +38,8 @@ class SmallLMDrafter(AutoregressiveDrafter):
         decoder: The small LM, in the target's dtype.
         name: How arms call it.
         rope_parameters: Rotary settings of its config; they are part of its fingerprint.
-        draft_ids: The first ids of the vocabulary, ascending `[Vd]`, where the rest of the target's
-            are none of its own; None for all.
+        draft_ids: Target ids of the rows of its head, ascending `[Vd]`; None where these are the
+            target's tokens.
     """
 
     def __init__(
@@ -59,8 +59,11 @@ class SmallLMDrafter(AutoregressiveDrafter):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the small LM's weights."""
-        return fingerprint(self.decoder, self.rope_parameters)
+        """Hash of the small LM's weights, and of which tokens it drafts."""
+        whole = fingerprint(self.decoder, self.rope_parameters)
+        if self.draft_ids is None:
+            return whole
+        return hash_facts({"decoder": whole}, hash_tensors({"draft_ids": self.draft_ids}))
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
@@ -112,5 +115,4 @@ class SmallLMDrafter(AutoregressiveDrafter):
         if isinstance(visible, Paths):
             visible = visible.mask(cache.length + len(tokens))
         rows = NewRows(cache, tokens, positions, visible)
-        logits = self.decoder.forward([rows])[0].logits
-        return (logits if self.draft_ids is None else logits[:, : len(self.draft_ids)]), tokens
+        return self.decoder.forward([rows])[0].logits, tokens

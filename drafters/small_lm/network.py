@@ -39,6 +39,13 @@ from draftgym.decoding.model.text import load_tokenizer
 from draftgym.drafters.fitting import only_padding_differs
 from draftgym.drafters.formats.files import WEIGHTS, read_tensors
 from draftgym.drafters.small_lm.drafter import SmallLMDrafter
+from draftgym.drafters.small_lm.vocabulary import (
+    SIZE,
+    among,
+    read_draft_ids,
+    with_rows,
+    write_draft_ids,
+)
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -49,16 +56,21 @@ def small_lm_architectures() -> tuple[str, ...]:
     return tuple(names[kind] for kind in SUPPORTED_MODELS)
 
 
-def save_small_lm(network: Any, folder: Path, target: Target) -> None:
+def save_small_lm(
+    network: Any, folder: Path, target: Target, draft_ids: Tensor | None = None
+) -> None:
     """Writes a small LM in bfloat16 with the target's tokenizer; a kill leaves older files whole.
 
     Args:
         network: The transformers causal LM.
         folder: Where to.
         target: What it was distilled from; its name and fingerprint are recorded.
+        draft_ids: The tokens that it drafts, ascending `[Vd]`; None for all.
     """
     partial = folder.with_name(f"{folder.name}.partial")
     network.config.draftgym = {"target": target.name, "target_fingerprint": target.fingerprint}
+    if draft_ids is not None:
+        network.config.draftgym[SIZE] = len(draft_ids)
     weights = {
         name: to_host(value.to(torch.bfloat16)) for name, value in network.state_dict().items()
     }
@@ -68,6 +80,8 @@ def save_small_lm(network: Any, folder: Path, target: Target) -> None:
     config = copy(network.config)
     config.dtype = torch.bfloat16  # that call wrote the dtype in which the network is trained
     config.save_pretrained(partial)
+    if draft_ids is not None:
+        write_draft_ids(partial, draft_ids, config.vocab_size)
     if target.tokenizer is not None:
         target.tokenizer.save_pretrained(partial)
     folder.mkdir(parents=True, exist_ok=True)
@@ -86,6 +100,7 @@ def load_small_lm(folder: Path, target: Target) -> SmallLMDrafter:
     model = read_small_lm(folder, target)
     _check_vocabulary(folder, model, target)
     rows = model.get_output_embeddings().weight.shape[0]
+    draft_ids = among(read_draft_ids(folder, model.config), rows, target.vocab_size)
     _pad_alike(model, target.vocab_size)
     # A drafter with a shorter context drafts badly beyond it, but its angles go on.
     limit = max(model.config.max_position_embeddings, target.context_limit)
@@ -99,9 +114,12 @@ def load_small_lm(folder: Path, target: Target) -> SmallLMDrafter:
     products = Products(target.precision.packed)
     dtype, device = target.decoder.dtype, target.device
     decoder = read_decoder(model, dtype, _called(folder), products, device)
-    known = torch.arange(rows, device=device) if rows < target.vocab_size else None
-    rope = model.config.rope_parameters
-    drafter = SmallLMDrafter(decoder, rope_parameters=rope, draft_ids=known)
+    if draft_ids is not None:
+        draft_ids = draft_ids.to(device)
+        decoder = with_rows(decoder, draft_ids, products)
+    drafter = SmallLMDrafter(
+        decoder, rope_parameters=model.config.rope_parameters, draft_ids=draft_ids
+    )
     if target.precision.compiles:
         decoder.compiled, why = compiled_pass(decoder, target.precision.threads)
         drafter.compiling = why.removeprefix("; ")
@@ -137,6 +155,8 @@ def pack_small_lm(folder: Path, part: Path, target: Target) -> None:
                 "ship the whole folder, or name the target it was distilled from",
             )
     part.mkdir(parents=True, exist_ok=True)
+    if (draft_ids := read_draft_ids(folder, config)) is not None:
+        write_draft_ids(part, draft_ids, config.vocab_size)
     config.dtype = torch.bfloat16
     config.draftgym = config.draftgym | {"shares_embedding": True}
     with replacing(part / WEIGHTS) as partial:
@@ -149,7 +169,8 @@ def pack_small_lm(folder: Path, part: Path, target: Target) -> None:
 
 def assemble_small_lm(part: Path, folder: Path, target: Target) -> None:
     """Writes the whole, ordinary folder of a part: bit for bit what was packed."""
-    save_small_lm(read_small_lm(part, target), folder, target)
+    network = read_small_lm(part, target)
+    save_small_lm(network, folder, target, read_draft_ids(part, network.config))
 
 
 def _shared(target: Target, config: Any) -> dict[str, Tensor]:

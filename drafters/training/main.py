@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -90,11 +90,17 @@ class DrafterArgs:
 
 
 @dataclass(frozen=True)
-class ObjectiveSettings:
-    """Knobs of the objectives."""
+class RecordedSettings:
+    """Knobs of the objectives on recorded text."""
 
     loss: LossSettings = field(default_factory=LossSettings)
     """The losses on recorded text."""
+
+
+@dataclass(frozen=True)
+class ObjectiveSettings(RecordedSettings):
+    """Knobs of the objectives."""
+
     vsd: VSDSettings = field(default_factory=VSDSettings)
     """Variational training."""
     replay: ReplaySettings = field(default_factory=ReplaySettings)
@@ -141,8 +147,14 @@ class SmallLMArgs(DrafterArgs):
     """Train a small language model (the target with most layers taken out)."""
 
     run: Path = Path("runs/small-lm")
+    objective: Literal["plain", "lk", "lk-alpha"] = "plain"
+    """plain: cross-entropy. lk, lk-alpha: overlap with the target (arXiv 2602.23881)."""
+    init: Path | None = None
+    """Small LM to start from; its draft vocabulary is kept where it has one."""
+    terms: RecordedSettings = field(default_factory=RecordedSettings)
+    """Knobs of the objective."""
     drafter: SmallLMSettings = field(default_factory=SmallLMSettings)
-    """The network and its objective."""
+    """The network."""
 
 
 def train(args: Eagle3Args | DFlashArgs | SmallLMArgs) -> Path:
@@ -190,15 +202,16 @@ def train(args: Eagle3Args | DFlashArgs | SmallLMArgs) -> Path:
 def _objective(
     args: Eagle3Args | DFlashArgs | SmallLMArgs, target: Target, corpus: Corpus
 ) -> Objective:
+    loss = make_loss(args.objective, args.terms.loss)
     if isinstance(args, SmallLMArgs):
-        return build_small_lm(args.drafter, target, corpus)
+        return build_small_lm(args.drafter, args.init, target, corpus, loss)
     unroller: Unroller[Any]
     if isinstance(args, Eagle3Args):
         unroller = build_eagle3(args.drafter, args.init, target, corpus)
     else:
         unroller = build_dflash(args.drafter, args.init, target, corpus)
     unroller.dropout = args.drafter.dropout
-    loss, anchors = make_loss(args.objective, args.terms.loss), args.drafter.anchors
+    anchors = args.drafter.anchors
     if args.objective == "replay":
         features = _features(args, target, unroller.tap_layers)
         replay, texts = args.terms.replay, corpus.train

@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from draftgym.decoding.arms import parse_arm
 from draftgym.decoding.drafting import Place
@@ -24,6 +25,7 @@ from draftgym.decoding.round import play_round
 from draftgym.decoding.session import Session
 from draftgym.decoding.verify.rules import make_rule
 from draftgym.drafters.loading import load_drafters
+from draftgym.drafters.small_lm.drafter import SmallLMDrafter
 from draftgym.drafters.small_lm.network import (
     AssembleArgs,
     assemble_from,
@@ -32,6 +34,7 @@ from draftgym.drafters.small_lm.network import (
     pack_small_lm,
     save_small_lm,
 )
+from draftgym.drafters.small_lm.vocabulary import FILE, write_draft_ids
 from draftgym.drafters.training.objectives.small_lm import cut_layers, kept_layers, load_model
 from tests.tiny import tiny_model, tiny_target
 from tests.tiny_text import save_target
@@ -48,24 +51,73 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Target:
     return load_target(str(folder), "float32", 1)
 
 
-@pytest.fixture
-def folder(target: Target, tmp_path: Path) -> Path:
+SOME = torch.arange(0, 257, 2)
+"""A draft vocabulary."""
+
+
+@pytest.fixture(params=[None, SOME], ids=["all tokens", "a draft vocabulary"])
+def folder(target: Target, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     """A small LM with some of the target's layers, slightly changed."""
     network = cut_layers(load_model(target.name), [0, 1, 2, 3, 5])
     with torch.no_grad():
         network.model.layers[1].mlp.down_proj.weight *= 1.25
-    save_small_lm(network, tmp_path / "small", target)
+    save_small_lm(network, tmp_path / "small", target, request.param)
     return tmp_path / "small"
 
 
+def ids_of(drafter: SmallLMDrafter) -> Tensor:
+    """The tokens that it drafts."""
+    return torch.arange(257) if drafter.draft_ids is None else drafter.draft_ids
+
+
 def test_its_logits_are_those_of_transformers(target: Target, folder: Path) -> None:
+    """Of all tokens that it drafts: transformers knows of no draft vocabulary."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    decoder = load_small_lm(folder, target).decoder
+    drafter = load_small_lm(folder, target)
+    decoder = drafter.decoder
     tokens = torch.randint(0, 257, (40,), generator=torch.Generator().manual_seed(0))
     ours = decoder.forward([NewRows(decoder.new_cache(40), tokens)], ())[0].logits
     with torch.no_grad():
         theirs = model(tokens[None]).logits[0]
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours, theirs[:, ids_of(drafter)], rtol=1e-4, atol=1e-4)
+
+
+def test_it_drafts_no_token_outside_its_draft_vocabulary(target: Target, tmp_path: Path) -> None:
+    save_small_lm(cut_layers(load_model(target.name), [0, 5]), tmp_path / "small", target, SOME)
+    drafter = load_small_lm(tmp_path / "small", target)
+    assert drafter.decoder.head.shape[0] == len(SOME), "no other row is read"
+    for temperature, name in ((0.0, None), (0.7, None), (0.7, "rejection")):
+        rule = make_rule(name, temperature, 3, target.vocab_size)
+        session = Session(target, PROMPT, rule, 40, {"small": drafter})
+        session.prefill()
+        drafted: list[int] = []
+        while not session.finished:
+            drafted += play_round(session, parse_arm("small:4")).drafted
+        assert drafted and set(drafted) <= set(SOME.tolist())
+
+
+def test_which_tokens_it_drafts_counts_in_its_fingerprint(target: Target, tmp_path: Path) -> None:
+    network, seen = cut_layers(load_model(target.name), [0, 5]), set()
+    for ids in (None, SOME, SOME[1:]):
+        save_small_lm(network, tmp_path / "small", target, ids)
+        seen.add(load_small_lm(tmp_path / "small", target).fingerprint)
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize("damage", ["missing", "short", "other ids", "no ids"])
+def test_a_damaged_draft_vocabulary_is_refused(target: Target, tmp_path: Path, damage: str) -> None:
+    save_small_lm(cut_layers(load_model(target.name), [0, 5]), tmp_path / "small", target, SOME)
+    path = tmp_path / "small" / FILE
+    if damage == "missing":
+        path.unlink()
+    elif damage == "short":
+        path.write_bytes(path.read_bytes()[:-9])
+    else:
+        wrong = SOME + 200 if damage == "other ids" else SOME[:0]
+        write_draft_ids(tmp_path / "small", wrong, 600)
+    with pytest.raises(DraftgymError, match=FILE) as caught:
+        load_small_lm(tmp_path / "small", target)
+    assert caught.value.remedy
 
 
 def test_transformers_drafts_with_it(target: Target, folder: Path) -> None:
@@ -102,10 +154,12 @@ def test_it_never_changes_the_text(
     plain, rounds = written(target, "plain", temperature, folder)
     drafted, fewer = written(target, arm, temperature, folder)
     assert drafted == plain
-    assert fewer < rounds
+    if not (folder / FILE).exists():  # this text may hold few of the tokens that others draft
+        assert fewer < rounds
 
 
 def test_a_chain_is_what_the_small_lm_would_write(target: Target, folder: Path) -> None:
+    """Of the tokens that it drafts."""
     drafter = load_small_lm(folder, target)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     session = Session(
@@ -116,7 +170,9 @@ def test_a_chain_is_what_the_small_lm_would_write(target: Target, folder: Path) 
     assert drafter.catch_up(state, session) == len(session.tokens) - 1
     drafted = drafter.propose(state, session, parse_arm("small:6").shape).tokens
     tokens = session.tokens
-    text = model.generate(tokens[None], max_new_tokens=6, do_sample=False)[0]
+    others = sorted(set(range(257)) - set(ids_of(drafter).tolist())) or None
+    options: dict[str, Any] = {"do_sample": False, "suppress_tokens": others}
+    text = model.generate(tokens[None], max_new_tokens=6, **options)[0]
     assert drafted.tolist() == text[len(tokens) :].tolist()
 
 
@@ -129,7 +185,9 @@ def test_a_part_holds_no_embedding_and_drafts_as_the_whole(
         assert json.loads((written / "config.json").read_text())["dtype"] == "bfloat16"
     names = load_file(part / "model.safetensors").keys()
     assert not [name for name in names if "embed" in name or "lm_head" in name]
-    whole, packed = load_small_lm(folder, target).decoder, load_small_lm(part, target).decoder
+    drafters = load_small_lm(folder, target), load_small_lm(part, target)
+    whole, packed = (drafter.decoder for drafter in drafters)
+    assert torch.equal(*map(ids_of, drafters))
     assert torch.equal(whole.embedding, packed.embedding)
     assert torch.equal(whole.head, packed.head)
     assert torch.equal(whole.layers[1].down, packed.layers[1].down)

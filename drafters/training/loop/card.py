@@ -85,8 +85,8 @@ def _facts(config: dict[str, Any], entries: list[dict[str, float]]) -> str:
 
 
 def _learning(settings: dict[str, Any]) -> dict[str, str]:
-    """What is minimised, and from where on; a small LM, which has one way alone, says nothing."""
-    if "objective" not in settings:
+    """What is minimised, and from where on."""
+    if "objective" not in settings:  # a small LM of before, when it had one way alone
         return {}
     name, terms, init = settings["objective"], settings["terms"], settings["init"]
     loss = _listed({knob: terms["loss"][knob] for knob in LOSSES[name][1]})

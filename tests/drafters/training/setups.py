@@ -99,8 +99,9 @@ def objective_of(kind: str, target: Target) -> Objective:
         eagle3 = tiny_eagle3(target).network.requires_grad_(True)
         return plain(Eagle3Unroller(eagle3, target, steps=3))
     if kind == "small":  # the fixture's target is this model
-        sampler = CandidateSampler(target.vocab_size, torch.arange(20), 9)
-        return SmallLMObjective(cut_layers(tiny_model(), [0, 1, 5]), target, sampler)
+        ids, sampler = torch.arange(0, 60, 2), CandidateSampler(30, torch.arange(12), 9)
+        network, soft = cut_layers(tiny_model(), [0, 1, 5]), partial(plain_loss, decay=1.0)
+        return SmallLMObjective(network, target, soft, ids, sampler)
     unroller = DFlashUnroller(tiny_dflash(target).network.requires_grad_(True), target)
     if kind == "replay":
         found, features = ReplaySettings(rollouts=3, every=2), FeatureCache(None, target, ())
