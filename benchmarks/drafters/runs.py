@@ -21,6 +21,7 @@ import tyro
 
 from benchmarks.drafters.objectives import ObjectivesArgs, compare_objectives
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
+from draftgym.drafters.training.build import DFlashSettings, Eagle3Settings
 from draftgym.drafters.training.loop.progress import TrainerConfig
 from draftgym.drafters.training.main import DFlashArgs, Eagle3Args, ObjectiveSettings, train
 from draftgym.drafters.training.objectives.losses import LossSettings, ObjectiveName
@@ -60,6 +61,7 @@ VARIANTS: dict[str, Variant] = {
     "dpace": Variant("dpace"),
     "length": Variant("length"),
     "l2r": Variant("l2r"),
+    "l2r-chain-10": Variant("l2r", {"chain": 10.0}),
     "l2r-no-weights": Variant("l2r", {"decay": 1.0}),
     "l2r-no-focal": Variant("l2r", {"focal": 0.0}),
     "l2r-no-chain": Variant("l2r", {"chain": 0.0}),
@@ -110,6 +112,8 @@ class ObjectiveRunsArgs:
         drafter: Which drafter.
         corpus: The target's responses (see train_drafter.py).
         init: Checkpoint folder that all runs start from.
+        validation: Texts to measure on; default: some of the corpus.
+        anchors: Random anchors per text and visit; default: the drafter's.
         out: Folder of the runs, one per variant and seed.
         variants: Only these; default: all.
         seeds: Seeds of each of `repeated`; the others take the first.
@@ -128,6 +132,8 @@ class ObjectiveRunsArgs:
     drafter: tyro.conf.Positional[Literal["eagle3", "dflash"]]
     corpus: Path
     init: Path
+    validation: Path | None = None
+    anchors: int | None = None
     out: Path = Path("runs/objectives")
     variants: tuple[str, ...] = tuple(VARIANTS)
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -152,9 +158,14 @@ def planned_runs(args: ObjectiveRunsArgs) -> Iterator[Eagle3Args | DFlashArgs]:
             if seed != args.seeds[0] and name not in args.repeated:
                 continue
             variant = VARIANTS[name]
-            kind = Eagle3Args if args.drafter == "eagle3" else DFlashArgs
+            kind: Any = Eagle3Args if args.drafter == "eagle3" else DFlashArgs
+            settings: Any = Eagle3Settings() if args.drafter == "eagle3" else DFlashSettings()
+            if args.anchors is not None:
+                settings = replace(settings, anchors=args.anchors)
             yield kind(
                 corpus=args.corpus,
+                validation=args.validation,
+                drafter=settings,
                 run=args.out / args.drafter / f"{name}-{seed}",
                 hottest=args.hottest,
                 features=args.features,

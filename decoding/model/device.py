@@ -88,6 +88,14 @@ def device_facts(device: torch.device) -> dict[str, Any]:
     return facts
 
 
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that an accelerator has left; None on a processor, and where torch does not say."""
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    told = getattr(getattr(torch, device.type, None), "mem_get_info", None)
+    return int(told(device)[0]) if told else None
+
+
 def to_host(tensor: Tensor) -> Tensor:
     """The tensor in the processor's memory; every read that decides control flow comes here."""
     return tensor.cpu()

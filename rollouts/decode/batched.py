@@ -16,6 +16,7 @@ from torch import Tensor
 
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.model.compact.cache import ROWS_TOGETHER
+from draftgym.decoding.model.device import free_memory
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.session import Session
 from draftgym.decoding.stops import NO_STOPS, Stops
@@ -105,6 +106,26 @@ def next_requests(
     if too_long:
         print(f"note: {too_long} further turns do not fit and are left out", file=sys.stderr)
     return following
+
+
+USUAL_TOGETHER, MOST_TOGETHER = 64, 512
+"""Texts in a pass where nobody says how many: on a processor, and at most on an accelerator."""
+
+
+def texts_together(target: Target, positions: int) -> int:
+    """How many texts to write in one pass: on an accelerator as many as half of its memory holds.
+
+    Args:
+        target: Who writes them.
+        positions: Of the longest, prompt and response.
+    """
+    free = free_memory(target.device)
+    if free is None:
+        return USUAL_TOGETHER
+    shape, item = target.decoder.shape, target.decoder.dtype.itemsize
+    cache = 2 * shape.layers * shape.kv_heads * shape.head_dim * item * positions
+    scores = 3 * 4 * shape.vocab  # logits, noise and their sum, in float32
+    return max(1, min(MOST_TOGETHER, free // 2 // (cache + scores)))
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from draftgym.decoding.verify.rules import make_rule
 from draftgym.decoding.verify.sampling import SamplingSettings
 from draftgym.decoding.verify.seeds import derived_seed
 from draftgym.drafters.training.data.corpus import read_metadata
-from draftgym.rollouts.decode.batched import Request, write_sessions
+from draftgym.rollouts.decode.batched import Request, texts_together, write_sessions
 from draftgym.rollouts.decode.progress import Progress
 from draftgym.rollouts.prompts.kinds import kind_of
 from draftgym.rollouts.prompts.overlap import HeldOut
@@ -72,6 +72,7 @@ class AskArgs:
         max_words: Words of a prompt at most.
         seed: Seed of sampling; the same seed gives the same prompts.
         batch_size: Texts that are written in one pass. In float32 it does not change the texts.
+            Default: 64, or what half of an accelerator's free memory holds, 512 at most.
         shard_texts: Texts per file. A killed process loses at most the work on that many and on
             one batch; an interrupted one (Ctrl-C, SIGTERM) only the batch.
         target: smollm2-135m (embedded), a Hugging Face folder, a Hub id or a .gguf file with a chat
@@ -97,7 +98,7 @@ class AskArgs:
     min_words: int = Limits.fewest
     max_words: int = Limits.most
     seed: int = 0
-    batch_size: int = 64
+    batch_size: int | None = None
     shard_texts: int = 256
     target: str = "smollm2-135m"
     dtype: str = "auto"
@@ -179,7 +180,8 @@ def _write(
         ShardWriter(args.out, to_table, args.shard_texts) as writer,
         Progress("texts", "tokens", total, total - len(missing)) as progress,
     ):
-        sessions = write_sessions(target, requests, args.max_new_tokens, args.batch_size)
+        together = args.batch_size or texts_together(target, 2 * args.max_new_tokens)
+        sessions = write_sessions(target, requests, args.max_new_tokens, together)
         for request, session in sessions:
             writer.add((by_name[request.question_id], _text_of(session, request)))
             progress.add(len(session.new_tokens))
@@ -241,9 +243,10 @@ def _sift(args: AskArgs, who: str, held_out: HeldOut) -> dict[str, Any]:
 def _check_args(args: AskArgs) -> None:
     """Raises `DraftgymError` for settings that cannot work, before anything is loaded."""
     for option in ("texts", "max_new_tokens", "batch_size", "shard_texts", "min_words"):
-        if getattr(args, option) < 1:
+        value = getattr(args, option)
+        if value is not None and value < 1:
             name = "--" + option.replace("_", "-")
-            raise DraftgymError(f"{name} is {getattr(args, option)}", "give at least one")
+            raise DraftgymError(f"{name} is {value}", "give at least one")
     if args.max_words < args.min_words:
         raise DraftgymError(
             f"--max-words is {args.max_words}, --min-words {args.min_words}",

@@ -30,7 +30,13 @@ from draftgym.decoding.provenance import describe_host, describe_target, note_ot
 from draftgym.decoding.verify.rules import make_rule
 from draftgym.decoding.verify.seeds import derived_seed
 from draftgym.drafters.training.data.corpus import read_metadata, response_schema
-from draftgym.rollouts.decode.batched import Request, Response, next_requests, write_batched
+from draftgym.rollouts.decode.batched import (
+    Request,
+    Response,
+    next_requests,
+    texts_together,
+    write_batched,
+)
 from draftgym.rollouts.decode.fitting import fit_prompts
 from draftgym.rollouts.decode.progress import Progress
 from draftgym.rollouts.prompts.sets import Prompt, load_prompts
@@ -62,7 +68,8 @@ class RespondArgs:
             count them; else they are refused before anything is written.
         seed: Seed of sampling; every prompt and temperature gets one of its own from it.
         batch_size: Texts that are written in one pass. More is faster until arithmetic is the
-            limit, and takes more memory. In float32 it does not change the texts.
+            limit, and takes more memory. In float32 it does not change the texts. Default: 64, or
+            what half of an accelerator's free memory holds, 512 at most.
         shard_texts: Texts per file. A killed process loses at most the work on that many and on
             one batch; an interrupted one (Ctrl-C, SIGTERM) only the batch.
         target: smollm2-135m (embedded), a Hugging Face folder, a Hub id or a .gguf file;
@@ -87,7 +94,7 @@ class RespondArgs:
     max_prompt_tokens: int | None = None
     skip_long_prompts: bool = False
     seed: int = 0
-    batch_size: int = 64
+    batch_size: int | None = None
     shard_texts: int = 256
     target: str = "smollm2-135m"
     dtype: str = "auto"
@@ -213,8 +220,10 @@ def _write(
     writer: ShardWriter[Response],
 ) -> int:
     """Writes all requests; returns response tokens."""
+    longest = max((len(one.prompt) for one in requests), default=0) + args.max_new_tokens
+    together = args.batch_size or texts_together(target, longest)
     with Progress("responses", "tokens", total, total - len(requests)) as progress:
-        for response in write_batched(target, requests, args.max_new_tokens, args.batch_size):
+        for response in write_batched(target, requests, args.max_new_tokens, together):
             writer.add(response)
             progress.add(len(response.tokens))
     return progress.count
@@ -300,9 +309,10 @@ def _dealt(
 def _check_args(args: RespondArgs) -> None:
     """Raises `DraftgymError` for settings that cannot work, before anything is loaded."""
     for option in ("max_new_tokens", "batch_size", "shard_texts"):
-        if getattr(args, option) < 1:
+        value = getattr(args, option)
+        if value is not None and value < 1:
             name = "--" + option.replace("_", "-")
-            raise DraftgymError(f"{name} is {getattr(args, option)}", "give at least one")
+            raise DraftgymError(f"{name} is {value}", "give at least one")
     temperatures, shares = args.temperatures, args.shares
     if len(set(temperatures)) != len(temperatures) or not temperatures:
         raise DraftgymError(

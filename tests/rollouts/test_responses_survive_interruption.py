@@ -24,7 +24,7 @@ from draftgym.drafters.training.data.corpus import load_corpus, read_metadata
 from draftgym.drafters.training.loop.progress import TrainerConfig
 from draftgym.drafters.training.main import Eagle3Args, train
 from draftgym.rollouts.decode import batched, shared_passes
-from draftgym.rollouts.decode.batched import Request, write_batched
+from draftgym.rollouts.decode.batched import Request, texts_together, write_batched
 from draftgym.rollouts.decode.shared_passes import SharedPasses
 from draftgym.rollouts.prompts.sets import Prompt
 from draftgym.rollouts.responses.respond import RespondArgs, make_requests, respond
@@ -173,7 +173,7 @@ def test_responses_train_a_drafter_of_their_target_and_of_no_other(
     assert metadata["settings"]["max_new_tokens"] == TOKENS
     corpus = load_corpus(args.out, 257, validation=3, target=target)
     lengths = [text.tokens.shape[0] - text.prompt_length for text in corpus.train]
-    assert lengths == [TOKENS] * 15
+    assert lengths == [TOKENS] * 12  # of 9 questions, at two temperatures each, 3 are set aside
     other = save_target(tmp_path / "other", seed=1)
     drafter = Eagle3Args(
         corpus=args.out,
@@ -294,3 +294,19 @@ def test_speed_is_told_at_the_end(args: RespondArgs, capsys: pytest.CaptureFixtu
     respond(args)
     told = capsys.readouterr().err
     assert re.search(r"responses: 180 tokens in [\d.]+ s, \d+ tokens/s\n", told)
+
+
+@pytest.mark.parametrize(
+    ("free", "together"), [(None, 64), (10**12, 512), (0, 1)], ids=["processor", "much", "none"]
+)
+def test_an_accelerator_takes_as_many_texts_as_its_memory_holds(
+    target: Target, monkeypatch: pytest.MonkeyPatch, free: int | None, together: int
+) -> None:
+    monkeypatch.setattr("draftgym.rollouts.decode.batched.free_memory", lambda _: free)
+    assert texts_together(target, 100) == together
+
+
+def test_longer_texts_are_fewer_together(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("draftgym.rollouts.decode.batched.free_memory", lambda _: 1 << 22)
+    short, long = (texts_together(target, positions) for positions in (64, 1024))
+    assert 1 <= long < short < 512
