@@ -3,7 +3,7 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 DRAFTGYM := .venv/bin/draftgym
 
-.PHONY: help setup target train traces figures users scheduler edge evaluate test fuzz lint types docs check bench gpu format clean
+.PHONY: help setup target train traces figures drafters users scheduler edge evaluate test fuzz lint types docs check bench gpu format clean
 
 help:  ## List these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -68,6 +68,9 @@ gpu: setup  ## What your accelerator makes of it, in about ten minutes: runs/gpu
 
 figures: setup  ## All figures of docs/results for the drafters that are there, and the router shipped with them
 	$(MAKE) --no-print-directory -f benchmarks/figures.mk RUN=$(RUN) DRAFTGYM=$(DRAFTGYM)
+
+drafters: setup  ## Drafters trained on texts that their target writes (hours; far less on an accelerator)
+	$(MAKE) --no-print-directory -f benchmarks/drafters.mk RUN=$(RUN) DRAFTGYM=$(DRAFTGYM)
 
 users: setup  ## Traces for schedulers: what devices of many users would draft
 	$(DRAFTGYM) collect --dtype float32 --arms small:16 ngram:16 --prompts train --out runs/users
