@@ -58,17 +58,30 @@ _STRUCTURED = _pattern(
 )
 _LIST = re.compile(rf"(?:^|[.!?:\n]\s*)(?:please )?(?:list|name|give me) {_COUNTED}\b", re.I)
 _NUMBER = re.compile(
-    r"\d[\d,.]*|\b(?:two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|thirty|"
+    r"(?<![\w.])(?!(?:1[5-9]|20)\d\d(?![\w%]))\d[\d,.]*(?:%|(?!\w)|(?= ?(?:[kcm]?m|kg|g|l|ml|h)\b))"
+    r"|\b(?:two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|thirty|"
     r"forty|fifty|hundred|thousand|half|third|quarter|twice|double|triple|dozen)\b",
     re.IGNORECASE,
 )
-_QUANTITY = _pattern(
-    r"how (?:many|much|far|long|old|fast|tall|big|heavy)|calculate|compute|solve|evaluate",
-    r"simplify|find (?:the|all|x|y|its|out how)|what percentage|determine|equation|what is \d",
-    r"sum of|average|prime numbers?|work out|which numbers?",
-    r"what (?:is|are|was|were|will be|would be) (?:\w+ ){0,3}(?:total|sum|area|average|mean|value|"
-    r"probability|volume|perimeter|length|cost|price|product|difference|ratio|number|speed|term)",
+"""Neither years nor ordinals nor names such as 5G."""
+_MEASURE = (
+    r"(?:totals?|sum|area|average|mean|value|probability|volume|perimeter|length|distance|cost|"
+    r"price|product|difference|ratio|number|amount|speed|term|size|weight|height|width|profit|"
+    r"percentage|chance|result|remainder|age|angle|radius|score|salary|discount|fraction)"
 )
+_QUANTITY = _pattern(
+    r"how (?:many|much|far|long|old|fast|tall|big|heavy|high|deep)|calculate|compute|solve",
+    r"simplify|what percentage|equation|what is \d|prime numbers?|find (?:x|y|out how)",
+    rf"(?:find|determine|evaluate) (?:its|the|their) (?:\w+ ){{0,2}}{_MEASURE}",
+    rf"what(?:'s| is| are| was| were| will be| would be) (?:\w+ ){{0,4}}{_MEASURE}",
+    rf"what {_MEASURE}",
+)
+_ADVICE = _pattern(
+    r"I(?:'m| am) (?:an?|the|in|on|not|\w+ing)|I(?:'ve| have) (?:a|an|been|the|to)|I(?:'d| would)",
+    r"I (?:want|need) to|can you|could you|(?:how|what) (?:do|can|should|could) (?:I|we)|should I",
+    r"help me|my (?:task|goal|plan|budget|team|company|boss|partner)",
+)
+"""Words of somebody who has numbers in mind, but no exercise."""
 _EQUATION = re.compile(r"[\w)]\s*(?:[=^]|\\frac|[-+*/\u00d7\u00f7]\s*\d).*\d|\d\s*[=^]")
 _MATHS = _pattern(
     r"derivative of|integral of|solve for \w|quadratic equation|hypotenuse|prime factori[sz]ation",
@@ -131,11 +144,11 @@ def _asks_for_code(text: str) -> bool:
 
 
 def _asks_for_quantity(text: str) -> bool:
-    """Whether there are numbers and a question of a quantity, or the words of an exercise."""
-    numbers = len(_NUMBER.findall(text))
-    return bool(
-        _MATHS.search(text)
-        or (numbers >= 2 and _QUANTITY.search(text))
-        or (numbers >= 3 and "?" in text and "\n" not in text.strip())
-        or (numbers and _EQUATION.search(text) and _QUANTITY.search(text))
-    )
+    """Whether numbers are given and another is asked for, or there are the words of an exercise."""
+    if _MATHS.search(text):
+        return True
+    numbers, asks = len(_NUMBER.findall(text)), bool(_QUANTITY.search(text))
+    if numbers and asks and _EQUATION.search(text):
+        return True
+    asks |= numbers >= 3 and "?" in text and "\n" not in text.strip()
+    return numbers >= 2 and asks and not _ADVICE.search(text)

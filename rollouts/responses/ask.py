@@ -217,8 +217,9 @@ def _sift(args: AskArgs, who: str, held_out: HeldOut) -> dict[str, Any]:
     sieve, lines = Sieve(held_out, Limits(args.min_words, args.max_words)), []
     texts = read_texts(args.out)
     categories: Counter[str] = Counter()
-    for one, (text, ended) in sorted(texts.items()):
-        prompt = prompt_of(one.wish, text, derived_seed(args.seed, one.wish, one.number))
+    for one, written in sorted(texts.items()):
+        made = prompt_of(one.wish, written, derived_seed(args.seed, one.wish, one.number))
+        prompt, ended = (None, written.ended) if made is None else made
         if sieve.keeps(prompt, ended) and prompt is not None:
             category = kind_of(prompt)
             line = {

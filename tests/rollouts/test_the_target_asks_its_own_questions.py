@@ -24,6 +24,7 @@ from draftgym.rollouts.prompts.sets import load_prompts
 from draftgym.rollouts.responses import ask as asking
 from draftgym.rollouts.responses import wishes
 from draftgym.rollouts.responses.ask import AskArgs, ask
+from draftgym.rollouts.responses.beginnings import beginning_of
 from draftgym.rollouts.responses.respond import RespondArgs, respond
 from draftgym.rollouts.responses.wished_texts import Written, read_texts, wished
 from draftgym.rollouts.responses.wishes import WISHES, opening_of, prompt_of, user_turn
@@ -219,7 +220,7 @@ def test_prompts_are_sifted_and_the_figures_say_how(
     assert figures == json.loads((args.out / "figures.json").read_text(encoding="utf-8"))
     assert figures["texts"] == 16 and figures["prompts"] == 3
     assert figures["by_category"] == {"summary": 1, "chat": 1, "math": 1}
-    left_out = {"too short": 6, "not as asked": 3, "held out": 2, "duplicate": 1, "repetitive": 1}
+    left_out = {"not as asked": 9, "held out": 2, "duplicate": 1, "repetitive": 1}
     assert figures["left_out"] == left_out
     kept = {line["question_id"]: line for line in prompts_in(args.out)}
     assert kept["asked-0-chat-0"]["category"] == "math", "sorted by what it is"
@@ -245,29 +246,75 @@ def test_respond_takes_the_prompts_as_they_are(
     assert written.texts == 12 and shards_in(tmp_path / "responses")
 
 
-@pytest.mark.parametrize("wish", ["article", "dialogue"])
-def test_a_text_to_summarise_is_put_into_a_request(chatty: Target, wish: str) -> None:
-    lines = ARTICLE.split(". ")
-    text = "\n".join(f"Name{i}: {line}" for i, line in enumerate([*lines, "Fine."]))
-    made = [prompt_of(wish, f"Here is the {wish}:\n\n{text}", seed) for seed in range(80)]
-    assert all(one is not None and text in one for one in made)
-    assert not any("Here is the" in one for one in made if one), "what the target said before it"
-    assert {kind_of(one) for one in made if one} == {"summary"}
+def requests(wish: str, text: str, ended: bool = True, seeds: int = 80) -> list[str]:
+    """Prompts that a text makes; none may be missing."""
+    made = [prompt_of(wish, Written(text, ended), seed) for seed in range(seeds)]
+    assert all(one is not None and one.ended for one in made)
+    return [one.text for one in made if one is not None]
+
+
+def test_an_article_is_put_into_a_request() -> None:
+    made = requests("article", f"Here is the article:\n\n{ARTICLE}")
+    assert all(ARTICLE in one for one in made)
+    assert not any("Here is the" in one for one in made), "what the target said before it"
+    assert {kind_of(one) for one in made} == {"summary"}
     assert len(set(made)) > 20
-    assert prompt_of(wish, "Too short.", 0) is None
+    assert prompt_of("article", Written("Too short.", True), 0) is None
+
+
+SAID = "\n\n".join(
+    [" that it will be much better", *(f"Mo: it is number {i} now" for i in range(20))]
+)
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_dialogue_goes_on_from_its_first_line_and_is_cut_behind_ten(ended: bool) -> None:
+    """Small models find no end to one."""
+    made = requests("dialogue", SAID, ended)
+    assert {kind_of(one) for one in made} == {"summary"}
+    for seed, one in enumerate(made):
+        begun = beginning_of("dialogue", seed)
+        assert f"{begun} that it will be much better\nMo: it is number 0 now\n" in one
+        assert one.count("Mo:") == 8 and "number 8" not in one
+    assert len({one.split(":")[0] for one in made}) > 20
+
+
+def test_a_dialogue_ends_where_nobody_speaks_or_a_line_breaks_off() -> None:
+    told = SAID[: SAID.index("Mo: it is number 7")]
+    for text in (f"{told}The two of them went home.\nMo: bye", f"{told}Mo: it is num"):
+        (one,) = requests("dialogue", text, text.endswith("bye"), seeds=1)
+        assert "number 6" in one and "went home" not in one and "bye" not in one
+        assert not one.endswith("num")
+    assert prompt_of("dialogue", Written(" no\n\nOnly one of them speaks. " * 9, True), 0) is None
+
+
+@pytest.mark.parametrize("wish", ["math", "structured", "dialogue"])
+def test_what_begins_with_our_words_keeps_them(chatty: Target, wish: str) -> None:
+    """They stand before what the target writes, and there are many."""
+    begun = [beginning_of(wish, seed) for seed in range(80)]
+    assert len(set(begun)) > 60
+    for seed in range(5):
+        opening = chatty.tokenizer.decode(opening_of(chatty, wish, seed).ids.tolist())
+        assert opening.endswith(begun[seed]) and begun[seed]
+    if wish != "dialogue":
+        written = prompt_of(wish, Written(" and so on?", False), 3)
+        assert written == Written(f"{begun[3]} and so on?", False)
+
+
+@pytest.mark.parametrize("wish", WISHES)
+def test_texts_are_asked_for_about_many_things(chatty: Target, wish: str) -> None:
     words = {chatty.tokenizer.decode(opening_of(chatty, wish, seed).ids) for seed in range(80)}
-    assert len(words) > 60, "about many things"
+    assert len(words) > {"chat": 0, "code": 8}.get(wish, 60)
 
 
 def test_our_own_words_do_not_overlap_what_is_held_out() -> None:
     held_out = HeldOut(one.text for one in load_prompts("heldout"))
+    for wish in WISHES:
+        for seed in range(200):
+            assert not held_out.overlaps(beginning_of(wish, seed) or "-")
     for request in (*wishes._ABOUT_ARTICLES, *wishes._ABOUT_DIALOGUES):
         for length in wishes._LENGTHS:
             assert not held_out.overlaps(request.format(length, ARTICLE))
-
-
-def test_a_dialogue_without_speakers_is_none() -> None:
-    assert prompt_of("dialogue", ARTICLE, 0) is None
 
 
 def test_a_folder_is_gone_on_with_by_the_settings_of_its_texts(args: AskArgs) -> None:
