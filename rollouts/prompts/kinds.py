@@ -86,6 +86,8 @@ _EQUATION = re.compile(r"[\w)]\s*(?:[=^]|\\frac|[-+*/\u00d7\u00f7]\s*\d).*\d|\d\
 _MATHS = _pattern(
     r"derivative of|integral of|solve for \w|quadratic equation|hypotenuse|prime factori[sz]ation",
     r"greatest common (?:divisor|factor)|least common multiple|system of (?:linear )?equations",
+    r"(?:area|perimeter|circumference|volume) of an? (?:circle|square|rectangle|triangle|sphere)",
+    r"volume of an? cube|simplify the (?:expression|fraction)",
 )
 _OF_A_TEXT = r"(?:article|passage|paragraph|text|dialogue|conversation|story|poem|essay|speech)"
 _OF_A_THING = r"(?:code|function|list|table|data|sentences?|numbers|equations?|e-?mail|document)"

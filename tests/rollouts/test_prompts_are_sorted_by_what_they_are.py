@@ -33,6 +33,8 @@ OF_A_KIND = [
     ("Tom has 14 apples and gives 5 of them to Mia. How many are left?", "math"),
     ("Solve the equation 2x + 3 = 11.", "math"),
     ("What is the derivative of x^3 - 4x?", "math"),
+    ("Calculate the area of a circle with a radius of 2 units.", "math"),
+    ("Simplify the expression 10x + 12y where x and y are integers.", "math"),
     ("A train runs at 80 km/h for two hours. How far does it get?", "math"),
     ("I'm planning a party for 20 friends and $150. How much food should I buy?", "chat"),
     ("I am 32 and have been in IT for 10 years. How do I find the right career?", "chat"),
