@@ -101,6 +101,10 @@ class DraftContext(Protocol):
     rule: VerificationRule
 
     @property
+    def prompt_length(self) -> int:
+        """How many of the tokens are the prompt."""
+
+    @property
     def tokens(self) -> Tensor:
         """All committed token ids `[n]`, on the target's device."""
 
@@ -120,6 +124,11 @@ class PrefixView:
     ) -> None:
         self.context, self.length = context, length
         self.rule: VerificationRule = rule or context.rule
+
+    @property
+    def prompt_length(self) -> int:
+        """That of the context."""
+        return self.context.prompt_length
 
     @property
     def tokens(self) -> Tensor:

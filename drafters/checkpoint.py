@@ -21,7 +21,7 @@ from draftgym.decoding.model.target import Target
 from draftgym.drafters.compiled import NetworkDrafter, compile_drafter
 from draftgym.drafters.dflash.drafter import DFlashDrafter
 from draftgym.drafters.dflash.network import DFlashNetwork
-from draftgym.drafters.eagle3.drafter import Eagle3Drafter
+from draftgym.drafters.eagle3.image_drafter import eagle3_drafter
 from draftgym.drafters.eagle3.network import Eagle3Network
 from draftgym.drafters.fitting import check_fits, for_target, note_differences, widen
 from draftgym.drafters.formats import find_format, recognise
@@ -37,11 +37,8 @@ from draftgym.drafters.formats.others import REMEDY, first_architecture, other_k
 from draftgym.drafters.modules import DraftNetwork, rotary_table
 from draftgym.drafters.vocabulary import from_d2t
 
-NEURAL: dict[str, tuple[type[Any], type[Any]]] = {
-    "eagle3": (Eagle3Network, Eagle3Drafter),
-    "dflash": (DFlashNetwork, DFlashDrafter),
-}
-"""Network and drafter of each kind that `draftgym.drafters.formats` reads."""
+NEURAL: dict[str, type[Any]] = {"eagle3": Eagle3Network, "dflash": DFlashNetwork}
+"""The network of each kind that `draftgym.drafters.formats` reads."""
 UNKNOWN_PARTS = "use a drafter without these parts: draftgym does not know what they compute"
 
 
@@ -78,10 +75,18 @@ def load_drafter(folder: Path, target: Target) -> Drafter:
     widen(network, target)
     if target.precision.packed:
         pack_linears(network, Products(target.precision.packed))
-    drafter: NetworkDrafter = NEURAL[network.config.kind][1].of(network, target, origin.fingerprint)
+    drafter: NetworkDrafter = _drafter_of(network, target, origin.fingerprint)
     if target.precision.compiles:
         compile_drafter(drafter, target)
     return drafter
+
+
+def _drafter_of(network: DraftNetwork, target: Target, needs_target: str | None) -> NetworkDrafter:
+    embedding = target.decoder.embedding
+    if isinstance(network, Eagle3Network):
+        return eagle3_drafter(network, embedding, target.image_tokens, needs_target)
+    assert isinstance(network, DFlashNetwork)
+    return DFlashDrafter.of(network, target, needs_target)
 
 
 def read_checkpoint(folder: Path, target: Target | None = None) -> Checkpoint:
@@ -144,7 +149,7 @@ def build_network(contents: Contents, folder: Path) -> DraftNetwork:
     """
     config, tensors = contents.config, contents.tensors
     ids = from_d2t(tensors["d2t"]) if "d2t" in tensors else None
-    network: DraftNetwork = NEURAL[config.kind][0](config, ids, tensors.keys())
+    network: DraftNetwork = NEURAL[config.kind](config, ids, tensors.keys())
     wanted = network.state_dict()
     given = {name: wanted[name] for name in ("d2t", "t2d")} | tensors
     missing, extra = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())

@@ -40,6 +40,11 @@ class FeatureContext:
         self.batch, self.row, self.length, self.rule = batch, row, length, rule
 
     @property
+    def prompt_length(self) -> int:
+        """Tokens of the prompt."""
+        return int(self.batch.prompt_lengths[self.row])
+
+    @property
     def tokens(self) -> Tensor:
         """Committed token ids `[length]`."""
         return self.batch.tokens[self.row, : self.length]

@@ -1,4 +1,4 @@
-"""Tiny random multimodal targets of three kinds, with their real processors, and tiny images."""
+"""Tiny random multimodal targets of four kinds, with their real processors, and tiny images."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from PIL import Image
 
 from tests.tiny_text import byte_tokenizer
 
-KINDS = ("llava", "qwen2_5_vl", "idefics3")
+KINDS = ("llava", "qwen2_5_vl", "idefics3", "fast_vlm")
 SPECIAL = {
     "llava": ["<image>"],
     "qwen2_5_vl": ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"],
     "idefics3": ["<image>", "<fake_token_around_image>", "<end_of_utterance>", "<global-img>"],
+    "fast_vlm": ["<image>"],
 }
 PLACEHOLDER = {
     "llava": "<image>",
     "qwen2_5_vl": "<|vision_start|><|image_pad|><|vision_end|>",
     "idefics3": "<image>",
+    "fast_vlm": "<image>",
 }
 VOCAB = 264
 TEXT = {
@@ -46,6 +48,21 @@ TOWER = {
     "image_size": 16,
     "patch_size": 4,
 }
+NET = {
+    "width_coefficient": 0.25,
+    "depth_coefficient": 1.0,
+    "in_channels": (32, 32),
+    "out_channels": (32, 64),
+    "kernel_sizes": (3, 5),
+    "strides": (2, 2),
+    "num_block_repeats": (1, 2),
+    "expand_ratios": (1, 2),
+    "hidden_act": "relu6",
+    "hidden_dim": 320,
+    "hidden_size": 320,
+    "squeeze_expansion_ratio": 0.0,
+}
+"""A tower of convolutions, as that of `benchmarks.multimodal`: 8 x 8 pixels are a token."""
 PROCESSORS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "llava": (
         {
@@ -76,6 +93,18 @@ PROCESSORS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "max_image_size": {"longest_edge": 16},
         },
     ),
+    "fast_vlm": (
+        {
+            "processor_class": "LlavaProcessor",
+            "patch_size": 8,
+            "vision_feature_select_strategy": "full",
+        },
+        {
+            "image_processor_type": "CLIPImageProcessor",
+            "size": {"shortest_edge": 32},
+            "crop_size": {"height": 32, "width": 32},
+        },
+    ),
 }
 
 
@@ -103,6 +132,12 @@ def image_config(kind: str, **changes: Any) -> Any:
             text_config=transformers.LlamaConfig(**text),
             image_token_id=token("<image>"),
             vision_feature_layer=-1,
+        )
+    if kind == "fast_vlm":
+        return transformers.FastVlmConfig(
+            vision_config=transformers.EfficientNetConfig(**NET),
+            text_config=transformers.LlamaConfig(**text),
+            image_token_index=token("<image>"),
         )
     if kind == "idefics3":
         return transformers.Idefics3Config(

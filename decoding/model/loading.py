@@ -25,6 +25,8 @@ LONGEST_CONTEXT = 1 << 22
 """Rotary angles of more positions would take gigabytes."""
 
 REAL = ("F64", "F32", "F16", "BF16")
+COUNTED = ".num_batches_tracked"
+"""What batch norms (of image towers) store beside numbers: a count of no effect."""
 """Types of tensors that are read as the numbers they store."""
 
 UNQUANTISED = (
@@ -137,7 +139,7 @@ def load_model(
         )
     check_complete(report, who)
     for key, kind in stored.items():
-        if kind not in REAL:
+        if kind not in REAL and not key.endswith(COUNTED):
             raise DraftgymError(
                 f"{who} stores {key} as {kind}, which is no real number",
                 "quantised weights mean nothing without what belongs to them: " + UNQUANTISED,

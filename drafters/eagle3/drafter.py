@@ -20,7 +20,6 @@ from draftgym.decoding.model.compact.graph import Graph, places_seen
 from draftgym.decoding.model.compact.layers import all_before
 from draftgym.decoding.model.compact.rows import CosSin
 from draftgym.decoding.model.device import upload
-from draftgym.decoding.model.target import Target
 from draftgym.drafters.autoregressive import AutoregressiveDrafter
 from draftgym.drafters.compiled import DraftGraph, NetworkDrafter
 from draftgym.drafters.eagle3.network import Eagle3Network
@@ -68,11 +67,6 @@ class Eagle3Drafter(NetworkDrafter, AutoregressiveDrafter):
         limit = config.max_position_embeddings
         table = rotary_table(config.rope_parameters, config.head_dim, limit)
         self.rotary = table.to(self.dtype, self.device)
-
-    @classmethod
-    def of(cls, network: Eagle3Network, target: Target, needs_target: str | None) -> Eagle3Drafter:
-        """Makes a loaded network the drafter of a target."""
-        return cls(network, target.decoder.embedding, needs_target)
 
     def encode(
         self, cache: KVCache, context: DraftContext, start: int, stop: int, full: bool

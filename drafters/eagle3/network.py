@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from draftgym.drafters.eagle3.images import ImageQueries
 from draftgym.drafters.modules import DraftConfig, DraftLayer, DraftNetwork
 
 
@@ -21,6 +22,8 @@ class Eagle3Config(DraftConfig):
         norm_before_fc: The concatenated taps are normed before they are fused.
         fc_norm: Each tap is normed before they are concatenated and fused.
         norm_output: The next step reads the normed output (EAGLE-3.1), not the output itself.
+        image_queries: How many queries compress an image (`draftgym.drafters.eagle3.images`); 0
+            hides images, None reads each of their tokens like one of text.
     """
 
     kind = "eagle3"
@@ -29,6 +32,7 @@ class Eagle3Config(DraftConfig):
     norm_before_fc: bool = False
     fc_norm: bool = False
     norm_output: bool = False
+    image_queries: int | None = None
 
 
 def default_taps(target_layers: int) -> tuple[int, ...]:
@@ -81,6 +85,8 @@ class Eagle3Network(DraftNetwork):
         self.midlayer = Eagle3Layer(config)
         self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
+        count = config.image_queries
+        self.images = ImageQueries(config, count) if count else None
 
     def fuse(self, taps: Tensor) -> Tensor:
         """Features `[..., d]` of concatenated taps `[..., k * d_target]`."""

@@ -11,8 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from draftgym.decoding.model.device import to_host
 from draftgym.decoding.model.target import Target
 from draftgym.drafters.eagle3.drafter import Eagle3Drafter
+from draftgym.drafters.eagle3.image_drafter import eagle3_drafter
+from draftgym.drafters.eagle3.images import image_rows, see
 from draftgym.drafters.eagle3.network import Eagle3Network
 from draftgym.drafters.modules import KeysValues, block_attention, rotary_table
 from draftgym.drafters.training.data.features import FeatureBatch
@@ -45,6 +48,7 @@ class Eagle3Unroller(Unroller[Eagle3Network]):
             config.rope_parameters, config.head_dim, config.max_position_embeddings
         )
         self.rotary = table.to(torch.float32, target.device)
+        self.image_tokens = torch.tensor(sorted(target.image_tokens), dtype=torch.long)
 
     def outputs(self, batch: FeatureBatch, anchors: Tensor, paths: Tensor) -> Tensor:
         """See `Unroller.outputs`."""
@@ -52,10 +56,10 @@ class Eagle3Unroller(Unroller[Eagle3Network]):
         index, depth = anchors - 1, paths.shape[-1]  # the first query: the position before
         rows = torch.arange(len(anchors), device=anchors.device)[:, None]
         positions = torch.arange(batch.tokens.shape[1], device=anchors.device)
-        feature = network.fuse(batch.taps)
+        feature, kept = self._seen(batch, network.fuse(batch.taps))
         pair = layer.pair(self._embed(batch.tokens.roll(-1, 1)), feature)
         context = layer.self_attn.keys_values(pair, self.rotary.at(positions))
-        visible = positions <= index[..., None]  # [B, R, S]
+        visible = (positions <= index[..., None]) & kept[:, None]  # [B, R, S]
         pair, feature = pair[rows, index], feature[rows, index]
         drafted: list[KeysValues] = []
         outputs: list[Tensor] = []
@@ -76,7 +80,19 @@ class Eagle3Unroller(Unroller[Eagle3Network]):
 
     def drafter(self) -> Eagle3Drafter:
         """See `Unroller.drafter`."""
-        return Eagle3Drafter(self.network, self.embedding)
+        return eagle3_drafter(self.network, self.embedding, self.image_tokens.tolist())
+
+    def _seen(self, batch: FeatureBatch, fused: Tensor) -> tuple[Tensor, Tensor]:
+        """What the head reads: features `[B, S, d]`, and which positions it sees `[B, S]`."""
+        if self.network.config.image_queries is None:
+            return fused, torch.ones_like(batch.tokens, dtype=torch.bool)
+        seen = [
+            see(self.network.images, features, image_rows(tokens, length, self.image_tokens))
+            for features, tokens, length in zip(
+                fused, batch.tokens, to_host(batch.prompt_lengths).tolist(), strict=True
+            )
+        ]
+        return torch.stack([one.features for one in seen]), torch.stack([one.kept for one in seen])
 
     def _embed(self, tokens: Tensor) -> Tensor:
         return F.embedding(tokens, self.embedding).float()

@@ -164,4 +164,5 @@ def own_json(contents: Contents) -> dict[str, Any]:
     }
     if getattr(config, "norm_output", False):
         said["norm_output"] = True
+    said["image_queries"] = getattr(config, "image_queries", None)
     return {key: value for key, value in said.items() if value is not None}

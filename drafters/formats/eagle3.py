@@ -28,6 +28,7 @@ from draftgym.drafters.formats.others import first_architecture
 from draftgym.drafters.formats.speculators import SpeculatorsFormat
 
 ARCHITECTURES = ("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM")
+MOST_QUERIES = 1024
 LAYER_IDS = "eagle_aux_hidden_state_layer_ids"
 
 
@@ -60,6 +61,7 @@ class NativeEagle3(CheckpointFormat):
             norm_before_residual=flag(body, "norm_before_residual"),
             norm_output=_norm_output(body),
             tap_layers=_taps(body, target_layers),
+            image_queries=_image_queries(body),
         )
 
     def write(self, contents: Contents) -> dict[str, Any]:
@@ -111,6 +113,8 @@ class SpeculatorsEagle3(SpeculatorsFormat):
         """Writes every flag, since loaders differ in what they take for granted."""
         config = contents.config
         assert isinstance(config, Eagle3Config)
+        if config.image_queries is not None:
+            raise refuse("image_queries", config.image_queries, "keep the eagle3 format")
         flags = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
         width = config.target_hidden_size
         return {
@@ -166,6 +170,17 @@ def _taps(body: dict[str, Any], target_layers: int | None) -> tuple[int, ...]:
         "(vLLM), one layer apart",
         'say which in config.json, as outputs from 0: "draftgym": {"tap_layers": [...]}',
     )
+
+
+def _image_queries(body: dict[str, Any]) -> int | None:
+    """How many queries compress an image; only our own heads have any."""
+    ours = own_key(body)
+    if "image_queries" not in ours:
+        return None
+    count = ours["image_queries"]
+    if type(count) is not int or not 0 <= count <= MOST_QUERIES:
+        raise refuse("image_queries", count, f"write a number from 0 to {MOST_QUERIES}")
+    return count
 
 
 def _norm_output(body: dict[str, Any]) -> bool:

@@ -22,6 +22,7 @@ from draftgym.drafters.checkpoint import read_checkpoint
 from draftgym.drafters.dflash.network import DFlashConfig, DFlashNetwork
 from draftgym.drafters.dflash.network import default_taps as default_dflash_taps
 from draftgym.drafters.dflash.unroll import DFlashUnroller
+from draftgym.drafters.eagle3.images import ImageQueries
 from draftgym.drafters.eagle3.network import Eagle3Config, Eagle3Network, default_taps
 from draftgym.drafters.eagle3.unroll import Eagle3Unroller
 from draftgym.drafters.fitting import check_fits, widen
@@ -54,6 +55,9 @@ class Eagle3Settings(DrafterSettings):
 
     steps: int = 5
     """Steps of the training-time test."""
+    image_queries: int | None = None
+    """Queries that compress an image to one vector less, and a global one; 0 hides images from the
+    head. Default: it reads every token of an image, or as --init does."""
 
 
 @dataclass(frozen=True)
@@ -100,9 +104,18 @@ def build_eagle3(
             network.lm_head.weight.copy_(target.decoder.head[ids.to(target.device)])
             if layers := _compact(target, "the head starts without the weights of its last norm"):
                 network.norm.weight.copy_(layers.final_norm)
+    _look_at_images(network, settings.image_queries)
     return Eagle3Unroller(
         network, target, settings.steps, _sampler(settings, network, target, corpus)
     )
+
+
+def _look_at_images(network: Eagle3Network, queries: int | None) -> None:
+    """Gives a head fresh queries for images, unless it has as many, or nothing is asked for."""
+    if queries is None or queries == network.config.image_queries:
+        return
+    network.config = replace(network.config, image_queries=queries)
+    network.images = ImageQueries(network.config, queries) if queries else None
 
 
 def _sampler(

@@ -17,6 +17,7 @@ from torch import Tensor
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.model.compact.cache import ROWS_TOGETHER
 from draftgym.decoding.model.device import free_memory
+from draftgym.decoding.model.interface import ModelInputs
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.session import Session
 from draftgym.decoding.stops import NO_STOPS, Stops
@@ -24,7 +25,7 @@ from draftgym.decoding.verify.base import VerificationRule
 from draftgym.decoding.verify.rules import make_rule
 from draftgym.decoding.verify.sampling import PLAIN_SAMPLING, SamplingSettings
 from draftgym.decoding.verify.seeds import text_seed
-from draftgym.rollouts.decode.fitting import FittedPrompts, encode_prompt
+from draftgym.rollouts.decode.fitting import FittedPrompts, read_prompt
 from draftgym.rollouts.decode.shared_passes import SharedPasses, share_beginning
 from draftgym.rollouts.prompts.sets import Prompt
 
@@ -58,6 +59,12 @@ class Request:
     def rule(self, target: Target) -> VerificationRule:
         """A new rule for the text, which does not depend on drafts (`greedy` or `coupled`)."""
         return make_rule(None, self.temperature, self.seed, target.vocab_size, self.sampling)
+
+    def inputs(self, target: Target) -> ModelInputs | None:
+        """What belongs to the images of the prompt; they are opened when it is written."""
+        if self.asked is None or not self.asked.images:
+            return None
+        return read_prompt(target, self.asked)[1]
 
 
 def requests_of_run(fitted: FittedPrompts, temperature: float, seed: int) -> list[Request]:
@@ -96,7 +103,7 @@ def next_requests(
         asked = None if request.asked is None else request.asked.answered(target.decode(tokens))
         if asked is None:
             continue
-        ids, name = encode_prompt(target, asked), asked.question_id
+        ids, name = read_prompt(target, asked)[0], asked.question_id
         if len(ids) + max_new_tokens > target.context_limit:
             too_long += 1
             continue
@@ -190,6 +197,7 @@ def write_sessions(
             session = Session(
                 *(target, request.prompt, rule, max_new_tokens, drafters),
                 stops=request.stops,
+                inputs=request.inputs(target),
                 cache=cache,
             )
             running.append((request, session))

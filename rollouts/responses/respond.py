@@ -29,7 +29,7 @@ from draftgym.decoding.model.target import Target, load_target
 from draftgym.decoding.provenance import describe_host, describe_target, note_other_device
 from draftgym.decoding.verify.rules import make_rule
 from draftgym.decoding.verify.seeds import derived_seed
-from draftgym.drafters.training.data.corpus import read_metadata, response_schema
+from draftgym.drafters.training.data.corpus import read_metadata, response_schema, write_shown
 from draftgym.rollouts.decode.batched import (
     Request,
     Response,
@@ -144,10 +144,11 @@ def respond(args: RespondArgs, target: Target | None = None) -> Written:
         fitted = fit_prompts(
             *(target, prompts, args.max_new_tokens, args.skip_long_prompts, args.max_prompt_tokens),
             all_turns=True,
+            with_images=True,
         )
         told = {"prompts": fitted.describe(), **describe_target(target), **describe_host()}
         metadata = {"settings": settings, **told}
-        to_table = partial(_response_table, metadata=metadata)
+        to_table = partial(_response_table, metadata=metadata, folder=args.out)
         wanted = make_requests(fitted.pairs, args.temperatures, args.shares, args.seed)
         written = Written(0, 0, 0)
         while wanted:  # first turns, then the second ones behind their answers, and so on
@@ -229,8 +230,8 @@ def _write(
     return progress.count
 
 
-def _response_table(responses: Sequence[Response], metadata: dict[str, Any]) -> Any:
-    """A shard's table; `metadata` says where the responses come from."""
+def _response_table(responses: Sequence[Response], metadata: dict[str, Any], folder: Path) -> Any:
+    """The table of a shard in a folder; `metadata` says where the responses come from."""
     import pyarrow
 
     rows = [
@@ -241,10 +242,18 @@ def _response_table(responses: Sequence[Response], metadata: dict[str, Any]) -> 
             "seed": one.request.seed,
             "prompt": one.request.prompt.tolist(),
             "response": one.tokens,
+            "shown": _shown(one.request.asked, folder),
         }
         for one in responses
     ]
     return pyarrow.Table.from_pylist(rows, response_schema(metadata))
+
+
+def _shown(asked: Prompt | None, folder: Path) -> str | None:
+    """What a corpus says of a prompt's images; nothing of others."""
+    if asked is None or not asked.images:
+        return None
+    return write_shown(asked.messages, folder)
 
 
 def _read_done(folder: Path, settings: Mapping[str, Any]) -> Done:

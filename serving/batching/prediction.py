@@ -51,6 +51,11 @@ class _Behind:
         self.token_ids = [*prediction, *context.token_ids]
 
     @property
+    def prompt_length(self) -> int:
+        """That of the text."""
+        return self._context.prompt_length
+
+    @property
     def tokens(self) -> Tensor:
         """The text's own tokens."""
         return self._context.tokens

@@ -7,16 +7,20 @@
     seed         int64        seed of the sampling noise
     prompt       list<int32>  token ids
     response     list<int32>  token ids, with the stop token where the target stopped by itself
+    shown        string       where the prompt shows images, its messages as JSON; paths of images
+                              are relative to the file's folder
 
 `draftgym respond` writes all of these; training needs `prompt` and `response` alone, reads
-`temperature` where it is there, and ignores others. The schema's metadata holds one JSON object
-under the key `draftgym`: schema version, target, fingerprint, dtype, settings, versions, revision.
-A file without it is legal (it may come from elsewhere); one of another target is refused.
+`temperature` and `shown` where they are there, and ignores others. The schema's metadata holds one
+JSON object under the key `draftgym`: schema version, target, fingerprint, dtype, settings,
+versions, revision. A file without it is legal (it may come from elsewhere); one of another target
+is refused.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +35,7 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import parse_json
 from draftgym.decoding.model.compact.transformer import Decoder
 from draftgym.decoding.model.fingerprint import is_sampled, sampled_fingerprint
+from draftgym.decoding.model.messages import Message
 from draftgym.decoding.model.target import Target
 
 SCHEMA_VERSION = 1
@@ -54,12 +59,14 @@ class Text:
         prompt_length: How many of them are the prompt.
         temperature: At which the response was sampled; 0 for greedy, and where nobody says.
         question_id: Which question it answers; empty where nobody says.
+        shown: The messages of a prompt that shows images; empty for others.
     """
 
     tokens: Tensor
     prompt_length: int
     temperature: float = 0.0
     question_id: str = ""
+    shown: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -228,6 +235,7 @@ def response_schema(metadata: dict[str, Any]) -> Any:
         "seed": pyarrow.int64(),
         "prompt": tokens,
         "response": tokens,
+        "shown": pyarrow.string(),
     }
     return described_schema(columns, metadata)
 
@@ -267,6 +275,26 @@ def read_metadata(shard: Path) -> dict[str, Any]:
     return body
 
 
+def write_shown(messages: Sequence[Message], folder: Path) -> str:
+    """The column `shown` of a prompt with images, in a file of a folder."""
+
+    def relative(image: object) -> str:
+        return os.path.relpath(str(image), folder)
+
+    return json.dumps(list(messages), default=relative)
+
+
+def read_shown(shown: str | None, folder: Path) -> tuple[Message, ...]:
+    """What `write_shown` wrote; empty for nothing."""
+    messages: list[dict[str, Any]] = json.loads(shown or "[]")
+    for message in messages:
+        if not isinstance(message["content"], str):
+            for part in message["content"]:
+                if part["type"] == "image":
+                    part["image"] = str(folder / part["image"])
+    return tuple(messages)
+
+
 def _shards_of(path: Path) -> list[Path]:
     """The Parquet files of a corpus in order: the file itself, or those in a folder."""
     if not path.exists():
@@ -304,7 +332,7 @@ def _read(path: Path, vocab: int, max_length: int, hottest: float | None) -> lis
 
     try:
         names = parquet.read_schema(path).names
-        said = [name for name in ("id", "temperature") if name in names]
+        said = [name for name in ("id", "temperature", "shown") if name in names]
         columns = ["prompt", "response", *said]
         if hottest is not None and "temperature" not in said:
             columns.append("temperature")  # its absence is an error
@@ -315,6 +343,7 @@ def _read(path: Path, vocab: int, max_length: int, hottest: float | None) -> lis
                 len(row["prompt"]),
                 float(row.get("temperature") or 0.0),
                 str(row.get("id") or ""),
+                read_shown(row.get("shown"), path.parent),
             )
             for row in rows
             if hottest is None or row["temperature"] <= hottest

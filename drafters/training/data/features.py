@@ -22,7 +22,8 @@ from torch.nn.utils.rnn import pad_sequence
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import replacing
 from draftgym.decoding.model.device import to_host
-from draftgym.decoding.model.interface import NewRows
+from draftgym.decoding.model.interface import NewRows, PassOutput, SequenceCache
+from draftgym.decoding.model.processor import images_of
 from draftgym.decoding.model.target import Target
 from draftgym.drafters.training.data.corpus import Text
 
@@ -39,6 +40,7 @@ class FeatureBatch:
         prompt_lengths: Prompt tokens of each text `[B]`.
         taps: Concatenated taps `[B, S, k * d]`.
         hidden: Final hidden states after the last norm `[B, S, d]`.
+        texts: What they were made of.
     """
 
     tokens: Tensor
@@ -46,6 +48,7 @@ class FeatureBatch:
     prompt_lengths: Tensor
     taps: Tensor
     hidden: Tensor
+    texts: tuple[Text, ...] = ()
 
     @property
     def response_tokens(self) -> int:
@@ -75,7 +78,7 @@ class FeatureBatch:
         columns = (self.tokens, self.taps, self.hidden)
         tokens, taps, hidden = (column[row : row + 1, :length] for column in columns)
         lengths = (self.lengths[row : row + 1], self.prompt_lengths[row : row + 1])
-        return FeatureBatch(tokens, *lengths, taps, hidden)
+        return FeatureBatch(tokens, *lengths, taps, hidden, self.texts[row : row + 1])
 
 
 @dataclass(frozen=True)
@@ -101,15 +104,48 @@ def target_features(
 def run_target(
     target: Target, texts: Sequence[Text], tap_layers: Sequence[int]
 ) -> list[TextFeatures]:
-    """One ragged pass over whole texts."""
+    """One ragged pass over whole texts, behind one over each prompt that shows images."""
     decoder = target.decoder
+    caches = [decoder.new_cache(len(text.tokens)) for text in texts]
+    begun = [
+        read_images(target, text, cache, tap_layers)
+        for text, cache in zip(texts, caches, strict=True)
+    ]
     rows = [
-        NewRows(decoder.new_cache(len(text.tokens)), text.tokens.to(decoder.device))
-        for text in texts
+        NewRows(cache, text.tokens[cache.length :].to(decoder.device))
+        for text, cache in zip(texts, caches, strict=True)
     ]
     outputs = decoder.forward(rows, tap_layers, with_logits=False)
-    # Clones: autograd cannot save tensors that were made in inference mode.
-    return [TextFeatures(o.taps.flatten(1).clone(), o.hidden.clone()) for o in outputs]
+    found = []
+    for first, rest in zip(begun, outputs, strict=True):
+        parts = [one for one in (first, rest) if one is not None]
+        # Copies: autograd cannot save tensors that were made in inference mode.
+        taps = torch.cat([one.taps.flatten(1) for one in parts]).clone()
+        found.append(TextFeatures(taps, torch.cat([one.hidden for one in parts]).clone()))
+    return found
+
+
+def read_images(
+    target: Target, text: Text, cache: SequenceCache, tap_layers: Sequence[int] = ()
+) -> PassOutput | None:
+    """Runs the prompt of a text that shows images, and keeps it in the cache; None for others.
+
+    Raises:
+        DraftgymError: An image is missing, or the target writes another prompt of it.
+    """
+    if not text.shown:
+        return None
+    tokens, inputs = target.encode_with_images(text.shown)
+    if not torch.equal(tokens, text.tokens[: text.prompt_length]):
+        raise DraftgymError(
+            f"the prompt of text {text.question_id!r} is not what target {target.name!r} makes of "
+            "its images now",
+            "write the responses again (draftgym respond)",
+        )
+    rows = NewRows(cache, tokens.to(target.device), inputs=inputs)
+    (output,) = target.decoder.forward([rows], tap_layers, with_logits=False)
+    cache.keep(len(tokens))
+    return output
 
 
 def pad_features(texts: Sequence[Text], features: Sequence[TextFeatures]) -> FeatureBatch:
@@ -121,6 +157,7 @@ def pad_features(texts: Sequence[Text], features: Sequence[TextFeatures]) -> Fea
         prompt_lengths=torch.tensor([text.prompt_length for text in texts], device=device),
         taps=pad_sequence([item.taps for item in features], batch_first=True),
         hidden=pad_sequence([item.hidden for item in features], batch_first=True),
+        texts=tuple(texts),
     )
 
 
@@ -184,8 +221,10 @@ class FeatureCache:
 
     def _path(self, text: Text) -> Path:
         assert self.folder is not None
-        name = hashlib.sha256(text.tokens.numpy().tobytes()).hexdigest()[:24]
-        return self.folder / f"{name}.safetensors"
+        name = hashlib.sha256(text.tokens.numpy().tobytes())
+        for image in images_of(text.shown):  # which tokens do not tell apart
+            name.update(Path(image).read_bytes())
+        return self.folder / f"{name.hexdigest()[:24]}.safetensors"
 
     def _read(self, text: Text, tap_layers: Sequence[int]) -> TextFeatures | None:
         """The stored features; None if there are none, or none of a layer, or a damaged file."""

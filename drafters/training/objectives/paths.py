@@ -19,6 +19,8 @@ from draftgym.decoding.model.interface import NewRows
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.verify.proposal import Proposal
 from draftgym.drafters.recorded import RecordedText
+from draftgym.drafters.training.data.corpus import Text
+from draftgym.drafters.training.data.features import read_images
 
 TokenPath = tuple[int, ...]
 Paths = dict[TokenPath, tuple[float, ...]]
@@ -100,7 +102,11 @@ def _distinct(paths: Sequence[tuple[TokenPath, tuple[float, ...]]]) -> Paths:
 
 
 def verify_paths(
-    target: Target, tokens: Tensor, anchors: Sequence[int], found: Sequence[Paths]
+    target: Target,
+    tokens: Tensor,
+    anchors: Sequence[int],
+    found: Sequence[Paths],
+    text: Text | None = None,
 ) -> VerifiedPaths:
     """One pass of the target over a text and the tries behind its anchors.
 
@@ -109,9 +115,11 @@ def verify_paths(
         tokens: The text `[n]`, on its device.
         anchors: Positions in it, ascending.
         found: Paths behind each.
+        text: What the tokens are of, where its prompt may show images.
     """
     tries = [_trie(paths) for paths in found]
-    logits, hidden = _score_tries(target, tokens, anchors, [proposal for proposal, _ in tries])
+    drafts = [proposal for proposal, _ in tries]
+    logits, hidden = _score_tries(target, tokens, anchors, drafts, text)
     # What stands where is written down on the host, and looked up on the device all at once.
     shape = (len(found), max(map(len, found)), max(len(p) for paths in found for p in paths))
     tokens, real = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.bool)
@@ -154,27 +162,36 @@ def _trie(paths: Paths) -> tuple[Proposal, dict[TokenPath, int]]:
 
 
 def _score_tries(
-    target: Target, tokens: Tensor, anchors: Sequence[int], tries: Sequence[Proposal]
+    target: Target,
+    tokens: Tensor,
+    anchors: Sequence[int],
+    tries: Sequence[Proposal],
+    read: Text | None,
 ) -> tuple[Tensor, Tensor]:
     """Logits `[N, V]` and hidden states `[N, d]` of all tries in turn, each behind its anchor's.
 
-    Masks and positions are made on the host and moved as a whole.
+    Masks and positions are made on the host and moved as a whole. A prompt that shows images is
+    read before, and then seen by all.
     """
-    text, device = tokens[: max(anchors)], target.device
     sizes = [len(trie) + 1 for trie in tries]
+    cache = target.decoder.new_cache(max(anchors) + sum(sizes))
+    if read is not None:
+        read_images(target, read, cache)
+    known = cache.length
+    text, device = tokens[known : max(anchors)], target.device
     total = len(text) + sum(sizes)
     visible = torch.zeros(total, total, dtype=torch.bool)
     visible[: len(text), : len(text)] = torch.ones(len(text), len(text)).tril()
-    all_tokens, positions = [text], [torch.arange(len(text))]
+    all_tokens, positions = [text], [known + torch.arange(len(text))]
     start = len(text)
     for anchor, trie, size in zip(anchors, tries, sizes, strict=True):
-        visible[start : start + size, :anchor] = True
+        visible[start : start + size, : anchor - known] = True
         visible[start : start + size, start : start + size] = trie.ancestor_mask()
         all_tokens += [tokens[anchor : anchor + 1], trie.tokens.to(device)]
         positions.append(anchor + torch.cat([torch.zeros(1, dtype=torch.long), trie.depths()]))
         start += size
     rows = NewRows(
-        target.decoder.new_cache(total),
+        cache,
         torch.cat(all_tokens),
         torch.cat(positions).to(device),
         visible.to(device),

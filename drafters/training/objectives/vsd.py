@@ -123,7 +123,8 @@ class VSDObjective(RecordedObjective):
         depth = min(settings.depth, self.unroller.depth)
         tree = DraftShape(depth, settings.tree_nodes) if settings.tree_nodes else None
         found = draw_paths(self.drafter, text, anchors, settings.paths, depth, tree)
-        return verify_paths(self.target, tokens, anchors, found)
+        (read,) = batch.texts or (None,)
+        return verify_paths(self.target, tokens, anchors, found, read)
 
     def _score(
         self, batch: FeatureBatch, anchors: Tensor, paths: VerifiedPaths, seed: int

@@ -1,0 +1,1 @@
+"""A small image-and-text target that anyone can make, and what drafters gain on it."""
