@@ -25,9 +25,9 @@ LONGEST_CONTEXT = 1 << 22
 """Rotary angles of more positions would take gigabytes."""
 
 REAL = ("F64", "F32", "F16", "BF16")
+"""Types of tensors that are read as the numbers they store."""
 COUNTED = ".num_batches_tracked"
 """What batch norms (of image towers) store beside numbers: a count of no effect."""
-"""Types of tensors that are read as the numbers they store."""
 
 UNQUANTISED = (
     "name the folder or Hub id of the model in float32 or bfloat16, or a .gguf file, which is read "
