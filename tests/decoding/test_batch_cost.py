@@ -53,12 +53,11 @@ def test_json_keeps_it_and_nonsense_is_refused() -> None:
         BatchCost({}, (10,), (1, 4), (1,), (((1.0,),),))
 
 
-def test_this_host_is_measured_and_more_work_takes_longer(target: Target) -> None:
+def test_this_host_is_measured(target: Target) -> None:
     cost = measure_batches(target, users=(4,), rows_each=(16,), contexts=(32, 64), repeats=5)
     assert cost.users == (1, 4) and cost.rows_each == (1, 16) and cost.contexts == (32, 64)
     assert cost.host["target"] == target.fingerprint
     assert (np.array(cost.seconds) > 0).all()
-    assert cost(4, 64, 48) > cost(1, 1, 48)
 
 
 def test_a_timed_verification_leaves_sessions_as_they_were(target: Target) -> None:

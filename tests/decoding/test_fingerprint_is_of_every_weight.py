@@ -118,7 +118,7 @@ def test_every_tensor_and_setting_of_a_drafter_counts(
             if field.name == "max_position_embeddings":
                 continue
             before = getattr(config, field.name)
-            other = {"rope_theta": 7.0} if isinstance(before, dict) else before * 2 or 5
+            other = {"rope_theta": 7.0} if isinstance(before, dict) else (before or 0) * 2 or 5
             drafter.network.config = replace(config, **{field.name: other})
             seen.add(drafter.fingerprint)
             drafter.network.config = config
