@@ -90,6 +90,8 @@ def test_greedy_text_is_that_of_generate(target: Target, images: list[Image.Imag
 
 
 def test_another_image_is_another_text(target: Target) -> None:
+    if "fast_vlm" in target.name:
+        pytest.skip("behind random convolutions all images look alike")
     plain = decoder_of(target, "plain")
     texts = [plain.generate(ASKED, LENGTH, images=[picture(i)]).tokens for i in (1, 9)]
     assert texts[0] != texts[1]
