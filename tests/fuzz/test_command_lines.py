@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from draftgym import cli
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model import target as target_module
+from draftgym.serving.http import server as server_module
 
 VERBS = sorted(cli.COMMANDS)
 VALUES = st.sampled_from(
@@ -48,10 +49,12 @@ def test_a_command_line_is_understood_or_refused(
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
 
-    def stop(name: str) -> str:
+    def stop(*_: object) -> str:
         raise DraftgymError("nothing is loaded here", "-")
 
     monkeypatch.setattr(target_module, "resolve_target", stop)
+    # A server would listen before it loads, in a process that pytest reads the output of.
+    monkeypatch.setattr(server_module, "listen", stop)
     names = st.sampled_from(options_of(verb, capsys))
     option = st.tuples(names, st.lists(VALUES, max_size=2)).map(lambda one: [one[0], *one[1]])
     joined = st.tuples(names, VALUES).map(lambda one: ["=".join(one)])
