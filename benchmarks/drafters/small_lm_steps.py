@@ -9,7 +9,6 @@ with passes of the target over one row; medians, and the share of the target's.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -24,6 +23,7 @@ from draftgym.decoding.errors import exit_on_user_error
 from draftgym.decoding.model.compact.compiled import compiled_pass
 from draftgym.decoding.model.compact.products import Products
 from draftgym.decoding.model.compact.transformer import Decoder
+from draftgym.decoding.model.device import clock
 from draftgym.decoding.model.interface import NewRows
 from draftgym.decoding.model.target import Target, load_target
 from draftgym.drafters.small_lm.vocabulary import with_rows
@@ -57,7 +57,7 @@ def measure(args: StepsArgs) -> Result:
         DraftgymError: Bad settings, or a target that transformers drives.
     """
     check(args)
-    target = load_target(args.target, args.dtype, args.threads, "cpu", args.backend)
+    target = load_target(args.target, args.dtype, args.threads, args.device, args.backend)
     vocab, steps = target.vocab_size, list[Record]()
     sizes = dict.fromkeys((n, min(m, vocab)) for n, m in product(args.layers, args.rows))
     for layers, rows in sizes:  # one at a time: a compiled one is a copy of its weights
@@ -89,12 +89,13 @@ def time_steps(decoders: list[Decoder], context: int, repeats: int) -> list[floa
         cache.values.normal_()
         cache.length = context
     seconds: list[list[float]] = [[] for _ in decoders]
-    token = torch.zeros(1, dtype=torch.long)
+    device = decoders[0].device
+    token = torch.zeros(1, dtype=torch.long, device=device)
     for _ in range(repeats + 3):
         for decoder, cache, took in zip(decoders, caches, seconds, strict=True):
-            start = time.perf_counter()
+            start = clock(device)
             decoder.forward([NewRows(cache, token)])
-            took.append(time.perf_counter() - start)
+            took.append(clock(device) - start)
     return [median(took[3:]) for took in seconds]
 
 
