@@ -89,12 +89,16 @@ class Eagle3Drafter(NetworkDrafter, AutoregressiveDrafter):
         self, cache: KVCache, context: DraftContext, lengths: Tensor, visible: Tensor | Paths | None
     ) -> tuple[Tensor, Tensor]:
         """Runs the position before each anchor, on its true feature."""
+        tokens, taps, positions = self._before(context, lengths)
+        return self._run(cache, tokens, taps, self._no_carried, positions, visible)
+
+    def _before(self, context: DraftContext, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Anchors' tokens `[n]`, and taps `[n, k * d]` and places `[n]` of what is before them."""
         newest = lengths - 2
         start, stop = int(newest[0]), int(newest[-1]) + 1
         positions = upload(newest, self.device)
         taps = context.features(self.tap_layers, start, stop)[positions - start]
-        tokens = context.tokens[positions + 1]
-        return self._run(cache, tokens, taps, self._no_carried, positions, visible)
+        return context.tokens[positions + 1], taps, positions
 
     def next_step(
         self,

@@ -18,7 +18,6 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.compact.cache import ROWS_TOGETHER, KVCache
 from draftgym.decoding.model.compact.graph import Graph
 from draftgym.decoding.model.compact.layers import all_before
-from draftgym.decoding.model.device import upload
 from draftgym.drafters.eagle3.drafter import Eagle3Drafter
 from draftgym.drafters.eagle3.images import image_rows, see
 from draftgym.drafters.eagle3.network import Eagle3Network
@@ -105,11 +104,8 @@ class ImageEagle3Drafter(Eagle3Drafter):
         self, cache: KVCache, context: DraftContext, lengths: Tensor, visible: Tensor | Paths | None
     ) -> tuple[Tensor, Tensor]:
         """Runs the position before each anchor, on its true feature."""
-        newest = lengths - 2
-        start, stop = int(newest[0]), int(newest[-1]) + 1
-        positions = upload(newest, self.device)
-        taps = context.features(self.tap_layers, start, stop)[positions - start]
-        embedded = F.embedding(context.tokens[positions + 1], self.embedding)
+        tokens, taps, positions = self._before(context, lengths)
+        embedded = F.embedding(tokens, self.embedding)
         features = self._features(cache, taps)
         return self._torch_run(cache, embedded, features, self.rotary.at(positions), visible)
 
