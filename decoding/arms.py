@@ -1,12 +1,17 @@
-"""Arms: what a policy chooses from, each a drafter with a draft length or the shape of a tree."""
+"""Arms: what a policy chooses from, each a drafter with a draft length or the shape of a tree.
+
+Arms of several drafters are made of these: a cascade (`ngram:8>eagle3:3x6`) takes the first part
+that has something to offer, a graft (`eagle3:3x6+ngram:8`) verifies what all parts drafted as one
+tree.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from draftgym.decoding.drafting import Drafter, DraftShape
+from draftgym.decoding.drafting import MAX_TREE_NODES, Drafter, DraftShape
 from draftgym.decoding.errors import DraftgymError
 
 PLAIN = "plain"
@@ -20,11 +25,14 @@ class Arm:
         drafter: Name of the drafter; `plain` drafts nothing.
         length: Most tokens to draft on one path.
         nodes: Most tokens of a tree (the anchor is not counted); None drafts a chain.
+        least: Newest tokens that a drafter that looks up must have found elsewhere; with fewer the
+            arm drafts nothing.
     """
 
     drafter: str
     length: int
     nodes: int | None = None
+    least: int = 0
 
     @property
     def shape(self) -> DraftShape:
@@ -36,10 +44,113 @@ class Arm:
         """False for the arm that leaves the round to the target alone."""
         return self.drafter != PLAIN and self.length > 0
 
+    @property
+    def parts(self) -> tuple[Arm, ...]:
+        """The arms of one drafter that it is made of, in the order in which they are asked."""
+        return (self,) if self.drafts else ()
+
+    def cut(self, most: int) -> Arm:
+        """The arm that drafts no more than `most` tokens."""
+        if self.shape.budget <= most:
+            return self
+        if most < 1:
+            return Arm(PLAIN, 0)
+        return replace(
+            self, length=min(self.length, most), nodes=None if self.nodes is None else most
+        )
+
     def __str__(self) -> str:
         if not self.drafts:
             return PLAIN
-        return f"{self.drafter}:{self.length}" + (f"x{self.nodes}" if self.nodes else "")
+        size = f"{self.length}x{self.nodes}" if self.nodes else f"{self.length}"
+        return f"{self.drafter}:{size}" + (f"@{self.least}" if self.least else "")
+
+
+@dataclass(frozen=True)
+class JointArm(Arm):
+    """An arm of several drafters; made by `of`.
+
+    Attributes:
+        members: Its parts.
+    """
+
+    members: tuple[Arm, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Arm, ...]:
+        """Its members."""
+        return self.members
+
+
+class Cascade(JointArm):
+    """Its parts are asked in turn until one has something to offer: that is verified alone."""
+
+    sign = ">"
+
+    @classmethod
+    def of(cls, parts: Sequence[Arm]) -> Cascade:
+        """The cascade of some arms."""
+        nodes = [part.nodes for part in parts if part.nodes]
+        return cls(_names(parts, cls.sign), _longest(parts), max(nodes, default=None), 0, (*parts,))
+
+    def cut(self, most: int) -> Arm:
+        """The cascade of its parts, each cut."""
+        return Cascade.of([part.cut(most) for part in self.members]) if most else Arm(PLAIN, 0)
+
+    def __str__(self) -> str:
+        return self.sign.join(map(str, self.members))
+
+
+class Graft(JointArm):
+    """All parts are asked; what they draft is verified as one tree, in which they share nodes.
+
+    After Graft (arXiv 2605.20104).
+    """
+
+    sign = "+"
+
+    @classmethod
+    def of(cls, parts: Sequence[Arm]) -> Graft:
+        """The graft of some arms."""
+        budget = sum(part.shape.budget for part in parts)
+        return cls(_names(parts, cls.sign), _longest(parts), budget, 0, (*parts,))
+
+    def cut(self, most: int) -> Arm:
+        """A graft of so many of its first parts as `most` tokens are enough for."""
+        parts: list[Arm] = []
+        for part in self.members:
+            left = most - sum(one.shape.budget for one in parts)
+            parts += [part.cut(left)] if left > 0 else []
+        return Graft.of(parts) if len(parts) > 1 else parts[0] if parts else Arm(PLAIN, 0)
+
+    def __str__(self) -> str:
+        return self.sign.join(map(str, self.members))
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What asking an arm of one drafter came to.
+
+    Attributes:
+        arm: The arm.
+        drafted: Tokens that it proposed (an n-gram match may be shorter than its length).
+        depth: Tokens on the longest path of what it proposed; a tree that turned out shallow took
+            fewer steps.
+        caught_up: Positions that the drafter encoded first.
+    """
+
+    arm: Arm
+    drafted: int
+    depth: int
+    caught_up: int = 0
+
+
+def _names(parts: Sequence[Arm], sign: str) -> str:
+    return sign.join(part.drafter for part in parts)
+
+
+def _longest(parts: Sequence[Arm]) -> int:
+    return max(part.length for part in parts)
 
 
 DEFAULT_SHAPES = {
@@ -56,16 +167,54 @@ def parse_arm(text: str) -> Arm:
     """Reads an arm as users write it.
 
     `plain` drafts nothing, `eagle3` its default shape, `eagle3:4` a chain of 4 tokens and
-    `eagle3:5x16` a tree of at most 16 tokens, at most 5 deep.
+    `eagle3:5x16` a tree of at most 16 tokens, at most 5 deep; `ngram:8@3` copies 8 tokens where 3
+    or more agree. `>` between two or more of them makes a cascade, `+` a graft.
 
     Raises:
-        DraftgymError: A number is missing or not positive, or the tree has fewer nodes than levels.
+        DraftgymError: A number is missing or not positive, the tree has fewer nodes than levels, or
+            parts of several drafters do not go together.
     """
-    name, _, size = text.strip().partition(":")
+    for kind in (Cascade, Graft):
+        if kind.sign in text:
+            return _parse_joint(text.strip(), kind)
+    return _parse_single(text)
+
+
+def _parse_joint(text: str, kind: type[Cascade | Graft]) -> Arm:
+    """A cascade or a graft."""
+    written = [part.strip() for part in text.split(kind.sign)]
+    example = "write arms of different drafters, as in ngram:8>eagle3:3x6 or eagle3:3x6+ngram:8"
+    if not all(written) or (Graft.sign in text and Cascade.sign in text):
+        raise DraftgymError(f"arm {text!r} is no cascade and no graft", example)
+    parts = [_parse_single(part) for part in written]
+    if not all(part.drafts for part in parts):
+        raise DraftgymError(f"arm {text!r} has a part that drafts nothing", example)
+    if len({part.drafter for part in parts}) < len(parts):
+        raise DraftgymError(f"arm {text!r} asks a drafter twice", example)
+    arm = kind.of(parts)
+    if isinstance(arm, Graft) and arm.shape.budget > MAX_TREE_NODES:
+        raise DraftgymError(
+            f"arm {text!r} is a tree of up to {arm.shape.budget} nodes",
+            f"let its parts draft {MAX_TREE_NODES} tokens together, or fewer",
+        )
+    return arm
+
+
+def _parse_single(text: str) -> Arm:
+    """An arm of one drafter."""
+    whole, at, least = text.strip().partition("@")
+    name, _, size = whole.partition(":")
+    if at and not _is_count(least):
+        raise DraftgymError(
+            f"arm {text!r} has match length {least!r}", "write a positive number, as in ngram:8@3"
+        )
     if name == PLAIN:
         return Arm(PLAIN, 0)
-    if not size:
-        return _default_arm(name)
+    arm = _sized(whole, name, size) if size else _default_arm(name)
+    return replace(arm, least=int(least)) if at else arm
+
+
+def _sized(text: str, name: str, size: str) -> Arm:
     length, cross, nodes = size.partition("x")
     if not _is_count(length):
         raise DraftgymError(
@@ -86,6 +235,11 @@ def parse_arm(text: str) -> Arm:
     return Arm(name, int(length), int(nodes))
 
 
+def single_arms(arms: Iterable[Arm]) -> list[Arm]:
+    """What these arms are made of: each arm of one drafter once, whatever it must match."""
+    return list(dict.fromkeys(replace(part, least=0) for arm in arms for part in arm.parts))
+
+
 def _default_arm(name: str, longest: int | None = None) -> Arm:
     shape = DEFAULT_SHAPES.get(name, DraftShape(4))
     shape = shape if longest is None else shape.cut(longest)
@@ -104,9 +258,8 @@ def check_arms(arms: Iterable[Arm], drafters: Mapping[str, Drafter], trees: bool
         drafters: The loaded drafters.
         trees: Whether the target verifies trees.
     """
-    for arm in arms:
-        if not arm.drafts:
-            continue
+    arms = list(arms)
+    for arm in (part for one in arms for part in one.parts):
         drafter = drafters.get(arm.drafter)
         if drafter is None:
             close = difflib.get_close_matches(arm.drafter, drafters, n=1)
@@ -120,8 +273,19 @@ def check_arms(arms: Iterable[Arm], drafters: Mapping[str, Drafter], trees: bool
                 f"arm {str(arm)!r} drafts more than {arm.drafter} can",
                 f"use a length of at most {drafter.max_draft_length}",
             )
+        if arm.least and not drafter.looks_up:
+            raise DraftgymError(
+                f"arm {str(arm)!r} names a match length, but {arm.drafter} matches nothing",
+                f"write {replace(arm, least=0)}; prompt lookup has one, as in ngram:8@3",
+            )
         if arm.nodes is not None:
             _check_tree(arm, arm.nodes, drafter, trees)
+    grafts = [arm for arm in arms if isinstance(arm, Graft)]
+    if grafts and not trees:
+        raise DraftgymError(
+            f"arm {str(grafts[0])!r} makes a tree, but the target verifies chains only",
+            f"write {Cascade.of(grafts[0].parts)}, which verifies one of them",
+        )
 
 
 def _check_tree(arm: Arm, nodes: int, drafter: Drafter, trees: bool) -> None:

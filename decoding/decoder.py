@@ -151,7 +151,7 @@ class SpeculativeDecoder:
         check_policy(policy)
         check_arms(policy.arms, drafters, target.decoder.draws_trees)
         self.target, self.policy = target, policy
-        used = {arm.drafter for arm in policy.arms if arm.drafts}
+        used = {part.drafter for arm in policy.arms for part in arm.parts}
         self.drafters = {name: drafter for name, drafter in drafters.items() if name in used}
 
     def generate(

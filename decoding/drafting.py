@@ -154,6 +154,8 @@ class Drafter(ABC):
         max_draft_length: Most tokens (on one path) it can propose.
         max_tree_nodes: Most nodes of a tree it can propose; 0 where it draws chains only.
         needs_target: Fingerprint of the target it was trained for; None fits any.
+        looks_up: Whether it copies what followed the newest tokens elsewhere, and says how many of
+            them agreed (`Proposal.match`).
         lag: Newest positions that catching up leaves to the next draft, which runs them anyway.
         compiled: What runs its drafts in place of torch; None for torch.
         compiling: Why, or why not; empty where it was not tried.
@@ -164,6 +166,7 @@ class Drafter(ABC):
     max_draft_length: int
     max_tree_nodes: int = 0
     needs_target: str | None = None
+    looks_up: bool = False
     lag: int = 1
     compiled: Any = None
     compiling: str = ""

@@ -64,7 +64,7 @@ ACCEPTANCE_DECAY = 0.8
 
 def drafter_names(arms: Sequence[Arm]) -> list[str]:
     """Drafters that the arms use, in order of first appearance."""
-    return list(dict.fromkeys(arm.drafter for arm in arms if arm.drafts))
+    return list(dict.fromkeys(part.drafter for arm in arms for part in arm.parts))
 
 
 def signal_names(arms: Sequence[Arm]) -> list[str]:
@@ -101,8 +101,9 @@ class RouterMemory:
 
     def __init__(self, arms: Sequence[Arm], count: int = 1) -> None:
         names = drafter_names(arms)
-        # The entry behind the last arm is that of rounds without any of them.
-        self._drafter = np.array([*(names.index(a.drafter) if a.drafts else -1 for a in arms), -1])
+        parts = [[part.drafter for part in arm.parts] for arm in arms]
+        # The row behind the last arm is that of rounds without any of them.
+        self._uses = np.array([[name in one for name in names] for one in [*parts, []]], bool)
         self._one_hot = np.eye(len(arms) + 1, len(arms))  # the row behind the last is all zeros
         self._acceptance = np.empty((count, len(names)))
         self._covered = np.empty((count, len(names)))
@@ -124,7 +125,12 @@ class RouterMemory:
         self._last_committed = self._last_committed[episodes]
 
     def update(
-        self, actions: NDArray[np.int64], committed: NDArray[np.int64], context: NDArray[np.int64]
+        self,
+        actions: NDArray[np.int64],
+        committed: NDArray[np.int64],
+        context: NDArray[np.int64],
+        asked: NDArray[np.bool_] | None = None,
+        verified: NDArray[np.bool_] | None = None,
     ) -> None:
         """Takes in a round of every episode.
 
@@ -132,15 +138,17 @@ class RouterMemory:
             actions: Arms that were chosen `[n]`; one past the last for none of them.
             committed: Tokens committed `[n]`.
             context: Positions in the target's cache when the round began `[n]`.
+            asked: Which drafters were asked `[n, D]`, in the order of `drafter_names`; None: all of
+                the arm's.
+            verified: Whose proposals were verified `[n, D]`; None: theirs.
         """
         self._last_arm[:], self._last_committed[:] = actions, committed
-        drafter = self._drafter[actions]
-        rows = np.flatnonzero(drafter >= 0)
-        column = drafter[rows]
-        fresh = (1 - ACCEPTANCE_DECAY) * (committed[rows] - 1)
-        self._acceptance[rows, column] *= ACCEPTANCE_DECAY
-        self._acceptance[rows, column] += fresh
-        self._covered[rows, column] = context[rows]
+        asked = self._uses[actions] if asked is None else asked
+        verified = asked if verified is None else verified
+        fresh = (1 - ACCEPTANCE_DECAY) * (committed - 1)
+        self._acceptance *= np.where(verified, ACCEPTANCE_DECAY, 1.0)
+        self._acceptance += np.where(verified, fresh[:, None], 0.0)
+        np.copyto(self._covered, context[:, None], where=asked)
 
     def signals(
         self,
@@ -171,7 +179,7 @@ class RouterObserver:
 
     def __init__(self, arms: Sequence[Arm]) -> None:
         self.arms = tuple(arms)
-        self._memory = RouterMemory(arms)
+        self._memory, self._names = RouterMemory(arms), drafter_names(arms)
         self._repeats = Repeats()
         self._repeat = np.zeros(1, dtype=np.int64)
 
@@ -183,9 +191,13 @@ class RouterObserver:
                 round: then only what was committed is remembered.
             record: What happened.
         """
-        known = len(self.arms) if action is None else action
-        facts = ([known], [len(record.committed)], [record.context])
-        self._memory.update(*(np.array(fact, dtype=np.int64) for fact in facts))
+        known, asked, verified = len(self.arms), list[str](), list[str]()
+        if action is not None:
+            known, verified = action, record.drafters
+            asked = [one.arm.drafter for one in record.asked]
+        facts = (np.array([fact]) for fact in (known, len(record.committed), record.context))
+        chosen, committed, context = facts
+        self._memory.update(chosen, committed, context, self._marks(asked), self._marks(verified))
 
     def observe(self, session: Session) -> Observation:
         """The observation at the session's current position.
@@ -195,6 +207,10 @@ class RouterObserver:
             `hidden`: the target's last hidden state, float32 `[d]`.
         """
         return {key: rows[0] for key, rows in observe_together([self], [session]).items()}
+
+    def _marks(self, names: Sequence[str]) -> NDArray[np.bool_]:
+        """Which drafters these are `[1, D]`."""
+        return np.array([[name in names for name in self._names]], dtype=np.bool_)
 
     def _read(self, session: Session) -> NDArray[np.int64]:
         """Follows the text; the repeat at its newest token `[1]`."""

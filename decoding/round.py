@@ -11,12 +11,12 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from draftgym.decoding.arms import Arm
+from draftgym.decoding.arms import Arm, Asking, Graft
 from draftgym.decoding.model.device import clock
 from draftgym.decoding.model.interface import PassOutput
 from draftgym.decoding.session import Session
 from draftgym.decoding.verify.base import Verdict, verify_together
-from draftgym.decoding.verify.proposal import Proposal
+from draftgym.decoding.verify.proposal import Proposal, grafted
 
 Verified = tuple[PassOutput, Verdict]
 """What the pass gave of a session's rows, and what it says of its proposal."""
@@ -55,6 +55,7 @@ class RoundRecord:
         path: Which of `drafted` were accepted: their indices, root to leaf, `accepted` of them.
         margins: Per committed token, how far the target's choice was ahead of the runner-up;
             empty unless asked for.
+        asked: What each drafter did that was asked, in order: one, or several of an arm's parts.
     """
 
     arm: Arm
@@ -67,6 +68,13 @@ class RoundRecord:
     times: RoundTimes
     path: list[int]
     margins: list[float] = field(default_factory=list)
+    asked: tuple[Asking, ...] = ()
+
+    @property
+    def drafters(self) -> list[str]:
+        """Those whose proposals were verified: all of a graft, the last that a cascade asked."""
+        names = [one.arm.drafter for one in self.asked]
+        return names if isinstance(self.arm, Graft) else names[-1:]
 
 
 @dataclass(frozen=True)
@@ -76,14 +84,14 @@ class Draft:
     Attributes:
         arm: What was chosen.
         proposal: What was drafted; nothing where no room is left.
-        caught_up: Positions that the drafter had missed and encoded first.
-        catch_up_seconds: Wall-clock of that.
+        asked: What each drafter did that was asked, in order.
+        catch_up_seconds: Wall-clock of their catching up.
         draft_seconds: Wall-clock of drafting.
     """
 
     arm: Arm
     proposal: Proposal = field(default_factory=Proposal.empty)
-    caught_up: int = 0
+    asked: tuple[Asking, ...] = ()
     catch_up_seconds: float = 0.0
     draft_seconds: float = 0.0
 
@@ -111,17 +119,42 @@ def play_rounds(
 
 
 def draft(session: Session, arm: Arm) -> Draft:
-    """The first half of `play_rounds`: catches the arm's drafter up, then lets it propose."""
+    """The first half of `play_rounds`: catches the arm's drafters up, and lets them propose.
+
+    A cascade asks its parts until one drafts something, a graft asks all.
+    """
+    made: list[Draft] = []
+    for part in arm.parts:
+        made.append(_draft_alone(session, part))
+        if len(made[-1].proposal) and not isinstance(arm, Graft):
+            break
+    if len(made) < 2:
+        return replace(made[0], arm=arm) if made else Draft(arm)
+    proposals = [one.proposal for one in made]
+    return Draft(
+        arm,
+        grafted(proposals) if isinstance(arm, Graft) else proposals[-1],
+        tuple(asked for one in made for asked in one.asked),
+        sum(one.catch_up_seconds for one in made),
+        sum(one.draft_seconds for one in made),
+    )
+
+
+def _draft_alone(session: Session, arm: Arm) -> Draft:
+    """The draft of an arm of one drafter."""
     shape = arm.shape.cut(session.remaining - 1)  # the target adds one token by itself
-    if not arm.drafts or shape.depth < 1:
-        return Draft(arm)
+    if shape.depth < 1:
+        return Draft(arm, asked=(Asking(arm, 0, 0),))
     drafter, device = session.drafters[arm.drafter], session.target.device
     start = clock(device)
     caught_up = session.catch_up(drafter)
     caught = clock(device) if caught_up else start
     proposal = drafter.propose(session.state_of(drafter), session, shape)
+    if proposal.match < arm.least:
+        proposal = Proposal.empty()
     end = clock(device)
-    return Draft(arm, proposal, caught_up, caught - start, end - caught)
+    asked = Asking(arm, len(proposal), proposal.depth if len(proposal) else 0, caught_up)
+    return Draft(arm, proposal, (asked,), caught - start, end - caught)
 
 
 def verify_drafts(
@@ -165,7 +198,7 @@ def commit_draft(
         draft.proposal.depth,
         len(path),
         committed,
-        draft.caught_up + eager,
+        sum(one.caught_up for one in draft.asked) + eager,
         RoundTimes(
             draft.catch_up_seconds + eager_seconds,
             draft.draft_seconds,
@@ -174,6 +207,7 @@ def commit_draft(
         ),
         path,
         verdict.margins[: len(committed)],
+        draft.asked,
     )
 
 

@@ -221,5 +221,5 @@ def best_prefixes(
             heapq.heappush(heap, (sibling, level, parent, rank + 1, above))
         if level + 1 < depth_limit:
             heapq.heappush(heap, (cost - scores[level + 1][0], level + 1, node, 0, cost))
-    columns = zip(*drawn, strict=True)
-    return Proposal(*(torch.tensor(column) for column in columns))
+    tokens_, parents, logprob = (torch.tensor(column) for column in zip(*drawn, strict=True))
+    return Proposal(tokens_, parents, logprob)

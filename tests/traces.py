@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from draftgym.decoding.arms import parse_arm
+from draftgym.decoding.arms import parse_arm, single_arms
 from draftgym.decoding.costs.calibration import calibrate
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.model.target import Target
@@ -37,7 +37,7 @@ def tiny_traces(
         Request(p.question_id, p.category, temperature, NOISE_SEED, reader.encode(p.text))
         for p in prompts
     ]
-    drafting = [arm for arm in parsed if arm.drafts]
+    drafting = single_arms(parsed)
     used = {arm.drafter: drafters[arm.drafter] for arm in drafting}
     origin = TraceOrigin(
         target=target.name,

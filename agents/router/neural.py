@@ -42,6 +42,7 @@ from draftgym.decoding.arms import Arm, parse_arm
 from draftgym.decoding.errors import DraftgymError
 from draftgym.policies.routers.neural import DifferenceNetwork, NeuralPolicy, save_neural_policy
 from draftgym.rollouts.replay.play import Course, Totals, walk_single_arms
+from draftgym.rollouts.traces.joint import made_by
 from draftgym.rollouts.traces.trace import TraceSet
 
 GRID = 100
@@ -204,7 +205,9 @@ def _thresholds(values: NDArray[Any], totals: Totals) -> list[Threshold]:
 def _positions(traces: TraceSet, arms: Sequence[Arm]) -> tuple[Tensor, Tensor]:
     """Hidden states `[N, d]` and differences `[N]` at every position."""
     hidden = np.concatenate([text.hidden[:-1] for text in traces.texts])
-    first, second = (np.concatenate([text.committed(arm) for text in traces.texts]) for arm in arms)
+    first, second = (
+        np.concatenate([made_by(text, arm).committed for text in traces.texts]) for arm in arms
+    )
     return torch.from_numpy(hidden), torch.from_numpy(first - second).float()
 
 

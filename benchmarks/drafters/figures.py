@@ -18,7 +18,7 @@ from benchmarks.drafters.held_out_texts import HeldOutText
 from benchmarks.drafters.measure import Condition
 from benchmarks.report import Json, Table, each, percent
 from benchmarks.results import Result
-from draftgym.decoding.arms import parse_arm
+from draftgym.decoding.arms import Asking, parse_arm
 from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.rollouts.replay.pricing import check_costs
 from draftgym.rollouts.report.rows import ALL
@@ -110,7 +110,7 @@ def predicted_speedup(
         plain += sum(model.step_seconds(context + index) for index in range(one.decoded))
         for committed, drafted, depth in zip(*walk, strict=True):
             missed = context - worked if depth else 0  # without room, nobody is asked
-            mine += model.round_seconds(arm, drafted, context, missed, depth)
+            mine += model.round_seconds([Asking(arm, drafted, depth, missed)], drafted, context)
             worked = context if depth else worked
             context += committed
     return plain / mine

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.results import Result, write_json
-from benchmarks.routers.cascade import Pair
 from draftgym.agents.router.advantage import AdvantageArgs, train_advantage
 from draftgym.agents.router.args import RouterArgs
 from draftgym.agents.router.neural import NeuralArgs, train_neural
@@ -31,6 +30,7 @@ from draftgym.policies.routers.rules import EntropyPolicy, FixedPolicy, RandomPo
 from draftgym.rollouts.replay.tune_entropy import tune_pair
 from draftgym.rollouts.traces.trace import TraceOrigin, TraceSet
 
+Pair = tuple[Arm, Arm]
 Routers = dict[str, list[RoutingPolicy]]
 """Policies by name, one per seed; one where no seed matters."""
 RECORD = "trained_on.json"

@@ -4,8 +4,8 @@
     $ draftgym collect --prompts heldout --out runs/heldout
     $ python -m benchmarks.routers.routing --seeds 5 --json runs/routing.json
 
-Every arm alone, the cascade that is best on the training traces (prompt lookup where it finds a
-match, else one other arm), bandits, WhiFlash's entropy and neural routers, and routers that learn
+Every arm alone, the cascade and the graft of lookup that are best on the training traces, bandits,
+ WhiFlash's entropy and neural routers, and routers that learn
 from all arms (PPO, DQN, regression), each trained on the training traces with several seeds; and
 choices that know the outcome: the best arm per category and per prompt, greedy, and the exact
 optimum. The strongest baseline that is not trained comes first in tables.
@@ -29,9 +29,9 @@ import tyro
 
 from benchmarks.report import Cell, Json, Table, each, ends, percent
 from benchmarks.results import Result, check, finish
-from benchmarks.routers.cascade import Pair, Played, best_cascade, play_cascade, speed
 from benchmarks.routers.contenders import (
     LEARNERS,
+    Pair,
     Routers,
     Training,
     claim_run,
@@ -41,15 +41,16 @@ from benchmarks.routers.contenders import (
     simple_routers,
     single_arms,
 )
+from benchmarks.routers.joint import best_joint_arms
 from draftgym.decoding.arms import PLAIN, Arm, parse_arm
 from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.decoder import RoutingPolicy
 from draftgym.decoding.errors import exit_on_user_error
 from draftgym.policies.routers.bandits import Bandit
-from draftgym.policies.routers.rules import EntropyPolicy
+from draftgym.policies.routers.rules import EntropyPolicy, FixedPolicy
 from draftgym.rollouts.prompts.sets import refuse_held_out
 from draftgym.rollouts.replay.oracle import Walk
-from draftgym.rollouts.replay.play import play_policy
+from draftgym.rollouts.replay.play import ReplayedText, play_policy
 from draftgym.rollouts.replay.pricing import price_traces
 from draftgym.rollouts.replay.prizes import TextWalks, best_arm, largest_pair, walk_texts
 from draftgym.rollouts.report.rows import ALL
@@ -103,8 +104,9 @@ def compare_routers(args: RoutingArgs) -> Result:
     claim_run(training.run, training.traces, training.arms)
     pairs = _pairs(args, training)
     singles, learned = single_arms(training), learned_routers(training)
+    joint = best_joint_arms(training.traces, training.arms)
+    singles |= {str(arm): [FixedPolicy(arm)] for arm in joint}
     routers = singles | simple_routers(training, pairs) | learned
-    cascade = best_cascade(training.traces, training.arms)
     result: Result = {
         "texts": {"train": len(training.traces.texts), "heldout": len(heldout.texts)},
         "traces": {
@@ -113,14 +115,14 @@ def compare_routers(args: RoutingArgs) -> Result:
         },
         "arms": list(map(str, training.arms)),
         "thresholds": _thresholds(routers),
-        "heldout": judge(routers, heldout, training.arms, cascade=cascade),
+        "heldout": judge(routers, heldout, training.arms),
     }
     if args.sampled is not None:
         sampled = read_traces(args.sampled)
         result["traces"]["sampled"] = sampled.origin.describe()
         costs = heldout.origin.cost_model  # the same ones, so that only acceptance differs
         routers = singles | learned
-        result["sampled"] = judge(routers, sampled, training.arms, costs, cascade)
+        result["sampled"] = judge(routers, sampled, training.arms, costs)
     if args.transfer:
         result["transfer"] = _transfer(training, heldout, learned)
     return finish(tables, args, result)
@@ -131,7 +133,6 @@ def judge(
     traces: TraceSet,
     arms: Sequence[Arm],
     model: CostModel | None = None,
-    cascade: Pair | None = None,
 ) -> Result:
     """Every router on some texts, beside choices that know the outcome.
 
@@ -140,7 +141,6 @@ def judge(
         traces: The texts.
         arms: What there is to choose from.
         model: What rounds cost; None takes the traces' own.
-        cascade: Lookup and what drafts where it finds nothing, to be judged as well.
     """
     walks = walk_texts([text for text in price_traces(traces, arms, model) if len(text)])
     best = best_arm(walks)
@@ -148,8 +148,6 @@ def judge(
     optimum = [_work(walk.optimal) for walk in walks]
     categories = [walk.category for walk in walks]
     played = {name: [_play(traces, one, model) for one in seeds] for name, seeds in routers.items()}
-    if cascade is not None:
-        played["{} else {}".format(*cascade)] = [play_cascade(traces, cascade, model)]
     rows = {
         name: {"trained": is_trained(name), **_row(runs, reference, optimum, categories)}
         for name, runs in played.items()
@@ -182,14 +180,18 @@ def _thresholds(routers: Routers) -> dict[str, float]:
     return {n: rule.threshold for n, rule in rules.items() if isinstance(rule, EntropyPolicy)}
 
 
-def _play(traces: TraceSet, policy: RoutingPolicy, model: CostModel | None) -> list[Played]:
+def _play(traces: TraceSet, policy: RoutingPolicy, model: CostModel | None) -> list[ReplayedText]:
     # A bandit goes on learning, and so meets its texts one after the other, as in serving.
-    texts = play_policy(traces, policy, model, together=not isinstance(policy, Bandit))
-    return [Played(text.work, text.chosen) for text in texts]
+    return play_policy(traces, policy, model, together=not isinstance(policy, Bandit))
+
+
+def speed(works: Sequence[Work]) -> float:
+    """Tokens a second, all texts together."""
+    return sum(work.tokens for work in works) / sum(work.seconds for work in works)
 
 
 def _row(
-    runs: Sequence[Sequence[Played]],
+    runs: Sequence[Sequence[ReplayedText]],
     reference: Sequence[Work],
     optimum: Sequence[Work],
     categories: Sequence[str],

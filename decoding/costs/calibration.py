@@ -90,7 +90,8 @@ def load_cost_model(
     arms = None if arms is None else list(arms)
     check_arms(arms or (), drafters, target.decoder.draws_trees)
     asked = everything(drafters) if arms is None else needed(arms)
-    pieces = Pieces(target, drafters, asked, contexts_up_to(longest))
+    budget_of_rows = max((arm.shape.budget for arm in arms or ()), default=0)
+    pieces = Pieces(target, drafters, asked, contexts_up_to(longest), budget_of_rows)
     paths = {name: _path(target, drafters.get(name)) for name in ("", *asked)}
     kept = {name: _read(path) for name, path in paths.items()}
     known = {piece: times for piece in pieces.all if (times := kept[piece.drafter].get(piece.text))}

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from draftgym.decoding.arms import Arm
+from draftgym.decoding.arms import Asking
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import parse_json, write_text
 
@@ -69,36 +69,32 @@ class CostModel:
         """One target step: the cost of a token in plain decoding."""
         return self.target_seconds(1, context)
 
-    def draft_seconds(self, arm: Arm, drafted: int, depth: int) -> float:
-        """Cost of drafting; arguments as `round_seconds`."""
+    def draft_seconds(self, asked: Asking) -> float:
+        """Cost of drafting with an arm of one drafter, without catching up."""
+        arm = asked.arm
         if arm.nodes is None:
-            return self.draft[arm.drafter](drafted)
-        if not depth:  # no room was left, and nobody was asked
+            return self.draft[arm.drafter](asked.drafted)
+        if not asked.depth:  # no room was left, and nobody was asked
             return 0.0
         if arm.drafter not in self.trees:
             raise DraftgymError(
                 f"the cost model knows no costs of {arm.drafter}'s trees (arm {str(arm)!r})",
                 "measure it again with this version, or leave the arm out",
             )
-        return _between(self.trees[arm.drafter], depth, arm.nodes)
+        return _between(self.trees[arm.drafter], asked.depth, arm.nodes)
 
-    def round_seconds(
-        self, arm: Arm, drafted: int, context: int, caught_up: int, depth: int | None = None
-    ) -> float:
+    def round_seconds(self, asked: Sequence[Asking], drafted: int, context: int) -> float:
         """Cost of a round.
 
         Args:
-            arm: What was chosen.
-            drafted: Tokens it proposed (an n-gram match may be shorter than its length).
+            asked: What each drafter did that was asked.
+            drafted: Tokens that were verified.
             context: Positions in the target's cache.
-            caught_up: Positions the drafter encoded first.
-            depth: Tokens on the longest path of what it proposed; None for a chain. A tree that
-                turned out shallow took fewer steps.
         """
         seconds = self.target_seconds(1 + drafted, context)
-        if arm.drafts:
-            seconds += self.draft_seconds(arm, drafted, drafted if depth is None else depth)
-            seconds += self.catch_up[arm.drafter](caught_up)
+        for one in asked:
+            seconds += self.draft_seconds(one)
+            seconds += self.catch_up[one.arm.drafter](one.caught_up)
         return seconds
 
     def reach(self) -> dict[str, int]:

@@ -95,8 +95,9 @@ class Pieces:
         drafters: Mapping[str, Drafter],
         asked: Mapping[str, Asked],
         contexts: Sequence[int] = CONTEXTS,
+        budget: int = 0,
     ) -> None:
-        self.target, self.asked = target, asked
+        self.target, self.asked, self.budget = target, asked, budget
         self.drafters = {name: drafters[name] for name in asked}
         self.contexts = fitting_contexts(target, self.drafters, contexts)
         # Drafting is measured at one context, whatever the longest is that passes are asked for.
@@ -105,7 +106,8 @@ class Pieces:
         self.coarse = {piece for group in self._groups() for piece in _ends(group)}
 
     def _list(self) -> Iterator[Piece]:
-        asked = 1 + max((max(one.length, one.nodes) for one in self.asked.values()), default=0)
+        budgets = [max(one.length, one.nodes) for one in self.asked.values()]
+        asked = 1 + max(self.budget, *budgets, 0)
         rows = _up_to(ROWS, asked, max(asked, ROWS[-1]))
         for context, n in product(self.contexts, rows):
             if n <= self.contexts[-1]:
@@ -228,11 +230,10 @@ def everything(drafters: Mapping[str, Drafter]) -> dict[str, Asked]:
 def needed(arms: Iterable[Arm]) -> dict[str, Asked]:
     """What some arms ask of their drafters; with a chain of one token at least."""
     asked: dict[str, Asked] = {}
-    for arm in arms:
-        if arm.drafts:
-            before = asked.get(arm.drafter, Asked(1))
-            wanted = Asked(arm.length) if arm.nodes is None else Asked(1, arm.length, arm.nodes)
-            asked[arm.drafter] = Asked(*map(max, before, wanted))
+    for arm in (part for one in arms for part in one.parts):
+        before = asked.get(arm.drafter, Asked(1))
+        wanted = Asked(arm.length) if arm.nodes is None else Asked(1, arm.length, arm.nodes)
+        asked[arm.drafter] = Asked(*map(max, before, wanted))
     return asked
 
 

@@ -28,12 +28,15 @@ class Proposal:
         draft_probs: Full draft distribution each token was *sampled* from, shape `[n, vocab]`, or
             None when the tokens were chosen deterministically (argmax, top-k, n-gram). Only
             rejection verification reads it.
+        match: Newest tokens of the text that agree with where it was copied from; 0 where it was
+            not copied.
     """
 
     tokens: Tensor
     parents: Tensor
     logprobs: Tensor
     draft_probs: Tensor | None = None
+    match: int = 0
 
     def __post_init__(self) -> None:
         n = self.tokens.shape[0]
@@ -98,6 +101,31 @@ class Proposal:
         for node, parent in enumerate(self.parents.tolist(), start=1):
             mask[node] |= mask[parent + 1]
         return torch.from_numpy(mask)
+
+
+def grafted(proposals: Sequence[Proposal]) -> Proposal:
+    """One tree of all paths of some proposals; what several propose stands there once.
+
+    A token that was sampled is then verified like any other: with the chance that the target gives
+    it. That is lossless, whoever chose it.
+    """
+    drafted = [one for one in proposals if len(one)]
+    if len(drafted) < 2:
+        return drafted[0] if drafted else Proposal.empty()
+    nodes: dict[tuple[int, int], int] = {}  # by parent and token
+    logprobs: list[float] = []
+    for one in drafted:
+        own: list[int] = []  # where its nodes are
+        for token, parent, logprob in zip(
+            one.token_ids, one.parents.tolist(), to_host(one.logprobs).tolist(), strict=True
+        ):
+            edge = (own[parent] if parent >= 0 else -1, token)
+            if edge not in nodes:
+                nodes[edge] = len(nodes)
+                logprobs.append(logprob)
+            own.append(nodes[edge])
+    parents, tokens = (torch.tensor(column) for column in zip(*nodes, strict=True))
+    return Proposal(tokens, parents, torch.tensor(logprobs))
 
 
 def on_host(proposals: Sequence[Proposal]) -> list[Proposal]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 
 import torch
@@ -48,7 +48,7 @@ class NgramDrafter(Drafter):
         max_draft_length: int = 16,
         never: frozenset[int] = frozenset(),
     ) -> None:
-        self.name = "ngram"
+        self.name, self.looks_up = "ngram", True
         self.longest, self.shortest = longest, shortest
         self.max_draft_length = max_draft_length
         self.never = never
@@ -96,7 +96,7 @@ class NgramDrafter(Drafter):
                 copied = torch.tensor(
                     self._text(tokens[follows : follows + shape.depth]), dtype=torch.long
                 )
-                return Proposal.chain(copied, torch.zeros(len(copied)))
+                return replace(Proposal.chain(copied, torch.zeros(len(copied))), match=size)
         return Proposal.empty()
 
     def _text(self, tokens: Sequence[int]) -> Sequence[int]:

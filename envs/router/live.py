@@ -215,6 +215,4 @@ class RouterEnv(RoundsEnv):
     def _round_seconds(self, record: RoundRecord) -> float:
         if self.measured:
             return record.times.total
-        return self.cost_model.round_seconds(
-            record.arm, len(record.drafted), record.context, record.caught_up, record.depth
-        )
+        return self.cost_model.round_seconds(record.asked, len(record.drafted), record.context)

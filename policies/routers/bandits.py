@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from draftgym.decoding.arms import Arm
+from draftgym.decoding.arms import Arm, Asking
 from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.observation import PROGRESS_SIGNALS, TEXT_SIGNALS
@@ -154,6 +154,10 @@ class TimedBandit(Bandit):
         """Tokens per second."""
         backlogs = np.rint(self.mean_tokens).astype(int)
         return tokens / [
-            self._cost_model.round_seconds(arm, arm.shape.budget, context, int(backlog), arm.length)
-            for arm, backlog in zip(self.arms, backlogs, strict=True)
+            self._cost_model.round_seconds(
+                [Asking(part, part.shape.budget, part.length, backlog) for part in arm.parts],
+                arm.shape.budget,
+                context,
+            )
+            for arm, backlog in zip(self.arms, backlogs.tolist(), strict=True)
         ]

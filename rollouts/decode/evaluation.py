@@ -217,7 +217,7 @@ def cost_predictor(model: CostModel) -> SecondsPredictor:
     """Seconds of a round by a cost model, the decision left out."""
 
     def seconds(one: RoundRecord) -> float:
-        return model.round_seconds(one.arm, len(one.drafted), one.context, one.caught_up, one.depth)
+        return model.round_seconds(one.asked, len(one.drafted), one.context)
 
     return seconds
 

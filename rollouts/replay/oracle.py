@@ -87,7 +87,7 @@ def walk(text: PricedText, choose: Choice) -> Walk:
         costs = text.round_seconds(position, last_used)
         arm = choose(position, costs)
         seconds += float(costs[arm])
-        last_used[text.drafter[arm]] = text.contexts[position]
+        last_used[text.asked[position, arm]] = text.contexts[position]
         position += int(text.committed[position, arm])
         chosen.append(arm)
     return Walk(text.question_id, len(text), seconds, tuple(chosen))
@@ -146,7 +146,7 @@ def walk_optimal(text: PricedText) -> Walk:
         costs = text.round_seconds(position, labels.last_used)
         for arm, committed in enumerate(text.committed[position]):
             last_used = labels.last_used.copy()
-            last_used[:, text.drafter[arm]] = text.contexts[position]
+            last_used[:, text.asked[position, arm]] = text.contexts[position]
             by = np.full(len(numbers), arm)
             reached = _Labels(labels.seconds + costs[:, arm], last_used, numbers, by)
             waiting[position + committed].append(reached)

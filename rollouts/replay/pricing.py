@@ -2,8 +2,7 @@
 
 Only catching up depends on earlier choices, so it is kept apart, as a table over backlogs.
 
-Notation: n = positions of a text, A = arms, D = drafters (`plain` counts as one that never has to
-catch up), L = longest backlog.
+Notation: n = positions of a text, A = arms, D = drafters, L = longest backlog.
 """
 
 from __future__ import annotations
@@ -15,9 +14,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from draftgym.decoding.arms import PLAIN, Arm
+from draftgym.decoding.arms import PLAIN, Arm, Asking, Graft
 from draftgym.decoding.costs.cost_model import CostModel, note_extrapolation
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.observation import drafter_names
+from draftgym.rollouts.traces.joint import asked_of, made_by
 from draftgym.rollouts.traces.trace import TextTrace, TraceSet
 
 
@@ -33,16 +34,38 @@ def step_seconds(model: CostModel, text: TextTrace) -> NDArray[np.float64]:
 
 def round_seconds(model: CostModel, text: TextTrace, arm: Arm) -> NDArray[np.float64]:
     """A round with this arm at each position `[n]`, without catching up."""
-    if not arm.drafts:
-        return step_seconds(model, text)
-    made = text.arms[str(arm)]
-    facts = np.column_stack([contexts(text), made.drafted, made.depth])
-    # Catching up is asked for nothing here: what a backlog costs depends on earlier choices.
-    seconds = [
-        model.round_seconds(arm, int(drafted), int(context), 0, int(depth))
-        for context, drafted, depth in facts
-    ]
-    return np.array(seconds) - (model.catch_up[arm.drafter](0) if len(seconds) else 0.0)
+    rows = 1 + made_by(text, arm).drafted
+    passes = zip(rows.tolist(), contexts(text).tolist(), strict=True)
+    seconds = np.array([model.target_seconds(*one) for one in passes])
+    for part, made, where in asked_of(text, arm):
+        facts = zip(made.drafted.tolist(), made.depth.tolist(), strict=True)
+        drafting = np.array([model.draft_seconds(Asking(part, *one)) for one in facts])
+        seconds += np.where(where, drafting, 0.0)
+    return seconds
+
+
+def worked(
+    text: TextTrace, arm: Arm, names: Sequence[str]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which drafters rounds with an arm ask, and whose proposals they verify.
+
+    Args:
+        text: The text.
+        arm: The arm.
+        names: The drafters, D.
+
+    Returns:
+        Twice `[n, D]`.
+    """
+    asked = np.zeros((len(text), len(names)), dtype=np.bool_)
+    verified = asked.copy()
+    for part, _, where in asked_of(text, arm):
+        column = names.index(part.drafter)
+        asked[:, column] = where
+        if not isinstance(arm, Graft):
+            verified[where] = False
+        verified[:, column] |= where
+    return asked, verified
 
 
 def catch_up_table(model: CostModel, drafter: str, longest: int) -> NDArray[np.float64]:
@@ -158,7 +181,7 @@ class PricedText:
         seconds: What it costs without catching up `[n, A]`.
         contexts: Positions in the target's cache when it begins `[n]`.
         remaining: Tokens that may still be written then `[n]`.
-        drafter: Row of each arm's drafter in `catch_ups` `[A]`.
+        asked: Which drafters each arm asks, and so catches up `[n, A, D]`.
         never: What "used last" says of drafters that never were `[D]`.
         catch_ups: Costs of catching up, shared by all texts.
     """
@@ -170,7 +193,7 @@ class PricedText:
     seconds: NDArray[np.float64]
     contexts: NDArray[np.int64]
     remaining: NDArray[np.int64]
-    drafter: NDArray[np.int64]
+    asked: NDArray[np.bool_]
     never: NDArray[np.int64]
     catch_ups: CatchUps
 
@@ -189,8 +212,9 @@ class PricedText:
             Seconds `[.., A]`.
         """
         waited = backlogs(self.contexts[position], last_used, self.remaining[position])
-        catching_up = self.catch_ups.tables[self.drafter, waited[..., self.drafter]]
-        seconds: NDArray[np.float64] = self.seconds[position] + catching_up
+        tables = self.catch_ups.tables
+        each = tables[np.arange(len(tables)), waited]  # [.., D]
+        seconds: NDArray[np.float64] = self.seconds[position] + each @ self.asked[position].T
         return seconds
 
     def only(self, arms: Sequence[Arm]) -> PricedText:
@@ -201,7 +225,7 @@ class PricedText:
             arms=tuple(arms),
             committed=self.committed[:, columns],
             seconds=self.seconds[:, columns],
-            drafter=self.drafter[columns],
+            asked=self.asked[:, columns],
         )
 
 
@@ -220,26 +244,23 @@ def price_traces(
     """
     traces.check_arms(arms)
     model = model or traces.origin.cost_model
-    names = list(dict.fromkeys(_drafter_name(arm) for arm in arms))
+    names = drafter_names(arms)
     check_costs(model, names)
     longest = max((text.prompt_tokens + len(text) for text in traces.texts), default=0)
     note_extrapolation(model, longest)
-    tables = [
-        np.zeros(longest + 1) if name == PLAIN else catch_up_table(model, name, longest)
-        for name in names
-    ]
-    lags = [1 if name == PLAIN else traces.origin.lags[name] for name in names]
-    rows = np.array([names.index(_drafter_name(arm)) for arm in arms])
-    shared = rows, np.array(lags) - 1, CatchUps(np.array(tables))
+    tables = [catch_up_table(model, name, longest) for name in names]
+    lags = np.array([traces.origin.lags[name] for name in names], dtype=np.int64)
+    shared = lags - 1, CatchUps(np.array(tables).reshape(len(names), longest + 1))
     return [
         PricedText(
             text.question_id,
             text.category,
             tuple(arms),
-            np.column_stack([text.committed(arm) for arm in arms]),
+            np.column_stack([made_by(text, arm).committed for arm in arms]),
             np.column_stack([round_seconds(model, text, arm) for arm in arms]),
             contexts(text),
             traces.origin.max_new_tokens - 1 - np.arange(len(text)),
+            np.stack([worked(text, arm, names)[0] for arm in arms], 1),
             *shared,
         )
         for text in traces.texts
@@ -249,7 +270,7 @@ def price_traces(
 def check_costs(model: CostModel, drafters: Sequence[str]) -> None:
     """Raises `DraftgymError` for a drafter that a cost model knows nothing of."""
     for name in drafters:
-        if name != PLAIN and not (name in model.draft and name in model.catch_up):
+        if not (name in model.draft and name in model.catch_up):
             raise DraftgymError(
                 f"the cost model knows no costs of {name}",
                 f"leave out its arms, or measure one with it; it has {', '.join(model.draft)}",
@@ -263,7 +284,3 @@ def one_each(text: PricedText) -> PricedText:
     """
     free = CatchUps(np.zeros_like(text.catch_ups.tables))
     return replace(text, seconds=np.ones_like(text.seconds), catch_ups=free)
-
-
-def _drafter_name(arm: Arm) -> str:
-    return arm.drafter if arm.drafts else PLAIN

@@ -21,7 +21,14 @@ from draftgym.decoding.arms import Arm
 from draftgym.decoding.costs.cost_model import CostModel, note_extrapolation
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.observation import Observation, RouterMemory, drafter_names
-from draftgym.rollouts.replay.pricing import backlogs, catch_up_table, round_seconds, step_seconds
+from draftgym.rollouts.replay.pricing import (
+    backlogs,
+    catch_up_table,
+    round_seconds,
+    step_seconds,
+    worked,
+)
+from draftgym.rollouts.traces.joint import made_by
 from draftgym.rollouts.traces.trace import TextTrace, TraceSet
 
 
@@ -125,36 +132,29 @@ class Replay:
     def options(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """What a round with each arm would commit and cost here `[n, A]`, catching up included."""
         row = self._row
-        committed, seconds = self._committed[:, row].T, self._seconds[:, row].T.copy()
-        rows = np.flatnonzero(self._remaining[row] > 1)
-        for arm, column in enumerate(self._drafter):
-            if column >= 0:
-                backlog = self._context[row[rows]] - self._last_used[rows, column]
-                seconds[rows, arm] += self._tables[column, backlog]
-        return committed, seconds
+        committed, seconds = self._committed[:, row].T, self._seconds[:, row].T
+        each = self._catching_up(row)  # [n, D]
+        return committed, seconds + np.einsum("nd,and->na", each, self._asked[:, row])
 
     def step(self, actions: NDArray[np.int64]) -> ReplayedRound:
         """Plays a round of every episode; finished ones must be started again afterwards."""
         row, context = self._row, self._context[self._row]
         committed = self._committed[actions, row]
-        seconds = self._seconds[actions, row] + self._catch_up(actions, context)
+        asked, verified = self._asked[actions, row], self._verified[actions, row]
+        catching_up = np.where(asked, self._catching_up(row), 0.0).sum(1)
+        seconds = self._seconds[actions, row] + catching_up
+        np.copyto(self._last_used, context[:, None], where=asked)
         steps = seconds / self._step_seconds[row]
-        self.memory.update(actions, committed, context)
+        self.memory.update(actions, committed, context, asked, verified)
         self._row = row + committed
         done = self._row == self._last[self.text_of]
         return ReplayedRound(committed, seconds, steps, done)
 
-    def _catch_up(
-        self, actions: NDArray[np.int64], context: NDArray[np.int64]
-    ) -> NDArray[np.float64]:
-        """Seconds of catching up the chosen drafters, which are up to date afterwards `[n]`."""
-        drafts = (self._drafter[actions] >= 0) & (self._remaining[self._row] > 1)
-        rows, column = np.flatnonzero(drafts), self._drafter[actions][drafts]
-        backlog = backlogs(context[rows], self._last_used[rows, column], np.array(2))
-        self._last_used[rows, column] = context[rows]
-        seconds = np.zeros(self.count)
-        seconds[rows] = self._tables[column, backlog]
-        return seconds
+    def _catching_up(self, row: NDArray[np.int64]) -> NDArray[np.float64]:
+        """What it would cost to catch each drafter up where the episodes stand `[n, D]`."""
+        remaining = self._remaining[row, None]
+        waited = backlogs(self._context[row, None], self._last_used, remaining)
+        return self._tables[np.arange(len(self._tables)), waited]
 
     def _lay_out(self, traces: TraceSet, model: CostModel) -> None:
         """Puts all texts behind each other."""
@@ -171,7 +171,7 @@ class Replay:
         self._seconds = np.stack([_costs(texts, arm, model) for arm in self.arms])
         steps = [np.append(step_seconds(model, text), 1.0) for text in texts]
         self._step_seconds = np.concatenate(steps)
-        self._drafter = np.array([names.index(a.drafter) if a.drafts else -1 for a in self.arms])
+        self._asked, self._verified = _workers(texts, self.arms, names)
         self._lags = np.array([traces.origin.lags[name] for name in names], dtype=np.int64)
         longest = int(self._context.max()) + 1
         note_extrapolation(model, longest)
@@ -181,9 +181,25 @@ class Replay:
 
 def _rows(texts: Sequence[TextTrace], arm: Arm) -> NDArray[np.int64]:
     """Committed tokens by row `[R]`; a text's last row has no round."""
-    return np.concatenate([np.append(text.committed(arm), 0) for text in texts])
+    return np.concatenate([np.append(made_by(text, arm).committed, 0) for text in texts])
 
 
 def _costs(texts: Sequence[TextTrace], arm: Arm, model: CostModel) -> NDArray[np.float64]:
     """Seconds of a round without catching up by row `[R]`."""
     return np.concatenate([np.append(round_seconds(model, text, arm), 0.0) for text in texts])
+
+
+def _workers(
+    texts: Sequence[TextTrace], arms: Sequence[Arm], names: Sequence[str]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Whom each arm asks, and whose proposals it verifies, by row: twice `[A, R, D]`."""
+    found = [[worked(text, arm, names) for text in texts] for arm in arms]
+    asked, verified = (
+        np.stack([_with_last_rows([one[kind] for one in of]) for of in found]) for kind in (0, 1)
+    )
+    return asked, verified
+
+
+def _with_last_rows(rounds: Sequence[NDArray[np.bool_]]) -> NDArray[np.bool_]:
+    """Facts of the rounds of all texts `[n, D]`, by row; a text's last row has no round."""
+    return np.concatenate([np.pad(one, ((0, 1), (0, 0))) for one in rounds])

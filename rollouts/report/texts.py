@@ -111,7 +111,7 @@ CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"
 def drafter_classes(texts: Iterable[Generation]) -> dict[str, str]:
     """CSS class of every drafter that drafted in the texts."""
     rounds = [item.record for text in texts for item in text.rounds]
-    names = dict.fromkeys(one.arm.drafter for one in rounds if one.arm.drafts)
+    names = dict.fromkeys("+".join(one.drafters) for one in rounds if one.drafters)
     return {name: f"d{index}" for index, name in enumerate(sorted(names))}
 
 
@@ -162,7 +162,7 @@ def _round(
         rejected = _rejected_chain(lost, [*before, *record.committed[: record.accepted]], pieces)
     elif lost:
         rejected = _rejected_tree(lost, before, pieces)
-    kind = f"round {classes.get(record.arm.drafter, '')}".strip()
+    kind = f"round {classes.get('+'.join(record.drafters), '')}".strip()
     body = "".join([*drafted, rejected, *own])
     return f'<span class="{kind}" title="{_tip(number, item)}">{body}</span>'
 

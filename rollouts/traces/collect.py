@@ -19,7 +19,7 @@ from pathlib import Path
 
 import tyro
 
-from draftgym.decoding.arms import Arm, check_arms, parse_arm
+from draftgym.decoding.arms import Arm, check_arms, parse_arm, single_arms
 from draftgym.decoding.costs.calibration import load_cost_model
 from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.drafting import Drafter
@@ -229,7 +229,7 @@ def _check_args(args: CollectArgs) -> list[Arm]:
         if getattr(args, option) < 1:
             name = "--" + option.replace("_", "-")
             raise DraftgymError(f"{name} is {getattr(args, option)}", "give at least one")
-    arms = [arm for arm in map(parse_arm, dict.fromkeys(args.arms or ())) if arm.drafts]
+    arms = single_arms(map(parse_arm, args.arms or ()))  # what joint arms do follows from these
     if not arms and args.arms is not None:
         raise DraftgymError("--arms names nothing that drafts", "name some, such as eagle3:2")
     return arms

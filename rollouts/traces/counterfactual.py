@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,9 +24,12 @@ from draftgym.decoding.model.device import read_together
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.observation import Repeats, text_signals
 from draftgym.decoding.session import Session, confidence
+from draftgym.decoding.verify.proposal import Proposal
 from draftgym.drafters.recorded import facts_of
 from draftgym.rollouts.decode.batched import Request, write_sessions
-from draftgym.rollouts.traces.trace import ArmTrace, TextTrace
+from draftgym.rollouts.traces.trace import ArmTrace, Drafts, TextTrace
+
+Number = TypeVar("Number", bound=np.number)
 
 
 def trace_texts(
@@ -70,7 +75,7 @@ def _trace(
 ) -> TextTrace:
     """The trace of a finished session."""
     repeats = Repeats().extend(session.token_ids)[session.prompt_length :]
-    traces, logprobs = _trace_arms(session, arms)
+    traced = _trace_arms(session, arms)
     return TextTrace(
         request.question_id,
         request.category,
@@ -79,8 +84,10 @@ def _trace(
         np.array(session.new_tokens),
         text_signals(sure, repeats),
         hidden,
-        traces,
-        logprobs,
+        traced.arms,
+        traced.logprobs,
+        traced.drafts,
+        traced.matches,
     )
 
 
@@ -115,16 +122,19 @@ class _Facts:
         return sure.numpy(), hidden.numpy()
 
 
-def _trace_arms(
-    session: Session, arms: Sequence[Arm]
-) -> tuple[dict[str, ArmTrace], dict[str, NDArray[np.float32]]]:
-    """What every arm would have done at every position of a finished session.
+@dataclass
+class _Traced:
+    """What is found out about one text; see `TextTrace`."""
 
-    Returns:
-        Traces by arm, and log-probabilities of the longest chain by drafter.
-    """
-    traces: dict[str, ArmTrace] = {}
-    logprobs: dict[str, NDArray[np.float32]] = {}
+    arms: dict[str, ArmTrace] = field(default_factory=dict)
+    logprobs: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    drafts: dict[str, Drafts] = field(default_factory=dict)
+    matches: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+
+
+def _trace_arms(session: Session, arms: Sequence[Arm]) -> _Traced:
+    """What every arm would have done at every position of a finished session."""
+    traced = _Traced()
     tokens = session.new_tokens
     positions = range(len(tokens) - 1)
     # The target adds one token by itself, so a draft stops one short of the token limit.
@@ -137,27 +147,37 @@ def _trace_arms(
         shapes = _distinct([arm.shape for arm in mine])
         drawn = drafter.propose_at_each(session, places, shapes)
         for column, shape in enumerate(shapes):
-            found = [
-                facts_of(drawn[position][column], tokens[position + 1 :]) for position in positions
-            ]
+            made = [proposals[column] for proposals in drawn]
+            found = [facts_of(made[at], tokens[at + 1 :]) for at in positions]
             committed, drafted, depth = np.array(found, dtype=np.int64).reshape(-1, 3).T
             for arm in mine:
                 if shape.is_tree and arm.shape == shape:
-                    traces[str(arm)] = ArmTrace(committed, drafted, depth)
+                    traced.arms[str(arm)] = ArmTrace(committed, drafted, depth)
+                    traced.drafts[str(arm)] = _trees(made, shape.budget)
                 elif not shape.is_tree and not arm.nodes:  # the beginning of the longest chain
                     cut = np.minimum(drafted, arm.length)
-                    traces[str(arm)] = ArmTrace(np.minimum(committed, cut + 1), cut, cut)
-        if not shapes[0].is_tree:  # the longest chain comes first
-            chains = [proposals[0] for proposals in drawn]
-            logprobs[name] = _padded([chain.logprobs for chain in chains], shapes[0].depth)
-    return traces, logprobs
+                    traced.arms[str(arm)] = ArmTrace(np.minimum(committed, cut + 1), cut, cut)
+            if not shape.is_tree:
+                chains = [proposal.logprobs.float() for proposal in made]
+                traced.logprobs[name] = _padded(chains, shape.depth, np.float32)
+                traced.drafts[name] = Drafts(_trees(made, shape.depth).tokens)
+        if drafter.looks_up:
+            traced.matches[name] = np.array([proposals[0].match for proposals in drawn], np.int64)
+    return traced
 
 
-def _padded(rows: Sequence[Tensor], width: int) -> NDArray[np.float32]:
+def _trees(proposals: Sequence[Proposal], budget: int) -> Drafts:
+    return Drafts(
+        _padded([torch.tensor(one.token_ids) for one in proposals], budget, np.int32),
+        _padded([one.parents for one in proposals], budget, np.int8),
+    )
+
+
+def _padded(rows: Sequence[Tensor], width: int, kind: type[Number]) -> NDArray[Number]:
     """Rows of different lengths as one array, zeros behind them."""
-    padded = np.zeros((len(rows), width), dtype=np.float32)
+    padded = np.zeros((len(rows), width), dtype=kind)
     for index, row in enumerate(rows):
-        padded[index, : len(row)] = row.float().numpy()
+        padded[index, : len(row)] = row.numpy()
     return padded
 
 

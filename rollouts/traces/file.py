@@ -13,6 +13,10 @@
     <arm>.drafted      int16                 0 in the last row of a text, which needs no round
     <arm>.depth        int16
     <drafter>.logprobs float32[longest]      what the drafter thought of its longest chain's tokens
+    <drafter>.tokens   int32[longest]        these tokens
+    <drafter>.match    int16                 newest tokens that agree with where it copies from
+    <arm>.tokens       int32[nodes]          nodes of a tree
+    <arm>.parents      int8[nodes]           index of each node's parent, -1 for the anchor
 
 A text lies in one shard, its rows in order. The schema's metadata holds one JSON object under the
 key `draftgym`: kind, schema version, and the `TraceOrigin` with hashes, seed and cost model.
@@ -36,15 +40,24 @@ from draftgym.decoding.files import parse_json
 from draftgym.decoding.model.fingerprint import is_sampled
 from draftgym.decoding.observation import TEXT_SIGNALS
 from draftgym.rollouts.traces.shards import shards_in
-from draftgym.rollouts.traces.trace import ONE_FOR_ALL, ArmTrace, TextTrace, TraceOrigin, TraceSet
+from draftgym.rollouts.traces.trace import (
+    ONE_FOR_ALL,
+    ArmTrace,
+    Drafts,
+    TextTrace,
+    TraceOrigin,
+    TraceSet,
+)
 
-KIND, SCHEMA_VERSION = "trace", 3
+KIND, SCHEMA_VERSION = "trace", 4
+OLDER = (2, 3)
+"""As now, but without drafted tokens and matches."""
 ONE_SEED_VERSION = 2
-"""As now, but that sampled texts had one seed for all (`TraceOrigin.seeding`)."""
+"""Sampled texts had one seed for all (`TraceOrigin.seeding`)."""
 METADATA_KEY = b"draftgym"
 TEXT_COLUMNS = ("question_id", "category", "prompt_hash")
 PARTS = ("committed", "drafted", "depth")
-LOGPROBS = ".logprobs"
+LOGPROBS, TOKENS, PARENTS, MATCH = ".logprobs", ".tokens", ".parents", ".match"
 AGAIN = "collect it again with draftgym collect"
 
 
@@ -72,14 +85,25 @@ def trace_table(texts: Sequence[TextTrace], origin: TraceOrigin) -> Any:
         for part in PARTS:
             rows = [np.append(getattr(text.arms[arm], part), 0) for text in texts]
             columns[f"{arm}.{part}"] = pa.array(np.concatenate(rows).astype(np.int16))
-    for drafter in texts[0].logprobs:
-        rows = [np.pad(text.logprobs[drafter], ((0, 1), (0, 0))) for text in texts]
-        chains = np.concatenate(rows).astype(np.float32)
-        lists = pa.FixedSizeListArray.from_arrays(chains.ravel(), chains.shape[1])
-        columns[f"{drafter}{LOGPROBS}"] = lists
+    for name, per_text in _lists(texts):
+        lists = np.concatenate([np.pad(one, ((0, 1), (0, 0))) for one in per_text])
+        columns[name] = pa.FixedSizeListArray.from_arrays(lists.ravel(), lists.shape[1])
+    for drafter in texts[0].matches:
+        matches = [np.append(text.matches[drafter], 0) for text in texts]
+        columns[f"{drafter}{MATCH}"] = pa.array(np.concatenate(matches).astype(np.int16))
     body = {"kind": KIND, "schema_version": SCHEMA_VERSION, "origin": origin.to_json()}
     table = pa.table(columns)
     return table.replace_schema_metadata({METADATA_KEY: json.dumps(body).encode()})
+
+
+def _lists(texts: Sequence[TextTrace]) -> Iterator[tuple[str, list[NDArray[Any]]]]:
+    """Columns whose rows are lists, with the rows of every text `[n, width]`."""
+    for drafter in texts[0].logprobs:
+        yield f"{drafter}{LOGPROBS}", [text.logprobs[drafter] for text in texts]
+    for name, draft in texts[0].drafts.items():
+        yield f"{name}{TOKENS}", [text.drafts[name].tokens for text in texts]
+        if draft.parents is not None:
+            yield f"{name}{PARENTS}", [np.asarray(text.drafts[name].parents) for text in texts]
 
 
 def as_traces(source: str | Path | TraceSet) -> TraceSet:
@@ -136,7 +160,7 @@ def read_origin(shard: Path) -> TraceOrigin:
         raise DraftgymError(
             f"{shard} holds no traces", "name a folder of draftgym.rollouts.traces.collect"
         )
-    if body.get("schema_version") not in (ONE_SEED_VERSION, SCHEMA_VERSION):
+    if body.get("schema_version") not in (*OLDER, SCHEMA_VERSION):
         raise DraftgymError(
             f"{shard} has trace version {reprlib.repr(body.get('schema_version'))}, this program "
             f"reads {SCHEMA_VERSION}",
@@ -218,13 +242,14 @@ def _read_texts(shard: Path, origin: TraceOrigin) -> list[TextTrace]:
 def _column_types(names: Sequence[str], origin: TraceOrigin) -> dict[str, str]:
     """How the Arrow type of each column begins that is read."""
     arms = [f"{arm}.{part}" for arm in origin.arms for part in PARTS]
-    logprobs = [name for name in names if name.endswith(LOGPROBS)]
+    lists = [name for name in names if name.endswith((LOGPROBS, TOKENS, PARENTS))]
+    matches = [name for name in names if name.endswith(MATCH)]
     return {
         **dict.fromkeys(TEXT_COLUMNS, "dictionary<values=string"),
         **dict.fromkeys(("prompt_tokens", "position", "token"), "int32"),
         **dict.fromkeys(TEXT_SIGNALS, "float"),
-        **dict.fromkeys(arms, "int16"),
-        **dict.fromkeys(("hidden", *logprobs), "fixed_size_list<"),
+        **dict.fromkeys((*arms, *matches), "int16"),
+        **dict.fromkeys(("hidden", *lists), "fixed_size_list<"),
     }
 
 
@@ -244,6 +269,14 @@ def _read_text(arrays: dict[str, NDArray[Any]], rows: slice, origin: TraceOrigin
             raise ValueError("a text's last rows are missing")
         return ArmTrace(*(arrays[f"{name}.{part}"][rounds].astype(np.int64) for part in PARTS))
 
+    def ending(suffix: str) -> dict[str, NDArray[Any]]:
+        return {
+            name.removesuffix(suffix): column[rounds]
+            for name, column in arrays.items()
+            if name.endswith(suffix)
+        }
+
+    parents = ending(PARENTS)
     question, category, prompt = (str(arrays[name][rows.start]) for name in TEXT_COLUMNS)
     return TextTrace(
         question,
@@ -254,9 +287,7 @@ def _read_text(arrays: dict[str, NDArray[Any]], rows: slice, origin: TraceOrigin
         np.column_stack([arrays[name][rows] for name in TEXT_SIGNALS]),
         arrays["hidden"][rows],
         {name: arm(name) for name in origin.arms},
-        {
-            name.removesuffix(LOGPROBS): column[rounds]
-            for name, column in arrays.items()
-            if name.endswith(LOGPROBS)
-        },
+        ending(LOGPROBS),
+        {name: Drafts(column, parents.get(name)) for name, column in ending(TOKENS).items()},
+        {name: column.astype(np.int64) for name, column in ending(MATCH).items()},
     )

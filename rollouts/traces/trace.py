@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from draftgym.decoding.arms import Arm
+from draftgym.decoding.arms import Arm, Graft
 from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.errors import DraftgymError
 
@@ -41,6 +41,19 @@ class ArmTrace:
 
 
 @dataclass(frozen=True)
+class Drafts:
+    """The tokens of chains or trees, one per position.
+
+    Attributes:
+        tokens: Token ids `[n, budget]`; how many count, `ArmTrace.drafted` says.
+        parents: Index of each node's parent, -1 for the anchor `[n, budget]`; None for chains.
+    """
+
+    tokens: NDArray[np.int32]
+    parents: NDArray[np.int8] | None = None
+
+
+@dataclass(frozen=True)
 class TextTrace:
     """A text with every arm's counterfactuals.
 
@@ -58,6 +71,9 @@ class TextTrace:
         arms: One trace per arm that drafts, by the arm's text.
         logprobs: What the drafter itself thought of its longest chain, by drafter: log-probability
             of every token at temperature 1, float32 `[n, longest]`; 0 behind the chain's end.
+        drafts: What was drafted: the longest chains by drafter, trees by arm.
+        matches: Newest tokens that agree with where a drafter that looks up would copy from, by
+            drafter `[n]`; 0 where there is no such place.
     """
 
     question_id: str
@@ -69,16 +85,12 @@ class TextTrace:
     hidden: NDArray[np.float32]
     arms: dict[str, ArmTrace]
     logprobs: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    drafts: dict[str, Drafts] = field(default_factory=dict)
+    matches: dict[str, NDArray[np.int64]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Positions at which a round can begin."""
         return len(self.tokens) - 1
-
-    def committed(self, arm: Arm) -> NDArray[np.int64]:
-        """Tokens that a round with this arm commits, by position `[n]`; drafting nothing, 1."""
-        if arm.drafts:
-            return self.arms[str(arm)].committed
-        return np.ones(len(self), dtype=np.int64)
 
 
 PER_TEXT, ONE_FOR_ALL = "per text", "one for all"
@@ -226,11 +238,19 @@ class TraceSet:
     def check_arms(self, arms: Iterable[Arm]) -> None:
         """Raises `DraftgymError` for an arm that was not traced."""
         for arm in arms:
-            if arm.drafts and str(arm) not in self.origin.arms:
+            for part in arm.parts:
+                if str(replace(part, least=0)) not in self.origin.arms:
+                    raise DraftgymError(
+                        f"arm {str(arm)!r} is not in these traces",
+                        f"choose from {', '.join(self.origin.arms)}, or collect it with "
+                        "draftgym collect --arms ...",
+                    )
+            told = all(text.drafts for text in self.texts)
+            if not told and (isinstance(arm, Graft) or any(part.least for part in arm.parts)):
                 raise DraftgymError(
-                    f"arm {str(arm)!r} is not in these traces",
-                    f"choose from {', '.join(self.origin.arms)}, or collect it with "
-                    "draftgym collect --arms ...",
+                    f"arm {str(arm)!r} asks for the drafted tokens, which these traces of an older "
+                    "version do not hold",
+                    "collect them again with draftgym collect",
                 )
 
 

@@ -125,7 +125,7 @@ def test_predicted_seconds_are_those_of_the_live_rounds(
         for text in live(files, "eagle3", shape, 0.0, shared):
             plain += sum(model.step_seconds(text.prompt_tokens + i) for i in range(TOKENS - 1))
             mine += sum(
-                model.round_seconds(r.arm, len(r.drafted), r.context, r.caught_up, r.depth)
+                model.round_seconds(r.asked, len(r.drafted), r.context)
                 for r in (item.record for item in text.rounds)
             )
         figures = result["figures"]["eagle3"][f"T=0 greedy {shape}"]

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from benchmarks.routers.cascade import best_cascade, play_cascade, speed
 
 import benchmarks.routers.contenders
-from benchmarks.routers.cascade import best_cascade, play_cascade, speed
 from benchmarks.routers.routing import RoutingArgs, compare_routers
 from draftgym.decoding.arms import parse_arm
 from draftgym.decoding.drafting import Drafter

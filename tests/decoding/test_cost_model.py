@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from draftgym.decoding.arms import Arm
+from draftgym.decoding.arms import Arm, Asking
 from draftgym.decoding.costs.calibration import calibrate
 from draftgym.decoding.costs.cost_model import CostModel, Curve
 from draftgym.decoding.costs.pieces import ROWS
@@ -33,23 +33,25 @@ def test_a_curve_is_linear_in_between_and_never_falls_beyond() -> None:
 def test_a_round_costs_the_sum_of_its_pieces() -> None:
     arm = Arm("eagle3", 4)
     pass_of_five = 3.0  # halfway between the contexts: (2 + 4) / 2
-    assert MODEL.round_seconds(arm, 4, 15, 5) == pytest.approx(pass_of_five + 0.4 + 0.5)
-    assert MODEL.round_seconds(arm, 4, 15, 0) == pytest.approx(pass_of_five + 0.4)
+    assert MODEL.round_seconds([Asking(arm, 4, 4, 5)], 4, 15) == pytest.approx(
+        pass_of_five + 0.4 + 0.5
+    )
+    assert MODEL.round_seconds([Asking(arm, 4, 4)], 4, 15) == pytest.approx(pass_of_five + 0.4)
 
 
 def test_a_tree_costs_what_its_shape_costs() -> None:
     arm = Arm("eagle3", 3, 10)
     pass_of_four = 2.75  # halfway between the contexts: (1.75 + 3.75) / 2
-    deep = MODEL.round_seconds(arm, 3, 15, 0, depth=3)
+    deep = MODEL.round_seconds([Asking(arm, 3, 3)], 3, 15)
     assert deep == pytest.approx(pass_of_four + 0.6)  # the nodes it was given, not those it drew
-    assert MODEL.round_seconds(arm, 3, 15, 0, depth=2) == pytest.approx(pass_of_four + 0.4)
-    assert MODEL.round_seconds(arm, 0, 15, 0, depth=0) == MODEL.step_seconds(15)
+    assert MODEL.round_seconds([Asking(arm, 3, 2)], 3, 15) == pytest.approx(pass_of_four + 0.4)
+    assert MODEL.round_seconds([Asking(arm, 0, 0)], 0, 15) == MODEL.step_seconds(15)
     with pytest.raises(DraftgymError, match="dflash's trees"):
-        MODEL.round_seconds(Arm("dflash", 3, 10), 3, 15, 0, depth=3)
+        MODEL.round_seconds([Asking(Arm("dflash", 3, 10), 3, 3)], 3, 15)
 
 
 def test_a_plain_round_costs_one_target_step() -> None:
-    assert MODEL.round_seconds(Arm("plain", 0), 0, 15, 0) == MODEL.step_seconds(15) == 2.0
+    assert MODEL.round_seconds([], 0, 15) == MODEL.step_seconds(15) == 2.0
 
 
 def test_json_keeps_the_model() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import draftgym.decoding.costs.cost_model as costs
-from draftgym.decoding.arms import PLAIN, Arm
+from draftgym.decoding.arms import PLAIN, Arm, Asking
 from draftgym.decoding.costs.batch_cost import BatchCost
 from draftgym.decoding.costs.cost_model import CostModel, Curve, note_extrapolation
 from draftgym.rollouts.replay.pricing import catch_up_table, price_traces
@@ -47,12 +47,14 @@ def test_replay_prices_as_the_model_does() -> None:
         for position in (0, 30, len(priced) - 2):
             context = text.prompt_tokens + position
             made = text.arms["eagle3:3"]
-            used = np.array([1, 1])  # the drafter has to catch up on everything
+            used = np.array([1])  # the drafter has to catch up on everything
             seconds = priced.round_seconds(position, used)
             assert seconds[1] == pytest.approx(MODEL.step_seconds(context))
             drafted, depth = int(made.drafted[position]), int(made.depth[position])
             assert seconds[0] == pytest.approx(
-                MODEL.round_seconds(arms[0], drafted, context, context - 1, depth)
+                MODEL.round_seconds(
+                    [Asking(arms[0], drafted, depth, context - 1)], drafted, context
+                )
             )
 
 

@@ -21,10 +21,24 @@ from draftgym.rollouts.decode.batched import Request
 from draftgym.rollouts.replay.oracle import walk, walk_optimal, walk_single
 from draftgym.rollouts.replay.pricing import PLAIN_ARM, price_traces
 from draftgym.rollouts.traces.counterfactual import trace_texts
+from draftgym.rollouts.traces.joint import made_by
 from draftgym.rollouts.traces.trace import TraceSet
 from tests.traces import NOISE_SEED, tiny_traces
 
-ARMS = [parse_arm(text) for text in ("eagle3:3", "eagle3:4x10", "dflash:4x8", "small:3", "ngram:5")]
+SINGLE = [
+    parse_arm(text) for text in ("eagle3:3", "eagle3:4x10", "dflash:4x8", "small:3", "ngram:5")
+]
+JOINT = [
+    parse_arm(text)
+    for text in (
+        "ngram:5>eagle3:4x10",
+        "ngram:5@3>small:3>eagle3:3",
+        "ngram:5@4",
+        "eagle3:3+ngram:5",
+        "eagle3:4x10+ngram:5@3+dflash:4x8",
+    )
+]
+ARMS = [*SINGLE, *JOINT]
 PROMPTS = [torch.tensor([5, 9, 5, 9, 5, 9, 7]), torch.tensor([8, 30, 12])]
 LIMIT = 30
 CHAINS = [DraftShape(1), DraftShape(4)]
@@ -36,13 +50,13 @@ def test_rounds_read_off_a_trace_are_those_of_decoding(
     target: Target, drafters: dict[str, Drafter], temperature: float
 ) -> None:
     requests = [Request(f"q{i}", "", temperature, i, prompt) for i, prompt in enumerate(PROMPTS)]
-    traces = trace_texts(target, drafters, ARMS, requests, LIMIT)
+    traces = trace_texts(target, drafters, SINGLE, requests, LIMIT)
     for seed, (prompt, trace) in enumerate(zip(PROMPTS, traces, strict=True)):
         for arm in ARMS:
             decoder = SpeculativeDecoder(target, drafters, FixedPolicy(arm))
             text = decoder.generate(prompt, LIMIT, temperature, seed)
             assert text.tokens == trace.tokens.tolist()
-            made, position = trace.arms[str(arm)], 0
+            made, position = made_by(trace, arm), 0
             for record in (item.record for item in text.rounds):
                 assert made.committed[position] == len(record.committed)
                 assert made.drafted[position] == len(record.drafted)
@@ -62,9 +76,7 @@ def decode_cycling(
     turns, seconds = cycle(arms), 0.0
     while not session.finished:
         made = play_round(session, next(turns))
-        seconds += origin.cost_model.round_seconds(
-            made.arm, len(made.drafted), made.context, made.caught_up, made.depth
-        )
+        seconds += origin.cost_model.round_seconds(made.asked, len(made.drafted), made.context)
     return seconds
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from draftgym.decoding.arms import Arm
+from draftgym.decoding.arms import Arm, Asking
 from draftgym.decoding.errors import DraftgymError
 from draftgym.policies.routers.rules import ENTROPY, EntropyPolicy
 from draftgym.rollouts.prompts.sets import load_prompts
@@ -57,8 +57,10 @@ def seconds_by_hand(traces: TraceSet, text: TextTrace, policy: EntropyPolicy) ->
         made, context = text.arms[str(arm)], PROMPT_TOKENS + place
         remaining = traces.origin.max_new_tokens - place - 1
         backlog = context - used[arm.drafter] if remaining > 1 else 0
-        used[arm.drafter] = context
-        spent += COST.round_seconds(arm, int(made.drafted[place]), context, backlog)
+        used[arm.drafter], drafted = context, int(made.drafted[place])
+        spent += COST.round_seconds(
+            [Asking(arm, drafted, int(made.depth[place]), backlog)], drafted, context
+        )
         place += int(made.committed[place])
     return spent
 

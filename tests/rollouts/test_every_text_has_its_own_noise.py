@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-import draftgym.rollouts.traces.file
 from draftgym.decoding.arms import parse_arm
 from draftgym.decoding.decoder import PlainPolicy, SpeculativeDecoder
 from draftgym.decoding.drafting import Drafter
@@ -98,4 +97,3 @@ def test_old_traces_of_sampled_texts_say_that_they_share_their_noise(
     else:
         assert origin == made.origin, "greedy texts have no noise: old and new ones are alike"
         assert capsys.readouterr().err == ""
-    assert draftgym.rollouts.traces.file.SCHEMA_VERSION == 3

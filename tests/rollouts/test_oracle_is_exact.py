@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from draftgym.decoding.arms import Arm, parse_arm
+from draftgym.decoding.arms import Arm, Asking, parse_arm
 from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.errors import DraftgymError
 from draftgym.rollouts.replay import pricing
@@ -23,6 +23,7 @@ from draftgym.rollouts.replay.oracle import (
 )
 from draftgym.rollouts.replay.pricing import PLAIN_ARM, PricedText, one_each, price_traces
 from draftgym.rollouts.replay.replay import Replay
+from draftgym.rollouts.traces.joint import asked_of, made_by
 from draftgym.rollouts.traces.trace import TraceSet
 from tests.handmade_texts import (
     LAGS,
@@ -61,14 +62,18 @@ def cheapest(traces: TraceSet, arms: list[Arm]) -> float:
         context, known, options = text.prompt_tokens + position, dict(encoded), []
         drafting = traces.origin.max_new_tokens - (position + 1) > 1
         for arm in arms:
-            after, caught_up, drafted = dict(known), 0, 0
-            if arm.drafts:
-                drafted = int(text.arms[str(arm)].drafted[position])
+            after, asked, whole = dict(known), [], made_by(text, arm)
+            for part, made, where in asked_of(text, arm):
+                if not where[position]:
+                    continue
+                caught_up = 0
                 if drafting:
-                    after[arm.drafter] = context + 1 - LAGS[arm.drafter]
-                    caught_up = after[arm.drafter] - known[arm.drafter]
-            now = model.round_seconds(arm, drafted, context, caught_up)
-            reached = position + int(text.committed(arm)[position])
+                    after[part.drafter] = context + 1 - LAGS[part.drafter]
+                    caught_up = after[part.drafter] - known[part.drafter]
+                facts = int(made.drafted[position]), int(made.depth[position]), caught_up
+                asked.append(Asking(part, *facts))
+            now = model.round_seconds(asked, int(whole.drafted[position]), context)
+            reached = position + int(whole.committed[position])
             options.append(now + from_here(reached, tuple(sorted(after.items()))))
         return min(options)
 
