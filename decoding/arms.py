@@ -90,8 +90,9 @@ class Cascade(JointArm):
     @classmethod
     def of(cls, parts: Sequence[Arm]) -> Cascade:
         """The cascade of some arms."""
-        nodes = [part.nodes for part in parts if part.nodes]
-        return cls(_names(parts, cls.sign), _longest(parts), max(nodes, default=None), 0, (*parts,))
+        trees = any(part.nodes for part in parts)
+        nodes = max(part.shape.budget for part in parts) if trees else None
+        return cls(_names(parts, cls.sign), _longest(parts), nodes, 0, (*parts,))
 
     def cut(self, most: int) -> Arm:
         """The cascade of its parts, each cut."""

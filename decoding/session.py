@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from draftgym.decoding.drafting import LAZY_KV_ONLY, CatchUp, Drafter
+from draftgym.decoding.drafting import LAZY_KV_ONLY, MAX_TREE_NODES, CatchUp, Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.device import to_host, upload
 from draftgym.decoding.model.interface import ModelInputs, NewRows, PassOutput, SequenceCache
@@ -71,6 +71,8 @@ class Session:
         self.max_new_tokens = max_new_tokens
         self.prompt_length = len(prompt)
         widest = max((drafter.max_tree_nodes for drafter in drafters.values()), default=0)
+        if len(drafters) > 1 and target.decoder.draws_trees:
+            widest = MAX_TREE_NODES  # chains of several make a tree, too
         self.cache = cache or target.decoder.new_cache(self.capacity + widest)
         self.tap_layers = tuple(
             sorted({layer for drafter in drafters.values() for layer in drafter.tap_layers})

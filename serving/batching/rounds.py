@@ -214,11 +214,7 @@ def batch_key(names: Sequence[str]) -> tuple[int, tuple[str, ...]]:
 
 def at_most(arm: Arm, most: int | None) -> Arm:
     """An arm that drafts no more tokens than that."""
-    if most is None or arm.shape.budget <= most:
-        return arm
-    if most == 0:
-        return PLAIN_ARM
-    return Arm(arm.drafter, min(arm.length, most), None if arm.nodes is None else most)
+    return arm if most is None else arm.cut(most)
 
 
 @torch.inference_mode()

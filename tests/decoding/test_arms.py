@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from draftgym.decoding.arms import Arm, check_arms, parse_arm
+from draftgym.decoding.arms import Arm, check_arms, parse_arm, single_arms
 from draftgym.decoding.drafting import Drafter, DraftShape
 from draftgym.decoding.errors import DraftgymError
 
@@ -22,6 +22,74 @@ def test_an_arm_reads_and_prints_alike(text: str, arm: Arm, shape: DraftShape) -
     assert parse_arm(text) == arm == parse_arm(str(arm))
     assert str(arm) == text
     assert arm.shape == shape and shape.is_tree == ("x" in text)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts", "budget"),
+    [
+        ("ngram:8@3", ["ngram:8@3"], 8),
+        ("ngram:8>eagle3:3x6", ["ngram:8", "eagle3:3x6"], 8),
+        ("ngram:8@4>small:2>dflash:3x9", ["ngram:8@4", "small:2", "dflash:3x9"], 9),
+        ("eagle3:3x6+ngram:8@3", ["eagle3:3x6", "ngram:8@3"], 14),
+    ],
+)
+def test_an_arm_of_several_drafters_reads_and_prints_alike(
+    text: str, parts: list[str], budget: int
+) -> None:
+    arm = parse_arm(text)
+    assert str(arm) == text and arm == parse_arm(f" {text} ") and arm.drafts
+    assert [*map(str, arm.parts)] == parts
+    assert arm.shape.budget == budget
+    assert hash(arm) != hash(parse_arm("ngram:8")) and arm != parse_arm("ngram:8")
+    assert {*map(str, single_arms([arm, arm]))} == {part.partition("@")[0] for part in parts}
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("ngram:8>", "no cascade"),
+        ("ngram:8>eagle3:2+dflash:2", "no cascade"),
+        ("ngram:8>plain", "drafts nothing"),
+        ("eagle3:2+eagle3:3", "asks a drafter twice"),
+        ("eagle3:3x60+ngram:8", "68 nodes"),
+        ("ngram:8@0>eagle3:2", "match length '0'"),
+        ("ngram:8@", "match length ''"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused_with_a_remedy(text: str, problem: str) -> None:
+    with pytest.raises(DraftgymError, match=problem) as caught:
+        parse_arm(text)
+    assert caught.value.remedy
+
+
+def test_what_cannot_be_served_together_is_refused(drafters: dict[str, Drafter]) -> None:
+    for text, problem in (
+        ("eagle3:2@3>ngram:8", "matches nothing"),
+        ("ngram:8>eagle9:2", "unknown drafter"),
+        ("ngram:17+eagle3:2", "more than ngram can"),
+    ):
+        with pytest.raises(DraftgymError, match=problem):
+            check_arms([parse_arm(text)], drafters)
+    check_arms([parse_arm("ngram:8>eagle3:2")], drafters, trees=False)
+    with pytest.raises(DraftgymError, match="chains only") as caught:
+        check_arms([parse_arm("eagle3:2+ngram:8")], drafters, trees=False)
+    assert "eagle3:2>ngram:8" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("text", "most", "short"),
+    [
+        ("eagle3:5x16", 4, "eagle3:4x4"),
+        ("ngram:8", 9, "ngram:8"),
+        ("ngram:8@3>eagle3:3x6", 4, "ngram:4@3>eagle3:3x4"),
+        ("eagle3:3x6+ngram:8", 9, "eagle3:3x6+ngram:3"),
+        ("eagle3:3x6+ngram:8", 6, "eagle3:3x6"),
+        ("eagle3:3x6+ngram:8", 0, "plain"),
+    ],
+)
+def test_a_cut_arm_drafts_no_more_than_that(text: str, most: int, short: str) -> None:
+    cut = parse_arm(text).cut(most)
+    assert str(cut) == short and cut.shape.budget <= most
 
 
 @pytest.mark.parametrize(

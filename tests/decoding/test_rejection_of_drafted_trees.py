@@ -9,7 +9,7 @@ import torch
 
 from draftgym.decoding.drafting import DraftShape
 from draftgym.decoding.verify.base import Candidates, VerificationRule
-from draftgym.decoding.verify.proposal import Proposal
+from draftgym.decoding.verify.proposal import Proposal, grafted
 from draftgym.decoding.verify.rejection import Coins, RejectionRule
 from draftgym.drafters.tree import Frontier, best_first_tree, grow_trees
 from tests.decoding.test_verification_is_lossless import (
@@ -19,6 +19,7 @@ from tests.decoding.test_verification_is_lossless import (
     Tokens,
     assert_law_is_the_targets,
     committed,
+    draft_chain,
     enumerate_coins,
 )
 
@@ -66,6 +67,22 @@ def test_drafted_trees_keep_the_targets_law(
 
     assert_law_is_the_targets(enumerate_coins(run), target)
     assert depths == set(range(shape.depth + 1))
+
+
+def test_a_graft_of_a_sampled_chain_keeps_the_targets_law() -> None:
+    target, drafter = Table(11), Table(12)
+    copied = Proposal.chain(torch.tensor([1, 0]), torch.zeros(2))
+    shared: set[int] = set()
+
+    def run(coins: Coins) -> Tokens:
+        rule = RejectionRule(TEMPERATURE, 0, VOCAB, coins)
+        proposal = grafted([draft_chain(rule, drafter, (), 2), copied])
+        shared.add(4 - len(proposal))
+        verdict = rule.verify(proposal, target.rows((), proposal), -1)
+        return committed(proposal, verdict)
+
+    assert_law_is_the_targets(enumerate_coins(run), target)
+    assert shared == {0, 1, 2}, "chains that part, and that share one token or both"
 
 
 def test_siblings_are_tried_from_the_likeliest_on() -> None:
