@@ -47,7 +47,7 @@ from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.decoder import RoutingPolicy
 from draftgym.decoding.errors import exit_on_user_error
 from draftgym.policies.routers.bandits import Bandit
-from draftgym.policies.routers.rules import EntropyPolicy, FixedPolicy
+from draftgym.policies.routers.rules import EntropyPolicy
 from draftgym.rollouts.prompts.sets import refuse_held_out
 from draftgym.rollouts.replay.oracle import Walk
 from draftgym.rollouts.replay.play import ReplayedText, play_policy
@@ -66,7 +66,8 @@ class RoutingArgs:
     Attributes:
         traces: Folder of traces of training prompts.
         heldout: Folder of traces of held-out prompts, with the same arms.
-        arms: What routers choose from; default: all traced arms and plain.
+        arms: What routers choose from; default: all traced arms, the best cascade and the best
+            graft of these on the training traces, and plain.
         pair: WhiFlash's two arms: autoregressive, then block diffusion. Its routers are trained on
             these, and on the two arms with the largest prize on the training traces.
         seeds: How many times what depends on a seed is trained.
@@ -104,8 +105,6 @@ def compare_routers(args: RoutingArgs) -> Result:
     claim_run(training.run, training.traces, training.arms)
     pairs = _pairs(args, training)
     singles, learned = single_arms(training), learned_routers(training)
-    joint = best_joint_arms(training.traces, training.arms)
-    singles |= {str(arm): [FixedPolicy(arm)] for arm in joint}
     routers = singles | simple_routers(training, pairs) | learned
     result: Result = {
         "texts": {"train": len(training.traces.texts), "heldout": len(heldout.texts)},
@@ -161,9 +160,15 @@ def judge(
 
 def _training(args: RoutingArgs) -> Training:
     traces = read_traces(args.traces)
-    arms = tuple(map(parse_arm, args.arms or (*traces.origin.arms, PLAIN)))
+    if args.arms:
+        arms = list(map(parse_arm, args.arms))
+    else:
+        traced = list(map(parse_arm, traces.origin.arms))
+        arms = [*traced, *best_joint_arms(traces, traced), parse_arm(PLAIN)]
     traces.check_arms(arms)
-    return Training(args.traces, traces, arms, args.rounds, args.seeds, args.run, args.threads)
+    return Training(
+        args.traces, traces, tuple(arms), args.rounds, args.seeds, args.run, args.threads
+    )
 
 
 def _pairs(args: RoutingArgs, training: Training) -> list[Pair]:

@@ -9,15 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmarks.routers.cascade import best_cascade, play_cascade, speed
 
 import benchmarks.routers.contenders
+from benchmarks.routers.joint import joint_arms
 from benchmarks.routers.routing import RoutingArgs, compare_routers
-from draftgym.decoding.arms import parse_arm
+from draftgym.decoding.arms import Cascade, Graft, parse_arm
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
 from draftgym.rollouts.prompts.sets import Prompt, load_prompts
+from draftgym.rollouts.replay.oracle import total, walk_single
+from draftgym.rollouts.replay.pricing import price_traces
 from draftgym.rollouts.traces.file import read_traces
 from tests.handmade_texts import handmade_costs, handmade_set, handmade_text
 from tests.tiny import ARMS
@@ -44,7 +46,7 @@ def test_nobody_beats_the_exact_optimum(figures: dict[str, Any]) -> None:
 
 def test_the_reference_is_the_best_single_arm_of_the_same_texts(figures: dict[str, Any]) -> None:
     judged = figures["heldout"]
-    gains = {name: judged["routers"][name]["gain"][0] for name in ARMS}
+    gains = {name: judged["routers"][name]["gain"][0] for name in figures["arms"]}
     assert max(gains, key=lambda name: gains[name]) == judged["best_single"]
     assert gains[judged["best_single"]] == pytest.approx(0.0)
     known = judged["knowing"]
@@ -68,32 +70,35 @@ def test_every_router_is_there_with_its_seeds(figures: dict[str, Any]) -> None:
     assert set(figures["transfer"]) == {"chat", "code"}
 
 
-def test_the_cascade_drafts_with_lookup_where_it_finds_a_match() -> None:
+def test_a_cascade_pays_for_lookups_in_vain() -> None:
     text = handmade_text({"a:2": [3, 1, 1, 1, 2, 1], "b:2": [1, 1, 2, 1, 1, 1]})
     found = np.array([2, 0, 0, 0, 2, 0])
     text = replace(text, arms=text.arms | {"a:2": replace(text.arms["a:2"], drafted=found)})
     model = handmade_costs(1.0, 0.1, {"a": np.arange(20) * 0.01})
-    pair = (parse_arm("a:2"), parse_arm("b:2"))
-    (played,) = play_cascade(handmade_set([text], model), pair)
-    assert played.chosen.tolist() == [2, 1] and played.work.tokens == 6
+    cascade = parse_arm("a:2>b:2")
+    (priced,) = price_traces(handmade_set([text], model), [cascade])
+    walked = walk_single(priced, cascade)
+    assert walked.tokens == 6 and walked.rounds == 3
     asked = 0.01 * (4 + 3 + 1)  # in every round, also in vain
-    assert played.work.seconds == pytest.approx(3 * (1 + 2 * 0.1) + asked)
+    assert walked.seconds == pytest.approx(3 * (1 + 2 * 0.1) + asked)
 
 
-def test_the_cascade_is_the_best_pair_of_the_training_traces(
+def test_the_best_cascade_and_graft_of_the_training_traces_are_among_the_arms(
     args: RoutingArgs, figures: dict[str, Any]
 ) -> None:
     traces = read_traces(args.traces)
-    pair = best_cascade(traces, [parse_arm(arm) for arm in figures["arms"]])
-    assert pair is not None and pair[0].drafter == "ngram" != pair[1].drafter
-    for judged in (figures["heldout"], figures["sampled"]):
-        assert sum(judged["routers"]["{} else {}".format(*pair)]["arm_shares"]) == 1
+    singles = [parse_arm(arm) for arm in traces.origin.arms]
+    candidates = [*joint_arms(traces, singles)]
+    assert {"ngram:4@3>dflash:4x8", "eagle3:3+ngram:4"} <= {*map(str, candidates)}
+    texts = price_traces(traces, candidates)
     speeds = {
-        other: speed([text.work for text in play_cascade(traces, (pair[0], parse_arm(other)))])
-        for other in ARMS
-        if parse_arm(other).drafter not in ("ngram", "plain")
+        arm: total([walk_single(text, arm) for text in texts]).tokens_per_second
+        for arm in candidates
     }
-    assert max(speeds, key=lambda one: speeds[one]) == str(pair[1])
+    best = [arm for arm in map(parse_arm, figures["arms"]) if len(arm.parts) > 1]
+    assert [type(arm) for arm in best] == [Cascade, Graft]
+    for arm in best:
+        assert speeds[arm] == max(speeds[one] for one in candidates if type(one) is type(arm))
 
 
 def test_what_was_trained_is_not_trained_again(
