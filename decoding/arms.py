@@ -27,12 +27,15 @@ class Arm:
         nodes: Most tokens of a tree (the anchor is not counted); None drafts a chain.
         least: Newest tokens that a drafter that looks up must have found elsewhere; with fewer the
             arm drafts nothing.
+        sure: Probability that the drafter must give a path, from the anchor on, for it to be
+            verified; 0 verifies all that is drafted.
     """
 
     drafter: str
     length: int
     nodes: int | None = None
     least: int = 0
+    sure: float = 0.0
 
     @property
     def shape(self) -> DraftShape:
@@ -63,7 +66,14 @@ class Arm:
         if not self.drafts:
             return PLAIN
         size = f"{self.length}x{self.nodes}" if self.nodes else f"{self.length}"
-        return f"{self.drafter}:{size}" + (f"@{self.least}" if self.least else "")
+        least = f"@{self.least}" if self.least else ""
+        sure = f"~{self.sure:g}" if self.sure else ""
+        return f"{self.drafter}:{size}{least}{sure}"
+
+    @property
+    def whole(self) -> Arm:
+        """The arm that verifies all that this one drafts, whatever it must match."""
+        return replace(self, least=0, sure=0.0)
 
 
 @dataclass(frozen=True)
@@ -92,7 +102,7 @@ class Cascade(JointArm):
         """The cascade of some arms."""
         trees = any(part.nodes for part in parts)
         nodes = max(part.shape.budget for part in parts) if trees else None
-        return cls(_names(parts, cls.sign), _longest(parts), nodes, 0, (*parts,))
+        return cls(_names(parts, cls.sign), _longest(parts), nodes, members=(*parts,))
 
     def cut(self, most: int) -> Arm:
         """The cascade of its parts, each cut."""
@@ -114,7 +124,7 @@ class Graft(JointArm):
     def of(cls, parts: Sequence[Arm]) -> Graft:
         """The graft of some arms."""
         budget = sum(part.shape.budget for part in parts)
-        return cls(_names(parts, cls.sign), _longest(parts), budget, 0, (*parts,))
+        return cls(_names(parts, cls.sign), _longest(parts), budget, members=(*parts,))
 
     def cut(self, most: int) -> Arm:
         """A graft of so many of its first parts as `most` tokens are enough for."""
@@ -134,7 +144,8 @@ class Asking:
 
     Attributes:
         arm: The arm.
-        drafted: Tokens that it proposed (an n-gram match may be shorter than its length).
+        drafted: Tokens that it drafted (an n-gram match may be shorter than its length), those
+            included that it was not sure of.
         depth: Tokens on the longest path of what it proposed; a tree that turned out shallow took
             fewer steps.
         caught_up: Positions that the drafter encoded first.
@@ -169,7 +180,8 @@ def parse_arm(text: str) -> Arm:
 
     `plain` drafts nothing, `eagle3` its default shape, `eagle3:4` a chain of 4 tokens and
     `eagle3:5x16` a tree of at most 16 tokens, at most 5 deep; `ngram:8@3` copies 8 tokens where 3
-    or more agree. `>` between two or more of them makes a cascade, `+` a graft.
+    or more agree; of `eagle3:5x16~0.1` paths are verified that the drafter gives a probability of
+    0.1 or more. `>` between two or more of them makes a cascade, `+` a graft.
 
     Raises:
         DraftgymError: A number is missing or not positive, the tree has fewer nodes than levels, or
@@ -203,16 +215,22 @@ def _parse_joint(text: str, kind: type[Cascade | Graft]) -> Arm:
 
 def _parse_single(text: str) -> Arm:
     """An arm of one drafter."""
-    whole, at, least = text.strip().partition("@")
+    most, tilde, sure = text.strip().partition("~")
+    whole, at, least = most.partition("@")
     name, _, size = whole.partition(":")
     if at and not _is_count(least):
         raise DraftgymError(
             f"arm {text!r} has match length {least!r}", "write a positive number, as in ngram:8@3"
         )
+    if tilde and not _is_probability(sure):
+        raise DraftgymError(
+            f"arm {text!r} has path probability {sure!r}",
+            "write a number above 0 and below 1, as in eagle3:3x6~0.1",
+        )
     if name == PLAIN:
         return Arm(PLAIN, 0)
     arm = _sized(whole, name, size) if size else _default_arm(name)
-    return replace(arm, least=int(least)) if at else arm
+    return replace(arm, least=int(least or 0), sure=float(sure or 0))
 
 
 def _sized(text: str, name: str, size: str) -> Arm:
@@ -237,14 +255,21 @@ def _sized(text: str, name: str, size: str) -> Arm:
 
 
 def single_arms(arms: Iterable[Arm]) -> list[Arm]:
-    """What these arms are made of: each arm of one drafter once, whatever it must match."""
-    return list(dict.fromkeys(replace(part, least=0) for arm in arms for part in arm.parts))
+    """What these arms are made of: each `whole` arm of one drafter once."""
+    return list(dict.fromkeys(part.whole for arm in arms for part in arm.parts))
 
 
 def _default_arm(name: str, longest: int | None = None) -> Arm:
     shape = DEFAULT_SHAPES.get(name, DraftShape(4))
     shape = shape if longest is None else shape.cut(longest)
     return Arm(name, shape.depth, shape.nodes)
+
+
+def _is_probability(text: str) -> bool:
+    try:
+        return 0 < float(text) < 1
+    except ValueError:
+        return False
 
 
 def _is_count(text: str) -> bool:

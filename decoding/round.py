@@ -150,11 +150,12 @@ def _draft_alone(session: Session, arm: Arm) -> Draft:
     caught_up = session.catch_up(drafter)
     caught = clock(device) if caught_up else start
     proposal = drafter.propose(session.state_of(drafter), session, shape)
+    asked = Asking(arm, len(proposal), proposal.depth if len(proposal) else 0, caught_up)
     if proposal.match < arm.least:
         proposal = Proposal.empty()
-    end = clock(device)
-    asked = Asking(arm, len(proposal), proposal.depth if len(proposal) else 0, caught_up)
-    return Draft(arm, proposal, (asked,), caught - start, end - caught)
+    if arm.sure and len(proposal):
+        proposal = proposal.surer_than(arm.sure)
+    return Draft(arm, proposal, (asked,), caught - start, clock(device) - caught)
 
 
 def verify_drafts(

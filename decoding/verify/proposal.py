@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -90,6 +91,28 @@ class Proposal:
         for parent in self.parents.tolist():
             depths.append(1 if parent < 0 else depths[parent] + 1)
         return torch.tensor(depths, dtype=torch.long)
+
+    def path_logprobs(self) -> list[float]:
+        """Log-probability that the drafter gave each node's path from the anchor on."""
+        sums: list[float] = []
+        for parent, own in zip(self.parents.tolist(), to_host(self.logprobs).tolist(), strict=True):
+            sums.append(own + (sums[parent] if parent >= 0 else 0.0))
+        return sums
+
+    def surer_than(self, least: float) -> Proposal:
+        """The paths that the drafter gives at least this probability.
+
+        What is left no longer says what it was sampled from: to verify a sampled token or not by
+        its own probability, and then to accept it as one that was sampled, would change the law of
+        the text. A token that anybody chose is verified with the chance that the target gives it.
+        """
+        kept = [node for node, sum_ in enumerate(self.path_logprobs()) if sum_ >= math.log(least)]
+        place = {-1: -1} | {node: index for index, node in enumerate(kept)}
+        above: list[int] = self.parents.tolist()
+        parents = torch.tensor([place[above[node]] for node in kept], dtype=torch.long)
+        rows = torch.tensor(kept, dtype=torch.long)
+        tokens, logprobs = (one[rows.to(one.device)] for one in (self.tokens, self.logprobs))
+        return replace(self, tokens=tokens, parents=parents, logprobs=logprobs, draft_probs=None)
 
     def ancestor_mask(self) -> Tensor:
         """Who may attend to whom, anchor first: bool `[n + 1, n + 1]`, True = may see.

@@ -37,10 +37,10 @@ def round_seconds(model: CostModel, text: TextTrace, arm: Arm) -> NDArray[np.flo
     rows = 1 + made_by(text, arm).drafted
     passes = zip(rows.tolist(), contexts(text).tolist(), strict=True)
     seconds = np.array([model.target_seconds(*one) for one in passes])
-    for part, made, where in asked_of(text, arm):
-        facts = zip(made.drafted.tolist(), made.depth.tolist(), strict=True)
-        drafting = np.array([model.draft_seconds(Asking(part, *one)) for one in facts])
-        seconds += np.where(where, drafting, 0.0)
+    for part in asked_of(text, arm):
+        facts = zip(part.drafted.drafted.tolist(), part.drafted.depth.tolist(), strict=True)
+        drafting = np.array([model.draft_seconds(Asking(part.arm, *one)) for one in facts])
+        seconds += np.where(part.where, drafting, 0.0)
     return seconds
 
 
@@ -59,12 +59,12 @@ def worked(
     """
     asked = np.zeros((len(text), len(names)), dtype=np.bool_)
     verified = asked.copy()
-    for part, _, where in asked_of(text, arm):
-        column = names.index(part.drafter)
-        asked[:, column] = where
+    for part in asked_of(text, arm):
+        column = names.index(part.arm.drafter)
+        asked[:, column] = part.where
         if not isinstance(arm, Graft):
-            verified[where] = False
-        verified[:, column] |= where
+            verified[part.where] = False
+        verified[:, column] |= part.where
     return asked, verified
 
 

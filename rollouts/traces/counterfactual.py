@@ -153,23 +153,24 @@ def _trace_arms(session: Session, arms: Sequence[Arm]) -> _Traced:
             for arm in mine:
                 if shape.is_tree and arm.shape == shape:
                     traced.arms[str(arm)] = ArmTrace(committed, drafted, depth)
-                    traced.drafts[str(arm)] = _trees(made, shape.budget)
                 elif not shape.is_tree and not arm.nodes:  # the beginning of the longest chain
                     cut = np.minimum(drafted, arm.length)
                     traced.arms[str(arm)] = ArmTrace(np.minimum(committed, cut + 1), cut, cut)
-            if not shape.is_tree:
-                chains = [proposal.logprobs.float() for proposal in made]
-                traced.logprobs[name] = _padded(chains, shape.depth, np.float32)
-                traced.drafts[name] = Drafts(_trees(made, shape.depth).tokens)
+            key = str(Arm(name, shape.depth, shape.nodes)) if shape.is_tree else name
+            chains = [proposal.logprobs.float() for proposal in made]
+            traced.logprobs[key] = _padded(chains, shape.budget, np.float32)
+            traced.drafts[key] = _drafts(made, shape)
         if drafter.looks_up:
             traced.matches[name] = np.array([proposals[0].match for proposals in drawn], np.int64)
     return traced
 
 
-def _trees(proposals: Sequence[Proposal], budget: int) -> Drafts:
+def _drafts(proposals: Sequence[Proposal], shape: DraftShape) -> Drafts:
+    tokens = [torch.tensor(one.token_ids) for one in proposals]
+    parents = [one.parents for one in proposals]
     return Drafts(
-        _padded([torch.tensor(one.token_ids) for one in proposals], budget, np.int32),
-        _padded([one.parents for one in proposals], budget, np.int8),
+        _padded(tokens, shape.budget, np.int32),
+        _padded(parents, shape.budget, np.int8) if shape.is_tree else None,
     )
 
 

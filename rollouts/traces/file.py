@@ -17,6 +17,7 @@
     <drafter>.match    int16                 newest tokens that agree with where it copies from
     <arm>.tokens       int32[nodes]          nodes of a tree
     <arm>.parents      int8[nodes]           index of each node's parent, -1 for the anchor
+    <arm>.logprobs     float32[nodes]        what the drafter thought of them
 
 A text lies in one shard, its rows in order. The schema's metadata holds one JSON object under the
 key `draftgym`: kind, schema version, and the `TraceOrigin` with hashes, seed and cost model.
@@ -98,8 +99,8 @@ def trace_table(texts: Sequence[TextTrace], origin: TraceOrigin) -> Any:
 
 def _lists(texts: Sequence[TextTrace]) -> Iterator[tuple[str, list[NDArray[Any]]]]:
     """Columns whose rows are lists, with the rows of every text `[n, width]`."""
-    for drafter in texts[0].logprobs:
-        yield f"{drafter}{LOGPROBS}", [text.logprobs[drafter] for text in texts]
+    for name in texts[0].logprobs:
+        yield f"{name}{LOGPROBS}", [text.logprobs[name] for text in texts]
     for name, draft in texts[0].drafts.items():
         yield f"{name}{TOKENS}", [text.drafts[name].tokens for text in texts]
         if draft.parents is not None:

@@ -1,8 +1,8 @@
 """What any arm would have done at the positions of a traced text.
 
-Traces hold arms of one drafter. What an arm of several does follows from these exactly: at a
-position, a cascade does what its first part does that drafts something. Of a graft the text takes
-the longest path there is; every beginning of a path is in the same part as its end, so the graft
+Traces hold whole arms of one drafter. What others do follows from these exactly. At a position, a
+cascade does what its first part does that has something to verify. Of a graft the text takes the
+longest path there is; every beginning of a path is in the same part as its end, so the graft
 commits what its best part does. Only its rows must be counted, for parts share nodes.
 
 Notation: n = positions at which a round can begin.
@@ -10,93 +10,108 @@ Notation: n = positions at which a round can begin.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from draftgym.decoding.arms import Arm, Graft
-from draftgym.rollouts.traces.trace import ArmTrace, Drafts, TextTrace
+from draftgym.rollouts.traces.trace import ArmTrace, TextTrace
+
+Path = tuple[int, ...]
+"""A node of a tree, as the tokens that lead to it."""
+
+
+@dataclass(frozen=True)
+class AskedPart:
+    """A part of an arm, by position.
+
+    Attributes:
+        arm: The part.
+        drafted: What its drafter would have drafted.
+        where: Where it is asked `[n]`.
+    """
+
+    arm: Arm
+    drafted: ArmTrace
+    where: NDArray[np.bool_]
 
 
 def made_by(text: TextTrace, arm: Arm) -> ArmTrace:
-    """What rounds with an arm would have done; drafting nothing, they commit one token.
+    """What rounds with an arm would have verified; drafting nothing, they commit one token.
 
     Args:
         text: The text.
         arm: Any arm whose parts were traced (`TraceSet.check_arms`).
     """
-    parts = [_made_alone(text, part) for part in arm.parts]
+    parts = [_verified(text, part) for part in arm.parts]
     if isinstance(arm, Graft):
-        drafts = [_drafts(text, part) for part in arm.parts]
+        nodes = zip(*(_verified_nodes(text, part) for part in arm.parts), strict=True)
         return ArmTrace(
             np.max([one.committed for one in parts], 0),
-            merged_sizes(drafts, [one.drafted for one in parts]),
+            np.array([len(set[Path]().union(*some)) for some in nodes], dtype=np.int64),
             np.max([one.depth for one in parts], 0),
         )
-    whole = parts[-1] if parts else _nothing(len(text))
+    made = parts[-1] if parts else _nothing(len(text))
     for one in reversed(parts[:-1]):
-        whole = _where(one.drafted > 0, one, whole)
-    return whole
+        made = _where(one.drafted > 0, one, made)
+    return made
 
 
-def asked_of(text: TextTrace, arm: Arm) -> list[tuple[Arm, ArmTrace, NDArray[np.bool_]]]:
-    """The parts of an arm: each one, what it would have done, and where it is asked `[n]`.
+def asked_of(text: TextTrace, arm: Arm) -> Iterator[AskedPart]:
+    """The parts of an arm, in order.
 
-    A cascade asks a part where all before it draft nothing, a graft asks all everywhere.
+    A cascade asks a part where all before it have nothing to verify, a graft asks all everywhere.
     """
-    found = []
     where = np.ones(len(text), dtype=np.bool_)
     for part in arm.parts:
-        made = _made_alone(text, part)
-        found.append((part, made, where))
+        yield AskedPart(part, text.arms[str(part.whole)], where)
         if not isinstance(arm, Graft):
-            where = where & (made.drafted == 0)
-    return found
+            where = where & (_verified(text, part).drafted == 0)
 
 
-def merged_sizes(drafts: Sequence[Drafts], sizes: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
-    """Nodes of the tree that several drafts make together; what they share counts once `[n]`.
+def _verified(text: TextTrace, arm: Arm) -> ArmTrace:
+    """What an arm of one drafter would have verified."""
+    made = text.arms[str(arm.whole)]
+    if arm.sure:
+        behind = text.tokens.tolist()
+        nodes = enumerate(_verified_nodes(text, arm))
+        facts = [_facts(some, tuple(behind[position + 1 :])) for position, some in nodes]
+        return ArmTrace(*np.array(facts, dtype=np.int64).reshape(-1, 3).T)
+    if arm.least:
+        return _where(text.matches[arm.drafter] < arm.least, _nothing(len(text)), made)
+    return made
 
-    Args:
-        drafts: Chains or trees by position.
-        sizes: How many nodes of each count `[n]`.
-    """
-    together = zip(drafts, sizes, strict=True)
-    paths = zip(*(map(set, _paths(draft, size)) for draft, size in together), strict=True)
-    return np.array([len(set().union(*some)) for some in paths], dtype=np.int64)
 
-
-def _paths(draft: Drafts, sizes: NDArray[np.int64]) -> list[list[tuple[int, ...]]]:
-    """Per position every node, as the tokens that lead to it."""
+def _verified_nodes(text: TextTrace, arm: Arm) -> Iterator[set[Path]]:
+    """The nodes that an arm of one drafter would have verified, by position."""
+    key = arm.drafter if arm.nodes is None else str(arm.whole)
+    draft, sizes = text.drafts[key], text.arms[str(arm.whole)].drafted
+    if arm.least:
+        sizes = np.where(text.matches[arm.drafter] < arm.least, 0, sizes)
     parents = draft.parents
     if parents is None:
         parents = np.broadcast_to(np.arange(draft.tokens.shape[1]) - 1, draft.tokens.shape)
-    found = []
-    for tokens, above, size in zip(draft.tokens.tolist(), parents.tolist(), sizes, strict=True):
-        paths: list[tuple[int, ...]] = []
-        for token, parent in zip(tokens[:size], above, strict=False):
-            paths.append((*(paths[parent] if parent >= 0 else ()), token))
-        found.append(paths)
-    return found
+    columns = (sizes, draft.tokens, parents, text.logprobs[key])
+    least = math.log(arm.sure) if arm.sure else -math.inf
+    for size, tokens, above, logprobs in zip(*(c.tolist() for c in columns), strict=True):
+        paths: list[Path] = []
+        sums: list[float] = []
+        for node in range(size):
+            parent = above[node]
+            paths.append((*(paths[parent] if parent >= 0 else ()), tokens[node]))
+            sums.append(logprobs[node] + (sums[parent] if parent >= 0 else 0.0))
+        yield {path for path, total in zip(paths, sums, strict=True) if total >= least}
 
 
-def _made_alone(text: TextTrace, arm: Arm) -> ArmTrace:
-    """What an arm of one drafter would have done."""
-    made = text.arms[_traced(arm)]
-    if not arm.least:
-        return made
-    return _where(text.matches[arm.drafter] < arm.least, _nothing(len(text)), made)
-
-
-def _drafts(text: TextTrace, arm: Arm) -> Drafts:
-    return text.drafts[arm.drafter if arm.nodes is None else _traced(arm)]
-
-
-def _traced(arm: Arm) -> str:
-    """What the arm of one drafter is called in traces, which hold every match."""
-    return str(replace(arm, least=0))
+def _facts(nodes: set[Path], text: Path) -> tuple[int, int, int]:
+    """Committed and verified tokens of a round before `text`, and how deep they go."""
+    accepted = 0
+    while accepted < len(text) and text[: accepted + 1] in nodes:
+        accepted += 1
+    return min(accepted + 1, len(text)), len(nodes), max(map(len, nodes), default=0)
 
 
 def _nothing(positions: int) -> ArmTrace:

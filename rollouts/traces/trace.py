@@ -69,9 +69,10 @@ class TextTrace:
         signals: `TEXT_SIGNALS` of each, float32 `[m, 4]`.
         hidden: The target's final hidden state that each was chosen from, float32 `[m, d]`.
         arms: One trace per arm that drafts, by the arm's text.
-        logprobs: What the drafter itself thought of its longest chain, by drafter: log-probability
-            of every token at temperature 1, float32 `[n, longest]`; 0 behind the chain's end.
-        drafts: What was drafted: the longest chains by drafter, trees by arm.
+        logprobs: What the drafters themselves thought: log-probability of every token that was
+            drafted at temperature 1, float32 `[n, budget]`, 0 behind their end; of the longest
+            chains by drafter, of trees by arm.
+        drafts: These tokens, likewise.
         matches: Newest tokens that agree with where a drafter that looks up would copy from, by
             drafter `[n]`; 0 where there is no such place.
     """
@@ -239,14 +240,14 @@ class TraceSet:
         """Raises `DraftgymError` for an arm that was not traced."""
         for arm in arms:
             for part in arm.parts:
-                if str(replace(part, least=0)) not in self.origin.arms:
+                if str(part.whole) not in self.origin.arms:
                     raise DraftgymError(
                         f"arm {str(arm)!r} is not in these traces",
                         f"choose from {', '.join(self.origin.arms)}, or collect it with "
                         "draftgym collect --arms ...",
                     )
             told = all(text.drafts for text in self.texts)
-            if not told and (isinstance(arm, Graft) or any(part.least for part in arm.parts)):
+            if not told and (isinstance(arm, Graft) or any(p != p.whole for p in arm.parts)):
                 raise DraftgymError(
                     f"arm {str(arm)!r} asks for the drafted tokens, which these traces of an older "
                     "version do not hold",

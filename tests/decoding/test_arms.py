@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from draftgym.decoding.arms import Arm, check_arms, parse_arm, single_arms
@@ -29,7 +31,7 @@ def test_an_arm_reads_and_prints_alike(text: str, arm: Arm, shape: DraftShape) -
     [
         ("ngram:8@3", ["ngram:8@3"], 8),
         ("ngram:8>eagle3:3x6", ["ngram:8", "eagle3:3x6"], 8),
-        ("ngram:8@4>small:2>dflash:3x9", ["ngram:8@4", "small:2", "dflash:3x9"], 9),
+        ("ngram:8@4>small:2~0.25>dflash:3x9", ["ngram:8@4", "small:2~0.25", "dflash:3x9"], 9),
         ("eagle3:3x6+ngram:8@3", ["eagle3:3x6", "ngram:8@3"], 14),
     ],
 )
@@ -41,7 +43,7 @@ def test_an_arm_of_several_drafters_reads_and_prints_alike(
     assert [*map(str, arm.parts)] == parts
     assert arm.shape.budget == budget
     assert hash(arm) != hash(parse_arm("ngram:8")) and arm != parse_arm("ngram:8")
-    assert {*map(str, single_arms([arm, arm]))} == {part.partition("@")[0] for part in parts}
+    assert {*map(str, single_arms([arm, arm]))} == {re.split("[@~]", part)[0] for part in parts}
 
 
 @pytest.mark.parametrize(
@@ -54,6 +56,8 @@ def test_an_arm_of_several_drafters_reads_and_prints_alike(
         ("eagle3:3x60+ngram:8", "68 nodes"),
         ("ngram:8@0>eagle3:2", "match length '0'"),
         ("ngram:8@", "match length ''"),
+        ("eagle3:2~1", "path probability '1'"),
+        ("eagle3:2~often", "path probability 'often'"),
     ],
 )
 def test_parts_that_do_not_go_together_are_refused_with_a_remedy(text: str, problem: str) -> None:

@@ -85,6 +85,22 @@ def test_a_graft_of_a_sampled_chain_keeps_the_targets_law() -> None:
     assert shared == {0, 1, 2}, "chains that part, and that share one token or both"
 
 
+@pytest.mark.parametrize("least", [0.1, 0.3, 0.9])
+def test_a_sampled_chain_may_be_cut_by_its_own_probability(least: float) -> None:
+    target, drafter = Table(11), Table(12)
+    lengths: set[int] = set()
+
+    def run(coins: Coins) -> Tokens:
+        rule = RejectionRule(TEMPERATURE, 0, VOCAB, coins)
+        proposal = draft_chain(rule, drafter, (), 2).surer_than(least)
+        lengths.add(len(proposal))
+        verdict = rule.verify(proposal, target.rows((), proposal), -1)
+        return committed(proposal, verdict)
+
+    assert_law_is_the_targets(enumerate_coins(run), target)
+    assert len(lengths) > 1 or least == 0.9
+
+
 def test_siblings_are_tried_from_the_likeliest_on() -> None:
     rule, drafter = RejectionRule(TEMPERATURE, 0, VOCAB), Table(12)
     tree = grown(rule, drafter, DraftShape(1, 3))

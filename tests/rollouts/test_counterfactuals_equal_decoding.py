@@ -34,8 +34,10 @@ JOINT = [
         "ngram:5>eagle3:4x10",
         "ngram:5@3>small:3>eagle3:3",
         "ngram:5@4",
+        "eagle3:4x10~0.02",
+        "dflash:4x8~0.05>eagle3:3~0.01",
         "eagle3:3+ngram:5",
-        "eagle3:4x10+ngram:5@3+dflash:4x8",
+        "eagle3:4x10~0.03+ngram:5@3+dflash:4x8",
     )
 ]
 ARMS = [*SINGLE, *JOINT]

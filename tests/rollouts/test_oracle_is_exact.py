@@ -63,15 +63,18 @@ def cheapest(traces: TraceSet, arms: list[Arm]) -> float:
         drafting = traces.origin.max_new_tokens - (position + 1) > 1
         for arm in arms:
             after, asked, whole = dict(known), [], made_by(text, arm)
-            for part, made, where in asked_of(text, arm):
-                if not where[position]:
+            for part in asked_of(text, arm):
+                if not part.where[position]:
                     continue
                 caught_up = 0
                 if drafting:
-                    after[part.drafter] = context + 1 - LAGS[part.drafter]
-                    caught_up = after[part.drafter] - known[part.drafter]
-                facts = int(made.drafted[position]), int(made.depth[position]), caught_up
-                asked.append(Asking(part, *facts))
+                    name = part.arm.drafter
+                    after[name] = context + 1 - LAGS[name]
+                    caught_up = after[name] - known[name]
+                drafted, depth = (
+                    int(x[position]) for x in (part.drafted.drafted, part.drafted.depth)
+                )
+                asked.append(Asking(part.arm, drafted, depth, caught_up))
             now = model.round_seconds(asked, int(whole.drafted[position]), context)
             reached = position + int(whole.committed[position])
             options.append(now + from_here(reached, tuple(sorted(after.items()))))

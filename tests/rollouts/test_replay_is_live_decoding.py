@@ -24,7 +24,7 @@ from draftgym.rollouts.traces.trace import TraceSet
 from tests.tiny import ARMS, PROMPTS, numbered_target
 from tests.traces import NOISE_SEED, tiny_traces
 
-JOINT_ARMS = ("ngram:5>eagle3:3", "ngram:5@3>small:3>dflash:2", "eagle3:4x8+ngram:5+dflash:2")
+JOINT_ARMS = ("ngram:5>eagle3:3", "ngram:5@3>small:3~0.04>dflash:2", "eagle3:4x8+ngram:5+dflash:2")
 MORE_ARMS = (*ARMS, "eagle3:1", "eagle3:4x8", "dflash:2", "small:3", *JOINT_ARMS)
 LIMIT = 40
 

@@ -18,7 +18,12 @@ from draftgym.rollouts.decode.interleaved import DecodeSettings, write, write_to
 
 CHAINS = ["eagle3:1", "eagle3:4", "dflash:2", "dflash:4", "ngram:6", "plain"]
 TREES = ["eagle3:2x2", "eagle3:4x8", "eagle3:6x40", "dflash:2x5", "dflash:4x12", "dflash:4x64"]
-JOINT = ["ngram:6>eagle3:4x8", "ngram:6@4>dflash:2", "eagle3:4+ngram:6", "dflash:4x12+ngram:6@3"]
+JOINT = [
+    "ngram:6>eagle3:4x8",
+    "ngram:6@4>dflash:2",
+    "eagle3:4+ngram:6",
+    "dflash:4x12~0.02+ngram:6@3",
+]
 ARMS = CHAINS + TREES + JOINT
 
 
