@@ -24,7 +24,7 @@ from draftgym.rollouts.replay.oracle import (
 from draftgym.rollouts.replay.pricing import PLAIN_ARM, PricedText, one_each, price_traces
 from draftgym.rollouts.replay.replay import Replay
 from draftgym.rollouts.traces.joint import asked_of, made_by
-from draftgym.rollouts.traces.trace import TraceSet
+from draftgym.rollouts.traces.trace import ArmTrace, Drafts, TextTrace, TraceSet
 from tests.handmade_texts import (
     LAGS,
     handmade_costs,
@@ -81,6 +81,35 @@ def cheapest(traces: TraceSet, arms: list[Arm]) -> float:
         return min(options)
 
     return from_here(0, tuple(sorted(dict.fromkeys(LAGS, 0).items())))
+
+
+def with_drafts(rng: np.random.Generator, text: TextTrace) -> TextTrace:
+    """The text with drafted tokens, and with places where nothing is drafted."""
+    arms, drafts = {}, {}
+    for name, made in text.arms.items():
+        idle = rng.random(len(text)) < 0.4
+        arms[name] = ArmTrace(
+            np.where(idle, 1, made.committed), np.where(idle, 0, made.drafted), made.depth
+        )
+        longest = 1 + int(made.drafted.max())
+        tokens = rng.integers(0, 3, (len(text), longest)).astype(np.int32)
+        drafts[parse_arm(name).drafter] = Drafts(tokens)
+    logprobs = {name: np.zeros(draft.tokens.shape, np.float32) for name, draft in drafts.items()}
+    return replace(text, arms=arms, drafts=drafts, logprobs=logprobs)
+
+
+@pytest.mark.parametrize("kind", ["rising", "any", "spikes"])
+@pytest.mark.parametrize("seed", range(6))
+def test_the_optimum_knows_arms_of_several_drafters(kind: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    model = random_costs(rng, kind)
+    text = with_drafts(rng, random_text(rng, NAMES, int(rng.integers(3, 10))))
+    arms = [*map(parse_arm, ("a:3>b:2", "b:2>a:1>c:4", "a:1+c:4", "c:4")), PLAIN_ARM]
+    traces = handmade_set([text], model, len(text) + 1 + seed % 2 * 9)
+    (priced,) = price_traces(traces, arms)
+    found = walk_optimal(priced)
+    assert found.seconds == pytest.approx(cheapest(traces, arms), rel=1e-12)
+    assert found.seconds == paid(priced, found.arms)
 
 
 def paid(text: PricedText, arms: tuple[int, ...]) -> float:
