@@ -91,6 +91,21 @@ class Place:
     room: int
 
 
+@dataclass(frozen=True)
+class MatchFacts:
+    """What a drafter that copies from texts would propose, and how sure it is.
+
+    Attributes:
+        length: Tokens that its match has in common with the text's end; 0 where nothing matches.
+        tokens: Tokens that it would propose.
+        score: How many of them it expects to be accepted: the sum of its paths' probabilities.
+    """
+
+    length: int
+    tokens: int
+    score: float
+
+
 class DraftContext(Protocol):
     """What a drafter may see of a session.
 
@@ -208,6 +223,14 @@ class Drafter(ABC):
         agree with the target's sampling noise under `coupled` and are sampled under `rejection`.
         Those of a tree are the best of `context.rule.candidates`, never sampled.
         """
+
+    def facts(self, state: Any, context: DraftContext, shape: DraftShape) -> MatchFacts | None:
+        """What is free to know of a draft before it is drawn; the state must be caught up.
+
+        Returns:
+            Here None: a network must run to know what it would draft.
+        """
+        return None
 
     def propose_at_each(
         self, context: DraftContext, places: Sequence[Place], shapes: Sequence[DraftShape]

@@ -8,7 +8,7 @@ from itertools import takewhile
 
 import torch
 
-from draftgym.decoding.drafting import DraftContext, Drafter, DraftShape
+from draftgym.decoding.drafting import DraftContext, Drafter, DraftShape, MatchFacts
 from draftgym.decoding.verify.proposal import Proposal
 
 
@@ -86,6 +86,18 @@ class NgramDrafter(Drafter):
 
     def propose(self, state: NgramState, context: DraftContext, shape: DraftShape) -> Proposal:
         """Copies a chain; each token gets log-probability 0 (it is a sure guess)."""
+        _, found = self._match(state, context, shape)
+        return Proposal.chain(torch.tensor(found, dtype=torch.long), torch.zeros(len(found)))
+
+    def facts(self, state: NgramState, context: DraftContext, shape: DraftShape) -> MatchFacts:
+        """Length of the match and number of tokens; its score is the latter, for it is sure."""
+        size, found = self._match(state, context, shape)
+        return MatchFacts(size, len(found), float(len(found)))
+
+    def _match(
+        self, state: NgramState, context: DraftContext, shape: DraftShape
+    ) -> tuple[int, Sequence[int]]:
+        """How many tokens matched, and what followed."""
         tokens = context.token_ids
         newest = tokens[-self.longest :]
         for size in range(min(self.longest, len(newest)), self.shortest - 1, -1):
@@ -93,11 +105,8 @@ class NgramDrafter(Drafter):
                 continue
             follows = state.last_seen.get(tuple(newest[-size:]))
             if follows is not None:
-                copied = torch.tensor(
-                    self._text(tokens[follows : follows + shape.depth]), dtype=torch.long
-                )
-                return Proposal.chain(copied, torch.zeros(len(copied)))
-        return Proposal.empty()
+                return size, self._text(tokens[follows : follows + shape.depth])
+        return 0, ()
 
     def _text(self, tokens: Sequence[int]) -> Sequence[int]:
         """The tokens before the first placeholder."""
