@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-MOST = 512
+MOST = 256
 """Most occurrences that are counted; of more the newest are, so that no text makes a draft slow."""
 
 

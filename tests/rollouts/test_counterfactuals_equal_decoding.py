@@ -16,6 +16,7 @@ from draftgym.decoding.session import Session
 from draftgym.decoding.verify.proposal import Proposal
 from draftgym.decoding.verify.rules import make_rule
 from draftgym.drafters.recorded import matched
+from draftgym.drafters.suffix.drafter import SuffixDrafter
 from draftgym.policies.routers.rules import FixedPolicy
 from draftgym.rollouts.decode.batched import Request
 from draftgym.rollouts.replay.oracle import walk, walk_optimal, walk_single
@@ -24,11 +25,18 @@ from draftgym.rollouts.traces.counterfactual import trace_texts
 from draftgym.rollouts.traces.trace import TraceSet
 from tests.traces import NOISE_SEED, tiny_traces
 
-ARMS = [parse_arm(text) for text in ("eagle3:3", "eagle3:4x10", "dflash:4x8", "small:3", "ngram:5")]
+CHOSEN = ("eagle3:3", "eagle3:4x10", "dflash:4x8", "small:3", "ngram:5", "suffix:8", "suffix:4x10")
+ARMS = [parse_arm(text) for text in CHOSEN]
 PROMPTS = [torch.tensor([5, 9, 5, 9, 5, 9, 7]), torch.tensor([8, 30, 12])]
 LIMIT = 30
 CHAINS = [DraftShape(1), DraftShape(4)]
 TREES = [DraftShape(1, 4), DraftShape(3, 6), DraftShape(4, 24)]
+
+
+@pytest.fixture(scope="module")
+def drafters(drafters: dict[str, Drafter]) -> dict[str, Drafter]:
+    """Suffix decoding, too."""
+    return {**drafters, "suffix": SuffixDrafter()}
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -87,7 +95,10 @@ def test_walks_cost_what_the_same_rounds_cost_when_decoded(
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize(
     ("name", "trees"),
-    [("eagle3", True), ("dflash", True), ("small", True), ("small", False), ("ngram", False)],
+    [
+        *((name, True) for name in ("eagle3", "dflash", "small", "suffix")),
+        *((name, False) for name in ("small", "ngram")),
+    ],
 )
 def test_drafting_at_many_positions_together_is_drafting_one_at_a_time(
     target: Target, drafters: dict[str, Drafter], name: str, trees: bool, temperature: float
