@@ -44,7 +44,8 @@ DEFAULT_ARMS = (
     *("ngram:3", "ngram:8", "ngram:16"),
 )
 """Small arms of every drafter that is no language model itself; `plain` needs no trace. What the
-drafters at hand cannot draft, or the target cannot verify, is left out."""
+drafters at hand cannot draft, or the target cannot verify, is left out. Those of `suffix`, which
+the shipped router does not know, are asked for by name."""
 
 
 @dataclass(frozen=True, kw_only=True)

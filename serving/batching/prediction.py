@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from draftgym.decoding.drafting import DraftContext, Drafter, DraftShape
+from draftgym.decoding.drafting import DraftContext, Drafter, DraftShape, MatchFacts
 from draftgym.decoding.verify.proposal import Proposal
 
 
@@ -41,6 +41,10 @@ class PredictedLookup(Drafter):
     def propose(self, state: object, context: DraftContext, shape: DraftShape) -> Proposal:
         """Copies from whichever matched last."""
         return self.lookup.propose(state, _Behind(self.prediction, context), shape)
+
+    def facts(self, state: object, context: DraftContext, shape: DraftShape) -> MatchFacts | None:
+        """Of whichever matched last."""
+        return self.lookup.facts(state, _Behind(self.prediction, context), shape)
 
 
 class _Behind:
