@@ -3,7 +3,7 @@
 The probability of a token is its share among those that followed where its parent's path occurred;
 that of a path is the product along it. A path is never likelier than its beginning, so the best
 nodes form a tree, and the sum of their probabilities is the number of tokens that are expected to
-be accepted: the score by which SuffixDecoding (section 4) chooses between matches.
+be accepted: the score by which SuffixDecoding (arXiv 2411.04975) chooses between matches.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Limits:
         depth: Most tokens on a path.
         nodes: Most tokens in all.
         width: Most children of a node; 1 draws the greedy chain.
-        factor: Most tokens for every token of the match (the paper's alpha, section 4).
+        factor: Most tokens for every token of the match (the paper's alpha).
         least: Smallest probability of a path.
         never: Tokens that are not copied; a text's end is one of them where there is an end.
     """

@@ -28,10 +28,10 @@ class SuffixDrafter(Drafter):
     """Proposes what most often followed earlier occurrences of the last few tokens.
 
     Every match of the text's end, up to `longest` tokens, is a guess of its own: the shorter ones
-    occurred more often, the longer ones are more like what is written now. As in the paper (section
-    4) the draft with the largest score is taken, where a score is the sum of the probabilities of
-    all paths, and no draft has more than `factor` tokens per matched token. Occurrences are those
-    in the text, prompt included, and those in a store of earlier responses. The proposal is
+    occurred more often, the longer ones are more like what is written now. As in the paper the
+    draft with the largest score is taken, where a score is the sum of the probabilities of all
+    paths, and no draft has more than `factor` tokens per matched token. Occurrences are those in
+    the text, prompt included, and those in a store of earlier responses. The proposal is
     deterministic and needs no network; where nothing matches it is empty.
 
     What differs from the paper: occurrences are counted when a draft is drawn, at most `MOST` of
@@ -49,7 +49,7 @@ class SuffixDrafter(Drafter):
 
     Args:
         longest: Most tokens to match.
-        factor: Most drafted tokens for each matched one (the paper's alpha).
+        factor: Most drafted tokens for each matched one (the paper's alpha, in its MAX_SPEC).
         least: Smallest probability of a path; less likely ones are left out.
         max_draft_length: Most tokens on a path.
         never: Token ids that it neither matches nor copies (`Target.image_tokens`).
@@ -91,7 +91,7 @@ class SuffixDrafter(Drafter):
         return state.extend(context.token_ids)
 
     def propose(self, state: TextIndex, context: DraftContext, shape: DraftShape) -> Proposal:
-        """Draws a greedy chain, or a tree of the likeliest paths; see `draftgym.drafters.suffix`.
+        """Draws a greedy chain, or a tree of the likeliest paths.
 
         A token's log-probability is that of its share among what followed its parent.
         """

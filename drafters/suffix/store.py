@@ -1,4 +1,4 @@
-"""Earlier responses to copy from: SuffixDecoding's global tree (section 4), as a folder.
+"""Earlier responses to copy from: SuffixDecoding's global tree, as a folder.
 
     $ draftgym respond --prompts prompts.jsonl --out responses
     $ draftgym suffix-store --corpus responses --out store

@@ -1,4 +1,4 @@
-"""A run gets the shipped drafters that fit its target, the user's own, and prompt lookup."""
+"""A run gets the shipped drafters that fit its target, the user's own, and those that copy."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_shipped_drafters_of_this_target_load(target: Target, shipped: Path) -> 
     assert list(load_drafters(target, shipped=shipped)) == ["eagle3", "dflash", "ngram", "suffix"]
 
 
-def test_another_target_gets_prompt_lookup_and_a_note(
+def test_another_target_gets_those_that_copy_and_a_note(
     shipped: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = tiny_target(seed=7)

@@ -67,7 +67,8 @@ def greedy_chain(text: Sequence[int], matched: int, factor: float) -> list[tuple
 
 def best_paths(text: Sequence[int], matched: int, factor: float, shape: DraftShape) -> list[float]:
     """The probabilities of the likeliest paths, from best to worst."""
-    pattern, level, found = list(text[len(text) - matched :]), {(): 1.0}, list[float]()
+    pattern, found = list(text[len(text) - matched :]), list[float]()
+    level: dict[Path, float] = {(): 1.0}
     for _ in range(shape.depth):
         level = {
             (*path, token): probability * share(text, [*pattern, *path], token)

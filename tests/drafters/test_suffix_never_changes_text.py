@@ -10,7 +10,7 @@ from draftgym.decoding.arms import parse_arm
 from draftgym.decoding.decoder import PlainPolicy, SpeculativeDecoder
 from draftgym.decoding.drafting import Drafter, DraftShape
 from draftgym.decoding.model.target import Target
-from draftgym.decoding.verify.rejection import RejectionRule
+from draftgym.decoding.verify.rejection import Coins, RejectionRule
 from draftgym.drafters.suffix.drafter import SuffixDrafter
 from draftgym.drafters.suffix.store import END, ResponseStore
 from draftgym.policies.routers.rules import FixedPolicy, RandomPolicy
@@ -18,7 +18,6 @@ from draftgym.rollouts.decode.interleaved import DecodeSettings, write, write_to
 from tests.decoding.test_verification_is_lossless import (
     TEMPERATURE,
     VOCAB,
-    Coins,
     Table,
     Tokens,
     assert_law_is_the_targets,

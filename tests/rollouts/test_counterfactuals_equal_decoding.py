@@ -35,8 +35,8 @@ TREES = [DraftShape(1, 4), DraftShape(3, 6), DraftShape(4, 24)]
 
 @pytest.fixture(scope="module")
 def drafters(drafters: dict[str, Drafter]) -> dict[str, Drafter]:
-    """Suffix decoding, too."""
-    return {**drafters, "suffix": SuffixDrafter()}
+    """Suffix decoding, too; one that drafts four tokens behind a single one that matches."""
+    return {**drafters, "suffix": SuffixDrafter(factor=4.0)}
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
