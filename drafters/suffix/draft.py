@@ -38,7 +38,7 @@ class Limits:
     never: Collection[int]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Draft:
     """A tree of tokens, from best to worst.
 
@@ -84,7 +84,7 @@ def best_draft(matches: Iterable[Match], limits: Limits) -> Draft:
 
 def draw(match: Match, limits: Limits) -> Draft:
     """The likeliest paths that followed a match; of equally likely ones the newest."""
-    drawn, score, order = Draft(match.length), 0.0, count()
+    draft, order = Draft(match.length), count()
     most = min(limits.nodes, int(limits.factor * match.length))
     # Entries: minus the path's probability, order of coming, token, parent, logprob, depth, where.
     heap: list[tuple[float, int, int, int, float, int, list[int]]] = []
@@ -101,15 +101,15 @@ def draw(match: Match, limits: Limits) -> Draft:
             heapq.heappush(heap, (-path * share, next(order), *entry))
 
     add_children(-1, 1.0, 1, match.after)
-    while heap and len(drawn.tokens) < most:
+    while heap and len(draft.tokens) < most:
         path, _, token, parent, logprob, depth, places = heapq.heappop(heap)
-        drawn.tokens.append(token)
-        drawn.parents.append(parent)
-        drawn.logprobs.append(logprob)
-        score -= path
+        draft.tokens.append(token)
+        draft.parents.append(parent)
+        draft.logprobs.append(logprob)
+        draft.score -= path
         if depth < limits.depth:
-            add_children(len(drawn.tokens) - 1, -path, depth + 1, places)
-    return Draft(drawn.match, drawn.tokens, drawn.parents, drawn.logprobs, score)
+            add_children(len(draft.tokens) - 1, -path, depth + 1, places)
+    return draft
 
 
 def followers(

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_left, bisect_right
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ class ResponseStore:
             some = self._order[low : high : (high - low - 1) // MOST + 1]
             yield Match(length, self._text, (np.sort(some)[::-1] + 1).tolist())
 
-    def _before(self, length: int) -> Any:
+    def _before(self, length: int) -> Callable[[int], int]:
         """Tells the token `length - 1` before a position."""
         text, back = self._text, length - 1
         return lambda place: text[place - back]
@@ -98,7 +98,7 @@ def sorted_by_context(tokens: NDArray[np.int32], depth: int) -> NDArray[np.int32
     """
     ranks, reach = np.unique(tokens, return_inverse=True)[1], 1
     while reach < depth:  # ranks of contexts of twice the length from pairs of those
-        before = np.concatenate([np.zeros(reach, dtype=ranks.dtype), ranks[:-reach]])
+        before = np.concatenate([np.zeros(reach, dtype=ranks.dtype), ranks])[: len(ranks)]
         ranks = np.unique(ranks * len(tokens) + before, return_inverse=True)[1]
         reach *= 2
     return np.argsort(ranks, kind="stable").astype(np.int32)
