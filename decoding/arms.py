@@ -170,6 +170,7 @@ DEFAULT_SHAPES = {
     "dflash": DraftShape(2),
     "small": DraftShape(2),
     "ngram": DraftShape(8),
+    "suffix": DraftShape(16),
 }
 """What a drafter's name alone means: the fastest arm of each on traces of training prompts, in
 float32 on a CPU, where every verified row is dear. Where rows are cheap, trees should be faster."""

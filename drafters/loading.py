@@ -1,4 +1,4 @@
-"""Which drafters a run has: the shipped ones that fit its target, the user's, and prompt lookup.
+"""Which drafters a run has: the shipped ones that fit its target, the user's, and those that copy.
 
 A user's drafter is a checkpoint folder, or code: `module:name`, a class or function that is given
 the target and makes a `Drafter`.
@@ -26,9 +26,12 @@ from draftgym.drafters.formats.files import read_json, tensor_names
 from draftgym.drafters.formats.others import first_architecture, other_kind
 from draftgym.drafters.ngram.drafter import NgramDrafter
 from draftgym.drafters.small_lm.network import load_small_lm, small_lm_architectures
+from draftgym.drafters.suffix.drafter import SuffixDrafter, load_suffix
+from draftgym.drafters.suffix.store import MODEL_TYPE
 
 SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints"
-KINDS = (*NEURAL, "small")
+SMALL, SUFFIX = "small", "suffix"
+KINDS = (*NEURAL, SMALL, SUFFIX)
 
 
 def load_drafters(
@@ -38,12 +41,13 @@ def load_drafters(
 
     Args:
         target: The target.
-        given: The user's: checkpoint folders, and code (`module:name`). One takes the place of
-            another of its name.
+        given: The user's: checkpoint folders, stores of responses, and code (`module:name`). One
+            takes the place of another of its name.
         shipped: Folder of the shipped checkpoints.
 
     Returns:
-        Drafters by name (`eagle3`, `dflash`, `small`, `ngram`); prompt lookup is always among them.
+        Drafters by name (`eagle3`, `dflash`, `small`, `ngram`, `suffix`); the last two, which copy
+        from the text and need no training, are always among them.
 
     Raises:
         DraftgymError: A folder is damaged or of another target, two given ones are of one kind, or
@@ -56,13 +60,16 @@ def load_drafters(
     if not found:
         print(
             f"note: no shipped drafter was trained for target {target.name!r}; prompt lookup "
-            "(ngram) is the only drafter. Train one with train_drafter.py, name it with --drafters",
+            "(ngram) and suffix decoding (suffix) are the only drafters. Train one with "
+            "train_drafter.py, name it with --drafters",
             file=sys.stderr,
         )
     loaded = [load_folder(folder, target) for folder in found.values()]
+    loaded.append(NgramDrafter(never=target.image_tokens))
+    if SUFFIX not in found:  # with a store, it is loaded already
+        loaded.append(SuffixDrafter(never=target.image_tokens))
     own = [make_drafter(str(entry), target) for entry in given or () if is_code(str(entry))]
-    ngram = NgramDrafter(never=target.image_tokens)
-    return {drafter.name: drafter for drafter in [*loaded, ngram, *own]}
+    return {drafter.name: drafter for drafter in [*loaded, *own]}
 
 
 def is_code(entry: str) -> bool:
@@ -102,9 +109,8 @@ def load_folder(folder: Path, target: Target) -> Drafter:
     Raises:
         DraftgymError: As `load_drafters`.
     """
-    return (
-        load_small_lm(folder, target) if _kind(folder) == "small" else load_drafter(folder, target)
-    )
+    others = {SMALL: load_small_lm, SUFFIX: load_suffix}
+    return others.get(_kind(folder) or "", load_drafter)(folder, target)
 
 
 def find_checkpoints(
@@ -142,11 +148,13 @@ def _fitting(target: Target, shipped: Path) -> list[Path]:
 def _kind(folder: Path) -> str | None:
     """One of `KINDS` by the keys of `config.json` and tensor names, None for anything else."""
     body, names = _config(folder), tensor_names(folder)
+    if body.get("model_type") == MODEL_TYPE:
+        return SUFFIX
     form = recognise(body, names)
     if form is not None:
         return form.kind
     language_model = first_architecture(body) in small_lm_architectures()
-    return "small" if language_model and other_kind(body, names) is None else None
+    return SMALL if language_model and other_kind(body, names) is None else None
 
 
 def _config(folder: Path) -> dict[str, Any]:

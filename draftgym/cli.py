@@ -26,6 +26,7 @@ COMMANDS = {
     "convert": ("drafters.convert", "a drafter checkpoint in another published format"),
     "export": ("export", "a folder that transformers' generate() loads draftgym by"),
     "average": ("drafters.average", "average the weights of several trainings"),
+    "suffix-store": ("drafters.suffix.store", "earlier responses for suffix decoding to copy from"),
     "unpack-small-lm": ("drafters.small_lm.network", "a shipped small LM as a whole model folder"),
     "card": ("drafters.training.loop.card", "the card of a trained drafter"),
     "measure-host": ("envs.cell.host", "measure this host as the server of many users"),

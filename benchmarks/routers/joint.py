@@ -33,7 +33,7 @@ def best_joint_arms(traces: TraceSet, arms: Sequence[Arm]) -> list[Arm]:
         arms: Traced arms.
     """
     told = all(text.drafts for text in traces.texts)  # else the traces are of an older version
-    lookups = {"ngram", *traces.texts[0].matches}
+    lookups = {"ngram", *(key.partition(":")[0] for key in traces.texts[0].matches)}
     pairs = [
         (one, other)
         for one, other in product(arms, arms)

@@ -54,10 +54,10 @@ A100_R1_QWEN = DeviceClass("A100, DeepSeek-R1-Distill-Qwen-1.5B", 0.0196, 1.0, 1
 
 
 PROMPT_LOOKUP = DeviceClass("prompt lookup, any device", 0.0)
-"""Copying needs no network: less than 0.1 ms for a whole draft in Python
+"""Copying needs no network: about 0.1 ms for a whole draft in Python
 (`draftgym.decoding.costs.calibration`), against 15 ms or more for each token of the papers'
 language models."""
-NO_NETWORK = {"ngram": PROMPT_LOOKUP}
+NO_NETWORK = {"ngram": PROMPT_LOOKUP, "suffix": PROMPT_LOOKUP}
 """Classes of devices, by drafter, that do not depend on the setting."""
 
 

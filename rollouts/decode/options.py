@@ -25,9 +25,10 @@ class DecodingOptions:
         target: The language model whose text is written: smollm2-135m (embedded), a Hugging Face
             folder, a Hub id (owner/name) or a .gguf file; `:int8` or `:q4` behind the
             name makes it a target of rounded weights.
-        drafters: Drafter checkpoints (EAGLE-3, DFlash, a small LM), or code of your own
-            (module:name), to use beside the shipped ones that fit the target, or instead of one of
-            the same kind. Prompt lookup (ngram) is always there.
+        drafters: Drafter checkpoints (EAGLE-3, DFlash, a small LM), a store of responses for
+            suffix, or code of your own (module:name), to use beside the shipped ones that fit the
+            target, or instead of one of the same kind. Prompt lookup (ngram) and suffix decoding
+            (suffix) are always there.
         max_new_tokens: Tokens to write at most.
         temperature: 0 takes the likeliest token every time; 1 samples from the model's
             distribution.
@@ -136,7 +137,7 @@ class CatchUpOptions(TextOptions):
             after every round, as if each were chosen next). Changes the speed, never the text.
         prefill: What is computed for a missed position: kv (keys and values, all that later drafts
             read) or full (the drafter's attention, MLP and LM head as well, thrown away). Differs
-            for eagle3 and small; dflash and ngram have nothing to leave out.
+            for eagle3 and small; the others have nothing to leave out.
     """
 
     catch_up: Literal["lazy", "eager"] = "lazy"

@@ -15,10 +15,12 @@ OF_DRAFTER = {
     "dflash": "#e69f00",
     "ngram": "#009e73",
     "small": "#cc79a7",
+    "suffix": "#882255",
 }
 SPARE = ("#d55e00", "#6a4c9c", "#b8a900", "#7a5230")
 """For whoever is no drafter (routers, `random`), in turn. The drafters' colours and the first of
-these are Okabe and Ito's; their sky blue is left to the shades of blue."""
+these are Okabe and Ito's, but for suffix's wine (Tol's); their sky blue is left to the shades of
+blue."""
 
 LIGHTEST = 0.6
 """How far towards white the last of several arms of one drafter goes."""

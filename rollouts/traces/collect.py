@@ -41,7 +41,7 @@ from draftgym.rollouts.traces.trace import TraceOrigin, TraceSet
 DEFAULT_ARMS = (
     *("eagle3:1", "eagle3:2", "eagle3:3", "eagle3:4", "eagle3:3x6", "eagle3:4x8"),
     *("dflash:1", "dflash:2", "dflash:4", "dflash:3x6", "dflash:4x8"),
-    *("ngram:3", "ngram:8", "ngram:16"),
+    *("ngram:3", "ngram:8", "ngram:16", "suffix:8", "suffix:16"),
 )
 """Small arms of every drafter that is no language model itself; `plain` needs no trace. What the
 drafters at hand cannot draft, or the target cannot verify, is left out."""

@@ -160,8 +160,8 @@ def _trace_arms(session: Session, arms: Sequence[Arm]) -> _Traced:
             chains = [proposal.logprobs.float() for proposal in made]
             traced.logprobs[key] = _padded(chains, shape.budget, np.float32)
             traced.drafts[key] = _drafts(made, shape)
-        if drafter.looks_up:
-            traced.matches[name] = np.array([proposals[0].match for proposals in drawn], np.int64)
+            if drafter.looks_up:
+                traced.matches[key] = np.array([proposal.match for proposal in made], np.int64)
     return traced
 
 

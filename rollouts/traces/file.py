@@ -14,10 +14,12 @@
     <arm>.depth        int16
     <drafter>.logprobs float32[longest]      what the drafter thought of its longest chain's tokens
     <drafter>.tokens   int32[longest]        these tokens
-    <drafter>.match    int16                 newest tokens that agree with where it copies from
+    <drafter>.match    int16                 newest tokens that agree with where it copies from, if
+                                             it looks up
     <arm>.tokens       int32[nodes]          nodes of a tree
     <arm>.parents      int8[nodes]           index of each node's parent, -1 for the anchor
     <arm>.logprobs     float32[nodes]        what the drafter thought of them
+    <arm>.match        int16                 as above
 
 A text lies in one shard, its rows in order. The schema's metadata holds one JSON object under the
 key `draftgym`: kind, schema version, and the `TraceOrigin` with hashes, seed and cost model.

@@ -81,16 +81,16 @@ def _verified(text: TextTrace, arm: Arm) -> ArmTrace:
         facts = [_facts(some, tuple(behind[position + 1 :])) for position, some in nodes]
         return ArmTrace(*np.array(facts, dtype=np.int64).reshape(-1, 3).T)
     if arm.least:
-        return _where(text.matches[arm.drafter] < arm.least, _nothing(len(text)), made)
+        return _where(text.matches[_key(arm)] < arm.least, _nothing(len(text)), made)
     return made
 
 
 def _verified_nodes(text: TextTrace, arm: Arm) -> Iterator[set[Path]]:
     """The nodes that an arm of one drafter would have verified, by position."""
-    key = arm.drafter if arm.nodes is None else str(arm.whole)
+    key = _key(arm)
     draft, sizes = text.drafts[key], text.arms[str(arm.whole)].drafted
     if arm.least:
-        sizes = np.where(text.matches[arm.drafter] < arm.least, 0, sizes)
+        sizes = np.where(text.matches[key] < arm.least, 0, sizes)
     parents = draft.parents
     if parents is None:
         parents = np.broadcast_to(np.arange(draft.tokens.shape[1]) - 1, draft.tokens.shape)
@@ -104,6 +104,11 @@ def _verified_nodes(text: TextTrace, arm: Arm) -> Iterator[set[Path]]:
             paths.append((*(paths[parent] if parent >= 0 else ()), tokens[node]))
             sums.append(logprobs[node] + (sums[parent] if parent >= 0 else 0.0))
         yield {path for path, total in zip(paths, sums, strict=True) if total >= least}
+
+
+def _key(arm: Arm) -> str:
+    """What its tokens are called in traces: chains are the beginning of their drafter's longest."""
+    return arm.drafter if arm.nodes is None else str(arm.whole)
 
 
 def _facts(nodes: set[Path], text: Path) -> tuple[int, int, int]:

@@ -73,8 +73,8 @@ class TextTrace:
             drafted at temperature 1, float32 `[n, budget]`, 0 behind their end; of the longest
             chains by drafter, of trees by arm.
         drafts: These tokens, likewise.
-        matches: Newest tokens that agree with where a drafter that looks up would copy from, by
-            drafter `[n]`; 0 where there is no such place.
+        matches: Newest tokens that agree with where a drafter that looks up would copy from `[n]`,
+            likewise; 0 where there is no such place.
     """
 
     question_id: str

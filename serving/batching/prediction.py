@@ -23,7 +23,8 @@ class PredictedLookup(Drafter):
 
     def __init__(self, lookup: Drafter, prediction: Sequence[int]) -> None:
         self.lookup, self.prediction = lookup, list(prediction)
-        self.name, self.max_draft_length = lookup.name, lookup.max_draft_length
+        self.name, self.looks_up = lookup.name, lookup.looks_up
+        self.max_draft_length = lookup.max_draft_length
 
     @property
     def fingerprint(self) -> str:

@@ -52,7 +52,7 @@ class ServeArgs:
             a target of rounded weights.
         drafters: Drafter checkpoints (EAGLE-3, DFlash, a small LM), or code of your own
             (module:name), to use beside the shipped ones that fit the target. Prompt lookup (ngram)
-            is always there.
+            and suffix decoding (suffix) are always there.
         policy: Who chooses what drafts in each round, where a request names nobody: plain, a
             drafter (eagle3), with a draft length (eagle3:3) or a tree (eagle3:3x6), entropy, router
             (the shipped one), the folder of a trained policy, ngram:8>eagle3:3x6 (prompt lookup

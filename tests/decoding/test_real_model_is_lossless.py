@@ -11,7 +11,7 @@ from draftgym.policies.registry import make_policy, shipped_router
 from draftgym.rollouts.decode.interleaved import DecodeSettings, write, write_together
 
 PROMPT = "List three fruits as a JSON array, then say which one is the sweetest."
-NEEDED = ("eagle3", "dflash", "small", "ngram")
+NEEDED = ("eagle3", "dflash", "small", "ngram", "suffix")
 
 
 @pytest.mark.real_model

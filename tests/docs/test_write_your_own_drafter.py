@@ -52,7 +52,7 @@ def bigram(folder: Path, target: Target) -> dict[str, Drafter]:
 def test_the_text_is_plain_decodings(
     target: Target, bigram: dict[str, Drafter], temperature: float
 ) -> None:
-    assert list(bigram) == ["ngram", "bigram"]
+    assert list(bigram) == ["ngram", "suffix", "bigram"]
     plain = SpeculativeDecoder(target, {}, PlainPolicy()).generate(PROMPT, 60, temperature, 3)
     arms = tuple(map(parse_arm, ("bigram:4", "ngram:4", "bigram:1", "plain")))
     for policy in (make_policy("bigram:4", bigram, target), RandomPolicy(arms, 0)):

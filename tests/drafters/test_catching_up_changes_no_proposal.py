@@ -21,6 +21,7 @@ from draftgym.decoding.verify.proposal import Proposal
 from draftgym.decoding.verify.rules import make_rule
 from draftgym.drafters.eagle3.drafter import Eagle3Drafter
 from draftgym.drafters.small_lm.drafter import SmallLMDrafter
+from draftgym.drafters.suffix.drafter import SuffixDrafter
 from draftgym.policies.routers.rules import RandomPolicy
 from draftgym.rollouts.decode.evaluation import EvaluateArgs
 from draftgym.rollouts.decode.generation import GenerateArgs, generate
@@ -29,10 +30,17 @@ from tests.tiny_text import save_drafters, save_target
 
 VARIANTS = [CatchUp(eager, full) for eager, full in product([False, True], repeat=2)]
 OTHERS = [variant for variant in VARIANTS if variant != LAZY_KV_ONLY]
-NAMES = ["eagle3", "dflash", "small", "ngram"]
+NAMES = ["eagle3", "dflash", "small", "ngram", "suffix"]
 ARMS = ["eagle3:3", "eagle3:3x9", "dflash:4", "dflash:3x9", "small:2", "small:3x6", "ngram:5"]
+ARMS += ["suffix:5", "suffix:3x9"]
 PROMPT = torch.tensor([5, 9, 5, 9, 5, 9, 7])
 WRITTEN = 40
+
+
+@pytest.fixture(scope="module")
+def drafters(drafters: dict[str, Drafter]) -> dict[str, Drafter]:
+    """Suffix decoding, too."""
+    return {**drafters, "suffix": SuffixDrafter()}
 
 
 def arms(*names: str) -> tuple[Arm, ...]:
@@ -129,7 +137,7 @@ def test_policies_in_shared_passes_catch_up_as_they_are_told(
 def test_lazy_never_works_for_a_drafter_that_is_not_used(
     target: Target, drafters: dict[str, Drafter], full: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("dflash", "small", "ngram"):
+    for name in ("dflash", "small", "ngram", "suffix"):
         monkeypatch.setattr(drafters[name], "catch_up", None)  # calling it would fail
     session = open_session(target, drafters, CatchUp(full=full))
     play(session, ["eagle3:2", "plain", "eagle3:3x6"])

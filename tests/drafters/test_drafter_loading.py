@@ -1,4 +1,4 @@
-"""A run gets the shipped drafters that fit its target, the user's own, and prompt lookup."""
+"""A run gets the shipped drafters that fit its target, the user's own, and those that copy."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def shipped(target: Target, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_shipped_drafters_of_this_target_load(target: Target, shipped: Path) -> None:
-    assert list(load_drafters(target, shipped=shipped)) == ["eagle3", "dflash", "ngram"]
+    assert list(load_drafters(target, shipped=shipped)) == ["eagle3", "dflash", "ngram", "suffix"]
 
 
-def test_another_target_gets_prompt_lookup_and_a_note(
+def test_another_target_gets_those_that_copy_and_a_note(
     shipped: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = tiny_target(seed=7)
-    assert list(load_drafters(other, shipped=shipped)) == ["ngram"]
+    assert list(load_drafters(other, shipped=shipped)) == ["ngram", "suffix"]
     assert "train_drafter.py" in capsys.readouterr().err
 
 
@@ -46,7 +46,7 @@ def test_a_given_drafter_takes_the_place_of_the_shipped_one(
     save_checkpoint(tiny_eagle3(target, seed=5).network, mine, target)
     found = find_checkpoints(target, [mine], shipped)
     assert found == {"eagle3": mine, "dflash": shipped / "dflash"}
-    assert list(load_drafters(target, [mine], shipped)) == ["eagle3", "dflash", "ngram"]
+    assert list(load_drafters(target, [mine], shipped)) == ["eagle3", "dflash", "ngram", "suffix"]
 
 
 def test_a_given_drafter_of_another_target_is_refused(shipped: Path) -> None:
@@ -73,10 +73,10 @@ def test_a_shipped_small_lm_loads_for_its_target_and_a_given_one_for_any(
 ) -> None:
     small = cut_layers(tiny_model(), [0, 5])  # the fixture's target is this model
     save_small_lm(small, tmp_path / "shipped" / "small-lm", target)
-    assert list(load_drafters(target, shipped=tmp_path / "shipped")) == ["small", "ngram"]
+    assert list(load_drafters(target, shipped=tmp_path / "shipped")) == ["small", "ngram", "suffix"]
     other = tiny_target(seed=7)
-    assert list(load_drafters(other, shipped=tmp_path / "shipped")) == ["ngram"]
+    assert list(load_drafters(other, shipped=tmp_path / "shipped")) == ["ngram", "suffix"]
     given = [tmp_path / "shipped" / "small-lm"]
-    assert list(load_drafters(other, given, shipped)) == ["small", "ngram"]
-    kinds = ["eagle3", "dflash", "small", "ngram"]
+    assert list(load_drafters(other, given, shipped)) == ["small", "ngram", "suffix"]
+    kinds = ["eagle3", "dflash", "small", "ngram", "suffix"]
     assert list(load_drafters(target, given, shipped)) == kinds

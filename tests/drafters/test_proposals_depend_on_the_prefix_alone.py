@@ -16,20 +16,28 @@ from draftgym.decoding.round import play_round
 from draftgym.decoding.session import Session
 from draftgym.decoding.verify.proposal import Proposal
 from draftgym.decoding.verify.rules import make_rule
+from draftgym.drafters.suffix.drafter import SuffixDrafter
 
-NAMES = ["eagle3", "dflash", "small", "ngram"]
+NAMES = ["eagle3", "dflash", "small", "ngram", "suffix"]
 HISTORIES = {
     "plain": ["plain"],
     "eagle3": ["eagle3:4"],
     "dflash": ["dflash:4"],
     "small": ["small:4"],
     "ngram": ["ngram:6"],
+    "suffix": ["suffix:6", "suffix:4x9"],
     "mixed": ["eagle3:2", "dflash:4", "plain", "ngram:3", "small:3", "dflash:1", "eagle3:5"],
     "trees": ["eagle3:4x20", "dflash:3x30", "plain", "small:3x9", "eagle3:2x5", "dflash:4"],
 }
 TREES = {"eagle3": ["eagle3:1x4", "eagle3:5x24"], "dflash": ["dflash:2x6", "dflash:4x24"]}
 PROMPT = torch.tensor([5, 9, 5, 9, 5, 9, 7])
 WRITTEN = 24
+
+
+@pytest.fixture(scope="module")
+def drafters(drafters: dict[str, Drafter]) -> dict[str, Drafter]:
+    """Suffix decoding, too."""
+    return {**drafters, "suffix": SuffixDrafter()}
 
 
 def write(

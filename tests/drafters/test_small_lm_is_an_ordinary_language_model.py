@@ -284,7 +284,7 @@ def test_any_causal_lm_of_the_vocabulary_drafts(target: Target, tmp_path: Path) 
     model = tiny_model("qwen3", seed=4, max_position_embeddings=8, **sizes)
     model.save_pretrained(tmp_path / "qwen")
     drafters = load_drafters(target, [tmp_path / "qwen"])
-    assert list(drafters) == ["small", "ngram"]
+    assert list(drafters) == ["small", "ngram", "suffix"]
     plain, _ = written(target, "plain", 0.0, tmp_path / "qwen")
     assert written(target, "small:4", 0.0, tmp_path / "qwen")[0] == plain
 

@@ -16,6 +16,7 @@ from draftgym.decoding.session import Session
 from draftgym.decoding.verify.proposal import Proposal
 from draftgym.decoding.verify.rules import make_rule
 from draftgym.drafters.recorded import matched
+from draftgym.drafters.suffix.drafter import SuffixDrafter
 from draftgym.policies.routers.rules import FixedPolicy
 from draftgym.rollouts.decode.batched import Request
 from draftgym.rollouts.replay.oracle import walk, walk_optimal, walk_single
@@ -25,15 +26,16 @@ from draftgym.rollouts.traces.joint import made_by
 from draftgym.rollouts.traces.trace import TraceSet
 from tests.traces import NOISE_SEED, tiny_traces
 
-SINGLE = [
-    parse_arm(text) for text in ("eagle3:3", "eagle3:4x10", "dflash:4x8", "small:3", "ngram:5")
-]
+CHOSEN = ("eagle3:3", "eagle3:4x10", "dflash:4x8", "small:3", "ngram:5", "suffix:8", "suffix:4x10")
+SINGLE = [parse_arm(text) for text in CHOSEN]
 JOINT = [
     parse_arm(text)
     for text in (
         "ngram:5>eagle3:4x10",
         "ngram:5@3>small:3>eagle3:3",
         "ngram:5@4",
+        "suffix:8@3>eagle3:3",
+        "suffix:4x10@2~0.3+eagle3:3",
         "eagle3:4x10~0.02",
         "dflash:4x8~0.05>eagle3:3~0.01",
         "eagle3:3+ngram:5",
@@ -45,6 +47,12 @@ PROMPTS = [torch.tensor([5, 9, 5, 9, 5, 9, 7]), torch.tensor([8, 30, 12])]
 LIMIT = 30
 CHAINS = [DraftShape(1), DraftShape(4)]
 TREES = [DraftShape(1, 4), DraftShape(3, 6), DraftShape(4, 24)]
+
+
+@pytest.fixture(scope="module")
+def drafters(drafters: dict[str, Drafter]) -> dict[str, Drafter]:
+    """Suffix decoding, too; one that drafts four tokens behind a single one that matches."""
+    return {**drafters, "suffix": SuffixDrafter(factor=4.0)}
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -101,7 +109,10 @@ def test_walks_cost_what_the_same_rounds_cost_when_decoded(
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize(
     ("name", "trees"),
-    [("eagle3", True), ("dflash", True), ("small", True), ("small", False), ("ngram", False)],
+    [
+        *((name, True) for name in ("eagle3", "dflash", "small", "suffix")),
+        *((name, False) for name in ("small", "ngram")),
+    ],
 )
 def test_drafting_at_many_positions_together_is_drafting_one_at_a_time(
     target: Target, drafters: dict[str, Drafter], name: str, trees: bool, temperature: float

@@ -189,11 +189,7 @@ def _usable(
     skip_long_prompts: bool,
 ) -> tuple[list[Text], int, int]:
     """Texts with a prompt and a response; how many were left out as too long, and as too short."""
-    shards = _shards_of(path)
-    if target is not None:
-        for shard in shards:
-            _check_target(shard, target)
-    read = [text for shard in shards for text in _read(shard, vocab, max_length, hottest)]
+    read = _read_all(path, vocab, max_length, hottest, target)
     too_long = [text for text in read if text.prompt_length > max_length - SHORTEST_RESPONSE]
     if too_long and not skip_long_prompts:
         raise DraftgymError(
@@ -206,6 +202,25 @@ def _usable(
         text for text in read if 0 < text.prompt_length <= len(text.tokens) - SHORTEST_RESPONSE
     ]
     return texts, len(too_long), len(read) - len(too_long) - len(texts)
+
+
+def read_texts(path: Path, target: Target) -> list[Text]:
+    """All texts of a corpus in their order, whole and with whatever they lack.
+
+    Raises:
+        DraftgymError: Missing file or columns, ids of another tokenizer, or another target's texts.
+    """
+    return _read_all(path, target.vocab_size, None, None, target)
+
+
+def _read_all(
+    path: Path, vocab: int, max_length: int | None, hottest: float | None, target: Target | None
+) -> list[Text]:
+    shards = _shards_of(path)
+    if target is not None:
+        for shard in shards:
+            _check_target(shard, target)
+    return [text for shard in shards for text in _read(shard, vocab, max_length, hottest)]
 
 
 def _by_question(texts: Sequence[Text]) -> list[list[Text]]:
@@ -327,7 +342,7 @@ def _check_target(shard: Path, target: Target) -> None:
     )
 
 
-def _read(path: Path, vocab: int, max_length: int, hottest: float | None) -> list[Text]:
+def _read(path: Path, vocab: int, max_length: int | None, hottest: float | None) -> list[Text]:
     import pyarrow.parquet as parquet
 
     try:

@@ -1,0 +1,1 @@
+"""SuffixDecoding: copies what most often followed the text's end, here or in earlier responses."""
