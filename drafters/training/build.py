@@ -44,9 +44,6 @@ class DrafterSettings:
     """Other draft tokens drawn for each batch to stand for the rest; 0 takes all, always."""
     anchors: int | None = None
     """Random anchors per text and visit; default: all of them."""
-    dropout: float = 0.0
-    """Share of the target's hidden states that are left out at random, against learning texts by
-    heart (dropout on the taps)."""
 
 
 @dataclass(frozen=True)

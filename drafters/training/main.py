@@ -210,7 +210,6 @@ def _objective(
         unroller = build_eagle3(args.drafter, args.init, target, corpus)
     else:
         unroller = build_dflash(args.drafter, args.init, target, corpus)
-    unroller.dropout = args.drafter.dropout
     anchors = args.drafter.anchors
     if args.objective == "replay":
         features = _features(args, target, unroller.tap_layers)
@@ -235,10 +234,6 @@ def _check_args(args: DrafterArgs) -> None:
         raise DraftgymError(
             f"--drafter.block-size is {args.drafter.block_size}",
             "a block is the anchor and at least one mask: use 2 or more",
-        )
-    if isinstance(args, Eagle3Args | DFlashArgs) and not 0 <= args.drafter.dropout < 1:
-        raise DraftgymError(
-            f"--drafter.dropout is {args.drafter.dropout}", "give a share from 0 to below 1"
         )
     if isinstance(args, NeuralArgs) and args.objective == "replay":
         check_replay(args.terms.replay)

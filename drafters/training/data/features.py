@@ -61,17 +61,6 @@ class FeatureBatch:
             return self
         return replace(self, taps=self.taps.float(), hidden=self.hidden.float())
 
-    def with_gaps(self, share: float, seed: int) -> FeatureBatch:
-        """The same with numbers of the taps left out at random, the others raised in proportion.
-
-        Args:
-            share: How many of them, 0 to below 1.
-            seed: Which ones, on a device of this kind.
-        """
-        generator = torch.Generator(self.taps.device).manual_seed(seed)
-        kept = torch.empty_like(self.taps).bernoulli_(1 - share, generator=generator)
-        return replace(self, taps=self.taps * kept / (1 - share))
-
     def only(self, row: int) -> FeatureBatch:
         """One of the texts, without the padding that the others need."""
         length = int(self.lengths[row])

@@ -28,7 +28,6 @@ class TrainerConfig:
         lr: Peak learning rate.
         warmup: Share of the budget with a rising learning rate.
         clip: Largest gradient norm.
-        weight_decay: AdamW's: how fast weights shrink, times the learning rate.
         save_minutes: Minutes between saves.
         measure_minutes: Minutes between measurements on texts set aside, which are never trained
             on: loss, top-1 agreement, and the acceptance length of decoding the greedy ones. The
@@ -48,7 +47,6 @@ class TrainerConfig:
     lr: float = 1e-3
     warmup: float = 0.03
     clip: float = 0.5
-    weight_decay: float = 0.0
     save_minutes: float = 4.0
     measure_minutes: float = 10.0
     measure_updates: int = 0

@@ -73,10 +73,7 @@ class Trainer:
         self.peak = matmul_peak(self.device)
         self.progress = Progress()
         self.optimizer = torch.optim.AdamW(
-            objective.network.parameters(),
-            lr=config.lr,
-            betas=(0.9, 0.95),
-            weight_decay=config.weight_decay,
+            objective.network.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0
         )
         folder.mkdir(parents=True, exist_ok=True)
         self._metrics = folder / "metrics.jsonl"

@@ -39,13 +39,11 @@ class Unroller(ABC, Generic[Network]):
         sampler: Draws the draft-vocabulary rows that take part in a training batch; None takes all.
 
     Attributes:
-        dropout: Share of the target's hidden states that training along texts leaves out.
         depth: Draft positions behind an anchor, K.
         tap_layers: Target layers it reads.
         student_rows: The drafter's LM head over its draft vocabulary `[Vd, d]`.
     """
 
-    dropout = 0.0
     depth: int
     student_rows: Tensor
 
@@ -102,12 +100,9 @@ class Unroller(ABC, Generic[Network]):
             batch: Features of the texts.
             anchors: Positions `[B, R]`.
             valid: Which of them are real `[B, R]`.
-            seed: Of the candidates and of what is left out; None takes the whole draft vocabulary,
-                and leaves nothing out.
+            seed: Of the candidates; None takes the whole draft vocabulary.
         """
         device = anchors.device
-        if seed is not None and self.dropout:
-            batch = batch.with_gaps(self.dropout, seed)
         offsets = anchors[..., None] + torch.arange(1, self.depth + 1, device=device)
         real = valid[..., None] & (offsets < batch.lengths[:, None, None])
         inside = offsets.clamp(max=batch.tokens.shape[1] - 1)
