@@ -8,6 +8,7 @@ random@eagle3:2,ngram:8,plain      entropy:1.5@eagle3:2,dflash:2      ucb-time@e
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,8 +68,10 @@ def make_policy(
     if chooser_name(spec) in CHOOSERS and not (name == "random" and rest):
         chooser = parse_chooser(spec, drafters, target.decoder.draws_trees)
         return _chooser(chooser, drafters, seed, cost_model)
-    if name == PLAIN or name in drafters:
-        arm = _default_arm(name, drafters) if not rest and name != PLAIN else parse_arm(spec)
+    first = re.split(r"[:@~>+]", spec.strip())[0]
+    if first == PLAIN or first in drafters:
+        alone = spec.strip() == first != PLAIN
+        arm = _default_arm(first, drafters) if alone else parse_arm(spec)
         check_arms([arm], drafters, target.decoder.draws_trees)
         return FixedPolicy(arm, spec.strip())
     if spec.strip() == SHIPPED_ROUTER:

@@ -17,8 +17,7 @@ from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.observation import RouterObserver, observe_together
-from draftgym.decoding.round import RoundRecord
-from draftgym.drafters.ngram.drafter import NgramDrafter
+from draftgym.decoding.round import RoundRecord, draft
 from draftgym.policies.base import Policy
 from draftgym.policies.registry import make_policy
 from draftgym.serving.batching.choosing import BatchPolicy, Writing
@@ -39,8 +38,8 @@ def make_batch_policy(
 
     Args:
         spec: What `make_policy` reads; or `by-batch@1=eagle3:3x6,5=ngram:8,17=plain`, arms by the
-            number of texts in the batch, each from its number on; or `ngram:8>SPEC`, prompt lookup
-            where it has something to offer, else what `SPEC` chooses.
+            number of texts in the batch, each from its number on; or `ngram:8>SPEC`, an arm that
+            looks up where it has something to offer, else what `SPEC` chooses.
         drafters: Loaded drafters by name.
         target: The target.
         seed: Seed of `random`.
@@ -160,13 +159,7 @@ class Cascade:
         self.inner.learn(text, arm, record)
 
     def _offers(self, text: Writing) -> bool:
-        session = text.session
-        shape = self.first.shape.cut(session.remaining - 1)  # as in a round (`decoding.round`)
-        if shape.depth < 1:
-            return False
-        drafter = session.drafters[self.first.drafter]
-        session.catch_up(drafter)
-        return len(drafter.propose(session.state_of(drafter), session, shape)) > 0
+        return len(draft(text.session, self.first).proposal) > 0
 
 
 def _parse_table(spec: str, drafters: Mapping[str, Drafter], target: Target) -> dict[int, Arm]:
@@ -196,12 +189,13 @@ def _parse_table(spec: str, drafters: Mapping[str, Drafter], target: Target) -> 
 
 def _parse_first(spec: str, head: str, drafters: Mapping[str, Drafter], target: Target) -> Arm:
     """What stands before the first `>`."""
-    if not isinstance(drafters.get(head.partition(":")[0]), NgramDrafter):
+    arm = parse_arm(head)
+    drafter = drafters.get(arm.drafter)
+    if drafter is None or not drafter.looks_up:
         raise DraftgymError(
             f"policy {spec!r} has {head!r} before {BEFORE!r}, which is no prompt lookup",
             "only that can be asked whether it has something to offer: write ngram:8>eagle3:3x6, "
             f"and load it (loaded drafters: {', '.join(drafters) or 'none'})",
         )
-    arm = parse_arm(head)
     check_arms([arm], drafters, target.decoder.draws_trees)
     return arm

@@ -22,6 +22,7 @@ from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.observation import TEXT_SIGNALS, signal_names
+from draftgym.drafters.suffix.drafter import SuffixDrafter
 from draftgym.policies.base import Policy
 from draftgym.policies.registry import all_policies, default_policy, make_policy
 from draftgym.policies.routers.rules import EntropyPolicy, RandomPolicy, tuned_threshold
@@ -186,7 +187,8 @@ def test_the_default_policy_is_the_most_capable_one(drafters: dict[str, Drafter]
         ("random@egle3:2", "did you mean 'eagle3'"),
         ("random@eagle3:two", "positive number"),
         ("ranodm@eagle3:2", "did you mean 'random'"),
-        ("eagle3@ngram:8", "unknown policy"),
+        ("eagle3@ngram:8", "match length"),
+        ("ngram:8>eagle9:2", "unknown drafter"),
         ("entropy@eagle3:2", "two arms, not 1"),
         ("entropy:1.5@eagle3:2,dflash:2,plain", "two arms, not 3"),
         ("ucb:much", "factor of the bonus"),
@@ -202,6 +204,22 @@ def test_wrong_names_are_answered_with_a_remedy(
     with pytest.raises(DraftgymError, match="remedy") as caught:
         make_policy(spec, drafters, target)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "arm"),
+    [
+        ("ngram:8>eagle3:3x6", "ngram:8>eagle3:3x6"),
+        ("ngram@3>eagle3~0.1", "ngram:8@3>eagle3:2~0.1"),
+        ("suffix~0.5", "suffix:16~0.5"),
+        ("eagle3:2+ngram:4", "eagle3:2+ngram:4"),
+    ],
+)
+def test_arms_of_several_drafters_are_policies(
+    target: Target, drafters: dict[str, Drafter], spec: str, arm: str
+) -> None:
+    policy = make_policy(spec, drafters | {"suffix": SuffixDrafter()}, target)
+    assert policy.name == spec and [*map(str, policy.arms)] == [arm]
 
 
 def test_choosers_take_the_arms_they_are_told(target: Target, drafters: dict[str, Drafter]) -> None:

@@ -73,6 +73,16 @@ def test_prompt_lookup_goes_first_where_it_offers_something(
     assert len(inner.asked) == 1  # nothing is left to ask for
 
 
+def test_what_is_not_sure_enough_is_not_offered(
+    target: Target, drafters: dict[str, Drafter]
+) -> None:
+    text = writing(target, drafters, PATTERN)
+    text.session.token_ids[:] = [*PATTERN, PATTERN[0]]
+    for head, chosen in (("ngram:8@2", "ngram:8@2"), ("ngram:8@99", "eagle3:2")):
+        policy = Cascade("cascade", parse_arm(head), Chooser())
+        assert [*map(str, policy.choose([text], [text]))] == [chosen]
+
+
 def test_what_prompt_lookup_offers_is_what_it_drafts(
     target: Target, drafters: dict[str, Drafter]
 ) -> None:
