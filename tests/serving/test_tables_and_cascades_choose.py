@@ -78,7 +78,7 @@ def test_what_is_not_sure_enough_is_not_offered(
 ) -> None:
     text = writing(target, drafters, PATTERN)
     text.session.token_ids[:] = [*PATTERN, PATTERN[0]]
-    for head, chosen in (("ngram:8@2", "ngram:8@2"), ("ngram:8@99", "eagle3:2")):
+    for head, chosen in (("ngram:8@1", "ngram:8@1"), ("ngram:8@99", "eagle3:2")):
         policy = Cascade("cascade", parse_arm(head), Chooser())
         assert [*map(str, policy.choose([text], [text]))] == [chosen]
 
