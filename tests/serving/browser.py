@@ -87,10 +87,11 @@ class Browser:
 
     def is_busy(self) -> bool:
         """Whether something is being written: then Stop does something, and Write nothing."""
-        name = "return document.getElementById(arguments[0]).getAttribute('aria-disabled')"
-        write, stop = self.run(name, "write") == "true", self.run(name, "stop") == "true"
+        disabled = "document.getElementById('{}').getAttribute('aria-disabled') == 'true'"
+        both = ", ".join(map(disabled.format, ("write", "stop")))
+        write, stop = self.run(f"return [{both}]")  # at one moment: they change together
         assert write is not stop
-        return write
+        return bool(write)
 
     def type(self, name: str, words: str) -> None:
         """Types into an empty field; `words` may hold selenium's keys."""
