@@ -10,6 +10,7 @@ draftgym's. A greedy text is the one that `generate` writes by itself.
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -151,8 +152,9 @@ class Speculation:
         if isinstance(self.drafters, Mapping):
             return self.drafters
         lookup = NgramDrafter(never=target.image_tokens)
-        needed = str(self.policy).partition(":")[0]
-        if self.drafters is None and needed in (lookup.name, PLAIN):
+        first, *others = re.split("[>+]", str(self.policy))
+        alone = not others and re.split("[:@~]", first)[0] in (lookup.name, PLAIN)
+        if self.drafters is None and alone:
             return {lookup.name: lookup}
         return load_drafters(target, self.drafters)
 

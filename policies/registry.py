@@ -10,10 +10,10 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from draftgym.decoding.arms import PLAIN, Arm, check_arms, default_arms, parse_arm
+from draftgym.decoding.arms import PLAIN, Arm, Cascade, check_arms, default_arms, parse_arm
 from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
@@ -27,6 +27,8 @@ from draftgym.policies.routers.bandits import TimedBandit, TokenBandit
 from draftgym.policies.routers.rules import EntropyPolicy, FixedPolicy, RandomPolicy
 
 AUTOREGRESSIVE, DIFFUSION = "eagle3", "dflash"
+RULE_TREE = Arm("eagle3", 3, 6, sure=0.06)
+"""What the default rule asks a network for."""
 SHIPPED_ROUTER = "router"
 SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints"
 
@@ -43,10 +45,11 @@ def make_policy(
     Args:
         spec: `plain`; a drafter (`eagle3`), with a draft length (`eagle3:4`) or with the depth and
             nodes of a tree (`eagle3:5x16`); `random`; `entropy` (tuned threshold) or `entropy:2.5`
-            (nats); the bandits `ucb` (tokens per round) and `ucb-time` (tokens per second), or
-            `ucb:0.5` (factor of the confidence bonus); `router`, the one shipped with the target;
-            or the folder of a trained policy. The ones that choose take arms:
-            `random@eagle3:2,ngram:8,plain`; without, each loaded drafter in its default shape.
+            (nats); arms of several drafters (`ngram:8>eagle3:3x6`); the bandits `ucb` (tokens per
+            round) and `ucb-time` (tokens per second), or `ucb:0.5` (factor of the confidence
+            bonus); `router`, the one shipped with the target; or the folder of a trained policy.
+            The ones that choose take arms: `random@eagle3:2,ngram:8,plain`; without, each loaded
+            drafter in its default shape.
             `entropy` takes two, the first for uncertain positions.
         drafters: Loaded drafters by name.
         target: The target; a trained policy of another one is refused.
@@ -98,13 +101,25 @@ def all_policies(drafters: Mapping[str, Drafter], learned: Path | None = None) -
     return names + ([str(learned)] if learned is not None else [])
 
 
-def default_policy(drafters: Mapping[str, Drafter], learned: Path | None = None) -> str:
-    """What a user gets who names no policy: trained, else by entropy, else one drafter."""
-    if learned is not None:
-        return str(learned)
-    if _has_both_paradigms(drafters):
-        return "entropy"
-    return next(iter(drafters), PLAIN)
+def default_policy(drafters: Mapping[str, Drafter], trees: bool = True) -> str:
+    """What a user gets who names no policy: who copies where something matches, else a network.
+
+    No router that we trained is ahead of this rule (`docs/results/routers.md`), which was tuned on
+    traces of training prompts at temperature 0.
+
+    Args:
+        drafters: Loaded drafters by name.
+        trees: Whether the target verifies trees.
+    """
+    copying = [name for name, drafter in drafters.items() if drafter.looks_up]
+    networks = [name for name in drafters if name not in copying]
+    parts = ["suffix" if "suffix" in copying else copying[0]] if copying else []
+    if networks:
+        first = networks[0]
+        most = drafters[first].max_draft_length, drafters[first].max_tree_nodes
+        fits = trees and most[0] >= RULE_TREE.length and most[1] >= RULE_TREE.shape.budget
+        parts.append(str(replace(RULE_TREE, drafter=first)) if fits else first)
+    return Cascade.sign.join(parts) or PLAIN
 
 
 def shipped_router(target: Target, folder: Path = SHIPPED) -> Path | None:

@@ -28,7 +28,7 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import check_unicode, parse_json
 from draftgym.decoding.model.images import open_image
 from draftgym.decoding.text_stream import TextStream
-from draftgym.policies.registry import default_policy, make_policy, shipped_router
+from draftgym.policies.registry import default_policy, make_policy
 from draftgym.rollouts.decode.options import CatchUpOptions
 from draftgym.rollouts.report.table import make_console, print_stats
 
@@ -54,8 +54,9 @@ class GenerateArgs(CatchUpOptions):
             draft length (eagle3:6) or a tree's depth and nodes (eagle3:5x16), random, entropy,
             entropy:1.5 (nats), the bandits ucb and ucb-time, router (the shipped one), or the
             folder of a trained policy. Those that choose take arms, as in
-            random@eagle3:2,ngram:8,plain. The policy changes the speed, never the text. Default:
-            the shipped router where it fits the target, else entropy, else a drafter.
+            random@eagle3:2,ngram:8,plain. Arms of several drafters are written as in
+            ngram:8>eagle3:3x6 and eagle3:3x6+ngram:8. The policy changes the speed, never the
+            text. Default: who copies (suffix) where something matches, else a network's small tree.
         max_new_tokens: Tokens to write at most.
         stream: Print the text while it is written.
         stats: Print every round and totals to standard error: arm, drafted and accepted tokens,
@@ -93,7 +94,7 @@ def generate(args: GenerateArgs) -> Generation:
     images = [open_image(path) for path in args.image]
     target, drafters = args.load()
     args = args.as_asked_by(target)
-    spec = args.policy or default_policy(drafters, shipped_router(target))
+    spec = args.policy or default_policy(drafters, target.decoder.draws_trees)
     policy = make_policy(
         spec, drafters, target, args.seed, partial(load_cost_model, target, drafters)
     )

@@ -174,7 +174,9 @@ def load(args: ServeArgs, watch: Watch | None = None) -> Model:
     drafters = load_drafters(target, args.drafters)
     router = shipped_router(target)
     shipped = {} if router is None else {SHIPPED_ROUTER: str(router)}
-    spec = args.policy or (SHIPPED_ROUTER if router else default_policy(drafters))
+    spec = args.policy or (
+        SHIPPED_ROUTER if router else default_policy(drafters, target.decoder.draws_trees)
+    )
     named = {policy_name(spec): shipped.get(spec, spec)} | args.named_policies() | shipped
     named = {name: shipped.get(spec, spec) for name, spec in named.items()} | {"plain": "plain"}
     served = replace(target, name=args.model_name)

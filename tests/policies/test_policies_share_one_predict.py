@@ -163,11 +163,18 @@ def test_every_listed_policy_can_be_made(target: Target, drafters: dict[str, Dra
     assert all_policies(only_ngram, Path("mine"))[-1] == "mine"
 
 
-def test_the_default_policy_is_the_most_capable_one(drafters: dict[str, Drafter]) -> None:
-    assert default_policy(drafters, Path("mine")) == "mine"
-    assert default_policy(drafters) == "entropy"
+def test_the_default_policy_copies_before_it_asks_a_network(
+    target: Target, drafters: dict[str, Drafter]
+) -> None:
+    everyone = drafters | {"suffix": SuffixDrafter()}
+    assert default_policy(everyone) == "suffix>eagle3:3x6~0.06"
+    assert default_policy(everyone, trees=False) == "suffix>eagle3"
+    assert default_policy({"dflash": drafters["dflash"]}) == "dflash:3x6~0.06"
     assert default_policy({"ngram": drafters["ngram"]}) == "ngram"
     assert default_policy({}) == "plain"
+    for trees in (True, False):
+        made = make_policy(default_policy(everyone, trees), everyone, target)
+        assert [part.drafter for part in made.arms[0].parts] == ["suffix", "eagle3"]
 
 
 @pytest.mark.parametrize(
