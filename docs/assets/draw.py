@@ -15,10 +15,10 @@ WIDTH = 920
 SHOWN = {  # the table's name of a row: how the picture calls it, and how it is coloured
     "`plain`": ("plain decoding", "grey"),
     "`eagle3:3x6`": ("EAGLE-3, its best tree", "grey"),
-    "`ngram:8`": ("prompt lookup: best single arm", "grey"),
-    "WhiFlash-Entropy `eagle3:3x6` `ngram:16`": ("entropy rule (WhiFlash)", "grey"),
-    "**PPO** (shipped)": ("PPO, shipped here", "teal"),
-    "**DQN**": ("DQN", "teal"),
+    "`ngram:8`": ("prompt lookup", "grey"),
+    "`suffix:16`": ("suffix decoding", "grey"),
+    "**DQN** (shipped)": ("DQN, a trained router", "teal"),
+    "`suffix:16>eagle3:3x6`, the default": ("copy, else EAGLE-3: the default", "teal"),
 }
 LINES = "Everything below a room may be imported by it; nothing above."
 ROOMS = [

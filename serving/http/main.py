@@ -58,7 +58,7 @@ class ServeArgs:
             (the shipped one), the folder of a trained policy, ngram:8>eagle3:3x6 (prompt lookup
             where it finds something), or by-batch@1=eagle3:3x6,5=ngram:8,17=plain (by how many
             texts are written together). Default: the shipped router where it fits the target, else
-            entropy, else a drafter.
+            what `draftgym generate` follows.
         policies: Further policies that requests may name, each as NAME=POLICY.
         dtype: auto (a probe picks the faster one; bfloat16 on an accelerator), float32 (a text is
             the same whoever else is served), bfloat16 or float16 (near ties may flip).
