@@ -12,7 +12,7 @@ import heapq
 import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, count
+from itertools import count
 
 from draftgym.drafters.suffix.matches import Match
 
@@ -47,7 +47,7 @@ class Draft:
         tokens: Token ids.
         parents: Index of each one's parent, -1 for the anchor.
         logprobs: Logarithm of each one's share among what followed its parent.
-        score: Sum of the paths' probabilities.
+        score: Sum of the paths' probabilities, as it was drawn.
     """
 
     match: int = 0
@@ -58,11 +58,9 @@ class Draft:
 
     def cut(self, length: int) -> Draft:
         """The first tokens of a chain."""
-        if length >= len(self.tokens):
-            return self
-        logprobs = self.logprobs[:length]
-        score = sum(map(math.exp, accumulate(logprobs)))
-        return Draft(self.match, self.tokens[:length], self.parents[:length], logprobs, score)
+        return Draft(
+            self.match, self.tokens[:length], self.parents[:length], self.logprobs[:length]
+        )
 
 
 def best_draft(matches: Iterable[Match], limits: Limits) -> Draft:
