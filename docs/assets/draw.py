@@ -18,7 +18,7 @@ SHOWN = {  # the table's name of a row: how the picture calls it, and how it is 
     "`ngram:8`": ("prompt lookup", "grey"),
     "`suffix:16`": ("suffix decoding", "grey"),
     "**DQN** (shipped)": ("DQN, a trained router", "teal"),
-    "`suffix:16>eagle3:3x6`, the default": ("copy, else EAGLE-3: the default", "teal"),
+    "`suffix:16>eagle3:3x6`": ("copy, else EAGLE-3", "teal"),
 }
 LINES = "Everything below a room may be imported by it; nothing above."
 ROOMS = [

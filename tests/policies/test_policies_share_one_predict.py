@@ -167,8 +167,8 @@ def test_the_default_policy_copies_before_it_asks_a_network(
     target: Target, drafters: dict[str, Drafter]
 ) -> None:
     everyone = drafters | {"suffix": SuffixDrafter()}
-    assert default_policy(everyone) == "suffix>eagle3:3x6"
-    assert default_policy(everyone, trees=False) == "suffix>eagle3"
+    assert default_policy(everyone) == "suffix~0.6>eagle3:3x6"
+    assert default_policy(everyone, trees=False) == "suffix~0.6>eagle3"
     assert default_policy({"dflash": drafters["dflash"]}) == "dflash:3x6"
     assert default_policy({"ngram": drafters["ngram"]}) == "ngram"
     assert default_policy({}) == "plain"
