@@ -99,11 +99,6 @@ class Proposal:
             sums.append(own + (sums[parent] if parent >= 0 else 0.0))
         return sums
 
-    @property
-    def score(self) -> float:
-        """Tokens that the drafter expects to be accepted: the sum of its paths' probabilities."""
-        return sum(map(math.exp, self.path_logprobs()))
-
     def surer_than(self, least: float) -> Proposal:
         """The paths that the drafter gives at least this probability.
 

@@ -42,7 +42,8 @@ def asked(drafter: Any, tokens: Sequence[int], shape: DraftShape) -> tuple[Propo
     state, here = drafter.new_state(len(tokens)), context(tokens)
     drafter.catch_up(state, here)
     proposal = drafter.propose(state, here, shape)
-    return proposal, Told(proposal.match, len(proposal), proposal.score)
+    score = sum(map(math.exp, proposal.path_logprobs()))
+    return proposal, Told(proposal.match, len(proposal), score)
 
 
 def suffix(factor: float = 2.0, **settings: Any) -> SuffixDrafter:
