@@ -28,7 +28,8 @@ class Arm:
         least: Newest tokens that a drafter that looks up must have found elsewhere; with fewer the
             arm drafts nothing.
         sure: Probability that the drafter must give a path, from the anchor on, for it to be
-            verified; 0 verifies all that is drafted.
+            verified, and for drafting to go on behind it; 0 verifies all that there is. Where
+            drafter and target share their noise, it is the chance that they draw alike.
     """
 
     drafter: str
@@ -40,7 +41,7 @@ class Arm:
     @property
     def shape(self) -> DraftShape:
         """How much the drafter is asked for."""
-        return DraftShape(self.length, self.nodes)
+        return DraftShape(self.length, self.nodes, self.sure)
 
     @property
     def drafts(self) -> bool:
@@ -146,8 +147,8 @@ class Asking:
         arm: The arm.
         drafted: Tokens that it drafted (an n-gram match may be shorter than its length), those
             included that it was not sure of.
-        depth: Tokens on the longest path of what it proposed; a tree that turned out shallow took
-            fewer steps.
+        depth: Tokens on the longest path of what it drafted; a tree that turned out shallow took
+            fewer steps, and who is not sure stops behind the first level that nobody verifies.
         caught_up: Positions that the drafter encoded first.
     """
 

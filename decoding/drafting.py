@@ -12,6 +12,7 @@ for as well (`Drafter.propose_at_each`): traces are collected so.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -58,10 +59,14 @@ class DraftShape:
     Attributes:
         depth: Most tokens on one path; for a chain its length.
         nodes: Most tokens in all (the anchor is not counted); None asks for a chain.
+        sure: Score of a path (`Proposal.path_scores`), as a probability, below which nobody will
+            verify it. A drafter that goes on token by token stops where no path is above; those
+            that are below may be left in.
     """
 
     depth: int
     nodes: int | None = None
+    sure: float = 0.0
 
     @property
     def is_tree(self) -> bool:
@@ -72,6 +77,10 @@ class DraftShape:
     def budget(self) -> int:
         """Most tokens in all."""
         return self.depth if self.nodes is None else self.nodes
+
+    def stops_at(self, score: float) -> bool:
+        """Whether nobody verifies what comes behind a path of this score (a logarithm)."""
+        return self.sure > 0 and score < math.log(self.sure)
 
     def cut(self, depth: int) -> DraftShape:
         """The same shape, at most `depth` deep."""

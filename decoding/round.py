@@ -150,11 +150,14 @@ def _draft_alone(session: Session, arm: Arm) -> Draft:
     caught_up = session.catch_up(drafter)
     caught = clock(device) if caught_up else start
     proposal = drafter.propose(session.state_of(drafter), session, shape)
-    asked = Asking(arm, len(proposal), proposal.depth if len(proposal) else 0, caught_up)
+    drafted, depth = len(proposal), proposal.depth
     if proposal.match < arm.least:
         proposal = Proposal.empty()
-    if arm.sure and len(proposal):
+    if arm.sure and drafted:
         proposal = proposal.surer_than(arm.sure)
+        depth = min(depth, proposal.depth + 1)  # nobody needs more to know it
+        drafted = drafted if arm.nodes else depth
+    asked = Asking(arm, drafted, depth, caught_up)
     return Draft(arm, proposal, (asked,), caught - start, clock(device) - caught)
 
 

@@ -74,11 +74,14 @@ class AutoregressiveDrafter(BatchDrafter):
         if sight is not None and context.rule.picks_best:
             return _in_forest(steps, sight, shapes)
         longest = max((s.depth for some in shapes for s in some if not s.is_tree), default=0)
-        chains = steps.chains(longest) if longest else []
+        stops = context.rule.picks_best and any(s.sure for some in shapes for s in some)
+        chains = steps.chains(longest) if longest and not stops else []
         columns = []
         for column in zip(*shapes, strict=True):
             if column[0].is_tree:
                 columns.append(steps.trees(column))
+            elif stops:  # whoever looks at scores after every step draws a tree of one path
+                columns.append(steps.trees(column, children=1))
             else:
                 columns.append([_cut(*one) for one in zip(chains, column, strict=True)])
         return [list(row) for row in zip(*columns, strict=True)]
@@ -172,10 +175,15 @@ class _Steps:
         rows = zip(torch.stack(tokens, 1), torch.stack(logprobs, 1), strict=True)
         return [Proposal.chain(*row) for row in rows]
 
-    def trees(self, shapes: Sequence[DraftShape]) -> list[Proposal]:
-        """The dynamic tree of every place; a level of all of them is one step and one read."""
+    def trees(self, shapes: Sequence[DraftShape], children: int | None = None) -> list[Proposal]:
+        """The dynamic tree of every place; a level of all of them is one step and one read.
+
+        Args:
+            shapes: Of each place.
+            children: How many children of a node are looked at; None takes `children_per_node`.
+        """
         ids, behind, carried = self.drafter.draft_ids, self.cache.length, self.carried
-        count = children_per_node(shapes[0].budget)
+        count = children or children_per_node(shapes[0].budget)
         drafter, device = self.drafter, self.drafter.device
 
         def expand(front: Frontier) -> Candidates:

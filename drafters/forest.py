@@ -66,10 +66,10 @@ class Forest:
         self.depth = np.zeros(places, dtype=np.int64)
         self.node = np.full(places, NONE)  # number of each row; the anchors have none
         self._paths = [[row] for row in range(places)]
-        self.tokens, self.logprobs, own = (
+        self.tokens, self.logprobs, self.own = (
             column.numpy() for column in (start.tokens, start.logprobs, start.scores)
         )
-        self.scores = own.astype(np.float64)  # of whole paths
+        self.scores = self.own.astype(np.float64)  # of whole paths
         self.row = np.full(places * self.count, NONE)  # of each node; `NONE` where it has not run
 
     def grow(self, wanting: Sequence[Wanted]) -> list[list[Proposal]]:
@@ -112,6 +112,7 @@ class Forest:
         self.node = np.concatenate([self.node, nodes])
         self.tokens = np.concatenate([self.tokens, found.tokens.numpy()])
         self.logprobs = np.concatenate([self.logprobs, found.logprobs.numpy()])
+        self.own = np.concatenate([self.own, found.scores.numpy()])
         scores = above[:, None] + found.scores.numpy().astype(np.float64)
         self.scores = np.concatenate([self.scores, scores])
         self.row = np.concatenate([self.row, np.full(len(nodes) * self.count, NONE)])
@@ -125,10 +126,11 @@ class Forest:
             yield nodes[wanted > depth]
             path.append(np.where(wanted > depth, self.row[nodes], 0))
         rows = np.stack(path, 1)
-        tokens = torch.from_numpy(self.tokens[rows, 0])
-        logprobs = torch.from_numpy(self.logprobs[rows, 0])
+        facts = (self.tokens, self.logprobs, self.own)
+        columns = (torch.from_numpy(fact[rows, 0]) for fact in facts)
         return [
-            Proposal.chain(t[:n], p[:n]) for t, p, n in zip(tokens, logprobs, lengths, strict=True)
+            Proposal.chain(t[:n], p[:n], scores=s[:n])
+            for t, p, s, n in zip(*columns, lengths, strict=True)
         ]
 
     def trees(self, shapes: Sequence[DraftShape]) -> Wanted:
@@ -164,11 +166,10 @@ class Forest:
         above = self.node[rows]  # number of each one's parent
         same = (above[:, :, None] == trees[:, None]) & (above != NONE)[:, :, None]
         parents = torch.from_numpy(np.where(same.any(2), same.argmax(2), -1))
-        tokens = torch.from_numpy(self.tokens[rows, ranks])
-        logprobs = torch.from_numpy(self.logprobs[rows, ranks])
-        counts = there.sum(1).tolist()
-        columns = zip(tokens, parents, logprobs, counts, strict=True)
-        return [Proposal(t[:n], above[:n], p[:n]) for t, above, p, n in columns]
+        facts = (self.tokens, self.logprobs, self.own)
+        tokens, logprobs, own = (torch.from_numpy(fact[rows, ranks]) for fact in facts)
+        columns = zip(tokens, parents, logprobs, own, there.sum(1).tolist(), strict=True)
+        return [Proposal(t[:n], up[:n], p[:n], scores=s[:n]) for t, up, p, s, n in columns]
 
 
 class _Best:

@@ -69,12 +69,16 @@ class Frontier:
 
 @dataclass(eq=False)
 class _Node:
-    """A candidate for the tree; `row` is where a step has put it, -1 before."""
+    """A candidate for the tree; its score is its path's, `own` its part of it.
+
+    `row` is where a step has put it, -1 before.
+    """
 
     score: float
     depth: int
     token: int
     logprob: float
+    own: float
     parent: _Node | None
     row: int = -1
 
@@ -95,13 +99,15 @@ class _Tree:
         full = len(self.nodes) == self.shape.budget
         bar = self.nodes[-1].score if full else -math.inf
         found = [node for node in self.nodes if node.depth == depth and node.score > bar]
+        if found and self.shape.stops_at(found[0].score):
+            return []
         return found[: self.width]
 
     def add(self, parent: _Node | None, rows: tuple[list[Any], ...]) -> None:
         """Takes in the children of a node: tokens, log-probabilities and scores."""
         above, depth = (parent.score, parent.depth) if parent else (0.0, 0)
         self.nodes += [
-            _Node(above + score, depth + 1, token, logprob, parent)
+            _Node(above + score, depth + 1, token, logprob, score, parent)
             for token, logprob, score in zip(*rows, strict=True)
         ]
 
@@ -117,6 +123,7 @@ class _Tree:
             torch.tensor([node.token for node in self.nodes]),
             torch.tensor(parents),
             torch.tensor([node.logprob for node in self.nodes]),
+            scores=torch.tensor([node.own for node in self.nodes]),
         )
 
 
@@ -129,7 +136,8 @@ def grow_trees(
     """Draws trees of an autoregressive drafter, side by side.
 
     A node that is not among the best `shape.nodes` so far never will be, and neither will its
-    children: such nodes are not run, and a tree is finished when none is left.
+    children: such nodes are not run, and a tree is finished when none is left, or none is sure
+    enough (`DraftShape.sure`).
 
     Args:
         shapes: Depth and node budget of each tree `[R]`.
@@ -208,18 +216,19 @@ def best_prefixes(
 ) -> Proposal:
     """As `best_first_tree`, of candidates that are lists; it looks at as many as it has nodes."""
     depth_limit, count = min(shape.depth, len(tokens)), min(shape.budget, len(tokens[0]))
-    drawn: list[tuple[int, int, float]] = []  # token, parent, logprob
+    drawn: list[tuple[float, ...]] = []  # parent, token, logprob, score
     # Entries: path cost, level, parent, rank within the level, cost of the parent's path. Only the
     # best prefix not yet drawn matters, so a node brings in its next sibling and its first child.
     heap = [(-scores[0][0], 0, -1, 0, 0.0)]
     while heap and len(drawn) < shape.budget:
         cost, level, parent, rank, above = heapq.heappop(heap)
         node = len(drawn)
-        drawn.append((tokens[level][rank], parent, logprobs[level][rank]))
+        facts = (column[level][rank] for column in (tokens, logprobs, scores))
+        drawn.append((parent, *facts))
         if rank + 1 < count:
             sibling = above - scores[level][rank + 1]
             heapq.heappush(heap, (sibling, level, parent, rank + 1, above))
         if level + 1 < depth_limit:
             heapq.heappush(heap, (cost - scores[level + 1][0], level + 1, node, 0, cost))
-    tokens_, parents, logprob = (torch.tensor(column) for column in zip(*drawn, strict=True))
-    return Proposal(tokens_, parents, logprob)
+    parents, ids, logprob, own = (torch.tensor(column) for column in zip(*drawn, strict=True))
+    return Proposal(ids, parents, logprob, scores=own)

@@ -29,6 +29,8 @@ class Proposal:
         draft_probs: Full draft distribution each token was *sampled* from, shape `[n, vocab]`, or
             None when the tokens were chosen deterministically (argmax, top-k, n-gram). Only
             rejection verification reads it.
+        scores: How likely the rule is to commit each after its parent, as a log-probability `[n]`,
+            on the host; None where that is its log-probability.
         match: Newest tokens of the text that agree with where it was copied from; 0 where it was
             not copied.
     """
@@ -38,6 +40,7 @@ class Proposal:
     logprobs: Tensor
     draft_probs: Tensor | None = None
     match: int = 0
+    scores: Tensor | None = None
 
     def __post_init__(self) -> None:
         n = self.tokens.shape[0]
@@ -70,9 +73,16 @@ class Proposal:
         return cls(none, none, torch.empty(0))
 
     @classmethod
-    def chain(cls, tokens: Tensor, logprobs: Tensor, draft_probs: Tensor | None = None) -> Proposal:
+    def chain(
+        cls,
+        tokens: Tensor,
+        logprobs: Tensor,
+        draft_probs: Tensor | None = None,
+        scores: Tensor | None = None,
+    ) -> Proposal:
         """A tree without branches: node i hangs below node i - 1."""
-        return cls(tokens, torch.arange(-1, tokens.shape[0] - 1), logprobs, draft_probs)
+        parents = torch.arange(-1, tokens.shape[0] - 1)
+        return cls(tokens, parents, logprobs, draft_probs, scores=scores)
 
     @property
     def is_chain(self) -> bool:
@@ -82,7 +92,7 @@ class Proposal:
 
     @property
     def depth(self) -> int:
-        """Tokens on the longest path."""
+        """Tokens on the longest path; 0 of none."""
         return len(self) if self.is_chain else int(self.depths().max())
 
     def depths(self) -> Tensor:
@@ -92,27 +102,31 @@ class Proposal:
             depths.append(1 if parent < 0 else depths[parent] + 1)
         return torch.tensor(depths, dtype=torch.long)
 
-    def path_logprobs(self) -> list[float]:
-        """Log-probability that the drafter gave each node's path from the anchor on."""
+    def path_scores(self) -> list[float]:
+        """The score of each node's path from the anchor on, as a log-probability."""
         sums: list[float] = []
-        for parent, own in zip(self.parents.tolist(), to_host(self.logprobs).tolist(), strict=True):
+        told = to_host(self.logprobs) if self.scores is None else self.scores
+        for parent, own in zip(self.parents.tolist(), told.tolist(), strict=True):
             sums.append(own + (sums[parent] if parent >= 0 else 0.0))
         return sums
 
     def surer_than(self, least: float) -> Proposal:
-        """The paths that the drafter gives at least this probability.
+        """The paths whose score is at least this, as a probability.
 
         What is left no longer says what it was sampled from: to verify a sampled token or not by
         its own probability, and then to accept it as one that was sampled, would change the law of
         the text. A token that anybody chose is verified with the chance that the target gives it.
         """
-        kept = [node for node, sum_ in enumerate(self.path_logprobs()) if sum_ >= math.log(least)]
+        kept = [node for node, sum_ in enumerate(self.path_scores()) if sum_ >= math.log(least)]
         place = {-1: -1} | {node: index for index, node in enumerate(kept)}
         above: list[int] = self.parents.tolist()
         parents = torch.tensor([place[above[node]] for node in kept], dtype=torch.long)
         rows = torch.tensor(kept, dtype=torch.long)
         tokens, logprobs = (one[rows.to(one.device)] for one in (self.tokens, self.logprobs))
-        return replace(self, tokens=tokens, parents=parents, logprobs=logprobs, draft_probs=None)
+        scores = None if self.scores is None else self.scores[rows]
+        return replace(
+            self, tokens=tokens, parents=parents, logprobs=logprobs, draft_probs=None, scores=scores
+        )
 
     def ancestor_mask(self) -> Tensor:
         """Who may attend to whom, anchor first: bool `[n + 1, n + 1]`, True = may see.

@@ -104,13 +104,16 @@ class DFlashDrafter(NetworkDrafter):
         rows = self._logits(cache, context, lengths, depth)
         positions = (lengths[:, None] + torch.arange(depth)).flatten().tolist()
         rule, widest = context.rule, max((s.budget for s in asked if s.is_tree), default=0)
+        if rule.picks_best and (len(lengths) > 1 or any(shape.sure for shape in asked)):
+            widest = max(widest, 1)  # somebody looks at scores
         if widest:
             best = rule.candidates(rows, positions, widest, self.draft_ids)
             levels = [column.tolist() for column in (best.tokens, best.logprobs, best.scores)]
         if widest and rule.picks_best:
             drafted: Drafted = best.tokens[:, 0], best.logprobs[:, 0], None
+            scores: Tensor | None = best.scores[:, 0]
         elif not all(shape.is_tree for shape in asked):
-            drafted = rule.draft(rows, positions, self.draft_ids)
+            drafted, scores = rule.draft(rows, positions, self.draft_ids), None
 
         def draw(place: int, shape: DraftShape) -> Proposal:
             at = slice(place * depth, place * depth + shape.depth)
@@ -118,7 +121,8 @@ class DFlashDrafter(NetworkDrafter):
                 return best_prefixes(shape, *(column[at] for column in levels))
             tokens, logprobs, probs = drafted
             sampled = None if probs is None or len(lengths) > 1 else probs[at]
-            return Proposal.chain(tokens[at], logprobs[at], sampled)
+            own = None if scores is None else scores[at]
+            return Proposal.chain(tokens[at], logprobs[at], sampled, own)
 
         return [[draw(place, shape) for shape in some] for place, some in enumerate(shapes)]
 

@@ -88,6 +88,7 @@ def _trace(
         traced.logprobs,
         traced.drafts,
         traced.matches,
+        traced.scores,
     )
 
 
@@ -130,6 +131,7 @@ class _Traced:
     logprobs: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     drafts: dict[str, Drafts] = field(default_factory=dict)
     matches: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    scores: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 def _trace_arms(session: Session, arms: Sequence[Arm]) -> _Traced:
@@ -159,6 +161,9 @@ def _trace_arms(session: Session, arms: Sequence[Arm]) -> _Traced:
             key = str(Arm(name, shape.depth, shape.nodes)) if shape.is_tree else name
             chains = [proposal.logprobs.float() for proposal in made]
             traced.logprobs[key] = _padded(chains, shape.budget, np.float32)
+            if session.rule.temperature:
+                own = [p.logprobs.float() if p.scores is None else p.scores for p in made]
+                traced.scores[key] = _padded(own, shape.budget, np.float32)
             traced.drafts[key] = _drafts(made, shape)
             if drafter.looks_up:
                 traced.matches[key] = np.array([proposal.match for proposal in made], np.int64)

@@ -16,9 +16,12 @@
     <drafter>.tokens   int32[longest]        these tokens
     <drafter>.match    int16                 newest tokens that agree with where it copies from, if
                                              it looks up
+    <drafter>.scores   float32[longest]      how likely verification was to commit them; only where
+                                             texts are sampled
     <arm>.tokens       int32[nodes]          nodes of a tree
     <arm>.parents      int8[nodes]           index of each node's parent, -1 for the anchor
     <arm>.logprobs     float32[nodes]        what the drafter thought of them
+    <arm>.scores       float32[nodes]        as above
     <arm>.match        int16                 as above
 
 A text lies in one shard, its rows in order. The schema's metadata holds one JSON object under the
@@ -52,15 +55,16 @@ from draftgym.rollouts.traces.trace import (
     TraceSet,
 )
 
-KIND, SCHEMA_VERSION = "trace", 4
-OLDER = (2, 3)
-"""As now, but without drafted tokens and matches."""
+KIND, SCHEMA_VERSION = "trace", 5
+OLDER = (2, 3, 4)
+"""As now, but without scores, and before version 4 without drafted tokens and matches."""
 ONE_SEED_VERSION = 2
 """Sampled texts had one seed for all (`TraceOrigin.seeding`)."""
 METADATA_KEY = b"draftgym"
 TEXT_COLUMNS = ("question_id", "category", "prompt_hash")
 PARTS = ("committed", "drafted", "depth")
-LOGPROBS, TOKENS, PARENTS, MATCH = ".logprobs", ".tokens", ".parents", ".match"
+LOGPROBS, SCORES, TOKENS, PARENTS = ".logprobs", ".scores", ".tokens", ".parents"
+MATCH = ".match"
 AGAIN = "collect it again with draftgym collect"
 
 
@@ -103,6 +107,8 @@ def _lists(texts: Sequence[TextTrace]) -> Iterator[tuple[str, list[NDArray[Any]]
     """Columns whose rows are lists, with the rows of every text `[n, width]`."""
     for name in texts[0].logprobs:
         yield f"{name}{LOGPROBS}", [text.logprobs[name] for text in texts]
+    for name in texts[0].scores:
+        yield f"{name}{SCORES}", [text.scores[name] for text in texts]
     for name, draft in texts[0].drafts.items():
         yield f"{name}{TOKENS}", [text.drafts[name].tokens for text in texts]
         if draft.parents is not None:
@@ -245,7 +251,7 @@ def _read_texts(shard: Path, origin: TraceOrigin) -> list[TextTrace]:
 def _column_types(names: Sequence[str], origin: TraceOrigin) -> dict[str, str]:
     """How the Arrow type of each column begins that is read."""
     arms = [f"{arm}.{part}" for arm in origin.arms for part in PARTS]
-    lists = [name for name in names if name.endswith((LOGPROBS, TOKENS, PARENTS))]
+    lists = [name for name in names if name.endswith((LOGPROBS, SCORES, TOKENS, PARENTS))]
     matches = [name for name in names if name.endswith(MATCH)]
     return {
         **dict.fromkeys(TEXT_COLUMNS, "dictionary<values=string"),
@@ -293,4 +299,5 @@ def _read_text(arrays: dict[str, NDArray[Any]], rows: slice, origin: TraceOrigin
         ending(LOGPROBS),
         {name: Drafts(column, parents.get(name)) for name, column in ending(TOKENS).items()},
         {name: column.astype(np.int64) for name, column in ending(MATCH).items()},
+        ending(SCORES),
     )

@@ -30,7 +30,7 @@ class AskedPart:
 
     Attributes:
         arm: The part.
-        drafted: What its drafter would have drafted.
+        drafted: What its drafter would have drafted; less where the arm stops early.
         where: Where it is asked `[n]`.
     """
 
@@ -67,9 +67,19 @@ def asked_of(text: TextTrace, arm: Arm) -> Iterator[AskedPart]:
     """
     where = np.ones(len(text), dtype=np.bool_)
     for part in arm.parts:
-        yield AskedPart(part, text.arms[str(part.whole)], where)
+        verified = _verified(text, part)
+        yield AskedPart(part, _drafted(text, part, verified), where)
         if not isinstance(arm, Graft):
-            where = where & (_verified(text, part).drafted == 0)
+            where = where & (verified.drafted == 0)
+
+
+def _drafted(text: TextTrace, arm: Arm, verified: ArmTrace) -> ArmTrace:
+    """What an arm of one drafter would have drafted: a level beyond what it is sure of."""
+    made = text.arms[str(arm.whole)]
+    if not arm.sure:
+        return made
+    depth = np.minimum(made.depth, verified.depth + 1)
+    return ArmTrace(made.committed, made.drafted if arm.nodes else depth, depth)
 
 
 def _verified(text: TextTrace, arm: Arm) -> ArmTrace:
@@ -94,15 +104,15 @@ def _verified_nodes(text: TextTrace, arm: Arm) -> Iterator[set[Path]]:
     parents = draft.parents
     if parents is None:
         parents = np.broadcast_to(np.arange(draft.tokens.shape[1]) - 1, draft.tokens.shape)
-    columns = (sizes, draft.tokens, parents, text.logprobs[key])
+    columns = (sizes, draft.tokens, parents, text.scores.get(key, text.logprobs[key]))
     least = math.log(arm.sure) if arm.sure else -math.inf
-    for size, tokens, above, logprobs in zip(*(c.tolist() for c in columns), strict=True):
+    for size, tokens, above, scores in zip(*(c.tolist() for c in columns), strict=True):
         paths: list[Path] = []
         sums: list[float] = []
         for node in range(size):
             parent = above[node]
             paths.append((*(paths[parent] if parent >= 0 else ()), tokens[node]))
-            sums.append(logprobs[node] + (sums[parent] if parent >= 0 else 0.0))
+            sums.append(scores[node] + (sums[parent] if parent >= 0 else 0.0))
         yield {path for path, total in zip(paths, sums, strict=True) if total >= least}
 
 

@@ -72,6 +72,8 @@ class TextTrace:
         logprobs: What the drafters themselves thought: log-probability of every token that was
             drafted at temperature 1, float32 `[n, budget]`, 0 behind their end; of the longest
             chains by drafter, of trees by arm.
+        scores: How likely verification was to commit them (`Proposal.scores`), likewise; empty in
+            greedy traces, where that is what the drafters thought.
         drafts: These tokens, likewise.
         matches: Newest tokens that agree with where a drafter that looks up would copy from `[n]`,
             likewise; 0 where there is no such place.
@@ -88,6 +90,7 @@ class TextTrace:
     logprobs: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     drafts: dict[str, Drafts] = field(default_factory=dict)
     matches: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    scores: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Positions at which a round can begin."""

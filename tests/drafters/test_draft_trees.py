@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -157,6 +158,18 @@ def test_steps_stay_within_their_width_and_stop_when_nothing_can_enter(
     assert len(widths) <= tree.depth  # no level is run whose parents are not in the tree so far
     if sharpness < 1 and nodes <= 7:
         assert len(widths) < 3  # flat guesses make a bush: its deeper levels are never run
+
+
+@pytest.mark.parametrize("sure", [0.02, 0.1, 0.3])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_who_is_not_sure_stops_early_and_misses_nothing(shape: DraftShape, sure: float) -> None:
+    whole, stopping = Table(4, vocab=4), Table(4, vocab=4)
+    everything = whole.grow(shape)
+    tree = stopping.grow(replace(shape, sure=sure))
+    kept = everything.surer_than(sure)
+    assert paths(tree.surer_than(sure)) == paths(kept)
+    assert tree.depth == min(everything.depth, kept.depth + 1)
+    assert len(stopping.steps) == min(len(whole.steps), kept.depth)
 
 
 def test_every_row_sees_its_path_and_nothing_else() -> None:

@@ -42,7 +42,7 @@ def asked(drafter: Any, tokens: Sequence[int], shape: DraftShape) -> tuple[Propo
     state, here = drafter.new_state(len(tokens)), context(tokens)
     drafter.catch_up(state, here)
     proposal = drafter.propose(state, here, shape)
-    score = sum(map(math.exp, proposal.path_logprobs()))
+    score = sum(map(math.exp, proposal.path_scores()))
     return proposal, Told(proposal.match, len(proposal), score)
 
 

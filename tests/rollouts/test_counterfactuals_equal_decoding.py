@@ -26,7 +26,10 @@ from draftgym.rollouts.traces.joint import made_by
 from draftgym.rollouts.traces.trace import TraceSet
 from tests.traces import NOISE_SEED, tiny_traces
 
-CHOSEN = ("eagle3:3", "eagle3:4x10", "dflash:4x8", "small:3", "ngram:5", "suffix:8", "suffix:4x10")
+CHOSEN = (
+    *("eagle3:3", "eagle3:4x10", "dflash:4x8", "small:3", "ngram:5", "suffix:8", "suffix:4x10"),
+    "dflash:4",
+)
 SINGLE = [parse_arm(text) for text in CHOSEN]
 JOINT = [
     parse_arm(text)
@@ -37,6 +40,7 @@ JOINT = [
         "suffix:8@3>eagle3:3",
         "suffix:4x10@2~0.3+eagle3:3",
         "eagle3:4x10~0.02",
+        "small:3~0.03>dflash:4~0.02",
         "dflash:4x8~0.05>eagle3:3~0.01",
         "eagle3:3+ngram:5",
         "eagle3:4x10~0.03+ngram:5@3+dflash:4x8",
