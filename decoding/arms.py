@@ -8,8 +8,8 @@ tree.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from draftgym.decoding.drafting import MAX_TREE_NODES, Drafter, DraftShape
 from draftgym.decoding.errors import DraftgymError
@@ -30,6 +30,7 @@ class Arm:
         sure: Probability that the drafter must give a path, from the anchor on, for it to be
             verified, and for drafting to go on behind it; 0 verifies all that there is. Where
             drafter and target share their noise, it is the chance that they draw alike.
+        ask: Asked for `sure` while it drafts, with the score of the likeliest first token.
     """
 
     drafter: str
@@ -37,11 +38,12 @@ class Arm:
     nodes: int | None = None
     least: int = 0
     sure: float = 0.0
+    ask: Callable[[float], float] | None = field(default=None, compare=False)
 
     @property
     def shape(self) -> DraftShape:
         """How much the drafter is asked for."""
-        return DraftShape(self.length, self.nodes, self.sure)
+        return DraftShape(self.length, self.nodes, self.sure, self.ask)
 
     @property
     def drafts(self) -> bool:
@@ -74,7 +76,11 @@ class Arm:
     @property
     def whole(self) -> Arm:
         """The arm that verifies all that this one drafts, whatever it must match."""
-        return replace(self, least=0, sure=0.0)
+        return replace(self, least=0, sure=0.0, ask=None)
+
+    def ending_in(self, last: Arm) -> Arm:
+        """The arm with another last part."""
+        return last
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,10 @@ class Cascade(JointArm):
         trees = any(part.nodes for part in parts)
         nodes = max(part.shape.budget for part in parts) if trees else None
         return cls(_names(parts, cls.sign), _longest(parts), nodes, members=(*parts,))
+
+    def ending_in(self, last: Arm) -> Arm:
+        """The cascade with another last part."""
+        return Cascade.of([*self.members[:-1], last])
 
     def cut(self, most: int) -> Arm:
         """The cascade of its parts, each cut."""

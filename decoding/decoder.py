@@ -23,10 +23,10 @@ from draftgym.decoding.given import (
 from draftgym.decoding.model.interface import ModelInputs
 from draftgym.decoding.model.messages import Message
 from draftgym.decoding.model.target import Target
-from draftgym.decoding.observation import RouterObserver
 from draftgym.decoding.round import RoundRecord, play_round
 from draftgym.decoding.session import Session
 from draftgym.decoding.stops import NO_STOPS, StopReason, Stops
+from draftgym.decoding.two_stage import observer_of
 from draftgym.decoding.verify.base import VerificationRule
 from draftgym.decoding.verify.rules import make_rule
 from draftgym.decoding.verify.sampling import PLAIN_SAMPLING, SamplingSettings
@@ -227,7 +227,7 @@ class SpeculativeDecoder:
         self, result: Generation, session: Session, with_margins: bool, start: float
     ) -> Iterator[list[int]]:
         """Plays rounds until the text ends, filling `result` and yielding new tokens."""
-        observer = RouterObserver(self.policy.arms)
+        observer = observer_of(self.policy)
         state = None
         verdict = session.prefill(with_margins)
         result.first_margin = verdict.margins
@@ -239,7 +239,7 @@ class SpeculativeDecoder:
             episode_start = np.array([not result.rounds])
             action, state = self.policy.predict(observation, state, episode_start, True)
             decided = time.perf_counter() - deciding
-            record = play_round(session, self.policy.arms[int(action)], with_margins)
+            record = play_round(session, observer.arm(self.policy, int(action)), with_margins)
             observer.update(int(action), record)
             result.rounds.append(DecodedRound(record, decided))
             result.decode_seconds += time.perf_counter() - deciding

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -62,11 +62,13 @@ class DraftShape:
         sure: Score of a path (`Proposal.path_scores`), as a probability, below which nobody will
             verify it. A drafter that goes on token by token stops where no path is above; those
             that are below may be left in.
+        ask: Asked for another such limit, with the score of the likeliest first token.
     """
 
     depth: int
     nodes: int | None = None
     sure: float = 0.0
+    ask: Callable[[float], float] | None = field(default=None, compare=False)
 
     @property
     def is_tree(self) -> bool:
@@ -78,9 +80,15 @@ class DraftShape:
         """Most tokens in all."""
         return self.depth if self.nodes is None else self.nodes
 
+    @property
+    def may_stop(self) -> bool:
+        """Whether less than all may be enough."""
+        return self.sure > 0 or self.ask is not None
+
     def stops_at(self, score: float) -> bool:
-        """Whether nobody verifies what comes behind a path of this score (a logarithm)."""
-        return self.sure > 0 and score < math.log(self.sure)
+        """Whether nobody verifies what comes behind the best path of a level, by its score."""
+        sure = self.sure if self.ask is None else max(self.sure, self.ask(score))
+        return sure > 0 and score < math.log(sure)
 
     def cut(self, depth: int) -> DraftShape:
         """The same shape, at most `depth` deep."""

@@ -7,6 +7,7 @@ so a policy meets in deployment exactly what it met in training.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -131,6 +132,7 @@ class RouterMemory:
         context: NDArray[np.int64],
         asked: NDArray[np.bool_] | None = None,
         verified: NDArray[np.bool_] | None = None,
+        played: NDArray[np.bool_] | None = None,
     ) -> None:
         """Takes in a round of every episode.
 
@@ -141,10 +143,15 @@ class RouterMemory:
             asked: Which drafters were asked `[n, D]`, in the order of `drafter_names`; None: all of
                 the arm's.
             verified: Whose proposals were verified `[n, D]`; None: theirs.
+            played: Which episodes played a round at all `[n]`; None: all.
         """
-        self._last_arm[:], self._last_committed[:] = actions, committed
         asked = self._uses[actions] if asked is None else asked
         verified = asked if verified is None else verified
+        if played is not None:
+            asked, verified = asked & played[:, None], verified & played[:, None]
+        played = np.ones(len(actions), np.bool_) if played is None else played
+        np.copyto(self._last_arm, actions, where=played)
+        np.copyto(self._last_committed, committed, where=played)
         fresh = (1 - ACCEPTANCE_DECAY) * (committed - 1)
         self._acceptance *= np.where(verified, ACCEPTANCE_DECAY, 1.0)
         self._acceptance += np.where(verified, fresh[:, None], 0.0)
@@ -175,13 +182,22 @@ class RouterObserver:
 
     Args:
         arms: Arms of the policy, in its order.
+
+    Attributes:
+        memory: What it remembers of its rounds.
+        seen: What it described last: `signals` and `hidden`.
     """
 
     def __init__(self, arms: Sequence[Arm]) -> None:
         self.arms = tuple(arms)
-        self._memory, self._names = RouterMemory(arms), drafter_names(arms)
+        self.memory, self._names = RouterMemory(arms), drafter_names(arms)
         self._repeats = Repeats()
         self._repeat = np.zeros(1, dtype=np.int64)
+        self.seen = np.zeros(0, np.float32), np.zeros(0, np.float32)
+
+    def arm(self, policy: Any, action: int) -> Arm:
+        """The arm that an action of a policy means."""
+        return self.arms[action]
 
     def update(self, action: int | None, record: RoundRecord) -> None:
         """Takes in what a round did.
@@ -197,7 +213,7 @@ class RouterObserver:
             asked = [one.arm.drafter for one in record.asked]
         facts = (np.array([fact]) for fact in (known, len(record.committed), record.context))
         chosen, committed, context = facts
-        self._memory.update(chosen, committed, context, self._marks(asked), self._marks(verified))
+        self.memory.update(chosen, committed, context, self._marks(asked), self._marks(verified))
 
     def observe(self, session: Session) -> Observation:
         """The observation at the session's current position.
@@ -224,7 +240,7 @@ class RouterObserver:
         return self._repeat
 
     def _signals(self, session: Session, sure: NDArray[np.float32]) -> NDArray[np.float32]:
-        return self._memory.signals(
+        return self.memory.signals(
             text_signals(sure[None], self._read(session)),
             np.array([session.cache.length]),
             np.array([session.remaining / session.max_new_tokens]),
@@ -248,4 +264,6 @@ def observe_together(
     sure, hidden = (one.numpy() for one in read_together([confidence(logits), hiddens.float()]))
     triples = zip(observers, sessions, sure, strict=True)
     signals = [observer._signals(session, row) for observer, session, row in triples]
+    for observer, *seen in zip(observers, signals, hidden, strict=True):
+        observer.seen = seen[0][0], seen[1]
     return {"signals": np.concatenate(signals), "hidden": hidden}

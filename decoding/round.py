@@ -6,7 +6,8 @@ what was trained is what runs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -140,8 +141,21 @@ def draft(session: Session, arm: Arm) -> Draft:
     )
 
 
+class _Once:
+    """Asks only when it is first called."""
+
+    def __init__(self, ask: Callable[[float], float]) -> None:
+        self._ask, self._answer = ask, math.nan
+
+    def __call__(self, first: float) -> float:
+        if math.isnan(self._answer):
+            self._answer = self._ask(first)
+        return self._answer
+
+
 def _draft_alone(session: Session, arm: Arm) -> Draft:
     """The draft of an arm of one drafter."""
+    arm = replace(arm, ask=_Once(arm.ask)) if arm.ask else arm
     shape = arm.shape.cut(session.remaining - 1)  # the target adds one token by itself
     if shape.depth < 1:
         return Draft(arm, asked=(Asking(arm, 0, 0),))
@@ -153,8 +167,11 @@ def _draft_alone(session: Session, arm: Arm) -> Draft:
     drafted, depth = len(proposal), proposal.depth
     if proposal.match < arm.least:
         proposal = Proposal.empty()
-    if arm.sure and drafted:
-        proposal = proposal.surer_than(arm.sure)
+    sure = arm.sure
+    if arm.ask is not None and len(proposal):
+        sure = max(sure, arm.ask(proposal.first_score()))
+    if sure and drafted:
+        proposal = proposal.surer_than(sure)
         depth = min(depth, proposal.depth + 1)  # nobody needs more to know it
         drafted = drafted if arm.nodes else depth
     asked = Asking(arm, drafted, depth, caught_up)

@@ -74,7 +74,7 @@ class AutoregressiveDrafter(BatchDrafter):
         if sight is not None and context.rule.picks_best:
             return _in_forest(steps, sight, shapes)
         longest = max((s.depth for some in shapes for s in some if not s.is_tree), default=0)
-        stops = context.rule.picks_best and any(s.sure for some in shapes for s in some)
+        stops = context.rule.picks_best and any(s.may_stop for some in shapes for s in some)
         chains = steps.chains(longest) if longest and not stops else []
         columns = []
         for column in zip(*shapes, strict=True):

@@ -34,6 +34,13 @@ def register_environments() -> None:
         entry_point=f"{router}.replay:RouterReplayEnv",
         vector_entry_point=f"{router}.replay:RouterReplayVectorEnv",
     )
+    twice = f"{router}.two_stage"
+    register(id="draftgym/Router-v1", entry_point=f"{twice}:TwoStageRouterEnv")
+    register(
+        id="draftgym/RouterReplay-v1",
+        entry_point=f"{twice}:TwoStageReplayEnv",
+        vector_entry_point=f"{twice}:TwoStageReplayVectorEnv",
+    )
     for name in ("Scheduler", "SchedulerBelief", "SchedulerShares"):
         register(
             id=f"draftgym/{name}-v0",

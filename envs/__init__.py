@@ -5,17 +5,20 @@
 | `draftgym/Router-v0` | `RouterEnv` | which drafter and how many tokens, each round of decoding |
 | `draftgym/RouterMeasured-v0` | `RouterEnv` | the same, rewarded by wall-clock (nondeterministic) |
 | `draftgym/RouterReplay-v0` | `RouterReplayEnv` | the same rounds from traces, without a model |
+| `draftgym/Router-v1` | `TwoStageRouterEnv` | the arm, and while it drafts, how sure it must be |
+| `draftgym/RouterReplay-v1` | `TwoStageReplayEnv` | the same from traces |
 | `draftgym/Scheduler-v0` | `SchedulerEnv` | how many tokens each of many users drafts |
 | `draftgym/SchedulerBelief-v0` | `SchedulerBeliefEnv` | what acceptance to expect of each user |
 | `draftgym/SchedulerShares-v0` | `SchedulerSharesEnv` | draft lengths and shares of the band |
 
-`gymnasium.make_vec` steps many episodes of those that play traces (all but `Router-v0` and
-`RouterMeasured-v0`) as array operations: `RouterReplayVectorEnv`, `SchedulerVectorEnv` and its
-siblings.
+`gymnasium.make_vec` steps many episodes of those that play traces (`RouterReplay`
+and the schedulers) as array operations: `RouterReplayVectorEnv`, `SchedulerVectorEnv` and
+their siblings.
 """
 
 from draftgym.envs.router.live import RouterEnv
 from draftgym.envs.router.replay import RouterReplayEnv
+from draftgym.envs.router.two_stage import TwoStageReplayEnv, TwoStageRouterEnv
 from draftgym.envs.scheduler.env import SchedulerBeliefEnv, SchedulerEnv, SchedulerSharesEnv
 
 __all__ = [
@@ -24,4 +27,6 @@ __all__ = [
     "SchedulerBeliefEnv",
     "SchedulerEnv",
     "SchedulerSharesEnv",
+    "TwoStageReplayEnv",
+    "TwoStageRouterEnv",
 ]

@@ -40,11 +40,14 @@ class Policy(ABC):
         name: How tables call it.
         arms: What it chooses from; an action is an index into this.
         observes: Whether it reads observations. The decoder skips building them where it is False.
+        levels: What it chooses from a second time, while an arm drafts; none decides once a round
+            (`draftgym.decoding.two_stage`).
     """
 
     name: str
     arms: tuple[Arm, ...]
     observes: bool
+    levels: tuple[float, ...] = ()
 
     @abstractmethod
     def choose(

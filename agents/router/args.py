@@ -29,6 +29,8 @@ class RouterArgs(TrainArgs):
         arms: What the router chooses from, such as eagle3:2 dflash:2 ngram:8 plain; eagle3:5x16
             is a tree of at most 16 tokens, 5 deep. Default: all traced arms and plain; live, one
             arm per loaded drafter.
+        twice: Decide twice a round (RouterReplay-v1): which arm, and while it drafts, how sure it
+            must be to go on (traces only).
         categories: Train on these categories of prompts alone (traces only).
         validation: Share of the texts set aside to choose the best policy by (traces only).
         latency_price: Price of a target step in tokens: goodput (the speed being reached, so that
@@ -56,6 +58,7 @@ class RouterArgs(TrainArgs):
     live: bool = False
     init: Path | None = None
     arms: tuple[str, ...] = ()
+    twice: bool = False
     categories: tuple[str, ...] = ()
     latency_price: float | str = GOODPUT
     prompts: str = "train"
@@ -90,6 +93,8 @@ def check_args(args: RouterArgs) -> None:
     args.check(ALGORITHMS, args.latency_price, "--latency-price")
     if args.live and args.algorithm != "ppo":
         raise DraftgymError("live decoding is learned with PPO", "leave --algorithm out")
+    if args.live and args.twice:
+        raise DraftgymError("two decisions a round are learned on traces", "leave --live out")
     args.ppo.check("ppo")
     args.live_ppo.check("live-ppo")
     if args.init is not None and not (args.init / "model.zip").is_file():

@@ -30,13 +30,15 @@ from draftgym.agents.router.network import agent_arguments, deployable_network
 from draftgym.decoding.arms import PLAIN, Arm, parse_arm
 from draftgym.decoding.costs.cost_model import CostModel, write_cost_model
 from draftgym.decoding.provenance import check_run_folder
+from draftgym.decoding.two_stage import LEVELS
 from draftgym.envs.reward import Reward
 from draftgym.envs.router.replay import RouterReplayVectorEnv
+from draftgym.envs.router.two_stage import TwoStageReplayVectorEnv
 from draftgym.policies.base import Policy
 from draftgym.policies.folder import PolicyTarget
 from draftgym.policies.routers.learned import LearnedPolicy, save_learned_policy
 from draftgym.rollouts.replay.play import play_policy
-from draftgym.rollouts.replay.replay import Replay
+from draftgym.rollouts.replay.two_stage import replay_for
 from draftgym.rollouts.traces.trace import TraceSet
 
 if TYPE_CHECKING:
@@ -129,7 +131,8 @@ def replayed_experience(traces: TraceSet, args: RouterArgs) -> Experience:
     arms = tuple(map(parse_arm, args.arms or (*origin.arms, PLAIN)))
     texts, validation = traces.split(args.validation)
     names = list(map(str, arms))
-    env = RouterReplayVectorEnv(args.agent.n_envs, texts, names, args.latency_price)
+    kind = TwoStageReplayVectorEnv if args.twice else RouterReplayVectorEnv
+    env = kind(args.agent.n_envs, texts, names, args.latency_price)
     return Experience(
         SB3VecEnv(env, args.seed),
         env,
@@ -146,12 +149,12 @@ def replayed_experience(traces: TraceSet, args: RouterArgs) -> Experience:
 def reward_per_token(traces: TraceSet, policy: Policy, reward: Reward) -> float:
     """What a policy's rounds of all texts are worth, over the tokens they wrote."""
     count = sum(len(text) > 0 for text in traces.texts)
-    replay, going = Replay(traces, policy.arms, count), np.ones(count, dtype=np.bool_)
+    replay, going = replay_for(policy, traces, count), np.ones(count, dtype=np.bool_)
     tokens, total = 0, 0.0
     while going.any():
         actions, _ = policy.predict(replay.observe(), deterministic=True)
         played = replay.step(actions)  # finished episodes stay where they are
-        total += float(reward(played.committed, played.steps, actions)[going].sum())
+        total += float(reward(played.committed, played.steps, played.arms)[going].sum())
         tokens += int(played.committed[going].sum())
         going &= ~played.done
     return total / tokens
@@ -224,7 +227,8 @@ class RouterTrainer(Trainer[LearnedPolicy]):
         """A copy of what acts."""
         rate = self.agent.exploration_rate if isinstance(self.agent, DQN) else None
         network, arms = deployable_network(self.agent), self.experience.arms
-        return LearnedPolicy(network, arms, exploration_rate=rate)
+        levels = LEVELS if self.args.twice else ()
+        return LearnedPolicy(network, arms, exploration_rate=rate, levels=levels)
 
     def validate(self) -> float | None:
         """Tokens per target step, or rewards per token, on the texts set aside."""
@@ -256,8 +260,9 @@ class RouterTrainer(Trainer[LearnedPolicy]):
 
     def write(self, policy: LearnedPolicy, folder: Path, provenance: Mapping[str, Any]) -> None:
         """Writes the deployable form."""
-        rate, target = policy.exploration_rate, self.target
-        save_learned_policy(policy.network, policy.arms, target, folder, provenance, rate)
+        rate, levels = policy.exploration_rate, policy.levels
+        chosen = policy.network, policy.arms, self.target
+        save_learned_policy(*chosen, folder, provenance, rate, levels)
 
     def card(self, validated: float | None) -> str:
         """The card beside it."""

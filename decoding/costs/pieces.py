@@ -160,7 +160,8 @@ class Pieces:
                 return catching_up(
                     session(context), drafter, backlog, state(name, context, backlog)
                 )
-            return drafting(session(context), drafter, DraftShape(*at), state(name, context, 1))
+            shape = DraftShape(at[0], at[1] if len(at) > 1 else None)
+            return drafting(session(context), drafter, shape, state(name, context, 1))
 
         return {piece: partial(play, piece) for piece in self.all}
 

@@ -110,6 +110,11 @@ class Proposal:
             sums.append(own + (sums[parent] if parent >= 0 else 0.0))
         return sums
 
+    def first_score(self) -> float:
+        """The score of the likeliest first token; there must be one."""
+        paths = zip(self.parents.tolist(), self.path_scores(), strict=True)
+        return max(score for parent, score in paths if parent < 0)
+
     def surer_than(self, least: float) -> Proposal:
         """The paths whose score is at least this, as a probability.
 

@@ -104,7 +104,7 @@ class DFlashDrafter(NetworkDrafter):
         rows = self._logits(cache, context, lengths, depth)
         positions = (lengths[:, None] + torch.arange(depth)).flatten().tolist()
         rule, widest = context.rule, max((s.budget for s in asked if s.is_tree), default=0)
-        if rule.picks_best and (len(lengths) > 1 or any(shape.sure for shape in asked)):
+        if rule.picks_best and (len(lengths) > 1 or any(s.may_stop for s in asked)):
             widest = max(widest, 1)  # somebody looks at scores
         if widest:
             best = rule.candidates(rows, positions, widest, self.draft_ids)

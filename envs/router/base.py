@@ -12,6 +12,7 @@ from gymnasium import spaces
 from draftgym.decoding.arms import Arm
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.observation import Observation, signal_names
+from draftgym.decoding.two_stage import two_stage_names
 from draftgym.envs.options import check_options, never_begun
 from draftgym.envs.reward import Reward, RoundReward, restart
 
@@ -25,6 +26,7 @@ class RoundsEnv(gym.Env[Observation, np.int64]):
         hidden: Width of the target's hidden state.
         latency_price: See `RoundReward`.
         render_mode: `ansi` or None.
+        levels: What a second decision chooses from, if there is one.
 
     Attributes:
         reward: What rounds are worth; assign another `Reward` to learn for another goal. A seeded
@@ -47,11 +49,13 @@ class RoundsEnv(gym.Env[Observation, np.int64]):
         hidden: int,
         latency_price: float | str,
         render_mode: str | None,
+        levels: Sequence[float] = (),
     ) -> None:
         self.arms = tuple(arms)
+        self._actions = max(len(self.arms), len(levels))
         self.reward: Reward = RoundReward(latency_price)
         self.render_mode = render_mode
-        spaces = router_spaces(self.arms, hidden)
+        spaces = router_spaces(self.arms, hidden, levels)
         self.observation_space, self.action_space = spaces  # type: ignore[assignment]
         self._order = TextOrder(question_ids)
         self.running = False
@@ -85,8 +89,8 @@ class RoundsEnv(gym.Env[Observation, np.int64]):
             raise never_begun()
         if not self.action_space.contains(np.asarray(action)[()]):
             raise DraftgymError(
-                f"action {action!r} is not one of the {len(self.arms)} arms",
-                f"give an index from 0 to {len(self.arms) - 1}",
+                f"action {action!r} is not one of the {self._actions} arms",
+                f"give an index from 0 to {self._actions - 1}",
             )
         return int(action)
 
@@ -138,15 +142,19 @@ class TextOrder:
         return int(self._rest.pop())
 
 
-def router_spaces(arms: Sequence[Arm], hidden: int) -> tuple[spaces.Dict, spaces.Discrete]:
+def router_spaces(
+    arms: Sequence[Arm], hidden: int, levels: Sequence[float] = ()
+) -> tuple[spaces.Dict, spaces.Discrete]:
     """Observation and action space of every router environment.
 
     Args:
         arms: What can be chosen.
         hidden: Width of the target's hidden state, d.
+        levels: What a second decision chooses from, if there is one.
     """
+    names = two_stage_names(arms) if levels else signal_names(arms)
     observation: dict[str, spaces.Space[Any]] = {
-        "signals": spaces.Box(0.0, np.inf, (len(signal_names(arms)),), np.float32),
+        "signals": spaces.Box(0.0, np.inf, (len(names),), np.float32),
         "hidden": spaces.Box(-np.inf, np.inf, (hidden,), np.float32),
     }
-    return spaces.Dict(observation), spaces.Discrete(len(arms))
+    return spaces.Dict(observation), spaces.Discrete(max(len(arms), len(levels)))

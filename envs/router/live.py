@@ -102,6 +102,8 @@ class RouterEnv(RoundsEnv):
     * v0: first version
     """
 
+    levels: tuple[float, ...] = ()
+
     def __init__(
         self,
         target: str | Path | Target = "smollm2-135m",
@@ -138,7 +140,8 @@ class RouterEnv(RoundsEnv):
         check_arms(chosen, self.drafters, self.target.decoder.draws_trees)
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
         names = [prompt.question_id for prompt in self.prompts]
-        super().__init__(chosen, names, self.target.hidden_size, latency_price, render_mode)
+        width = self.target.hidden_size
+        super().__init__(chosen, names, width, latency_price, render_mode, self.levels)
         self.measured = latency == "measured"
         self.cost_model = (
             load_cost_model(self.target, self.drafters, () if self.measured else chosen)
@@ -174,12 +177,17 @@ class RouterEnv(RoundsEnv):
     def step(self, action: SupportsInt) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Plays one round with arm `action`."""
         index = self._index_of(action)
-        record = play_round(self.session, self.arms[index])
+        return self._told(index, play_round(self.session, self.arms[index]))
+
+    def _told(
+        self, index: int, record: RoundRecord
+    ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """What `step` says of a round with an arm (an index)."""
         self.observer.update(index, record)
         steps = self._round_seconds(record) / self.cost_model.step_seconds(record.context)
         reward = self._rewarded(index, len(record.committed), steps)
         info = {
-            "arm": str(record.arm),
+            "arm": str(self.arms[index]),
             "committed": len(record.committed),
             "tokens": record.committed,
             "accepted": record.accepted,
@@ -201,13 +209,16 @@ class RouterEnv(RoundsEnv):
         noise_seed = int(options.get("noise_seed", drawn))
         rule = make_rule(None, self.temperature, noise_seed, self.target.vocab_size)
         ids = self._ids[prompt.question_id]
-        self.prompt, self.observer = prompt, RouterObserver(self.arms)
+        self.prompt, self.observer = prompt, self._new_observer()
         self.session = Session(self.target, ids, rule, self.max_new_tokens, self.drafters)
         self.session.prefill()
         if not self.measured:
             note_extrapolation(self.cost_model, len(ids) + self.max_new_tokens)
         self.running = not self.session.finished
         return self.running
+
+    def _new_observer(self) -> RouterObserver:
+        return RouterObserver(self.arms)
 
     def _observe(self) -> Observation:
         return self.observer.observe(self.session)

@@ -19,6 +19,7 @@ from draftgym.envs.reward import Reward, RoundReward, restart
 from draftgym.envs.router.base import RoundsEnv, TextOrder, router_spaces
 from draftgym.envs.vector import ArrayVectorEnv, Facts, Seeds
 from draftgym.rollouts.replay.replay import Replay
+from draftgym.rollouts.replay.two_stage import TwoStageReplay
 from draftgym.rollouts.traces.file import as_traces
 from draftgym.rollouts.traces.trace import TraceSet
 
@@ -76,6 +77,8 @@ class RouterReplayEnv(RoundsEnv):
     * v0: first version
     """
 
+    levels: tuple[float, ...] = ()
+
     def __init__(
         self,
         traces: str | Path | TraceSet,
@@ -84,10 +87,10 @@ class RouterReplayEnv(RoundsEnv):
         cost_model: CostModel | None = None,
         render_mode: str | None = None,
     ) -> None:
-        self.replay = _replay(traces, arms, 1, cost_model)
-        texts = self.replay.texts
+        self.replay = _replay(traces, arms, 1, cost_model, self.levels)
+        texts, choices = self.replay.texts, self.replay.choices
         names, hidden = [text.question_id for text in texts], texts[0].hidden.shape[1]
-        super().__init__(self.replay.arms, names, hidden, latency_price, render_mode)
+        super().__init__(choices, names, hidden, latency_price, render_mode, self.levels)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -100,8 +103,8 @@ class RouterReplayEnv(RoundsEnv):
 
     def step(self, action: SupportsInt) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Plays one round with arm `action`."""
-        index = self._index_of(action)
-        played = self.replay.step(np.array([index]))
+        played = self.replay.step(np.array([self._index_of(action)]))
+        index = int(played.arms[0])
         committed, steps = int(played.committed[0]), float(played.steps[0])
         start = self.position + 1
         self.position += committed
@@ -151,6 +154,8 @@ class RouterReplayVectorEnv(ArrayVectorEnv):
         DraftgymError: An arm was not traced, or no text has a round to play.
     """
 
+    levels: tuple[float, ...] = ()
+
     def __init__(
         self,
         num_envs: int,
@@ -159,18 +164,19 @@ class RouterReplayVectorEnv(ArrayVectorEnv):
         latency_price: float | str = 1.0,
         cost_model: CostModel | None = None,
     ) -> None:
-        self.replay = _replay(traces, arms, num_envs, cost_model)
+        self.replay = _replay(traces, arms, num_envs, cost_model, self.levels)
         self.reward: Reward = RoundReward(latency_price)
-        texts, chosen = self.replay.texts, self.replay.arms
+        texts, chosen = self.replay.texts, self.replay.choices
         self._ids = np.array([text.question_id for text in texts], object)
         self._shared = TextOrder(self._ids.tolist(), shared=True)
         self._own: list[tuple[TextOrder, np.random.Generator]] = []
         self.forget_counts()
-        super().__init__(num_envs, *router_spaces(chosen, texts[0].hidden.shape[1]))
+        hidden = texts[0].hidden.shape[1]
+        super().__init__(num_envs, *router_spaces(chosen, hidden, self.levels))
 
     def forget_counts(self) -> None:
         """Starts the counts anew."""
-        self.played = np.zeros(len(self.replay.arms), np.int64)
+        self.played = np.zeros(len(self.replay.choices), np.int64)
         self.tokens = self.steps = 0.0
 
     def snapshot(self) -> dict[str, Any]:
@@ -215,11 +221,11 @@ class RouterReplayVectorEnv(ArrayVectorEnv):
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], Facts]:
         played = self.replay.step(actions)
         committed, steps, never = played.committed, played.steps, np.zeros(self.num_envs, bool)
-        self.played += np.bincount(actions, minlength=len(self.played))
+        self.played += np.bincount(played.arms[played.played], minlength=len(self.played))
         self.tokens += float(committed.sum())
         self.steps += float(steps.sum())
         facts = {"committed": committed, "target_steps": steps}
-        return self.reward(committed, steps, actions), played.done, never, facts
+        return self.reward(committed, steps, played.arms), played.done, never, facts
 
 
 def _replay(
@@ -227,10 +233,13 @@ def _replay(
     arms: Sequence[str] | None,
     count: int,
     cost_model: CostModel | None,
+    levels: Sequence[float],
 ) -> Replay:
     """Episodes over traces; by default with every traced arm and `plain`."""
     read = as_traces(traces)
     if arms:
         check_texts(arms, "arms", "eagle3:4")
     chosen = [parse_arm(arm) for arm in arms or (*read.origin.arms, PLAIN)]
+    if levels:
+        return TwoStageReplay(read, chosen, count, cost_model, levels)
     return Replay(read, chosen, count, cost_model)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from draftgym.decoding.arms import Arm
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.observation import signal_names
+from draftgym.decoding.two_stage import two_stage_names
 from draftgym.policies.base import Policy
 from draftgym.policies.folder import (
     AGAIN,
@@ -89,6 +90,7 @@ class LearnedPolicy(Policy):
         seed: Seed of the choices when asked to sample.
         exploration_rate: Share of those choices that is any arm, the others being the best, as
             DQN's are; None draws from the softmax of the scores, as PPO does.
+        levels: What it chooses from while an arm drafts, if it decides twice a round.
     """
 
     observes = True
@@ -100,7 +102,9 @@ class LearnedPolicy(Policy):
         name: str = "learned",
         seed: int = 0,
         exploration_rate: float | None = None,
+        levels: Sequence[float] = (),
     ) -> None:
+        self.levels = tuple(levels)
         self.network = network.eval().requires_grad_(False)
         self.arms = tuple(arms)
         self.name, self.exploration_rate = name, exploration_rate
@@ -120,7 +124,7 @@ class LearnedPolicy(Policy):
         if deterministic or not self.exploration_rate:
             return best
         explores = self.rng.random(count) < self.exploration_rate
-        return np.where(explores, self.rng.integers(len(self.arms), size=count), best)
+        return np.where(explores, self.rng.integers(scores.shape[-1], size=count), best)
 
 
 def save_learned_policy(
@@ -130,6 +134,7 @@ def save_learned_policy(
     folder: Path,
     provenance: Mapping[str, Any],
     exploration_rate: float | None = None,
+    levels: Sequence[float] = (),
 ) -> None:
     """Writes the deployable form of a router that was trained for this target.
 
@@ -140,9 +145,11 @@ def save_learned_policy(
         folder: Where to.
         provenance: How it was made.
         exploration_rate: See `LearnedPolicy`.
+        levels: See `LearnedPolicy`.
     """
     facts = {
-        "signals": signal_names(arms),
+        "signals": _names(arms, levels),
+        "levels": list(levels),
         "hidden_size": network.encoder.hidden.in_features,
         "width": network.scores.in_features,
         "neck": network.encoder.hidden.out_features,
@@ -160,15 +167,26 @@ def load_learned_policy(folder: Path, target: PolicyTarget) -> LearnedPolicy:
     """
     stored = read_policy(folder, ROUTER, target, {"hidden_size", "signals", "width", "neck"})
     body, arms = stored.body, stored.arms
-    if body["signals"] != signal_names(arms):
+    levels = body.get("levels", [])
+    if not isinstance(levels, list) or not all(_is_share(level) for level in levels):
+        raise DraftgymError(f"policy {folder} has levels {levels!r}", AGAIN)
+    if body["signals"] != _names(arms, levels):
         raise DraftgymError(f"policy {folder} reads signals that this version lacks", AGAIN)
 
     def build() -> RouterNetwork:
-        sizes = (len(body["signals"]), body["hidden_size"], len(arms), body["width"], body["neck"])
-        return RouterNetwork(*sizes)
+        sizes = len(body["signals"]), body["hidden_size"], max(len(arms), len(levels))
+        return RouterNetwork(*sizes, body["width"], body["neck"])
 
     rate = body.get("exploration_rate")
-    if rate is not None and not (isinstance(rate, float | int) and 0 <= rate <= 1):
+    if rate is not None and not _is_share(rate):
         raise DraftgymError(f"policy {folder} explores at a rate of {rate!r}", AGAIN)
     name = policy_name(folder)
-    return LearnedPolicy(stored.load(build), arms, name=name, exploration_rate=rate)
+    return LearnedPolicy(stored.load(build), arms, name=name, exploration_rate=rate, levels=levels)
+
+
+def _names(arms: Sequence[Arm], levels: Sequence[float]) -> list[str]:
+    return two_stage_names(arms) if levels else signal_names(arms)
+
+
+def _is_share(given: Any) -> bool:
+    return isinstance(given, float | int) and not isinstance(given, bool) and 0 <= given <= 1

@@ -20,10 +20,10 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.device import clock
 from draftgym.decoding.model.interface import ModelInputs
 from draftgym.decoding.model.target import Target
-from draftgym.decoding.observation import RouterObserver
 from draftgym.decoding.round import play_rounds
 from draftgym.decoding.session import Session
 from draftgym.decoding.stops import NO_STOPS, Stops
+from draftgym.decoding.two_stage import observer_of
 from draftgym.decoding.verify.base import VerificationRule
 from draftgym.decoding.verify.rules import make_rule
 from draftgym.decoding.verify.sampling import PLAIN_SAMPLING, SamplingSettings
@@ -265,14 +265,15 @@ def write_together(
     for name, policy in policies.items():
         sessions[name] = new_session()
         sessions[name].start_like(first)
-        observers[name] = RouterObserver(policy.arms)
+        observers[name] = observer_of(policy)
     while running := [name for name, session in sessions.items() if not session.finished]:
         actions = []
         for name in running:
             policy = policies[name]
             observation = observers[name].observe(sessions[name]) if policy.observes else {}
             actions.append(int(policy.predict(observation, deterministic=True)[0]))
-        arms = [policies[name].arms[action] for name, action in zip(running, actions, strict=True)]
+        pairs = zip(running, actions, strict=True)
+        arms = [observers[name].arm(policies[name], action) for name, action in pairs]
         records = play_rounds([sessions[name] for name in running], arms)
         for name, action, record in zip(running, actions, records, strict=True):
             observers[name].update(action, record)

@@ -21,6 +21,7 @@ from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.decoder import RoutingPolicy
 from draftgym.decoding.given import check_policy
 from draftgym.rollouts.replay.replay import Replay
+from draftgym.rollouts.replay.two_stage import replay_for
 from draftgym.rollouts.report.statistics import Work
 from draftgym.rollouts.traces.trace import TextTrace, TraceSet
 
@@ -73,14 +74,14 @@ def play_policy(
     """
     check_policy(policy)
     texts = np.arange(sum(len(text) > 0 for text in traces.texts))
-    replay = Replay(traces, policy.arms, len(texts) if together else 1, cost_model)
+    replay = replay_for(policy, traces, len(texts) if together else 1, cost_model)
     if together:
         return _play(replay, policy, texts)
     return [one for text in texts for one in _play(replay, policy, np.array([text]))]
 
 
 def _play(replay: Replay, policy: RoutingPolicy, texts: NDArray[np.int64]) -> list[ReplayedText]:
-    count, arms = len(texts), len(replay.arms)
+    count, arms = len(texts), len(replay.choices)
     seconds, steps = np.zeros(count), np.zeros(count)
     chosen = np.zeros((count, arms), dtype=np.int64)
     replay.start(np.arange(count), texts)
@@ -91,7 +92,7 @@ def _play(replay: Replay, policy: RoutingPolicy, texts: NDArray[np.int64]) -> li
         played = replay.step(actions)
         seconds[playing] += played.seconds
         steps[playing] += played.steps
-        chosen[playing, actions] += 1
+        chosen[playing[played.played], played.arms[played.played]] += 1
         going = np.flatnonzero(~played.done)
         if len(going) < len(playing) and len(going):
             replay.keep(going)

@@ -41,12 +41,16 @@ class ReplayedRound:
         seconds: Cost of the round, catching up included `[n]`.
         steps: The same in target steps `[n]`.
         done: Whether the text is finished `[n]`.
+        arms: What was chosen, as indices into `Replay.choices` `[n]`.
+        played: Whether a round was played at all, or a decision is left `[n]`.
     """
 
     committed: NDArray[np.int64]
     seconds: NDArray[np.float64]
     steps: NDArray[np.float64]
     done: NDArray[np.bool_]
+    arms: NDArray[np.int64]
+    played: NDArray[np.bool_]
 
 
 class Replay:
@@ -112,9 +116,7 @@ class Replay:
         Args:
             episodes: Of which episodes (indices); None for all.
         """
-        row = self._row
-        share = self._remaining[row] / self._limit
-        signals = self.memory.signals(self._signals[row], self._context[row], share)
+        row, signals = self._row, self._observed()
         if episodes is not None:
             signals, row = signals[episodes], row[episodes]
         texts = self.text_of if episodes is None else self.text_of[episodes]
@@ -123,6 +125,11 @@ class Replay:
         for index, (text, place) in enumerate(zip(texts.tolist(), places.tolist(), strict=True)):
             hidden[index] = self.texts[text].hidden[place]  # most of a trace; it is never copied
         return {"signals": signals, "hidden": hidden}
+
+    @property
+    def choices(self) -> tuple[Arm, ...]:
+        """The arms that actions mean."""
+        return self.arms
 
     @property
     def rows(self) -> NDArray[np.int64]:
@@ -138,17 +145,35 @@ class Replay:
 
     def step(self, actions: NDArray[np.int64]) -> ReplayedRound:
         """Plays a round of every episode; finished ones must be started again afterwards."""
+        return self._play(actions, actions, np.ones(self.count, dtype=np.bool_))
+
+    def _play(
+        self, actions: NDArray[np.int64], chosen: NDArray[np.int64], played: NDArray[np.bool_]
+    ) -> ReplayedRound:
+        """Plays a round of some episodes.
+
+        Args:
+            actions: Arms of this replay `[n]`.
+            chosen: What they are to the memory `[n]`.
+            played: Which episodes play `[n]`.
+        """
         row, context = self._row, self._context[self._row]
-        committed = self._committed[actions, row]
+        committed = np.where(played, self._committed[actions, row], 0)
         asked, verified = self._asked[actions, row], self._verified[actions, row]
         catching_up = np.where(asked, self._catching_up(row), 0.0).sum(1)
-        seconds = self._seconds[actions, row] + catching_up
-        np.copyto(self._last_used, context[:, None], where=asked)
+        seconds = np.where(played, self._seconds[actions, row] + catching_up, 0.0)
+        np.copyto(self._last_used, context[:, None], where=asked & played[:, None])
         steps = seconds / self._step_seconds[row]
-        self.memory.update(actions, committed, context, asked, verified)
+        self.memory.update(chosen, committed, context, asked, verified, played)
         self._row = row + committed
         done = self._row == self._last[self.text_of]
-        return ReplayedRound(committed, seconds, steps, done)
+        return ReplayedRound(committed, seconds, steps, done, chosen, played)
+
+    def _observed(self) -> NDArray[np.float32]:
+        """`signals` of all episodes `[n, s]`."""
+        row = self._row
+        share = self._remaining[row] / self._limit
+        return self.memory.signals(self._signals[row], self._context[row], share)
 
     def _catching_up(self, row: NDArray[np.int64]) -> NDArray[np.float64]:
         """What it would cost to catch each drafter up where the episodes stand `[n, D]`."""

@@ -82,6 +82,34 @@ def _drafted(text: TextTrace, arm: Arm, verified: ArmTrace) -> ArmTrace:
     return ArmTrace(made.committed, made.drafted if arm.nodes else depth, depth)
 
 
+def path_scores(text: TextTrace, arm: Arm) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """What an arm of one drafter thinks of all that it drafts, whatever it must be sure of.
+
+    Args:
+        text: The text.
+        arm: The arm.
+
+    Returns:
+        The score of each node's path from the anchor on, as a log-probability, -inf where there is
+        none; and which nodes are first tokens. Both `[n, budget]`.
+    """
+    key, rows = _key(arm), np.arange(len(text))
+    own = text.scores.get(key, text.logprobs[key]).astype(np.float64)
+    sizes, parents = text.arms[str(arm.whole)].drafted, text.drafts[key].parents
+    if parents is None:
+        parents = np.broadcast_to(np.arange(own.shape[1]) - 1, own.shape)
+    paths = np.full(own.shape, -np.inf)
+    for node in range(own.shape[1]):
+        above = np.where(parents[:, node] >= 0, paths[rows, parents[:, node]], 0.0)
+        paths[:, node] = np.where(node < sizes, own[:, node] + above, -np.inf)
+    return paths, np.asarray(parents < 0)
+
+
+def matches(text: TextTrace, arm: Arm) -> NDArray[np.int64]:
+    """Newest tokens that agree with where an arm of one drafter would copy from `[n]`."""
+    return text.matches[_key(arm)]
+
+
 def _verified(text: TextTrace, arm: Arm) -> ArmTrace:
     """What an arm of one drafter would have verified."""
     made = text.arms[str(arm.whole)]
@@ -91,7 +119,7 @@ def _verified(text: TextTrace, arm: Arm) -> ArmTrace:
         facts = [_facts(some, tuple(behind[position + 1 :])) for position, some in nodes]
         return ArmTrace(*np.array(facts, dtype=np.int64).reshape(-1, 3).T)
     if arm.least:
-        return _where(text.matches[_key(arm)] < arm.least, _nothing(len(text)), made)
+        return _where(matches(text, arm) < arm.least, _nothing(len(text)), made)
     return made
 
 

@@ -18,6 +18,7 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.observation import RouterObserver, observe_together
 from draftgym.decoding.round import RoundRecord, draft
+from draftgym.decoding.two_stage import observer_of
 from draftgym.policies.base import Policy
 from draftgym.policies.registry import make_policy
 from draftgym.serving.batching.choosing import BatchPolicy, Writing
@@ -81,12 +82,13 @@ class EachText:
 
     def choose(self, mine: Sequence[Writing], batch: Sequence[Writing]) -> list[Arm]:
         """What the policy chooses for each text by itself."""
-        observation = {}
-        if self.policy.observes:
-            observers = [self._observer(text) for text in mine]
-            observation = observe_together(observers, [text.session for text in mine])
-        actions = self.policy.choose(observation, len(mine), True)
-        return [self.arms[action] for action in actions]
+        if not self.policy.observes:
+            return [self.arms[action] for action in self.policy.choose({}, len(mine), True)]
+        observers = [self._observer(text) for text in mine]
+        observation = observe_together(observers, [text.session for text in mine])
+        actions = self.policy.choose(observation, len(mine), True).tolist()
+        pairs = zip(observers, actions, strict=True)
+        return [observer.arm(self.policy, action) for observer, action in pairs]
 
     def learn(self, text: Writing, arm: Arm, record: RoundRecord) -> None:
         """Keeps the round for the text's next observation."""
@@ -95,7 +97,7 @@ class EachText:
 
     def _observer(self, text: Writing) -> RouterObserver:
         if OBSERVER not in text.memory:
-            text.memory[OBSERVER] = RouterObserver(self.arms)
+            text.memory[OBSERVER] = observer_of(self.policy)
         observer: RouterObserver = text.memory[OBSERVER]
         return observer
 
