@@ -29,6 +29,7 @@ class RouterArgs(TrainArgs):
         arms: What the router chooses from, such as eagle3:2 dflash:2 ngram:8 plain; eagle3:5x16
             is a tree of at most 16 tokens, 5 deep. Default: all traced arms and plain; live, one
             arm per loaded drafter.
+        also: More folders of traces to train on, such as of other temperatures.
         twice: Decide twice a round (RouterReplay-v1): which arm, and while it drafts, how sure it
             must be to go on (traces only).
         categories: Train on these categories of prompts alone (traces only).
@@ -58,6 +59,7 @@ class RouterArgs(TrainArgs):
     live: bool = False
     init: Path | None = None
     arms: tuple[str, ...] = ()
+    also: tuple[Path, ...] = ()
     twice: bool = False
     categories: tuple[str, ...] = ()
     latency_price: float | str = GOODPUT

@@ -66,7 +66,11 @@ def train_router(args: RouterArgs) -> Path:
 
         experience = live_experience(args)
     else:
-        traces = open_traces(args.traces, COLLECT.format(folder=args.traces))
+        first, *others = (
+            open_traces(folder, COLLECT.format(folder=folder))
+            for folder in (args.traces, *args.also)
+        )
+        traces = first.mixed_with(others)
         experience = replayed_experience(traces, args)
     RouterTrainer(args, experience, args.run).train()
     return args.run / POLICY

@@ -97,6 +97,8 @@ class TextTrace:
         return len(self.tokens) - 1
 
 
+SAMPLING = ("verification", "temperature", "seed", "seeding")
+"""Facts of an origin that say how texts were sampled."""
 PER_TEXT, ONE_FOR_ALL = "per text", "one for all"
 """How texts got their noise: each its own (`text_seed`), or, before version 3, all the same."""
 
@@ -219,6 +221,24 @@ class TraceSet:
             raise DraftgymError(
                 f"no trace of category {', '.join(sorted(wanted))}", f"choose from {known}"
             )
+        return replace(self, texts=texts)
+
+    def mixed_with(self, others: Iterable[TraceSet]) -> TraceSet:
+        """These texts and those of others, which may be of other temperatures; priced as these.
+
+        Raises:
+            DraftgymError: They differ in more than how texts were sampled.
+        """
+        texts = list(self.texts)
+        for other in others:
+            sampling = {name: getattr(self.origin, name) for name in SAMPLING}
+            differences = self.origin.differences(replace(other.origin, **sampling))
+            if differences:
+                raise DraftgymError(
+                    f"traces of other origins cannot be mixed ({'; '.join(differences)})",
+                    "collect all of them with the same target, drafters, arms and token limit",
+                )
+            texts += other.texts
         return replace(self, texts=texts)
 
     def split(self, share: float) -> tuple[TraceSet, TraceSet]:
