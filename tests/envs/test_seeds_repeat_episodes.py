@@ -28,6 +28,7 @@ CELLS = {
     "old reports": CellSettings(users=3, report_rounds_old=2, report_error_db=3.0),
 }
 SCHEDULERS = ("Scheduler", "SchedulerBelief", "SchedulerShares")
+VERSIONS = ("", "-v1")
 Make = Callable[..., Any]
 
 
@@ -53,9 +54,11 @@ def makers(
     for price in (1.0, "goodput"):
         told = {"latency_price": price}
         router, replay = live | told, {"traces": traces} | told
-        makers[f"Router {price}"] = _maker("Router", router)
-        makers[f"RouterReplay {price}"] = _maker("RouterReplay", replay)
-        makers[f"RouterReplay {price} vector"] = _maker("RouterReplay", replay, count=3)
+        for version in VERSIONS:
+            live_kind, kind = f"Router{version}", f"RouterReplay{version}"
+            makers[f"{live_kind} {price}"] = _maker(live_kind, router)
+            makers[f"{kind} {price}"] = _maker(kind, replay)
+            makers[f"{kind} {price} vector"] = _maker(kind, replay, count=3)
     warm = live | {"temperature": 1.0, "latency_price": "goodput"}
     makers["Router at temperature 1"] = _maker("Router", warm)
     for name, cell in CELLS.items():
@@ -68,15 +71,19 @@ def makers(
 
 
 def _maker(kind: str, settings: dict[str, Any], count: int = 0) -> Callable[[], Any]:
-    name = f"draftgym/{kind}-v0"
+    name = _id(kind)
     if not count:
         return lambda: gym.make(name, **settings)
     return lambda: gym.make_vec(name, num_envs=count, **settings)
 
 
+def _id(kind: str) -> str:
+    return f"draftgym/{kind}" if kind.endswith("-v1") else f"draftgym/{kind}-v0"
+
+
 NAMES = (
-    *(f"Router{kind} {price}{form}" for price in (1.0, "goodput") for kind, form in
-      [("", ""), ("Replay", ""), ("Replay", " vector")]),
+    *(f"Router{kind}{version} {price}{form}" for version in VERSIONS for price in (1.0, "goodput")
+      for kind, form in [("", ""), ("Replay", ""), ("Replay", " vector")]),
     "Router at temperature 1",
     *(f"Scheduler {name}{form}" for name in CELLS for form in ("", " vector")),
     *SCHEDULERS[1:],
@@ -119,7 +126,7 @@ def flat(told: Any) -> list[Any]:
 def test_every_registered_environment_is_tried() -> None:
     names = {name.split()[0] for name in NAMES}
     known = {spec for spec in gym.registry if spec.startswith("draftgym/")}
-    assert known == {f"draftgym/{name}-v0" for name in {*names, "RouterMeasured"}}
+    assert known == {_id(name) for name in {*names, "RouterMeasured"}}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -14,6 +14,7 @@ from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.observation import RouterObserver, observe_together, signal_names
 from draftgym.decoding.round import play_round
+from draftgym.decoding.two_stage import two_stage_names
 from draftgym.policies.base import Policy
 from draftgym.policies.registry import make_policy
 from draftgym.policies.routers.bandits import TokenBandit
@@ -60,6 +61,34 @@ def test_every_text_is_described_as_if_it_were_alone(
             action = (at + number) % len(ARMS)
             observer.update(action, play_round(session, ARMS[action]))
     assert [text.session.token_ids for text in texts] == [one.token_ids for one in alone]
+
+
+def test_a_policy_decides_twice_for_every_text(
+    target: Target, drafters: dict[str, Drafter]
+) -> None:
+    asked: list[int] = []
+
+    class Twice(Witness):
+        """Tells when it is asked while an arm drafts."""
+
+        levels = (0.0, 0.5)
+
+        def choose(
+            self, observation: Mapping[str, NDArray[np.float32]], count: int, deterministic: bool
+        ) -> NDArray[np.int64]:
+            """As a witness; of levels the first."""
+            if observation["signals"][0][two_stage_names(ARMS).index("second")]:
+                asked.append(count)
+                return np.zeros(count, np.int64)
+            return super().choose(observation, count, deterministic)
+
+    once, twice = (some_writings(target, drafters, 3) for _ in range(2))
+    policies = EachText(Witness()), EachText(Twice())
+    for _ in range(6):
+        for policy, texts in zip(policies, (once, twice), strict=True):
+            play(policy, texts)
+    assert set(asked) == {1} and len(asked) > 5
+    assert [one.session.token_ids for one in twice] == [one.session.token_ids for one in once]
 
 
 def test_where_nothing_is_observed_nothing_is_built(
