@@ -30,6 +30,8 @@ class RouterArgs(TrainArgs):
             is a tree of at most 16 tokens, 5 deep. Default: all traced arms and plain; live, one
             arm per loaded drafter.
         also: More folders of traces to train on, such as of other temperatures.
+        cost_model: What rounds cost: a cost model's file, or published costs by name
+            (llama3.1-8b-h100); default: the costs that were measured with the traces.
         twice: Decide twice a round (RouterReplay-v1): which arm, and while it drafts, how sure it
             must be to go on (traces only).
         categories: Train on these categories of prompts alone (traces only).
@@ -60,6 +62,7 @@ class RouterArgs(TrainArgs):
     init: Path | None = None
     arms: tuple[str, ...] = ()
     also: tuple[Path, ...] = ()
+    cost_model: Path | None = None
     twice: bool = False
     categories: tuple[str, ...] = ()
     latency_price: float | str = GOODPUT

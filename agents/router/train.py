@@ -29,6 +29,7 @@ from draftgym.agents.router.args import RouterArgs, check_args
 from draftgym.agents.router.network import agent_arguments, deployable_network
 from draftgym.decoding.arms import PLAIN, Arm, parse_arm
 from draftgym.decoding.costs.cost_model import CostModel, write_cost_model
+from draftgym.decoding.costs.published import named_cost_model
 from draftgym.decoding.provenance import check_run_folder
 from draftgym.decoding.two_stage import LEVELS
 from draftgym.envs.reward import Reward
@@ -135,8 +136,12 @@ def replayed_experience(traces: TraceSet, args: RouterArgs) -> Experience:
     arms = tuple(map(parse_arm, args.arms or (*origin.arms, PLAIN)))
     texts, validation = traces.split(args.validation)
     names = list(map(str, arms))
-    kind = TwoStageReplayVectorEnv if args.twice else RouterReplayVectorEnv
-    env = kind(args.agent.n_envs, texts, names, args.latency_price)
+    kind, model = RouterReplayVectorEnv, origin.cost_model
+    if args.twice:
+        kind = TwoStageReplayVectorEnv
+    if args.cost_model is not None:
+        model = named_cost_model(args.cost_model, origin.drafters)
+    env = kind(args.agent.n_envs, texts, names, args.latency_price, model)
     return Experience(
         SB3VecEnv(env, args.seed),
         env,
@@ -144,7 +149,7 @@ def replayed_experience(traces: TraceSet, args: RouterArgs) -> Experience:
         origin,
         origin.dtype,
         tuple(origin.drafters),
-        origin.cost_model,
+        model,
         validation,
         f"replayed from traces of {len(texts.texts)} texts",
     )
@@ -236,11 +241,12 @@ class RouterTrainer(Trainer[LearnedPolicy]):
 
     def validate(self) -> float | None:
         """Tokens per target step, or rewards per token, on the texts set aside."""
-        if self.experience.validation is None:
+        texts = self.experience.validation
+        if texts is None:
             return None
         if self.reward is not None:
-            return reward_per_token(self.experience.validation, self.policy(), self.reward)
-        played = play_policy(self.experience.validation, self.policy())
+            return reward_per_token(texts, self.policy(), self.reward)
+        played = play_policy(texts, self.policy(), self.experience.cost_model)
         return sum(text.tokens for text in played) / sum(text.steps for text in played)
 
     def charts(self, seconds: float) -> dict[str, float]:

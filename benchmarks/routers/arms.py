@@ -23,7 +23,7 @@ import tyro
 from benchmarks.report import Json, Table, each, percent
 from benchmarks.results import Result, check, finish
 from draftgym.decoding.arms import Arm, parse_arm
-from draftgym.decoding.costs.cost_model import read_cost_model
+from draftgym.decoding.costs.published import named_cost_model
 from draftgym.decoding.errors import exit_on_user_error
 from draftgym.rollouts.replay.oracle import total, walk_single
 from draftgym.rollouts.replay.pricing import PLAIN_ARM, PricedText, one_each, price_traces
@@ -52,7 +52,8 @@ class ArmsArgs:
         traces: Folder of traces (draftgym collect).
         arms: Only these arms of the traces: drafters with draft lengths (eagle3:4) or trees
             (eagle3:5x16: at most 5 deep, 16 nodes). By default every arm that was traced.
-        cost_model: Times by this cost model (JSON); by default that of the host that collected.
+        cost_model: Times by this cost model: a file (JSON), or published costs by name
+            (llama3.1-8b-h100); by default that of the host that collected.
         json: Write the figures to this file.
     """
 
@@ -78,8 +79,7 @@ def compare_arms(args: ArmsArgs) -> Result:
     arms = [arm for arm in dict.fromkeys(named) if arm.drafts]
     model = traces.origin.cost_model
     if args.cost_model is not None:
-        remedy = "name a file that this program wrote, or omit --cost-model"
-        model = read_cost_model(args.cost_model, remedy)
+        model = named_cost_model(args.cost_model, traces.origin.drafters)
     texts = price_traces(traces, [*arms, PLAIN_ARM], model)
     origin = {"traces": traces.origin.describe(), "cost_model": asdict(model)}
     return finish(tables, args, origin | summarise(texts, arms))

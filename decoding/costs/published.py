@@ -1,0 +1,128 @@
+"""Costs that others measured and published, as cost models by name.
+
+They say what rounds would cost there with acceptance measured here: where rows are nearly free,
+other arms win than on a processor. A published fit is linear, so nothing is extrapolated.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from draftgym.decoding.costs.cost_model import CostModel, Curve, read_cost_model
+from draftgym.decoding.drafting import MAX_TREE_NODES
+from draftgym.decoding.errors import DraftgymError
+
+LONGEST, DEEPEST = 1 << 17, 64
+
+
+@dataclass(frozen=True)
+class LinearCosts:
+    """A linear fit, in seconds.
+
+    Attributes:
+        source: Where it was published.
+        step: Overhead of a round.
+        pass_start: A pass, beside
+        pass_row: what each of its rows, and
+        pass_cached: each cached position takes.
+        draft_start: A step of a drafter's network, beside
+        draft_row: what each of its rows takes.
+        lookup: Prompt lookup, as a share of a pass of one row.
+    """
+
+    source: str
+    step: float
+    pass_start: float
+    pass_row: float
+    pass_cached: float
+    draft_start: float
+    draft_row: float
+    lookup: float
+
+
+PUBLISHED = {
+    "llama3.1-8b-h100": LinearCosts(
+        source="SpecDecode-Bench (arXiv 2601.11580): Llama-3.1-8B with an EAGLE head on one H100",
+        step=1.20683946e-3,
+        pass_start=5.88590713e-3,
+        pass_row=2.10103129e-5,
+        pass_cached=3.92645679e-8,
+        draft_start=2.13526175e-3,
+        draft_row=8.41429603e-7,
+        lookup=5.875e-3,
+    )
+}
+NOTHING = Curve((0.0, LONGEST), (0.0, 0.0))
+LOOKUPS, BLOCKS = ("ngram", "suffix"), ("dflash",)
+"""Drafters without a network, and those that draft a block in one step; all others take a step for
+each token, or each level of a tree."""
+
+
+def published_cost_model(name: str, drafters: Iterable[str]) -> CostModel:
+    """A published fit as a cost model of some drafters.
+
+    The cached positions that a drafter's step reads are left out: they take a hundredth of it.
+
+    Args:
+        name: One of `PUBLISHED`.
+        drafters: Their names.
+
+    Raises:
+        DraftgymError: Nobody published costs of this name.
+    """
+    if name not in PUBLISHED:
+        close = difflib.get_close_matches(name, PUBLISHED, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise DraftgymError(
+            f"no published costs are called {name!r}", f"{hint}there are {', '.join(PUBLISHED)}"
+        )
+    costs, names = PUBLISHED[name], list(drafters)
+    networks = [one for one in names if one not in LOOKUPS]
+    rows = (1.0, 1.0 + MAX_TREE_NODES)
+
+    def passing(context: int) -> Curve:
+        base = costs.step + costs.pass_start + costs.pass_cached * context
+        return Curve(rows, tuple(base + costs.pass_row * row for row in rows))
+
+    def chain(drafter: str) -> Curve:
+        if drafter in LOOKUPS:
+            seconds = costs.lookup * (costs.pass_start + costs.pass_row)
+            return Curve((0.0, 1.0), (seconds, seconds))
+        one = _steps(costs, drafter, 1, 1)
+        return Curve((0.0, 1.0, DEEPEST), (0.0, one, _steps(costs, drafter, DEEPEST, DEEPEST)))
+
+    def trees(drafter: str) -> dict[int, Curve]:
+        return {
+            depth: Curve(rows, tuple(_steps(costs, drafter, depth, int(row)) for row in rows))
+            for depth in (1, DEEPEST)
+        }
+
+    missed = Curve((0.0, LONGEST), (0.0, costs.draft_row * LONGEST))
+    return CostModel(
+        {"costs": name, "source": costs.source},
+        {context: passing(context) for context in (0, LONGEST)},
+        {one: chain(one) for one in names},
+        {one: missed if one in networks else NOTHING for one in names},
+        {one: trees(one) for one in names},
+    )
+
+
+def named_cost_model(given: str | Path, drafters: Iterable[str]) -> CostModel:
+    """A cost model's file, or published costs by name.
+
+    Raises:
+        DraftgymError: It is neither.
+    """
+    if str(given) in PUBLISHED or not Path(given).exists():
+        return published_cost_model(str(given), drafters)
+    return read_cost_model(Path(given), "name a file that this program wrote, or published costs")
+
+
+def _steps(costs: LinearCosts, drafter: str, depth: int, rows: int) -> float:
+    """So many levels of a draft of so many rows in all."""
+    if drafter in LOOKUPS:
+        return costs.lookup * (costs.pass_start + costs.pass_row)
+    return costs.draft_start * (1 if drafter in BLOCKS else depth) + costs.draft_row * rows
