@@ -3,6 +3,7 @@
 `name`, `name:number`, `name@arm,arm` or `name:number@arm,arm`:
 
 random@eagle3:2,ngram:8,plain      entropy:1.5@eagle3:2,dflash:2      ucb-time@eagle3:2,ngram:8
+survival@eagle3:3x6~0.03,eagle3:3x6~0.1      entropy:1.5@suffix:16>eagle3:3x6,suffix:16>dflash:3x6
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from draftgym.decoding.model.target import Target
 from draftgym.policies.base import Policy
 from draftgym.policies.routers.bandits import TimedBandit, TokenBandit
 from draftgym.policies.routers.rules import EntropyPolicy, FixedPolicy, RandomPolicy
+from draftgym.policies.routers.survival import SurvivalPolicy
 
 AUTOREGRESSIVE, DIFFUSION = "eagle3", "dflash"
 COPYING, RULE_TREE = "suffix~0.6", Arm("eagle3", 3, 6)
@@ -48,14 +50,16 @@ def make_policy(
             nodes of a tree (`eagle3:5x16`); `random`; `entropy` (tuned threshold) or `entropy:2.5`
             (nats); arms of several drafters (`ngram:8>eagle3:3x6`); the bandits `ucb` (tokens per
             round) and `ucb-time` (tokens per second), or `ucb:0.5` (factor of the confidence
-            bonus); `router`, the one shipped with the target; or the folder of a trained policy.
+            bonus); `survival` (keeps account of tokens a second) or `survival:40` (tokens a
+            second) for arms that differ in one `~`; `router`, the one shipped with the target; or
+            the folder of a trained policy.
             The ones that choose take arms: `random@eagle3:2,ngram:8,plain`; without, each loaded
             drafter in its default shape.
             `entropy` takes two, the first for uncertain positions.
         drafters: Loaded drafters by name.
         target: The target; a trained policy of another one is refused.
         seed: Seed of `random`.
-        cost_model: Loads what rounds with some arms cost; asked only by `ucb-time`.
+        cost_model: Loads what rounds with some arms cost; asked only by `ucb-time` and `survival`.
 
     Raises:
         DraftgymError: Unknown name, missing drafter, or a folder that holds no fitting policy.
@@ -151,16 +155,27 @@ def _chooser(
     arms = spec.arms or default_arms(drafters)
     if spec.name == "random":
         return RandomPolicy(arms, seed, spec.text)
+    if spec.name == "survival":
+        price = spec.read_number("the tokens a second", "survival:40@eagle3:3x6~0.03,eagle3:3x6")
+        return SurvivalPolicy(arms, _costs(spec, arms, cost_model), price, spec.text)
     number = spec.read_number("the factor of the bonus", f"{spec.name}:0.5")
     exploration = 1.0 if number is None else number
     if spec.name == "ucb":
         return TokenBandit(arms, exploration, spec.text)
+    return TimedBandit(arms, _costs(spec, arms, cost_model), exploration, spec.text)
+
+
+def _costs(
+    spec: ChooserSpec,
+    arms: Sequence[Arm],
+    cost_model: Callable[[Sequence[Arm]], CostModel] | None,
+) -> CostModel:
     if cost_model is None:
         raise DraftgymError(
             f"policy {spec.text!r} needs to know what rounds cost",
             "pass make_policy a cost model, or use ucb",
         )
-    return TimedBandit(arms, cost_model(arms), exploration, spec.text)
+    return cost_model(arms)
 
 
 def _entropy(spec: ChooserSpec, drafters: Mapping[str, Drafter]) -> EntropyPolicy:
@@ -238,7 +253,7 @@ def _unknown(spec: str, drafters: Mapping[str, Drafter]) -> DraftgymError:
     )
 
 
-CHOOSERS = ("random", "entropy", "ucb", "ucb-time")
+CHOOSERS = ("random", "entropy", "ucb", "ucb-time", "survival")
 """Policies that choose among arms and can be told which."""
 
 

@@ -8,16 +8,17 @@ would be judged as one of these.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from benchmarks.results import Result, write_json
+from benchmarks.routers.joint import CASCADE, EARLY_STOP, SURE
 from draftgym.agents.router.advantage import AdvantageArgs, train_advantage
 from draftgym.agents.router.args import RouterArgs
 from draftgym.agents.router.neural import NeuralArgs, train_neural
 from draftgym.agents.router.train import train_router
-from draftgym.decoding.arms import Arm
+from draftgym.decoding.arms import Arm, Cascade
 from draftgym.decoding.decoder import RoutingPolicy
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import read_json
@@ -27,6 +28,8 @@ from draftgym.policies.routers.bandits import TimedBandit, TokenBandit
 from draftgym.policies.routers.learned import load_learned_policy
 from draftgym.policies.routers.neural import load_neural_policy
 from draftgym.policies.routers.rules import EntropyPolicy, FixedPolicy, RandomPolicy
+from draftgym.policies.routers.survival import SurvivalPolicy
+from draftgym.rollouts.replay.play import walk_single_arms
 from draftgym.rollouts.replay.tune_entropy import tune_pair
 from draftgym.rollouts.traces.trace import TraceOrigin, TraceSet
 
@@ -49,6 +52,8 @@ class Training:
         seeds: How many of each.
         run: Where trained routers are kept; what is there is not trained again.
         threads: CPU threads; None for all cores.
+        families: The best arm of each family of rules on these traces
+            (`benchmarks.routers.joint`).
     """
 
     folder: Path
@@ -58,20 +63,51 @@ class Training:
     seeds: int
     run: Path
     threads: int | None
+    families: Mapping[str, Arm] = field(default_factory=dict)
+
+    @property
+    def alone(self) -> list[Arm]:
+        """Arms that stand in tables by themselves: what is chosen from, and the best by family."""
+        return list(dict.fromkeys([*self.arms, *self.families.values()]))
 
 
 def single_arms(training: Training) -> Routers:
-    """Every arm alone."""
-    return {str(arm): [FixedPolicy(arm)] for arm in training.arms}
+    """Every arm alone, and the best rule of each family."""
+    return {str(arm): [FixedPolicy(arm)] for arm in training.alone}
+
+
+def stopping_rules(training: Training) -> Routers:
+    """Those that choose how likely a path must be: of the draft model alone, and behind lookup.
+
+    TapOut is a bandit over probabilities, told what rounds with each cost on the training traces.
+    The survival budget takes the one that costs ask for, at the price of the best of them there, or
+    at that of its own account.
+    """
+    costs, made = training.traces.origin.cost_model, Routers()
+    if not all(text.drafts for text in training.traces.texts):
+        return made  # traces of an older version do not say what was likely
+    for name, where in ((EARLY_STOP, ""), (CASCADE, " in cascade")):
+        if (arm := training.families.get(name)) is None:
+            continue
+        *before, last = arm.parts
+        every = [replace(last, sure=sure) for sure in SURE]
+        arms = [Cascade.of([*before, one]) for one in every] if before else every
+        always = walk_single_arms(training.traces, arms)
+        seconds = (always.seconds / always.rounds.sum(1)).tolist()
+        made[f"tapout{where}"] = [TimedBandit(arms, costs, seconds=seconds)]
+        made[f"survival{where}"] = [SurvivalPolicy(arms, costs, float(always.speeds.max()))]
+        made[f"survival{where}, own account"] = [SurvivalPolicy(arms, costs)]
+    return made
 
 
 def simple_routers(training: Training, pairs: Sequence[Pair]) -> Routers:
-    """Baselines: no knowledge, bandits, and WhiFlash's two for some pairs of arms."""
+    """Baselines: no knowledge, bandits, stopping rules, and WhiFlash's two for some pairs."""
     seeds, origin = range(training.seeds), training.traces.origin
     made: Routers = {
         "random": [RandomPolicy(training.arms, seed) for seed in seeds],
         "ucb": [TokenBandit(training.arms)],
         "ucb-time": [TimedBandit(training.arms, origin.cost_model)],
+        **stopping_rules(training),
     }
     for pair in dict.fromkeys(pairs):
         name = "/".join(map(str, pair))
@@ -91,7 +127,7 @@ def router_folder(run: Path, name: str, seed: int, categories: Sequence[str] = (
         seed: Its seed.
         categories: The only ones that it is trained on, if it is not all.
     """
-    plain = name.replace(":", "").replace(" ", "-").replace("/", "-")
+    plain = name.replace(":", "").replace(">", "-then-").replace(" ", "-").replace("/", "-")
     return run / "-".join([plain, str(seed), *categories])
 
 

@@ -4,11 +4,11 @@
     $ draftgym collect --prompts heldout --out runs/heldout
     $ python -m benchmarks.routers.routing --seeds 5 --json runs/routing.json
 
-Every arm alone, the cascade and the graft of lookup that are best on the training traces, bandits,
- WhiFlash's entropy and neural routers, and routers that learn
-from all arms (PPO, DQN, regression), each trained on the training traces with several seeds; and
-choices that know the outcome: the best arm per category and per prompt, greedy, and the exact
-optimum. The strongest baseline that is not trained comes first in tables.
+Every arm alone; of each family of rules that engines ship the arm that is best on the training
+traces (`benchmarks.routers.joint`); bandits, stopping rules, WhiFlash's entropy and neural routers;
+routers that learn from all arms (PPO, DQN, regression), each trained on the training traces with
+several seeds; and choices that know the outcome: the best arm per category and per prompt, greedy,
+and the exact optimum. The strongest baseline that is not trained comes first in tables.
 
 Speeds are tokens over seconds by the cost model, all prompts together, against the single arm that
 is best *on the held-out prompts*; intervals are paired bootstraps over prompts, for the seed of
@@ -20,7 +20,7 @@ routers on traces at another temperature.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,13 +41,14 @@ from benchmarks.routers.contenders import (
     simple_routers,
     single_arms,
 )
-from benchmarks.routers.joint import best_joint_arms
+from benchmarks.routers.joint import CASCADE, FAMILIES, GRAFT, Tuner
 from draftgym.decoding.arms import PLAIN, Arm, parse_arm
 from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.decoder import RoutingPolicy
 from draftgym.decoding.errors import exit_on_user_error
 from draftgym.policies.routers.bandits import Bandit
 from draftgym.policies.routers.rules import EntropyPolicy
+from draftgym.policies.routers.survival import SurvivalPolicy
 from draftgym.rollouts.prompts.sets import refuse_held_out
 from draftgym.rollouts.replay.oracle import Walk
 from draftgym.rollouts.replay.play import ReplayedText, play_policy
@@ -69,7 +70,8 @@ class RoutingArgs:
         arms: What routers choose from; default: all traced arms, the best cascade and the best
             graft of these on the training traces, and plain.
         pair: WhiFlash's two arms: autoregressive, then block diffusion. Its routers are trained on
-            these, and on the two arms with the largest prize on the training traces.
+            these, on the two arms with the largest prize on the training traces, and on the best
+            cascades with their two drafters.
         seeds: How many times what depends on a seed is trained.
         rounds: Rounds of reinforcement learning.
         transfer: Also train without each category, and test on it.
@@ -100,10 +102,12 @@ def compare_routers(args: RoutingArgs) -> Result:
         DraftgymError: Anything the user can mend.
     """
     check(args, "seeds")
-    training, heldout = _training(args), read_traces(args.heldout)
-    refuse_held_out(text.question_id for text in training.traces.texts)
+    learned_from, heldout = read_traces(args.traces), read_traces(args.heldout)
+    refuse_held_out(text.question_id for text in learned_from.texts)
+    tuner = Tuner(learned_from, list(map(parse_arm, learned_from.origin.arms)))
+    training = _training(args, learned_from, tuner.families())
     claim_run(training.run, training.traces, training.arms)
-    pairs = _pairs(args, training)
+    pairs = _pairs(args, training, tuner)
     singles, learned = single_arms(training), learned_routers(training)
     routers = singles | simple_routers(training, pairs) | learned
     result: Result = {
@@ -113,15 +117,16 @@ def compare_routers(args: RoutingArgs) -> Result:
             "heldout": heldout.origin.describe(),
         },
         "arms": list(map(str, training.arms)),
+        "families": {name: str(arm) for name, arm in training.families.items()},
         "thresholds": _thresholds(routers),
-        "heldout": judge(routers, heldout, training.arms),
+        "heldout": judge(routers, heldout, training.alone),
     }
     if args.sampled is not None:
         sampled = read_traces(args.sampled)
         result["traces"]["sampled"] = sampled.origin.describe()
         costs = heldout.origin.cost_model  # the same ones, so that only acceptance differs
         routers = singles | learned
-        result["sampled"] = judge(routers, sampled, training.arms, costs)
+        result["sampled"] = judge(routers, sampled, training.alone, costs)
     if args.transfer:
         result["transfer"] = _transfer(training, heldout, learned)
     return finish(tables, args, result)
@@ -138,7 +143,7 @@ def judge(
     Args:
         routers: Whom to judge.
         traces: The texts.
-        arms: What there is to choose from.
+        arms: What knowing choices choose from, and the reference is the best of.
         model: What rounds cost; None takes the traces' own.
     """
     walks = walk_texts([text for text in price_traces(traces, arms, model) if len(text)])
@@ -158,25 +163,27 @@ def judge(
     return {"best_single": str(best), "routers": rows, "knowing": knowing}
 
 
-def _training(args: RoutingArgs) -> Training:
-    traces = read_traces(args.traces)
+def _training(args: RoutingArgs, traces: TraceSet, families: Mapping[str, Arm]) -> Training:
     if args.arms:
         arms = list(map(parse_arm, args.arms))
     else:
-        traced = list(map(parse_arm, traces.origin.arms))
-        arms = [*traced, *best_joint_arms(traces, traced), parse_arm(PLAIN)]
+        joint = [families[name] for name in (CASCADE, GRAFT) if name in families]
+        arms = [*map(parse_arm, traces.origin.arms), *joint, parse_arm(PLAIN)]
     traces.check_arms(arms)
-    return Training(
-        args.traces, traces, tuple(arms), args.rounds, args.seeds, args.run, args.threads
-    )
+    settings = args.rounds, args.seeds, args.run, args.threads
+    return Training(args.traces, traces, tuple(arms), *settings, families)
 
 
-def _pairs(args: RoutingArgs, training: Training) -> list[Pair]:
-    """WhiFlash's pair, and the one with the largest prize on the training traces."""
+def _pairs(args: RoutingArgs, training: Training, tuner: Tuner) -> list[Pair]:
+    """WhiFlash's pair, that with the largest prize on the training traces, and its cascades."""
     first, second = map(parse_arm, args.pair)
     training.traces.check_arms([first, second])
     texts = price_traces(training.traces, training.arms)
-    return [(first, second), largest_pair([text for text in texts if len(text)])]
+    pairs = [(first, second), largest_pair([text for text in texts if len(text)])]
+    one, other = (tuner.best(FAMILIES[CASCADE], arm.drafter) for arm in (first, second))
+    if one and other and one != other:
+        pairs.append((one, other))
+    return pairs
 
 
 def _thresholds(routers: Routers) -> dict[str, float]:
@@ -186,8 +193,9 @@ def _thresholds(routers: Routers) -> dict[str, float]:
 
 
 def _play(traces: TraceSet, policy: RoutingPolicy, model: CostModel | None) -> list[ReplayedText]:
-    # A bandit goes on learning, and so meets its texts one after the other, as in serving.
-    return play_policy(traces, policy, model, together=not isinstance(policy, Bandit))
+    # Who goes on learning meets the texts one after the other, as in serving.
+    learning = isinstance(policy, Bandit | SurvivalPolicy)
+    return play_policy(traces, policy, model, together=not learning)
 
 
 def speed(works: Sequence[Work]) -> float:
@@ -264,7 +272,7 @@ def _transfer(training: Training, heldout: TraceSet, learned: Routers) -> Result
         for name in LEARNERS:
             routers[f"{name}, never saw it"] = [learned_router(training, name, 0, others)]
             routers[f"{name}, all categories"] = [learned[name][0]]
-        figures[left_out] = judge(routers, heldout.only([left_out]), training.arms)
+        figures[left_out] = judge(routers, heldout.only([left_out]), training.alone)
     return figures
 
 
@@ -280,9 +288,10 @@ def _gain(ratio: Interval) -> list[float]:
 def tables(result: Json) -> list[Table]:
     """Held-out texts; the same at another temperature; transfer."""
     title = "Held-out traces ({heldout} texts; {train} to train)".format(**result["texts"])
-    made = [_judged(title, result["heldout"])]
+    families = result.get("families", {})
+    made = [_judged(title, result["heldout"], families)]
     if "sampled" in result:
-        made.append(_judged("Sampled texts", result["sampled"]))
+        made.append(_judged("Sampled texts", result["sampled"], families))
     if transfer := result.get("transfer"):
         gains = each(transfer, lambda name, one: percent(transfer[one]["routers"][name]["gain"][0]))
         names = next(iter(transfer.values()))["routers"]
@@ -291,8 +300,11 @@ def tables(result: Json) -> list[Table]:
     return made
 
 
-def _judged(title: str, judged: Json) -> Table:
+def _judged(title: str, judged: Json, families: Mapping[str, str]) -> Table:
     """Everybody, slowest first, but for the strongest baseline that is not trained: it is first."""
+    rules: dict[str, list[str]] = {}
+    for family, arm in families.items():
+        rules.setdefault(arm, []).append(family)
     rows = [{"name": name, **row} for name, row in judged["routers"].items()]
     rows += [{"name": f"*{name}*", **row} for name, row in judged["knowing"].items()]
     simple = [row for row in rows if row.get("trained") is False]
@@ -300,7 +312,7 @@ def _judged(title: str, judged: Json) -> Table:
     rows.sort(key=lambda row: (row is not first, _gained(row)))
     categories = list(rows[0]["by_category"])
     columns: dict[str, Cell] = {
-        "who": lambda row: str(row["name"]),
+        "who": lambda row: "; ".join([str(row["name"]), *rules.get(row["name"], [])]),
         **each(categories, lambda row, name: percent(row["by_category"][name][0])),
         ALL: lambda row: percent(row["gain"][0]),
         "95 %": lambda row: "{1} to {2}".format(*map(percent, ends(row["gain"]))),

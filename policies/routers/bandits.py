@@ -25,6 +25,41 @@ CONTEXT = len(TEXT_SIGNALS) + PROGRESS_SIGNALS.index("context")
 LAST_COMMITTED = len(TEXT_SIGNALS) + PROGRESS_SIGNALS.index("last_committed")
 
 
+def read_context(signals: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Positions in the target's cache, from `signals [n, s]`: `[n]`."""
+    return np.rint(np.expm1(4 * signals[:, CONTEXT].astype(np.float64))).astype(np.int64)
+
+
+def read_rounds(
+    signals: NDArray[np.float32], arms: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Rounds that `signals [n, s]` report: rows that report one, arms, tokens committed `[r]`.
+
+    An episode's first observation reports no round.
+
+    Args:
+        signals: The observations.
+        arms: How many arms the policy has.
+    """
+    last_arm = signals[:, -arms:]
+    rows = np.flatnonzero(last_arm.any(1))
+    tokens = np.rint(4 * signals[rows, LAST_COMMITTED]).astype(np.int64)
+    return rows, last_arm[rows].argmax(1), tokens
+
+
+def full_round_seconds(model: CostModel, arm: Arm, context: int, backlog: int) -> float:
+    """What a round costs whose arm drafts all it may and asks all its parts.
+
+    Args:
+        model: The costs.
+        arm: The arm.
+        context: Positions in the target's cache.
+        backlog: What each drafter has to catch up.
+    """
+    asked = [Asking(part, part.shape.budget, part.length, backlog) for part in arm.parts]
+    return model.round_seconds(asked, arm.shape.budget, context)
+
+
 class Bandit(Policy):
     """Tries every arm once, then takes the one whose upper confidence bound is worth most.
 
@@ -79,7 +114,7 @@ class Bandit(Policy):
         """
         signals = np.asarray(observation["signals"])
         self._learn(signals)
-        context = np.rint(np.expm1(4 * signals[:, CONTEXT].astype(np.float64))).astype(int)
+        context = read_context(signals)
         pending = np.zeros(len(self.arms))
         actions = np.empty(count, dtype=np.int64)
         for episode in range(count):
@@ -93,11 +128,9 @@ class Bandit(Policy):
         return self.tokens / np.maximum(self.rounds, 1)
 
     def _learn(self, signals: NDArray[np.float32]) -> None:
-        last_arm = signals[:, -len(self.arms) :]
-        rows = np.flatnonzero(last_arm.any(1))  # an episode's first observation reports no round
-        arms = last_arm[rows].argmax(1)
+        _, arms, tokens = read_rounds(signals, len(self.arms))
         np.add.at(self.rounds, arms, 1)
-        np.add.at(self.tokens, arms, np.rint(4 * signals[rows, LAST_COMMITTED]))
+        np.add.at(self.tokens, arms, tokens)
 
     def _choose_one(self, tried: NDArray[np.float64], context: int) -> int:
         if not tried.all():
@@ -133,11 +166,19 @@ class TimedBandit(Bandit):
     Seconds come from the cost model for the arm's full draft, caught up as if it were always
     chosen. Prompt lookup often finds nothing and is then cheaper than it is made out to be here.
 
+    Given arms that differ in `~` alone (`ucb-time@eagle3:3x6~0.03,eagle3:3x6~0.1`) it is a bandit
+    over stopping rules in the manner of TapOut (arXiv 2511.02017), which runs UCB1 over several
+    rules for when to stop drafting. Its reward blends accepted length and rate; this one is tokens
+    per second. No observation says how many rows were saved, and full drafts of such arms cost the
+    same: tell it seconds that were measured, or it takes the arm of most tokens.
+
     Args:
         arms: What to choose from.
         cost_model: What rounds cost.
         exploration: Factor of the confidence bonus.
         name: How tables call it.
+        seconds: What a round of each arm costs on average `[k]`, as on training traces; None asks
+            the cost model for full drafts.
     """
 
     def __init__(
@@ -146,18 +187,17 @@ class TimedBandit(Bandit):
         cost_model: CostModel,
         exploration: float = 1.0,
         name: str = "ucb-time",
+        seconds: Sequence[float] | None = None,
     ) -> None:
         super().__init__(arms, exploration, name)
-        self._cost_model = cost_model
+        self._cost_model, self._seconds = cost_model, seconds
 
     def worth(self, tokens: NDArray[np.float64], context: int) -> NDArray[np.float64]:
         """Tokens per second."""
+        if self._seconds is not None:
+            return tokens / np.array(self._seconds, dtype=np.float64)
         backlogs = np.rint(self.mean_tokens).astype(int)
         return tokens / [
-            self._cost_model.round_seconds(
-                [Asking(part, part.shape.budget, part.length, backlog) for part in arm.parts],
-                arm.shape.budget,
-                context,
-            )
+            full_round_seconds(self._cost_model, arm, context, backlog)
             for arm, backlog in zip(self.arms, backlogs.tolist(), strict=True)
         ]

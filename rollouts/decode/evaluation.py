@@ -52,10 +52,10 @@ class EvaluateArgs(CatchUpOptions):
     Attributes:
         policies: Whom to compare: plain, a drafter (eagle3), a drafter with a draft length
             (eagle3:6) or a tree's depth and nodes (eagle3:5x16), random, entropy (tuned
-            threshold), entropy:1.5 (nats), the bandits ucb and ucb-time, router (the shipped one),
-            or the folder of a trained policy. Those that choose take arms, as in
-            random@eagle3:2,ngram:8,plain. Default: each drafter alone, random, entropy and the
-            shipped router. Plain decoding always runs: it is
+            threshold), entropy:1.5 (nats), the bandits ucb and ucb-time, survival (how likely a
+            path must be to be verified), router (the shipped one), or the folder of a trained
+            policy. Those that choose take arms, as in random@eagle3:2,ngram:8,plain. Default: each
+            drafter alone, random, entropy and the shipped router. Plain decoding always runs: it is
             the reference for text and speed.
         prompts: heldout or train (shipped sets), or a JSON-lines file with question_id, category,
             turns and perhaps system. All turns are played, each behind plain decoding's own

@@ -52,11 +52,12 @@ class GenerateArgs(CatchUpOptions):
             example {"enable_thinking": false}.
         policy: Who chooses the drafter each round: plain, a drafter (eagle3), a drafter with a
             draft length (eagle3:6) or a tree's depth and nodes (eagle3:5x16), random, entropy,
-            entropy:1.5 (nats), the bandits ucb and ucb-time, router (the shipped one), or the
-            folder of a trained policy. Those that choose take arms, as in
-            random@eagle3:2,ngram:8,plain. Arms of several drafters are written as in
-            ngram:8>eagle3:3x6 and eagle3:3x6+ngram:8. The policy changes the speed, never the
-            text. Default: who copies (suffix) where something matches, else a network's small tree.
+            entropy:1.5 (nats), the bandits ucb and ucb-time, survival (how likely a path must be to
+            be verified), router (the shipped one), or the folder of a trained policy. Those that
+            choose take arms, as in random@eagle3:2,ngram:8,plain. Arms of several drafters are
+            written as in ngram:8>eagle3:3x6 and eagle3:3x6+ngram:8. The policy changes the speed,
+            never the text. Default: who copies (suffix) where something matches, else a network's
+            small tree.
         max_new_tokens: Tokens to write at most.
         stream: Print the text while it is written.
         stats: Print every round and totals to standard error: arm, drafted and accepted tokens,

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from draftgym.decoding.arms import PLAIN, Arm, Asking, Graft
-from draftgym.decoding.costs.cost_model import CostModel, note_extrapolation
+from draftgym.decoding.costs.cost_model import CostModel, note_extrapolation, slope_beyond
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.observation import drafter_names
 from draftgym.rollouts.traces.joint import asked_of, made_by
@@ -35,12 +35,26 @@ def step_seconds(model: CostModel, text: TextTrace) -> NDArray[np.float64]:
 def round_seconds(model: CostModel, text: TextTrace, arm: Arm) -> NDArray[np.float64]:
     """A round with this arm at each position `[n]`, without catching up."""
     rows = 1 + made_by(text, arm).drafted
-    passes = zip(rows.tolist(), contexts(text).tolist(), strict=True)
-    seconds = np.array([model.target_seconds(*one) for one in passes])
+    seconds = _pass_seconds(model, rows, contexts(text))
     for part in asked_of(text, arm):
-        facts = zip(part.drafted.drafted.tolist(), part.drafted.depth.tolist(), strict=True)
-        drafting = np.array([model.draft_seconds(Asking(part.arm, *one)) for one in facts])
-        seconds += np.where(part.where, drafting, 0.0)
+        facts = np.stack([part.drafted.drafted, part.drafted.depth], 1)
+        kinds, kind = np.unique(facts, axis=0, return_inverse=True)  # there are few
+        costs = [model.draft_seconds(Asking(part.arm, *one)) for one in kinds.tolist()]
+        seconds += np.where(part.where, np.array(costs)[kind.reshape(-1)], 0.0)
+    return seconds
+
+
+def _pass_seconds(
+    model: CostModel, rows: NDArray[np.int64], contexts: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """`CostModel.target_seconds` of many passes `[n]`, of which few differ in their rows."""
+    known = sorted(model.target_pass)
+    beyond = np.maximum(contexts - known[-1], 0)
+    seconds = np.empty(len(rows))
+    for count in np.unique(rows).tolist():
+        costs = [model.target_pass[context](count) for context in known]
+        every = np.interp(contexts, known, costs) + beyond * slope_beyond(known, costs)
+        np.copyto(seconds, every, where=rows == count)
     return seconds
 
 

@@ -5,13 +5,13 @@ cascade does what its first part does that has something to verify. Of a graft t
 longest path there is; every beginning of a path is in the same part as its end, so the graft
 commits what its best part does. Only its rows must be counted, for parts share nodes.
 
-Notation: n = positions at which a round can begin.
+Notation: n = positions at which a round can begin, budget = most tokens of a draft.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,9 +19,6 @@ from numpy.typing import NDArray
 
 from draftgym.decoding.arms import Arm, Graft
 from draftgym.rollouts.traces.trace import ArmTrace, TextTrace
-
-Path = tuple[int, ...]
-"""A node of a tree, as the tokens that lead to it."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +45,9 @@ def made_by(text: TextTrace, arm: Arm) -> ArmTrace:
     """
     parts = [_verified(text, part) for part in arm.parts]
     if isinstance(arm, Graft):
-        nodes = zip(*(_verified_nodes(text, part) for part in arm.parts), strict=True)
         return ArmTrace(
             np.max([one.committed for one in parts], 0),
-            np.array([len(set[Path]().union(*some)) for some in nodes], dtype=np.int64),
+            _count_together([_drafted_nodes(text, part) for part in arm.parts]),
             np.max([one.depth for one in parts], 0),
         )
     made = parts[-1] if parts else _nothing(len(text))
@@ -112,36 +108,61 @@ def matches(text: TextTrace, arm: Arm) -> NDArray[np.int64]:
 
 def _verified(text: TextTrace, arm: Arm) -> ArmTrace:
     """What an arm of one drafter would have verified."""
-    made = text.arms[str(arm.whole)]
     if arm.sure:
-        behind = text.tokens.tolist()
-        nodes = enumerate(_verified_nodes(text, arm))
-        facts = [_facts(some, tuple(behind[position + 1 :])) for position, some in nodes]
-        return ArmTrace(*np.array(facts, dtype=np.int64).reshape(-1, 3).T)
+        return _facts(_drafted_nodes(text, arm), text.tokens)
+    made = text.arms[str(arm.whole)]
     if arm.least:
         return _where(matches(text, arm) < arm.least, _nothing(len(text)), made)
     return made
 
 
-def _verified_nodes(text: TextTrace, arm: Arm) -> Iterator[set[Path]]:
-    """The nodes that an arm of one drafter would have verified, by position."""
+@dataclass(frozen=True)
+class _Nodes:
+    """What an arm of one drafter would have drafted, a parent before its children.
+
+    Attributes:
+        tokens: Token ids `[n, budget]`.
+        parents: Index of each node's parent, -1 for the anchor `[n, budget]`.
+        verified: Which of them are verified `[n, budget]`.
+    """
+
+    tokens: NDArray[np.int32]
+    parents: NDArray[np.int64]
+    verified: NDArray[np.bool_]
+
+
+def _drafted_nodes(text: TextTrace, arm: Arm) -> _Nodes:
     key = _key(arm)
     draft, sizes = text.drafts[key], text.arms[str(arm.whole)].drafted
+    order = np.arange(draft.tokens.shape[1])
+    there = order < sizes[:, None]
+    parents = np.where(there, order - 1 if draft.parents is None else draft.parents, -1)
     if arm.least:
-        sizes = np.where(text.matches[key] < arm.least, 0, sizes)
-    parents = draft.parents
-    if parents is None:
-        parents = np.broadcast_to(np.arange(draft.tokens.shape[1]) - 1, draft.tokens.shape)
-    columns = (sizes, draft.tokens, parents, text.scores.get(key, text.logprobs[key]))
-    least = math.log(arm.sure) if arm.sure else -math.inf
-    for size, tokens, above, scores in zip(*(c.tolist() for c in columns), strict=True):
-        paths: list[Path] = []
-        sums: list[float] = []
-        for node in range(size):
-            parent = above[node]
-            paths.append((*(paths[parent] if parent >= 0 else ()), tokens[node]))
-            sums.append(scores[node] + (sums[parent] if parent >= 0 else 0.0))
-        yield {path for path, total in zip(paths, sums, strict=True) if total >= least}
+        there &= matches(text, arm)[:, None] >= arm.least
+    if arm.sure:
+        there &= path_scores(text, arm)[0] >= math.log(arm.sure)
+    return _Nodes(draft.tokens, parents, there)
+
+
+def _count_together(parts: Sequence[_Nodes]) -> NDArray[np.int64]:
+    """Nodes that a tree of several drafts has verified `[n]`; equal paths are one node."""
+    every = np.arange(len(parts[0].tokens))
+    tokens = np.concatenate([part.tokens for part in parts], 1)
+    above = np.full(tokens.shape, -1)  # each node's parent, by the first node of that path
+    rows = np.zeros(tokens.shape, dtype=np.bool_)
+    first = 0
+    for part in parts:
+        budget = part.tokens.shape[1]
+        met = np.full((len(every), budget + 1), -1)  # last column: the anchor
+        for node, column in enumerate(range(first, first + budget)):
+            above[:, column] = met[every, part.parents[:, node]]
+            same = above[:, : column + 1] == above[:, column, None]
+            same &= tokens[:, : column + 1] == tokens[:, column, None]
+            met[:, node] = same.argmax(1)
+            rows[every, met[:, node]] |= part.verified[:, node]
+        first += budget
+    counted: NDArray[np.int64] = rows.sum(1)
+    return counted
 
 
 def _key(arm: Arm) -> str:
@@ -149,12 +170,23 @@ def _key(arm: Arm) -> str:
     return arm.drafter if arm.nodes is None else str(arm.whole)
 
 
-def _facts(nodes: set[Path], text: Path) -> tuple[int, int, int]:
-    """Committed and verified tokens of a round before `text`, and how deep they go."""
-    accepted = 0
-    while accepted < len(text) and text[: accepted + 1] in nodes:
-        accepted += 1
-    return min(accepted + 1, len(text)), len(nodes), max(map(len, nodes), default=0)
+def _facts(nodes: _Nodes, tokens: NDArray[np.int64]) -> ArmTrace:
+    """What rounds verify, how deep it goes, and how much of it the text goes on with."""
+    count, budget = nodes.tokens.shape
+    every, left = np.arange(count), count - np.arange(count)  # a position's tokens to come
+    behind = np.append(tokens, np.full(budget, -1))
+    depths, ours = np.zeros((2, count, budget + 1), dtype=np.int64)  # last column: the anchor
+    ours[:, -1] = 1
+    for node in range(budget):
+        parent = nodes.parents[:, node]
+        depths[:, node] = 1 + depths[every, parent]
+        ours[:, node] = ours[every, parent] & nodes.verified[:, node]
+        ours[:, node] &= nodes.tokens[:, node] == behind[every + depths[:, node]]
+    verified = np.where(nodes.verified, depths[:, :-1], 0)
+    accepted = np.where(ours, depths, 0).max(1)
+    return ArmTrace(
+        np.minimum(accepted + 1, left), nodes.verified.sum(1), verified.max(1, initial=0)
+    )
 
 
 def _nothing(positions: int) -> ArmTrace:

@@ -20,7 +20,7 @@ from draftgym.decoding.observation import RouterObserver, observe_together
 from draftgym.decoding.round import RoundRecord, draft
 from draftgym.decoding.two_stage import observer_of
 from draftgym.policies.base import Policy
-from draftgym.policies.registry import make_policy
+from draftgym.policies.registry import CHOOSERS, chooser_name, make_policy
 from draftgym.serving.batching.choosing import BatchPolicy, Writing
 
 BY_BATCH, EXAMPLE = "by-batch", "by-batch@1=eagle3:3x6,5=ngram:8,17=plain"
@@ -44,7 +44,7 @@ def make_batch_policy(
         drafters: Loaded drafters by name.
         target: The target.
         seed: Seed of `random`.
-        cost_model: Loads what rounds with some arms cost; asked only by `ucb-time`.
+        cost_model: Loads what rounds with some arms cost; asked only by `ucb-time` and `survival`.
 
     Raises:
         DraftgymError: It is no such policy, or names a drafter that is not loaded.
@@ -56,7 +56,7 @@ def make_batch_policy(
         )
     if text.partition("@")[0] == BY_BATCH:
         return BySize(text, _parse_table(text, drafters, target))
-    if BEFORE in text:
+    if BEFORE in text and chooser_name(text) not in CHOOSERS:  # these may be told cascades
         head, _, rest = text.partition(BEFORE)
         first = _parse_first(text, head.strip(), drafters, target)
         return Cascade(text, first, make_batch_policy(rest, drafters, target, seed, cost_model))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,15 @@ import numpy as np
 import pytest
 
 import benchmarks.routers.contenders
-from benchmarks.routers.routing import RoutingArgs, compare_routers
+from benchmarks.routers.joint import FAMILIES, Tuner
+from benchmarks.routers.routing import RoutingArgs, compare_routers, tables
 from draftgym.decoding.arms import Arm, Cascade, Graft, parse_arm
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
 from draftgym.rollouts.prompts.sets import Prompt, load_prompts
-from draftgym.rollouts.replay.oracle import total, walk_single
-from draftgym.rollouts.replay.pricing import price_traces
+from draftgym.rollouts.replay.oracle import walk_single
+from draftgym.rollouts.replay.pricing import PLAIN_ARM, price_traces
 from draftgym.rollouts.traces.file import read_traces
 from tests.handmade_texts import handmade_costs, handmade_set, handmade_text
 from tests.tiny import ARMS
@@ -38,14 +40,16 @@ def figures(args: RoutingArgs) -> dict[str, Any]:
 def test_nobody_beats_the_exact_optimum(figures: dict[str, Any]) -> None:
     for judged in (figures["heldout"], figures["sampled"], *figures["transfer"].values()):
         optimum = judged["knowing"]["exact optimum"]
-        assert optimum["share_of_possible"] == pytest.approx(1.0)
+        if optimum["gain"][0] > 1e-9:  # costs are measured: there may be nothing to win
+            assert optimum["share_of_possible"] == pytest.approx(1.0)
         rows = [*judged["routers"].values(), *judged["knowing"].values()]
         assert all(row["tokens_per_second"] <= optimum["tokens_per_second"] + 1e-9 for row in rows)
 
 
 def test_the_reference_is_the_best_single_arm_of_the_same_texts(figures: dict[str, Any]) -> None:
     judged = figures["heldout"]
-    gains = {name: judged["routers"][name]["gain"][0] for name in figures["arms"]}
+    alone = {*figures["arms"], *figures["families"].values()}
+    gains = {name: judged["routers"][name]["gain"][0] for name in alone}
     assert max(gains, key=lambda name: gains[name]) == judged["best_single"]
     assert gains[judged["best_single"]] == pytest.approx(0.0)
     known = judged["knowing"]
@@ -83,20 +87,43 @@ def test_a_cascade_pays_for_lookups_in_vain() -> None:
 
 
 def test_the_best_cascade_and_graft_of_the_training_traces_are_among_the_arms(
-    args: RoutingArgs, figures: dict[str, Any]
+    figures: dict[str, Any],
 ) -> None:
-    traces = read_traces(args.traces)
     best = [arm for arm in map(parse_arm, figures["arms"]) if len(arm.parts) > 1]
     assert [type(arm) for arm in best] == [Cascade, Graft]
+    assert [*map(str, best)] == [figures["families"][name] for name in ("cascade", "graft")]
 
-    def speed(arm: Arm) -> float:
-        texts = price_traces(traces, [arm])
-        return total([walk_single(text, arm) for text in texts]).tokens_per_second
 
-    for others in (["ngram:4>eagle3:3", "ngram:4>dflash:4x8"], ["eagle3:3+ngram:4"]):
-        arm = best.pop(0)
-        variants = [*others, str(arm).replace("@3", ""), str(arm).split("~")[0]]
-        assert all(speed(arm) >= speed(parse_arm(other)) for other in variants)
+def test_rules_of_engines_and_papers_stand_in_the_table_by_family(
+    figures: dict[str, Any],
+) -> None:
+    rows = figures["heldout"]["routers"]
+    assert [*figures["families"]] == [*FAMILIES]
+    for name in ("tapout", "survival", "survival in cascade", "survival, own account"):
+        assert not rows[name]["trained"]
+    shown = {cells[0] for cells in tables(figures)[0].rows}
+    for family, arm in figures["families"].items():
+        assert arm in rows and any(arm in who and family in who for who in shown)
+    assert any(name.startswith("entropy ngram:4") and ">dflash" in name for name in rows)
+
+
+def test_a_setting_is_tuned_until_no_other_is_faster(args: RoutingArgs) -> None:
+    traces = read_traces(args.traces)
+    tuner = Tuner(traces, [*map(parse_arm, traces.origin.arms)])
+    found = tuner.families()
+    for name, family in FAMILIES.items():
+        parts = {part.drafter == "ngram": part.whole for part in found[name].parts}
+        settings = product(family.least, family.likely, family.sure)
+        others = [family.arm(parts[False], *one, parts.get(True, PLAIN_ARM)) for one in settings]
+        near = [other for other in others if _settings_apart(other, found[name]) == 1]
+        assert near and all(tuner.speed(found[name]) >= tuner.speed(other) for other in near)
+        if family.kind is Cascade:
+            assert tuner.speed(found["cascade"]) >= tuner.speed(found[name])
+
+
+def _settings_apart(one: Arm, other: Arm) -> int:
+    pairs = zip(one.parts, other.parts, strict=True)
+    return sum((a.least != b.least) + (a.sure != b.sure) for a, b in pairs)
 
 
 def test_what_was_trained_is_not_trained_again(

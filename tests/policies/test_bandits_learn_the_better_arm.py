@@ -55,6 +55,12 @@ def test_by_seconds_the_dear_arm_must_commit_much_more() -> None:
     assert np.mean(serve(TokenBandit(ARMS), chances, 600)[300:]) < 0.3
 
 
+def test_measured_seconds_tell_stopping_rules_apart() -> None:
+    chances = (0.9, 0.8)  # full drafts of both would cost the same
+    dear_first = TimedBandit(ARMS, EAGLE_IS_DEAR, seconds=[3.0, 1.0])
+    assert np.mean(serve(dear_first, chances, 600)[300:]) > 0.8
+
+
 def test_statistics_are_exact_and_live_on_between_texts() -> None:
     bandit, memory = TokenBandit(ARMS), RouterMemory(ARMS)
     told = {0: [3, 5, 1], 1: [2, 2]}

@@ -31,8 +31,10 @@ SPECS = [
     *("plain", "eagle3", "eagle3:2", "dflash:3", "ngram", "random", "entropy", "entropy:1.5"),
     *("random@eagle3:2,ngram:8,plain", "entropy:1.5@eagle3:2,dflash:3"),
     *("ucb", "ucb:0.5", "ucb@eagle3:2,plain", "ucb-time@eagle3:2,dflash:3x5,plain"),
+    *("survival@eagle3:3~0.03,eagle3:3", "survival:30@eagle3:3~0.03,eagle3:3"),
+    "entropy:1.5@ngram:4@3>eagle3:3~0.1,ngram:4>dflash:3",
 ]
-BY_OBSERVATION = [spec for spec in SPECS if not spec.startswith(("random", "ucb"))]
+BY_OBSERVATION = [s for s in SPECS if not s.startswith(("random", "ucb", "survival@"))]
 """Choose by the observation alone; the others by the order of questions, too."""
 ARMS = (Arm("eagle3", 4), Arm("dflash", 4))
 
@@ -201,6 +203,7 @@ def test_the_default_policy_copies_before_it_asks_a_network(
         ("ucb:much", "factor of the bonus"),
         ("ucb:-1", "0 or more"),
         ("ucb-time", "what rounds cost"),
+        ("survival@eagle3:3~0.1,eagle3:3", "what rounds cost"),
         ("no/such/folder", "does not exist"),
         (__file__, "is a file"),
     ],
@@ -210,6 +213,24 @@ def test_wrong_names_are_answered_with_a_remedy(
 ) -> None:
     with pytest.raises(DraftgymError, match="remedy") as caught:
         make_policy(spec, drafters, target)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("survival", "more than one ~"),
+        ("survival@eagle3:3~0.1,dflash:3", "more than one ~"),
+        ("survival@ngram:4~0.5>eagle3:3,ngram:4>eagle3:3~0.1", "more than one ~"),
+        ("survival:-1@eagle3:3~0.1,eagle3:3", "tokens a second"),
+        ("survival:dear@eagle3:3~0.1,eagle3:3", "tokens a second"),
+    ],
+)
+def test_survival_budgets_need_arms_that_differ_in_one_probability(
+    target: Target, drafters: dict[str, Drafter], spec: str, says: str
+) -> None:
+    with pytest.raises(DraftgymError, match="remedy") as caught:
+        make_policy(spec, drafters, target, cost_model=costs)
     assert says in str(caught.value)
 
 

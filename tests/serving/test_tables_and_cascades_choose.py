@@ -96,6 +96,12 @@ def test_what_prompt_lookup_offers_is_what_it_drafts(
     assert copied
 
 
+def test_choosers_are_told_cascades(target: Target, drafters: dict[str, Drafter]) -> None:
+    told = "entropy:1.5@ngram:8>eagle3:2,ngram:8>dflash:2"
+    assert [*map(str, make_batch_policy(told, drafters, target).arms)] == told[12:].split(",")
+    assert isinstance(make_batch_policy(f"ngram:4>{told}", drafters, target), Cascade)
+
+
 def test_the_inner_policy_is_told_of_every_round(
     target: Target, drafters: dict[str, Drafter]
 ) -> None:
