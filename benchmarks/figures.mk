@@ -12,7 +12,7 @@ WEIGHTS := $(shell cat checkpoints/*/model.safetensors | git hash-object --stdin
 HERE := runs/figures-$(WEIGHTS)
 ROUTER := checkpoints/router-smollm2-135m
 RESULTS := routing.json arms.json switch_cost.json catch_up.json trace_speed.json clock.json speed.json
-TRACES := $(addprefix $(HERE)/,train.done heldout.done heldout-t1.done)
+TRACES := $(addprefix $(HERE)/,train.done heldout.done heldout-t1.done train-t1.done train-t06.done)
 COLLECT = $(DRAFTGYM) collect --dtype float32 --out $(basename $@)
 
 .PHONY: figures ship
@@ -34,12 +34,21 @@ $(HERE)/heldout-t1.done:
 	$(COLLECT) --prompts heldout --temperature 1 --limit-per-category 12
 	touch $@
 
+$(HERE)/train-t1.done:
+	$(COLLECT) --prompts train --temperature 1 --limit-per-category 15
+	touch $@
+
+$(HERE)/train-t06.done:
+	$(COLLECT) --prompts train --temperature 0.6 --limit-per-category 15
+	touch $@
+
 $(HERE)/arms.json: $(HERE)/heldout.done
 	$(RUN) -m benchmarks.routers.arms --traces $(HERE)/heldout --json $@
 
 $(HERE)/routing.json: $(TRACES)
 	$(RUN) -m benchmarks.routers.routing --traces $(HERE)/train --heldout $(HERE)/heldout \
-	    --seeds 5 --rounds 500000 --transfer --sampled $(HERE)/heldout-t1 --threads 1 \
+	    --seeds 5 --rounds 500000 --transfer --sampled $(HERE)/heldout-t1 --threads 1 --twice \
+	    --also $(HERE)/train-t06 $(HERE)/train-t1 \
 	    --run $(HERE)/routing --json $@
 
 $(HERE)/switch_cost.json:

@@ -23,10 +23,13 @@ def routing_args(target: Target, drafters: Mapping[str, Drafter], root: Path) ->
     learn = tiny_traces(target, drafters, prompts=prompts(0, 8), max_new_tokens=24)
     test = tiny_traces(target, drafters, prompts=prompts(50, 4), max_new_tokens=24)
     warm = tiny_traces(target, drafters, 1.0, prompts=prompts(50, 4), max_new_tokens=24)
+    mixed = tiny_traces(target, drafters, 0.7, prompts=prompts(0, 8), max_new_tokens=24)
     return RoutingArgs(
         traces=save_traces(learn, root / "traces"),
         heldout=save_traces(test, root / "heldout"),
         sampled=save_traces(warm, root / "sampled"),
+        twice=True,
+        also=(save_traces(mixed, root / "mixed"),),
         pair=("eagle3:3", "dflash:4x8"),
         seeds=2,
         rounds=64,

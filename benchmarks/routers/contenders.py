@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks.results import Result, write_json
 from benchmarks.routers.joint import CASCADE, EARLY_STOP, SURE
 from draftgym.agents.router.advantage import AdvantageArgs, train_advantage
-from draftgym.agents.router.args import RouterArgs
+from draftgym.agents.router.args import ALGORITHMS, RouterArgs
 from draftgym.agents.router.neural import NeuralArgs, train_neural
 from draftgym.agents.router.train import train_router
 from draftgym.decoding.arms import Arm, Cascade
@@ -54,6 +54,8 @@ class Training:
         threads: CPU threads; None for all cores.
         families: The best arm of each family of rules on these traces
             (`benchmarks.routers.joint`).
+        twice: What routers choose from that decide twice a round; nothing trains none.
+        also: Folders of traces at other temperatures; nothing trains no router on a mixture.
     """
 
     folder: Path
@@ -64,6 +66,8 @@ class Training:
     run: Path
     threads: int | None
     families: Mapping[str, Arm] = field(default_factory=dict)
+    twice: tuple[Arm, ...] = ()
+    also: tuple[Path, ...] = ()
 
     @property
     def alone(self) -> list[Arm]:
@@ -127,7 +131,13 @@ def router_folder(run: Path, name: str, seed: int, categories: Sequence[str] = (
         seed: Its seed.
         categories: The only ones that it is trained on, if it is not all.
     """
-    plain = name.replace(":", "").replace(">", "-then-").replace(" ", "-").replace("/", "-")
+    plain = (
+        name.replace(":", "")
+        .replace(",", "")
+        .replace(">", "-then-")
+        .replace(" ", "-")
+        .replace("/", "-")
+    )
     return run / "-".join([plain, str(seed), *categories])
 
 
@@ -145,7 +155,7 @@ def learned_routers(training: Training) -> Routers:
     """Routers that learn to choose among all arms."""
     return {
         name: [learned_router(training, name, seed) for seed in range(training.seeds)]
-        for name in LEARNERS
+        for name in learners(training)
     }
 
 
@@ -156,21 +166,39 @@ def learned_router(
 
     Args:
         training: What it is trained on.
-        name: One of `LEARNERS`.
+        name: One of `learners`.
         seed: Of everything random.
         categories: Train on these categories alone.
     """
     run = router_folder(training.run, name, seed, categories)
-    folder = LEARNERS[name](training, run, seed, categories)
+    folder = learners(training)[name](training, run, seed, categories)
     return load_learned_policy(folder, training.traces.origin)
 
 
-def _by_reinforcement(algorithm: str) -> Callable[[Training, Path, int, tuple[str, ...]], Path]:
+Learner = Callable[[Training, Path, int, tuple[str, ...]], Path]
+"""Trains into a folder, with a seed, on some categories; returns the folder of the policy."""
+
+
+def learners(training: Training) -> dict[str, Learner]:
+    """`LEARNERS`, and those of a training that decide twice or learn from a mixture."""
+    found = dict(LEARNERS)
+    for algorithm in ALGORITHMS:
+        if training.twice:
+            found[f"{algorithm}, twice a round"] = _by_reinforcement(algorithm, twice=True)
+        if training.also:
+            found[f"{algorithm}, mixed temperatures"] = _by_reinforcement(algorithm, mixed=True)
+    return found
+
+
+def _by_reinforcement(algorithm: str, twice: bool = False, mixed: bool = False) -> Learner:
     def train(training: Training, run: Path, seed: int, categories: tuple[str, ...]) -> Path:
+        arms = training.twice if twice else training.arms
         settings = RouterArgs(
             traces=training.folder,
+            also=training.also if mixed else (),
+            twice=twice,
             algorithm=algorithm,
-            arms=tuple(map(str, training.arms)),
+            arms=tuple(map(str, arms)),
             rounds=training.rounds,
             categories=categories,
             run=run,
@@ -193,7 +221,7 @@ def _by_regression(training: Training, run: Path, seed: int, categories: tuple[s
     return run
 
 
-LEARNERS = {
+LEARNERS: dict[str, Learner] = {
     "ppo": _by_reinforcement("ppo"),
     "dqn": _by_reinforcement("dqn"),
     "advantage": _by_regression,

@@ -7,8 +7,9 @@
 Every arm alone; of each family of rules that engines ship the arm that is best on the training
 traces (`benchmarks.routers.joint`); bandits, stopping rules, WhiFlash's entropy and neural routers;
 routers that learn from all arms (PPO, DQN, regression), each trained on the training traces with
-several seeds; and choices that know the outcome: the best arm per category and per prompt, greedy,
-and the exact optimum. The strongest baseline that is not trained comes first in tables.
+several seeds, also deciding twice a round (`--twice`) and on several temperatures (`--also`); and
+choices that know the outcome: the best arm per category and per prompt, greedy, and the exact
+optimum (of one decision a round). The strongest baseline that is not trained comes first in tables.
 
 Speeds are tokens over seconds by the cost model, all prompts together, against the single arm that
 is best *on the held-out prompts*; intervals are paired bootstraps over prompts, for the seed of
@@ -42,7 +43,7 @@ from benchmarks.routers.contenders import (
     single_arms,
 )
 from benchmarks.routers.joint import CASCADE, FAMILIES, GRAFT, Tuner
-from draftgym.decoding.arms import PLAIN, Arm, parse_arm
+from draftgym.decoding.arms import PLAIN, Arm, Graft, parse_arm
 from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.decoder import RoutingPolicy
 from draftgym.decoding.errors import exit_on_user_error
@@ -74,6 +75,10 @@ class RoutingArgs:
             cascades with their two drafters.
         seeds: How many times what depends on a seed is trained.
         rounds: Rounds of reinforcement learning.
+        twice: Also train PPO and DQN that decide twice a round (RouterReplay-v1): among the best arm
+            of each drafter on the training traces, the best cascade and plain.
+        also: Also train PPO and DQN on a mixture with these traces of training prompts, which are
+            of other temperatures.
         transfer: Also train without each category, and test on it.
         sampled: Folder of held-out traces at another temperature.
         run: Where trained routers are kept; what is there is not trained again, and refused if it
@@ -88,6 +93,8 @@ class RoutingArgs:
     pair: tuple[str, str] = ("eagle3:2", "dflash:2")
     seeds: int = 5
     rounds: int = 1_000_000
+    twice: bool = False
+    also: tuple[Path, ...] = ()
     transfer: bool = False
     sampled: Path | None = None
     run: Path = Path("runs/routing")
@@ -105,7 +112,7 @@ def compare_routers(args: RoutingArgs) -> Result:
     learned_from, heldout = read_traces(args.traces), read_traces(args.heldout)
     refuse_held_out(text.question_id for text in learned_from.texts)
     tuner = Tuner(learned_from, list(map(parse_arm, learned_from.origin.arms)))
-    training = _training(args, learned_from, tuner.families())
+    training = _training(args, learned_from, tuner)
     claim_run(training.run, training.traces, training.arms)
     pairs = _pairs(args, training, tuner)
     singles, learned = single_arms(training), learned_routers(training)
@@ -163,7 +170,8 @@ def judge(
     return {"best_single": str(best), "routers": rows, "knowing": knowing}
 
 
-def _training(args: RoutingArgs, traces: TraceSet, families: Mapping[str, Arm]) -> Training:
+def _training(args: RoutingArgs, traces: TraceSet, tuner: Tuner) -> Training:
+    families = tuner.families()
     if args.arms:
         arms = list(map(parse_arm, args.arms))
     else:
@@ -171,7 +179,15 @@ def _training(args: RoutingArgs, traces: TraceSet, families: Mapping[str, Arm]) 
         arms = [*map(parse_arm, traces.origin.arms), *joint, parse_arm(PLAIN)]
     traces.check_arms(arms)
     settings = args.rounds, args.seeds, args.run, args.threads
-    return Training(args.traces, traces, tuple(arms), *settings, families)
+    twice = _for_two_decisions(arms, tuner) if args.twice else ()
+    return Training(args.traces, traces, tuple(arms), *settings, families, twice, args.also)
+
+
+def _for_two_decisions(arms: Sequence[Arm], tuner: Tuner) -> tuple[Arm, ...]:
+    """Few of some arms: each comes in as many forms as the second decision has levels."""
+    drafting = [arm for arm in arms if arm.drafts and not isinstance(arm, Graft)]
+    best = {one.drafter: one for one in sorted(drafting, key=tuner.speed)}
+    return (*best.values(), parse_arm(PLAIN))
 
 
 def _pairs(args: RoutingArgs, training: Training, tuner: Tuner) -> list[Pair]:

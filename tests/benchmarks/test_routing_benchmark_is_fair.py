@@ -61,7 +61,9 @@ def test_the_reference_is_the_best_single_arm_of_the_same_texts(figures: dict[st
 
 def test_every_router_is_there_with_its_seeds(figures: dict[str, Any]) -> None:
     routers = figures["heldout"]["routers"]
-    for name in ("ppo", "dqn", "advantage", "random", "neural eagle3:3/dflash:4x8"):
+    kinds = ("", ", twice a round", ", mixed temperatures")
+    learned = [f"{name}{kind}" for name in ("ppo", "dqn") for kind in kinds]
+    for name in (*learned, "advantage", "random", "neural eagle3:3/dflash:4x8"):
         row = routers[name]
         assert len(row["gain_by_seed"]) == 2
         assert row["gain"][0] == row["gain_by_seed"][row["median_seed"]]
