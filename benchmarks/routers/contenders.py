@@ -131,13 +131,7 @@ def router_folder(run: Path, name: str, seed: int, categories: Sequence[str] = (
         seed: Its seed.
         categories: The only ones that it is trained on, if it is not all.
     """
-    plain = (
-        name.replace(":", "")
-        .replace(",", "")
-        .replace(">", "-then-")
-        .replace(" ", "-")
-        .replace("/", "-")
-    )
+    plain = name.replace(">", "-then-").translate(str.maketrans(" /", "--", ":,"))
     return run / "-".join([plain, str(seed), *categories])
 
 

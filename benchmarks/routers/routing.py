@@ -75,10 +75,10 @@ class RoutingArgs:
             cascades with their two drafters.
         seeds: How many times what depends on a seed is trained.
         rounds: Rounds of reinforcement learning.
-        twice: Also train PPO and DQN that decide twice a round (RouterReplay-v1): among the best arm
-            of each drafter on the training traces, the best cascade and plain.
-        also: Also train PPO and DQN on a mixture with these traces of training prompts, which are
-            of other temperatures.
+        twice: Also train PPO and DQN that decide twice a round (RouterReplay-v1): among the best
+            arm of each drafter on the training traces, the best cascade and plain.
+        also: Also train PPO and DQN on a mixture with these traces of training prompts, which
+            are of other temperatures.
         transfer: Also train without each category, and test on it.
         sampled: Folder of held-out traces at another temperature.
         run: Where trained routers are kept; what is there is not trained again, and refused if it

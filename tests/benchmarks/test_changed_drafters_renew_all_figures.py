@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ("train.done", "heldout.done", "heldout-t1.done", "arms.json", "routing.json")
+TRACES = ("train.done", "heldout.done", "heldout-t1.done", "train-t1.done", "train-t06.done")
+RESULTS = (*TRACES, "arms.json", "routing.json")
 OTHERS = (
     "switch_cost.json",
     "catch_up.json",
@@ -77,7 +78,7 @@ def test_every_result_is_made_once(project: Path) -> None:
     system = ("switch_cost", "catch_up", "trace_speed")
     for module in (*routers, *(f"system.{name}" for name in system)):
         assert commands.count(f"-m benchmarks.{module} ") == 1
-    assert commands.count("draftgym collect ") == 3
+    assert commands.count("draftgym collect ") == 5
     assert commands.count("draftgym evaluate ") == 2
     assert commands.index("benchmarks.routers.routing") < commands.index("benchmarks.routers.ship")
     assert commands.index("benchmarks.routers.ship") < commands.index("--against transformers")
