@@ -11,7 +11,7 @@ DRAFTGYM ?= .venv/bin/draftgym
 WEIGHTS := $(shell cat checkpoints/*/model.safetensors | git hash-object --stdin | cut -c 1-8)
 HERE := runs/figures-$(WEIGHTS)
 ROUTER := checkpoints/router-smollm2-135m
-RESULTS := routing.json arms.json switch_cost.json catch_up.json trace_speed.json clock.json speed.json
+RESULTS := routing.json arms.json knowable.json switch_cost.json catch_up.json trace_speed.json clock.json speed.json
 TRACES := $(addprefix $(HERE)/,train.done heldout.done heldout-t1.done train-t1.done train-t06.done)
 COLLECT = $(DRAFTGYM) collect --dtype float32 --out $(basename $@)
 
@@ -44,6 +44,9 @@ $(HERE)/train-t06.done:
 
 $(HERE)/arms.json: $(HERE)/heldout.done
 	$(RUN) -m benchmarks.routers.arms --traces $(HERE)/heldout --json $@
+
+$(HERE)/knowable.json: $(HERE)/train.done $(HERE)/heldout.done
+	$(RUN) -m benchmarks.routers.knowable --traces $(HERE)/train --heldout $(HERE)/heldout --json $@
 
 $(HERE)/routing.json: $(TRACES)
 	$(RUN) -m benchmarks.routers.routing --traces $(HERE)/train --heldout $(HERE)/heldout \

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TRACES = ("train.done", "heldout.done", "heldout-t1.done", "train-t1.done", "train-t06.done")
 RESULTS = (*TRACES, "arms.json", "routing.json")
 OTHERS = (
+    "knowable.json",
     "switch_cost.json",
     "catch_up.json",
     "trace_speed.json",
@@ -74,7 +75,7 @@ def test_all_of_it_lies_in_one_folder_named_after_the_weights(project: Path) -> 
 
 def test_every_result_is_made_once(project: Path) -> None:
     commands = planned(project)
-    routers = ("routers.arms", "routers.routing")
+    routers = ("routers.arms", "routers.knowable", "routers.routing")
     system = ("switch_cost", "catch_up", "trace_speed")
     for module in (*routers, *(f"system.{name}" for name in system)):
         assert commands.count(f"-m benchmarks.{module} ") == 1
