@@ -233,13 +233,12 @@ class Scene:
     def _agreement(self, one: Floats, other: Floats) -> Result:
         """How two predictions correlate with each other and, on average, with the truth, by arm."""
         net = self.worth.net_tokens(self.heldout)
-        arms = list(map(str, self.train[0].arms))
         found = {}
-        for index, name in enumerate(arms):
+        for index, arm in enumerate(self.train[0].arms):
             columns = [each[:, index] for each in (one, other, net)]
-            if min(map(np.std, columns)) > 0:
+            if arm.parts and min(map(np.std, columns)) > 0:
                 r = np.array(np.corrcoef(columns))
-                found[name] = {"each_other": r[0, 1], "truth": r[:2, 2].mean()}
+                found[str(arm)] = {"each_other": r[0, 1], "truth": r[:2, 2].mean()}
         return found
 
 
