@@ -95,7 +95,9 @@ def generate(args: GenerateArgs) -> Generation:
     images = [open_image(path) for path in args.image]
     target, drafters = args.load()
     args = args.as_asked_by(target)
-    spec = args.policy or default_policy(drafters, target.decoder.draws_trees)
+    spec = args.policy or default_policy(
+        drafters, target.decoder.draws_trees, target.device.type == "cpu"
+    )
     policy = make_policy(
         spec, drafters, target, args.seed, partial(load_cost_model, target, drafters)
     )

@@ -114,7 +114,7 @@ def test_generate_streams_plain_decodings_text_and_shows_rounds(files: Files) ->
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == plain_text(files, 40) + "\n"
-    for word in ["suffix~0.6>eagle3:3x6", "verify", "tokens/s", "40 tokens"]:
+    for word in ["suffix~0.7>eagle3:3x6~0.06", "verify", "tokens/s", "40 tokens"]:
         assert word in done.stderr
 
 

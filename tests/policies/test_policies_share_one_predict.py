@@ -169,9 +169,10 @@ def test_the_default_policy_copies_before_it_asks_a_network(
     target: Target, drafters: dict[str, Drafter]
 ) -> None:
     everyone = drafters | {"suffix": SuffixDrafter()}
-    assert default_policy(everyone) == "suffix~0.6>eagle3:3x6"
-    assert default_policy(everyone, trees=False) == "suffix~0.6>eagle3"
-    assert default_policy({"dflash": drafters["dflash"]}) == "dflash:3x6"
+    assert default_policy(everyone) == "suffix~0.7>eagle3:3x6~0.06"
+    assert default_policy(everyone, dear_rows=False) == "suffix~0.7>eagle3:3x6"
+    assert default_policy(everyone, trees=False) == "suffix~0.7>eagle3"
+    assert default_policy({"dflash": drafters["dflash"]}) == "dflash:3x6~0.06"
     assert default_policy({"ngram": drafters["ngram"]}) == "ngram"
     assert default_policy({}) == "plain"
     for trees in (True, False):
