@@ -17,8 +17,8 @@ SHOWN = {  # the table's name of a row: how the picture calls it, and how it is 
     "`eagle3:3x6`": ("EAGLE-3, its best tree", "grey"),
     "`ngram:8`": ("prompt lookup", "grey"),
     "`suffix:16`": ("suffix decoding", "grey"),
-    "**DQN** (shipped)": ("DQN, a trained router", "teal"),
-    "`suffix:16>eagle3:3x6`": ("copy, else EAGLE-3", "teal"),
+    "**PPO** (shipped)": ("PPO, a trained router", "teal"),
+    "**`suffix:16~0.7>eagle3:3x6~0.06`**, the default": ("copy, else EAGLE-3", "teal"),
 }
 LINES = "Everything below a room may be imported by it; nothing above."
 ROOMS = [
@@ -136,7 +136,7 @@ def draw_result() -> str:
         text(
             24,
             58,
-            "SmolLM2-135M, 15 held-out prompts, T = 0, float32, 2 CPU threads; all texts the same",
+            "SmolLM2-135M, 20 held-out prompts, T = 0, float32, 2 CPU threads; all texts the same",
             "muted",
         ),
     ]
