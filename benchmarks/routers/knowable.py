@@ -69,7 +69,7 @@ class KnowableArgs:
     traces: Path = Path("runs/traces")
     heldout: Path = Path("runs/heldout")
     arms: tuple[str, ...] = ()
-    rule: str = "suffix:16~0.6>eagle3:3x6"
+    rule: str = "suffix:16~0.7>eagle3:3x6~0.06"
     drafter: str = "eagle3"
     folds: int = 5
     json: Path | None = None
