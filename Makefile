@@ -22,7 +22,7 @@ train: setup  ## Trace real decoding, train a router on it, compare it with its 
 	$(DRAFTGYM) collect --prompts train --limit-per-category 6 --out runs/traces
 	$(DRAFTGYM) train-router --traces runs/traces --run runs/router
 	$(DRAFTGYM) evaluate --limit-per-category 1 --max-new-tokens 48 --report runs/report \
-	    --policies plain ngram:8 eagle3:3x6 runs/router/policy
+	    --policies plain 'suffix:16~0.7>eagle3:3x6~0.06' ngram:8 eagle3:3x6 runs/router/policy
 
 traces: setup  ## What every arm would do at every position of texts from all training prompts
 	$(DRAFTGYM) collect --prompts train --out runs/traces

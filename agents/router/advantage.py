@@ -32,6 +32,7 @@ import tyro
 from numpy.typing import NDArray
 
 from draftgym.agents.common.settings import RouterEncoder
+from draftgym.agents.router.args import offered_arms
 from draftgym.agents.router.regression import (
     Examples,
     Fit,
@@ -39,7 +40,7 @@ from draftgym.agents.router.regression import (
     fit,
     train_and_export,
 )
-from draftgym.decoding.arms import PLAIN, Arm, parse_arm
+from draftgym.decoding.arms import Arm, parse_arm
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.observation import signal_names
 from draftgym.policies.base import Policy
@@ -56,7 +57,7 @@ class AdvantageArgs(RegressionArgs, RouterEncoder):
     """Train a router by regression on traces.
 
     Attributes:
-        arms: What the router chooses from. Default: every traced arm, and plain.
+        arms: What the router chooses from. Default: as of `draftgym train-router`.
         categories: Train on these categories of prompts alone.
         out: Folder of the trained policy.
         sweeps: Times that the router walks the texts itself, after the random walks.
@@ -119,7 +120,7 @@ def train_advantage(args: AdvantageArgs) -> LearnedPolicy:
     arms = tuple(map(parse_arm, args.arms))
 
     def fit_policy(train: TraceSet, validation: TraceSet) -> tuple[LearnedPolicy, dict[str, Any]]:
-        choice = arms or tuple(map(parse_arm, (*train.origin.arms, PLAIN)))
+        choice = arms or offered_arms(train)
         trained = fit_router(train, validation, choice, args)
         policy = LearnedPolicy(trained.network, choice, args.out.name, exploration_rate=0.0)
         return policy, _report(policy, trained, validation)

@@ -6,9 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from draftgym.agents.common.settings import LIVE_PPO, RouterDQN, RouterPPO, TrainArgs
+from draftgym.decoding.arms import PLAIN, Arm, Cascade, parse_arm
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.backends import Backend
 from draftgym.envs.reward import GOODPUT
+from draftgym.policies.registry import COPYING, RULE_TREE
+from draftgym.rollouts.traces.trace import TraceSet
 
 ALGORITHMS = ("ppo", "dqn")
 ROUNDS, LIVE_ROUNDS = 500_000, 6_000
@@ -27,8 +30,9 @@ class RouterArgs(TrainArgs):
         rounds: Rounds to train for, over all resumed sessions. Default: half a million on traces,
             6000 live.
         arms: What the router chooses from, such as eagle3:2 dflash:2 ngram:8 plain; eagle3:5x16
-            is a tree of at most 16 tokens, 5 deep. Default: all traced arms and plain; live, one
-            arm per loaded drafter.
+            is a tree of at most 16 tokens, 5 deep. Default: all traced arms, the rule that is the
+            default of `draftgym generate` if its parts are among them, and plain; live, one arm per
+            loaded drafter.
         also: More folders of traces to train on, such as of other temperatures.
         cost_model: What rounds cost: a cost model's file, or published costs by name
             (llama3.1-8b-h100); default: the costs that were measured with the traces.
@@ -107,3 +111,14 @@ def check_args(args: RouterArgs) -> None:
             f"{args.init} holds no agent (no model.zip)",
             "name a run folder of draftgym train-router",
         )
+
+
+def offered_arms(traces: TraceSet) -> tuple[Arm, ...]:
+    """What a router chooses from unless it is told: all traced arms, the default rule, and plain.
+
+    The rule is among them where traces tell what it would do.
+    """
+    rule = parse_arm(f"{COPYING}{Cascade.sign}{RULE_TREE}")
+    traced = {str(part.whole) for part in rule.parts} <= set(traces.origin.arms)
+    joint = [rule] if traced and traces.tells_drafts else []
+    return (*map(parse_arm, traces.origin.arms), *joint, parse_arm(PLAIN))

@@ -92,7 +92,7 @@ def train_and_export(
 
     Args:
         args: Settings, checked.
-        arms: What is chosen from; none takes every traced arm, and plain.
+        arms: What is chosen from; none leaves it to `fit_policy`.
         fit_policy: Makes a policy of texts to learn and texts to check on, and a report of it.
         save: Writes its deployable form.
         categories: Train on these categories of prompts alone.

@@ -25,9 +25,9 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from draftgym.agents.common.trainer import POLICY, Trainer, open_traces, write_card
 from draftgym.agents.common.vec_env import SB3VecEnv
-from draftgym.agents.router.args import RouterArgs, check_args
+from draftgym.agents.router.args import RouterArgs, check_args, offered_arms
 from draftgym.agents.router.network import agent_arguments, deployable_network
-from draftgym.decoding.arms import PLAIN, Arm, parse_arm
+from draftgym.decoding.arms import Arm, parse_arm
 from draftgym.decoding.costs.cost_model import CostModel, write_cost_model
 from draftgym.decoding.costs.published import named_cost_model
 from draftgym.decoding.provenance import check_run_folder
@@ -133,7 +133,7 @@ def replayed_experience(traces: TraceSet, args: RouterArgs) -> Experience:
     if args.categories:
         traces = traces.only(args.categories)
     origin = traces.origin
-    arms = tuple(map(parse_arm, args.arms or (*origin.arms, PLAIN)))
+    arms = tuple(map(parse_arm, args.arms)) or offered_arms(traces)
     texts, validation = traces.split(args.validation)
     names = list(map(str, arms))
     kind, model = RouterReplayVectorEnv, origin.cost_model

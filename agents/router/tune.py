@@ -42,7 +42,7 @@ class TuneArgs(TrainArgs):
         traces: Folder of traces of training prompts.
         run: Folder of the study.
         algorithm: ppo or dqn.
-        arms: What the router chooses from; default: all traced arms and plain.
+        arms: What the router chooses from; default as of `draftgym train-router`.
         trials: Trials in all, earlier ones included.
         rounds: Rounds per trial.
         minutes: Most minutes of a trial.

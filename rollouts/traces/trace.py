@@ -208,6 +208,11 @@ class TraceSet:
         """Positions at which a round can begin, in all texts."""
         return sum(map(len, self.texts))
 
+    @property
+    def tells_drafts(self) -> bool:
+        """Whether the drafted tokens are there; traces of an older version do not hold them."""
+        return all(text.drafts for text in self.texts)
+
     def only(self, categories: Iterable[str]) -> TraceSet:
         """The texts of some categories.
 
@@ -269,8 +274,9 @@ class TraceSet:
                         f"choose from {', '.join(self.origin.arms)}, or collect it with "
                         "draftgym collect --arms ...",
                     )
-            told = all(text.drafts for text in self.texts)
-            if not told and (isinstance(arm, Graft) or any(p != p.whole for p in arm.parts)):
+            if not self.tells_drafts and (
+                isinstance(arm, Graft) or any(p != p.whole for p in arm.parts)
+            ):
                 raise DraftgymError(
                     f"arm {str(arm)!r} asks for the drafted tokens, which these traces of an older "
                     "version do not hold",
