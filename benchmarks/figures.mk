@@ -11,6 +11,8 @@ DRAFTGYM ?= .venv/bin/draftgym
 WEIGHTS := $(shell cat checkpoints/*/model.safetensors | git hash-object --stdin | cut -c 1-8)
 HERE := runs/figures-$(WEIGHTS)
 ROUTER := checkpoints/router-smollm2-135m
+# The strongest baseline, and what `draftgym generate` does unless it is told.
+RULE := 'suffix:16~0.7>eagle3:3x6~0.06'
 RESULTS := routing.json arms.json knowable.json switch_cost.json catch_up.json trace_speed.json clock.json speed.json
 TRACES := $(addprefix $(HERE)/,train.done heldout.done heldout-t1.done train-t1.done train-t06.done)
 COLLECT = $(DRAFTGYM) collect --dtype float32 --out $(basename $@)
@@ -68,16 +70,16 @@ $(HERE)/entropy_threshold.json: $(HERE)/train.done
 
 # Whenever asked: it takes seconds, and what is shipped must be of these weights.
 ship: $(HERE)/routing.json $(HERE)/entropy_threshold.json
-	$(RUN) -m benchmarks.routers.ship --routing $< --run $(HERE)/routing --learner dqn --to $(ROUTER)
+	$(RUN) -m benchmarks.routers.ship --routing $< --run $(HERE)/routing --learner ppo --to $(ROUTER)
 	cp $(HERE)/entropy_threshold.json policies/routers/entropy_threshold.json
 
 # An assignment of its own, so that a router that is missing stops it.
 $(HERE)/clock.json: $(HERE)/routing.json
 	routers=$$($(RUN) -m benchmarks.routers.ship --routing $< --run $(HERE)/routing) && \
 	$(DRAFTGYM) evaluate --dtype float32 --max-new-tokens 128 --limit-per-category 4 \
-	    --policies plain 'ngram:8>eagle3:3x6' 'suffix:16>eagle3:3x6' eagle3:3x6 dflash:3x6 ngram:8 suffix:16 \
+	    --policies plain $(RULE) 'ngram:8>eagle3:3x6' eagle3:3x6 dflash:3x6 ngram:8 suffix:16 \
 	    ucb-time@eagle3:2,dflash:2,suffix:16,plain $$routers --report $(HERE)/report --json $@
 
 $(HERE)/speed.json: $(HERE)/routing.json | ship
 	$(DRAFTGYM) evaluate --against transformers --dtype float32 --limit-per-category 2 \
-	    --max-new-tokens 128 --policies 'ngram:8>eagle3:3x6' 'suffix:16>eagle3:3x6' eagle3:3x6 dflash:3x6 ngram:8 $(ROUTER) --json $@
+	    --max-new-tokens 128 --policies $(RULE) 'ngram:8>eagle3:3x6' eagle3:3x6 dflash:3x6 ngram:8 $(ROUTER) --json $@

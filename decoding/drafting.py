@@ -27,6 +27,10 @@ MAX_TREE_NODES = 64
 """Largest node budget of any drafter; sessions and the cost model reserve and measure up to it."""
 
 
+LOOKUPS = ("ngram", "suffix")
+"""Names of the drafters that look up (`Drafter.looks_up`): they have no network to run."""
+
+
 @dataclass(frozen=True)
 class CatchUp:
     """When drafters encode what they missed, and how much of themselves they run for it.

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from draftgym.decoding.arms import Arm, Graft, single_arms
+from draftgym.decoding.drafting import LOOKUPS
 from draftgym.decoding.observation import (
     RouterMemory,
     RouterObserver,
@@ -31,8 +32,6 @@ from draftgym.decoding.verify.proposal import Proposal
 
 LEVELS = (0.0, 0.03, 0.06, 0.1, 0.2, 0.4, 0.8)
 """Probabilities that a path must have, as the second decision can set them."""
-FREE = ("ngram", "suffix")
-"""Drafters that look up: what they would propose costs next to nothing to know."""
 FACTS = ("match", "drafted", "first", "expected")
 """What is known of a proposal for free: newest tokens that match and tokens proposed, both / 4;
 probability of the likeliest first token; tokens that it expects to be accepted / 4."""
@@ -53,7 +52,7 @@ def variants(arm: Arm, levels: Sequence[float] = LEVELS) -> list[Arm]:
 
 def free_arms(arms: Sequence[Arm]) -> list[Arm]:
     """Of every drafter that looks up, the first arm: it is what free facts are told of."""
-    first = {arm.drafter: arm for arm in reversed(single_arms(arms)) if arm.drafter in FREE}
+    first = {arm.drafter: arm for arm in reversed(single_arms(arms)) if arm.drafter in LOOKUPS}
     return [first[name] for name in drafter_names(arms) if name in first]
 
 
@@ -191,4 +190,4 @@ def observer_of(policy: Any) -> RouterObserver:
 
 
 def _networks(arms: Sequence[Arm]) -> list[str]:
-    return [name for name in drafter_names(arms) if name not in FREE]
+    return [name for name in drafter_names(arms) if name not in LOOKUPS]

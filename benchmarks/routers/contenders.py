@@ -88,7 +88,7 @@ def stopping_rules(training: Training) -> Routers:
     at that of its own account.
     """
     costs, made = training.traces.origin.cost_model, Routers()
-    if not all(text.drafts for text in training.traces.texts):
+    if not training.traces.tells_drafts:
         return made  # traces of an older version do not say what was likely
     for name, where in ((EARLY_STOP, ""), (CASCADE, " in cascade")):
         if (arm := training.families.get(name)) is None:

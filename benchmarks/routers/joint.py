@@ -79,7 +79,7 @@ class Tuner:
         single = [arm for arm in arms if len(arm.parts) == 1 and arm == arm.whole]
         self._traces, self._speeds = traces, dict[Arm, float]()
         self._found: list[tuple[Family, list[Any]]] = []
-        self._told = all(text.drafts for text in traces.texts)  # else they are of an older version
+        self._told = traces.tells_drafts
         self._lookups = [arm for arm in single if arm.drafter in looking]
         self._others = [arm for arm in single if arm.drafter not in looking]
 

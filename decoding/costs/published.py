@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from draftgym.decoding.costs.cost_model import CostModel, Curve, read_cost_model
-from draftgym.decoding.drafting import MAX_TREE_NODES
+from draftgym.decoding.drafting import LOOKUPS, MAX_TREE_NODES
 from draftgym.decoding.errors import DraftgymError
 
 LONGEST, DEEPEST = 1 << 17, 64
@@ -56,9 +56,9 @@ PUBLISHED = {
     )
 }
 NOTHING = Curve((0.0, LONGEST), (0.0, 0.0))
-LOOKUPS, BLOCKS = ("ngram", "suffix"), ("dflash",)
-"""Drafters without a network, and those that draft a block in one step; all others take a step for
-each token, or each level of a tree."""
+BLOCKS = ("dflash",)
+"""Drafters that draft a block in one step; other networks take a step for each token, or each level
+of a tree."""
 
 
 def published_cost_model(name: str, drafters: Iterable[str]) -> CostModel:

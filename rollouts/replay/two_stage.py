@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from draftgym.decoding.arms import Arm
 from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.costs.published import NOTHING
+from draftgym.decoding.drafting import LOOKUPS
 from draftgym.decoding.two_stage import (
-    FREE,
     LEVELS,
     TwoStageMemory,
     decides_twice,
@@ -129,7 +129,7 @@ def replay_for(
 
 def with_free_lookup(model: CostModel) -> CostModel:
     """The costs where drafters that look up are asked all the time: they never catch up."""
-    curves = {name: NOTHING if name in FREE else one for name, one in model.catch_up.items()}
+    curves = {name: NOTHING if name in LOOKUPS else one for name, one in model.catch_up.items()}
     return replace(model, catch_up=curves)
 
 
