@@ -155,10 +155,12 @@ def replayed_experience(traces: TraceSet, args: RouterArgs) -> Experience:
     )
 
 
-def reward_per_token(traces: TraceSet, policy: Policy, reward: Reward) -> float:
+def reward_per_token(
+    traces: TraceSet, policy: Policy, reward: Reward, model: CostModel | None = None
+) -> float:
     """What a policy's rounds of all texts are worth, over the tokens they wrote."""
     count = sum(len(text) > 0 for text in traces.texts)
-    replay, going = replay_for(policy, traces, count), np.ones(count, dtype=np.bool_)
+    replay, going = replay_for(policy, traces, count, model), np.ones(count, dtype=np.bool_)
     tokens, total = 0, 0.0
     while going.any():
         actions, _ = policy.predict(replay.observe(), deterministic=True)
@@ -241,12 +243,12 @@ class RouterTrainer(Trainer[LearnedPolicy]):
 
     def validate(self) -> float | None:
         """Tokens per target step, or rewards per token, on the texts set aside."""
-        texts = self.experience.validation
+        texts, model = self.experience.validation, self.experience.cost_model
         if texts is None:
             return None
         if self.reward is not None:
-            return reward_per_token(texts, self.policy(), self.reward)
-        played = play_policy(texts, self.policy(), self.experience.cost_model)
+            return reward_per_token(texts, self.policy(), self.reward, model)
+        played = play_policy(texts, self.policy(), model)
         return sum(text.tokens for text in played) / sum(text.steps for text in played)
 
     def charts(self, seconds: float) -> dict[str, float]:
