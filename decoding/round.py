@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from draftgym.decoding.arms import Arm, Asking, Graft
+from draftgym.decoding.arms import PLAIN, Arm, Asking, Cascade, Graft
 from draftgym.decoding.model.device import clock
 from draftgym.decoding.model.interface import PassOutput
 from draftgym.decoding.session import Session
@@ -70,6 +70,13 @@ class RoundRecord:
     path: list[int]
     margins: list[float] = field(default_factory=list)
     asked: tuple[Asking, ...] = ()
+
+    @property
+    def drafted_by(self) -> str:
+        """Whose proposal was verified: the arm, of a cascade that part, plain where nobody's."""
+        if not self.drafted:
+            return PLAIN
+        return str(self.asked[-1].arm if isinstance(self.arm, Cascade) else self.arm)
 
     @property
     def drafters(self) -> list[str]:

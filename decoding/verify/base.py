@@ -78,6 +78,11 @@ class VerificationRule(ABC):
         """Whether `draft` takes the first of the `candidates` and samples nothing of its own."""
         return False
 
+    @property
+    def unit(self) -> float:
+        """What makes logits of `ranking`: only there is an error of the drafter's of known size."""
+        return 1.0
+
     @abstractmethod
     def draft(
         self, logits: Tensor, positions: Sequence[int], vocab: Tensor | None = None
@@ -105,9 +110,9 @@ class VerificationRule(ABC):
     ) -> Tensor:
         """What a tree's tokens are ranked by: float32 `[n, draft_vocab]`; arguments as `draft`.
 
-        softmax(ranking) is the chance that the target picks each token if its own scores differ
-        from these by independent Gumbel errors. That is the drafter's distribution itself for
-        sampling, and a fair guess at how sure an argmax is.
+        softmax(unit * ranking) is the chance that the target picks each token if its own logits
+        differ from these by independent Gumbel errors. That is the drafter's distribution itself
+        for sampling, and a fair guess at how sure an argmax is.
         """
         return logits.float()
 
@@ -131,7 +136,8 @@ class VerificationRule(ABC):
         """
         ranking = self.ranking(logits, positions, vocab)
         rows, given = best_places(ranking, count), logits.float()
-        logprobs = scores = ranking.log_softmax(-1).gather(-1, rows)
+        guess = ranking if self.unit == 1 else ranking * self.unit
+        logprobs = scores = guess.log_softmax(-1).gather(-1, rows)
         if ranking is not given:
             logprobs = given.log_softmax(-1).gather(-1, rows)
         tokens = rows if vocab is None else vocab.to(rows.device)[rows]

@@ -140,6 +140,11 @@ class CoupledRule(VerificationRule):
         """Whether a chain is ranked as a tree is: what draws its tokens is shared noise."""
         return self.shaping is None
 
+    @property
+    def unit(self) -> float:
+        """The temperature that logits are divided by; see `VerificationRule.unit`."""
+        return self.temperature
+
     def draft(
         self, logits: Tensor, positions: Sequence[int], vocab: Tensor | None = None
     ) -> Drafted:

@@ -1,12 +1,13 @@
-"""Policies of a batch: what chooses for one text, asked for many; tables; cascades.
+"""Policies of a batch: what chooses for one text, asked for many; tables; lookup before policies.
 
 Beside what `draftgym.policies.registry.make_policy` reads:
 
-by-batch@1=eagle3:3x6,5=ngram:8,17=plain      ngram:8>eagle3:3x6      ngram:16>router
+by-batch@1=eagle3:3x6,5=ngram:8,17=plain      ngram:16>router
 """
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -40,7 +41,7 @@ def make_batch_policy(
     Args:
         spec: What `make_policy` reads; or `by-batch@1=eagle3:3x6,5=ngram:8,17=plain`, arms by the
             number of texts in the batch, each from its number on; or `ngram:8>SPEC`, an arm that
-            looks up where it has something to offer, else what `SPEC` chooses.
+            looks up where it has something to offer, else what the policy `SPEC` chooses.
         drafters: Loaded drafters by name.
         target: The target.
         seed: Seed of `random`.
@@ -56,10 +57,11 @@ def make_batch_policy(
         )
     if text.partition("@")[0] == BY_BATCH:
         return BySize(text, _parse_table(text, drafters, target))
-    if BEFORE in text and chooser_name(text) not in CHOOSERS:  # these may be told cascades
+    if BEFORE in text and not _is_known_alone(text, drafters):
         head, _, rest = text.partition(BEFORE)
         first = _parse_first(text, head.strip(), drafters, target)
-        return Cascade(text, first, make_batch_policy(rest, drafters, target, seed, cost_model))
+        inner = make_batch_policy(rest, drafters, target, seed, cost_model)
+        return LookupFirst(text, first, inner)
     return EachText(make_policy(spec, drafters, target, seed, cost_model))
 
 
@@ -133,8 +135,10 @@ class BySize:
         """Nothing: the table is fixed."""
 
 
-class Cascade:
+class LookupFirst:
     """Prompt lookup where it has something to offer, else another policy.
+
+    Before an arm it would be a cascade, which is an arm itself.
 
     Whether it has is asked by letting it propose, which costs next to nothing. The other policy
     chooses for the rest of the texts alone, and is told of all rounds.
@@ -187,6 +191,12 @@ def _parse_table(spec: str, drafters: Mapping[str, Drafter], target: Target) -> 
         )
     check_arms(table.values(), drafters, target.decoder.draws_trees)
     return dict(sorted(table.items()))
+
+
+def _is_known_alone(spec: str, drafters: Mapping[str, Drafter]) -> bool:
+    """Whether a spec with `>` in it is that of single texts: a cascade, or a chooser among some."""
+    words = {re.split("[:@~]", part.strip())[0] for part in spec.split(BEFORE)}
+    return words <= drafters.keys() or chooser_name(spec) in CHOOSERS
 
 
 def _parse_first(spec: str, head: str, drafters: Mapping[str, Drafter], target: Target) -> Arm:

@@ -82,7 +82,7 @@ class PolicySet:
 
     def _check_rule(self, spec: str) -> None:
         """Raises `DraftgymError` for a stranger's spec that could name a folder of the host."""
-        words = {re.split("[:@]", part.strip())[0] for part in spec.split(">")}
+        words = {re.split("[:@~]", part.strip())[0] for part in re.split("[>+]", spec)}
         if not words <= RULES | self._facts[0].keys():
             raise DraftgymError(
                 f"no policy is called {spec[:80]!r} (a request names a rule, or a name that the "

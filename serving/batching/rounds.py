@@ -244,7 +244,7 @@ def _commit(turn: _Turn, verified: Verified, seconds: float) -> RoundRecord:
     """Keeps what was accepted, and tells it."""
     text, (output, verdict) = turn.text, verified
     record = commit_draft(text.session, turn.draft, verified, seconds)
-    arm = str(record.arm) if record.drafted else PLAIN
+    arm = record.drafted_by
     counted = text.statistics
     counted.drafted.append(len(record.drafted))
     counted.accepted.append(record.accepted)

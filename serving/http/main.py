@@ -57,8 +57,7 @@ class ServeArgs:
             drafter (eagle3), with a draft length (eagle3:3) or a tree (eagle3:3x6), entropy, router
             (the shipped one), the folder of a trained policy, ngram:8>eagle3:3x6 (prompt lookup
             where it finds something), or by-batch@1=eagle3:3x6,5=ngram:8,17=plain (by how many
-            texts are written together). Default: the shipped router where it fits the target, else
-            what `draftgym generate` follows.
+            texts are written together). Default: the rule that `draftgym generate` follows.
         policies: Further policies that requests may name, each as NAME=POLICY.
         dtype: auto (a probe picks the faster one; bfloat16 on an accelerator), float32 (a text is
             the same whoever else is served), bfloat16 or float16 (near ties may flip).
@@ -174,8 +173,8 @@ def load(args: ServeArgs, watch: Watch | None = None) -> Model:
     drafters = load_drafters(target, args.drafters)
     router = shipped_router(target)
     shipped = {} if router is None else {SHIPPED_ROUTER: str(router)}
-    spec = args.policy or (
-        SHIPPED_ROUTER if router else default_policy(drafters, target.decoder.draws_trees)
+    spec = args.policy or default_policy(
+        drafters, target.decoder.draws_trees, target.device.type == "cpu"
     )
     named = {policy_name(spec): shipped.get(spec, spec)} | args.named_policies() | shipped
     named = {name: shipped.get(spec, spec) for name, spec in named.items()} | {"plain": "plain"}

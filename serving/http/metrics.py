@@ -20,7 +20,6 @@ from prometheus_client import (
     generate_latest,
 )
 
-from draftgym.decoding.arms import PLAIN
 from draftgym.decoding.round import RoundRecord
 from draftgym.serving.batching.requests import TextStatistics
 from draftgym.serving.batching.watching import Judged, RoundFacts
@@ -225,7 +224,7 @@ class Metrics:
         drafted: Count[str] = Count()
         accepted: Count[tuple[str, int]] = Count()
         for record in records:
-            arm = str(record.arm) if record.drafted else PLAIN
+            arm = record.drafted_by
             rounds[arm] += 1
             drafted[arm] += len(record.drafted)
             accepted.update((arm, position) for position in range(record.accepted))

@@ -74,10 +74,21 @@ def test_rejection_ranks_by_the_chance_to_be_accepted() -> None:
 def test_coupled_ranks_with_the_noise_of_the_position() -> None:
     rule, logits = CoupledRule(0.8, 3, VOCAB), rows_of(None)
     found = rule.candidates(logits, range(6), 4)
-    perturbed = logits / 0.8 + rule.noise.rows(range(6))
+    perturbed = logits + 0.8 * rule.noise.rows(range(6))
     torch.testing.assert_close(found.scores, perturbed.log_softmax(-1).topk(4).values)
     assert found.tokens.tolist() == perturbed.topk(4).indices.tolist()
     assert found.tokens.tolist() != logits.topk(4).indices.tolist()
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 3.0])
+def test_coupled_scores_are_chances_if_logits_err_alike(temperature: float) -> None:
+    rule, logits = CoupledRule(temperature, 3, VOCAB), rows_of(None)
+    found = rule.candidates(logits, range(6), VOCAB)
+    uniform = torch.rand(20_000, *logits.shape, generator=torch.Generator().manual_seed(2))
+    errors = -(-uniform.log()).log()
+    picks = ((logits + errors) / temperature + rule.noise.rows(range(6))).argmax(-1)
+    shares = torch.nn.functional.one_hot(picks, VOCAB).float().mean(0).gather(-1, found.tokens)
+    torch.testing.assert_close(shares, found.scores.exp(), atol=0.02, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["greedy", "coupled", "rejection"])

@@ -29,7 +29,8 @@ def test_names_are_those_that_the_server_was_given(policies: PolicySet) -> None:
     assert policies.names == ["mine", "fast"]
     assert policies.find(None).name == policies.find("mine").name == "mine"
     assert policies.find(" fast ").name == "fast"
-    assert policies.find("ngram:8>eagle3:3").name == "ngram:8>eagle3:3"
+    for rule in ("ngram:8>eagle3:3", "ngram:8~0.7>eagle3:3x6~0.06", "eagle3:3x6+ngram:8"):
+        assert policies.find(rule).name == rule
     assert policies.find(None, predicts=True).name == "ngram:16>mine"
 
 

@@ -1,4 +1,4 @@
-"""Tables by batch size, cascades behind prompt lookup, and specs that are neither."""
+"""Tables by batch size, lookup before other policies, and specs that are neither."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.round import RoundRecord
 from draftgym.serving.batching.choosing import Writing
-from draftgym.serving.batching.policies import Cascade, make_batch_policy
+from draftgym.serving.batching.policies import LookupFirst, make_batch_policy
 from tests.serving.writings import PATTERN, play, some_writings, writing
 
 TABLE = "by-batch@1=eagle3:3x6,3=ngram:8,5=plain"
@@ -62,7 +62,7 @@ def test_prompt_lookup_goes_first_where_it_offers_something(
     target: Target, drafters: dict[str, Drafter]
 ) -> None:
     inner = Chooser()
-    policy = Cascade("cascade", parse_arm("ngram:8"), inner)
+    policy = LookupFirst("cascade", parse_arm("ngram:8"), inner)
     repeats, new = writing(target, drafters, PATTERN), writing(target, drafters, [9, 10, 11])
     repeats.session.token_ids[:] = [*PATTERN, PATTERN[0]]
     new.session.token_ids[:] = [9, 10, 11, 12]
@@ -79,7 +79,7 @@ def test_what_is_not_sure_enough_is_not_offered(
     text = writing(target, drafters, PATTERN)
     text.session.token_ids[:] = [*PATTERN, PATTERN[0]]
     for head, chosen in (("ngram:8@1", "ngram:8@1"), ("ngram:8@99", "eagle3:2")):
-        policy = Cascade("cascade", parse_arm(head), Chooser())
+        policy = LookupFirst("cascade", parse_arm(head), Chooser())
         assert [*map(str, policy.choose([text], [text]))] == [chosen]
 
 
@@ -91,22 +91,22 @@ def test_what_prompt_lookup_offers_is_what_it_drafts(
     copied = 0
     while not any(text.session.finished for text in texts):
         for record in play(policy, texts):
-            assert record.drafted or record.arm.drafter != "ngram"
-            copied += record.arm.drafter == "ngram"
+            assert record.drafted_by in ("ngram:8", "eagle3:3", "plain")
+            copied += record.drafted_by == "ngram:8"
     assert copied
 
 
 def test_choosers_are_told_cascades(target: Target, drafters: dict[str, Drafter]) -> None:
     told = "entropy:1.5@ngram:8>eagle3:2,ngram:8>dflash:2"
     assert [*map(str, make_batch_policy(told, drafters, target).arms)] == told[12:].split(",")
-    assert isinstance(make_batch_policy(f"ngram:4>{told}", drafters, target), Cascade)
+    assert isinstance(make_batch_policy(f"ngram:4>{told}", drafters, target), LookupFirst)
 
 
 def test_the_inner_policy_is_told_of_every_round(
     target: Target, drafters: dict[str, Drafter]
 ) -> None:
     inner, texts = Chooser(), some_writings(target, drafters, 3)
-    policy = Cascade("cascade", parse_arm("ngram:8"), inner)
+    policy = LookupFirst("cascade", parse_arm("ngram:8"), inner)
     for _ in range(5):
         play(policy, texts)
     assert len(inner.told) == 15
@@ -116,8 +116,8 @@ def test_the_inner_policy_is_told_of_every_round(
 def test_the_last_token_is_left_to_the_target(target: Target, drafters: dict[str, Drafter]) -> None:
     text = writing(target, drafters, PATTERN, new=2)
     text.session.token_ids[:] = [*PATTERN, PATTERN[0]]
-    policy = make_batch_policy(CASCADE, drafters, target)
-    assert str(policy.choose([text], [text])[0]) == "eagle3:3"
+    policy = LookupFirst("cascade", parse_arm("ngram:8"), Chooser())
+    assert str(policy.choose([text], [text])[0]) == "eagle3:2"
 
 
 @pytest.mark.parametrize(

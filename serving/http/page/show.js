@@ -55,7 +55,7 @@ export class Text {
   }
 
   #show(arm, pieces) {
-    const drafter = arm.split(":")[0];
+    const drafter = arm.split(/[:~@+]/)[0];
     const round = add(this.element, "span");
     round.className = "round";
     const drafted = pieces.filter((piece) => piece.drafted).length;
@@ -109,7 +109,7 @@ export function showArms(arms) {
     add(line, "b", arm);
     add(line, "span", `${Math.round((100 * count) / rounds)} %`);
     add(line, "small", `${count} of ${rounds} rounds`);
-    for (const one of [piece, swatch]) colour(one, arm.split(":")[0]);
+    for (const one of [piece, swatch]) colour(one, arm.split(/[:~@+]/)[0]);
   }
 }
 
