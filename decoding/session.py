@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from draftgym.decoding.drafting import LAZY_KV_ONLY, MAX_TREE_NODES, CatchUp, Drafter
@@ -336,10 +338,23 @@ def confidence(logits: Tensor) -> Tensor:
         Per row the Shannon entropy in nats over the full vocabulary, top-1 minus top-2
         probability, and top-1 probability: `[n, 3]`.
     """
+    if logits.device.type == "cpu":
+        return torch.from_numpy(_confidence_on_host(logits.numpy()))
     logprobs = logits.log_softmax(-1)
     first, second = best_scores(logprobs, 2).exp().unbind(-1)
     entropy = -torch.linalg.vecdot(logprobs.exp(), logprobs)
     return torch.stack([entropy, first - second, first], dim=-1)
+
+
+def _confidence_on_host(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """`confidence` in numpy, which takes half the time where caches are cold."""
+    rows, places = np.arange(len(logits)), logits.argmax(-1)
+    below = logits - logits[rows, places, None]
+    weights = np.exp(below)
+    total = weights.sum(-1)
+    entropy = np.log(total) - (weights * below).sum(-1) / total
+    weights[rows, places] = 0
+    return np.stack([entropy, (1 - weights.max(-1)) / total, 1 / total], axis=-1)
 
 
 def _same_images(*prompts: tuple[ModelInputs, int]) -> bool:

@@ -67,6 +67,14 @@ def test_a_loaded_policy_acts_as_the_saved_one(
     assert named.tolist() == wanted.tolist()
 
 
+def test_arrays_are_scored_as_tensors_are(target: Target, network: RouterNetwork) -> None:
+    batch = observations(50, target)
+    with torch.no_grad():
+        wanted = network.eval()(*(torch.from_numpy(batch[key]) for key in ("signals", "hidden")))
+    found = network.on_host()(batch["signals"], batch["hidden"])
+    np.testing.assert_allclose(found, wanted.numpy(), atol=1e-5)
+
+
 def test_saving_again_replaces_the_policy(
     target: Target, network: RouterNetwork, folder: Path
 ) -> None:
