@@ -134,7 +134,7 @@ class LearnedPolicy(Policy):
         self, observation: Mapping[str, NDArray[np.float32]], count: int, deterministic: bool
     ) -> NDArray[np.int64]:
         """The best-scored arm, or one drawn as in training."""
-        scores = self._scores(observation["signals"], observation["hidden"])
+        scores: NDArray[Any] = self._scores(observation["signals"], observation["hidden"])
         if not deterministic and self.exploration_rate is None:
             scores = scores + self.rng.gumbel(size=scores.shape)
         best = np.asarray(scores.argmax(-1), dtype=np.int64)
