@@ -48,6 +48,12 @@ def register_environments() -> None:
             vector_entry_point=f"{scheduler}.vector:{name}VectorEnv",
             max_episode_steps=256,
         )
+    serving = "draftgym.envs.serving"
+    register(
+        id="draftgym/Serving-v0",
+        entry_point=f"{serving}.env:ServingEnv",
+        vector_entry_point=f"{serving}.vector:ServingVectorEnv",
+    )
 
 
 def register_with_gymnasium() -> None:

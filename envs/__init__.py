@@ -1,4 +1,7 @@
-"""Gymnasium environments around real decoding. Rooms: `router`, `scheduler`, `cell`, `radio`.
+"""Gymnasium environments around real decoding.
+
+Rooms: `router`, `scheduler`, `serving`, and what they are about: `cell`, `radio`,
+`load`.
 
 | id | class | what a step is |
 |---|---|---|
@@ -10,16 +13,18 @@
 | `draftgym/Scheduler-v0` | `SchedulerEnv` | how many tokens each of many users drafts |
 | `draftgym/SchedulerBelief-v0` | `SchedulerBeliefEnv` | what acceptance to expect of each user |
 | `draftgym/SchedulerShares-v0` | `SchedulerSharesEnv` | draft lengths and shares of the band |
+| `draftgym/Serving-v0` | `ServingEnv` | an arm for each request of a server's batch |
 
-`gymnasium.make_vec` steps many episodes of those that play traces (`RouterReplay`
-and the schedulers) as array operations: `RouterReplayVectorEnv`, `SchedulerVectorEnv` and
-their siblings.
+`gymnasium.make_vec` steps many episodes of those that play traces (`RouterReplay`,
+the schedulers and `Serving`) as array operations: `RouterReplayVectorEnv`, `SchedulerVectorEnv`
+and their siblings.
 """
 
 from draftgym.envs.router.live import RouterEnv
 from draftgym.envs.router.replay import RouterReplayEnv
 from draftgym.envs.router.two_stage import TwoStageReplayEnv, TwoStageRouterEnv
 from draftgym.envs.scheduler.env import SchedulerBeliefEnv, SchedulerEnv, SchedulerSharesEnv
+from draftgym.envs.serving.env import ServingEnv
 
 __all__ = [
     "RouterEnv",
@@ -27,6 +32,7 @@ __all__ = [
     "SchedulerBeliefEnv",
     "SchedulerEnv",
     "SchedulerSharesEnv",
+    "ServingEnv",
     "TwoStageReplayEnv",
     "TwoStageRouterEnv",
 ]

@@ -32,7 +32,7 @@ NEXT_WEIGHTS = "policy.next.safetensors"
 """Weights of a writer that was killed before it could give them their name."""
 KEYS = {"format", "arms", "target", "target_fingerprint"}
 """What every kind of policy writes; a folder without `kind` is a router's."""
-ROUTER, NEURAL, SCHEDULER = "router", "neural", "scheduler"
+ROUTER, NEURAL, SCHEDULER, FORECAST = "router", "neural", "scheduler", "forecast"
 AGAIN = "train again, or name another folder"
 
 Network = TypeVar("Network", bound=nn.Module)

@@ -29,7 +29,8 @@ class LinearCosts:
         pass_row: what each of its rows, and
         pass_cached: each cached position takes.
         draft_start: A step of a drafter's network, beside
-        draft_row: what each of its rows takes.
+        draft_row: what each of its rows, and
+        draft_cached: what each cached position takes.
         lookup: Prompt lookup, as a share of a pass of one row.
     """
 
@@ -40,6 +41,7 @@ class LinearCosts:
     pass_cached: float
     draft_start: float
     draft_row: float
+    draft_cached: float
     lookup: float
 
 
@@ -52,6 +54,7 @@ PUBLISHED = {
         pass_cached=3.92645679e-8,
         draft_start=2.13526175e-3,
         draft_row=8.41429603e-7,
+        draft_cached=2.37768493e-9,
         lookup=5.875e-3,
     )
 }
@@ -61,14 +64,8 @@ BLOCKS = ("dflash",)
 of a tree."""
 
 
-def published_cost_model(name: str, drafters: Iterable[str]) -> CostModel:
-    """A published fit as a cost model of some drafters.
-
-    The cached positions that a drafter's step reads are left out: they take a hundredth of it.
-
-    Args:
-        name: One of `PUBLISHED`.
-        drafters: Their names.
+def published_costs(name: str) -> LinearCosts:
+    """A published fit by name.
 
     Raises:
         DraftgymError: Nobody published costs of this name.
@@ -79,7 +76,23 @@ def published_cost_model(name: str, drafters: Iterable[str]) -> CostModel:
         raise DraftgymError(
             f"no published costs are called {name!r}", f"{hint}there are {', '.join(PUBLISHED)}"
         )
-    costs, names = PUBLISHED[name], list(drafters)
+    return PUBLISHED[name]
+
+
+def published_cost_model(name: str, drafters: Iterable[str]) -> CostModel:
+    """A published fit as a cost model of some drafters.
+
+    The cached positions that a drafter's step reads are left out: those of one text take a
+    thousandth of it. Batches count them (`draftgym.decoding.costs.server_costs`).
+
+    Args:
+        name: One of `PUBLISHED`.
+        drafters: Their names.
+
+    Raises:
+        DraftgymError: Nobody published costs of this name.
+    """
+    costs, names = published_costs(name), list(drafters)
     networks = [one for one in names if one not in LOOKUPS]
     rows = (1.0, 1.0 + MAX_TREE_NODES)
 

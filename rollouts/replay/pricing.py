@@ -35,7 +35,12 @@ def step_seconds(model: CostModel, text: TextTrace) -> NDArray[np.float64]:
 def round_seconds(model: CostModel, text: TextTrace, arm: Arm) -> NDArray[np.float64]:
     """A round with this arm at each position `[n]`, without catching up."""
     rows = 1 + made_by(text, arm).drafted
-    seconds = _pass_seconds(model, rows, contexts(text))
+    return _pass_seconds(model, rows, contexts(text)) + drafting_seconds(model, text, arm)
+
+
+def drafting_seconds(model: CostModel, text: TextTrace, arm: Arm) -> NDArray[np.float64]:
+    """What drafting with this arm takes at each position `[n]`, without catching up."""
+    seconds = np.zeros(len(text))
     for part in asked_of(text, arm):
         facts = np.stack([part.drafted.drafted, part.drafted.depth], 1)
         kinds, kind = np.unique(facts, axis=0, return_inverse=True)  # there are few

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -17,9 +18,13 @@ from stable_baselines3 import PPO
 from draftgym.agents.common.vec_env import SB3VecEnv
 from draftgym.decoding.errors import DraftgymError
 from draftgym.envs.cell.texts import ChainTable
+from draftgym.envs.load.arrivals import Bursts
+from draftgym.envs.load.settings import ServerSettings
 from draftgym.envs.router.replay import RouterReplayEnv, RouterReplayVectorEnv
 from draftgym.envs.scheduler.env import SchedulerBeliefEnv, SchedulerEnv, SchedulerSharesEnv
 from draftgym.envs.scheduler.vector import VECTOR_FORMS
+from draftgym.envs.serving.env import ServingEnv
+from draftgym.envs.serving.vector import ServingVectorEnv
 from draftgym.rollouts.traces.trace import TraceSet
 from tests.handmade_traces import handmade_traces
 from tests.handmade_users import MODES, user_table
@@ -42,6 +47,10 @@ def traces() -> TraceSet:
 
 
 TRACES, TABLE = traces(), user_table()
+PROMPTS = replace(
+    TRACES, texts=[replace(one, prompt_tokens=3 + i) for i, one in enumerate(TRACES.texts)]
+)
+SERVER = ServerSettings(places=2, requests=3, arrivals=Bursts(80.0, 5.0, 0.1, 0.1))
 
 
 class Kind:
@@ -69,6 +78,10 @@ KINDS = {
     "lengths": cells(SchedulerEnv, "synchronous"),
     "beliefs": cells(SchedulerBeliefEnv, "everything"),
     "shares": cells(SchedulerSharesEnv, "window"),
+    "serving": Kind(
+        lambda: ServingEnv(PROMPTS, server=SERVER, price=50.0),
+        lambda: ServingVectorEnv(COUNT, PROMPTS, server=SERVER, price=50.0),
+    ),
 }
 
 

@@ -19,7 +19,7 @@ from draftgym.decoding.model.target import Target
 from draftgym.envs.router.live import RouterEnv
 from draftgym.policies.routers.rules import FixedPolicy
 from draftgym.rollouts.replay.play import play_policy
-from tests.handmade_users import user_table
+from tests.handmade_users import user_table, user_traces
 from tests.tiny import PROMPTS, numbered_target
 from tests.traces import tiny_traces
 
@@ -124,6 +124,11 @@ MISTAKES: dict[str, tuple[Call, str, str]] = {
         lambda f: gym.make("draftgym/Scheduler-v0", traces=user_table(), cell={"users": 3}),
         "a dict is no cell",
         "CellSettings",
+    ),
+    "serving environment: a dictionary for a server": (
+        lambda f: gym.make("draftgym/Serving-v0", traces=user_traces(), server={"places": 3}),
+        "a dict is no server",
+        "ServerSettings",
     ),
 }
 

@@ -1,0 +1,1 @@
+"""Training for servers: forecasts of what arms commit."""

@@ -1,0 +1,1 @@
+"""The serving environment, who plays it, and how batches are planned."""

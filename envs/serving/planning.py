@@ -1,0 +1,86 @@
+"""The arms of a round that is worth most, given what every arm is expected to commit.
+
+    tokens committed  -  price * seconds of the round   ->   as much as possible
+
+Everything a text adds to a round it adds whoever else is there, but for one thing: texts draft
+together, so a deeper draft of one makes a shallower one of another free. So the best arms are found
+for every depth that drafters may have, each text for itself, and the best of these rounds is taken.
+That is exact where a pass is linear in its rows, but for the little that lookups take for all; a
+measured server is taken as linear around the batch.
+
+Notation: n = servers, K = places, A = arms, D = drafters.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from draftgym.decoding.costs.server_costs import BatchDrafts
+from draftgym.decoding.drafting import LOOKUPS
+from draftgym.envs.load.load import Load
+from draftgym.envs.load.requests import Floats, Ints, Mask
+from draftgym.envs.load.texts import RowFacts
+
+
+def best_arms(load: Load, facts: RowFacts, tokens: Floats, price: Floats | float) -> Ints:
+    """The arms that earn most in the next round `[n, K]`.
+
+    Args:
+        load: The servers.
+        facts: Their `options`.
+        tokens: What each arm is expected to commit in each place `[n, K, A]`.
+        price: What a second is worth, in tokens, on each server `[n]` or on all.
+    """
+    copies, deciding = load.settings.copies, load.deciding
+    price = np.broadcast_to(np.asarray(price, float), (load.count,))
+    values = tokens - price[:, None, None] * _own_seconds(load, facts)
+    best, most = np.zeros(load.shape, np.int64), np.full(load.count, -np.inf)
+    for allowed in _depths(load, facts):
+        arms = np.where(allowed, values, -np.inf).argmax(-1)
+        expected = np.take_along_axis(tokens, arms[..., None], -1)[..., 0]
+        earned = copies * (expected * deciding).sum(-1) - price * load.preview(arms)[1]
+        better = earned > most
+        best, most = np.where(better[:, None], arms, best), np.where(better, earned, most)
+    return best
+
+
+def _own_seconds(load: Load, facts: RowFacts) -> Floats:
+    """What each arm adds to a round in each place, drafting and rows `[n, K, A]`."""
+    shape, flat = facts.committed.shape, (load.count, -1)
+    of_drafters = (*flat, len(load.texts.drafters))
+    context = np.broadcast_to(load.context[..., None], shape)
+    drafts = BatchDrafts(
+        facts.asked.reshape(of_drafters),
+        facts.steps.reshape(of_drafters),
+        facts.tokens.reshape(of_drafters),
+        load.missed(facts.asked).reshape(of_drafters),
+        context.reshape(flat),
+        load.texts.alone[load.row].reshape(flat),
+    )
+    drafting = load.costs.own_seconds(drafts).reshape(shape)
+    return np.asarray(drafting + _row_seconds(load)[:, None, None] * facts.drafted)
+
+
+def _row_seconds(load: Load) -> Floats:
+    """Seconds of a further row, around a batch in which everybody drafts one token `[n]`."""
+    copies, deciding = load.settings.copies, load.deciding
+    size = np.maximum(copies * deciding.sum(-1), 1)
+    cached = copies * (load.context * deciding).sum(-1)
+    ends = (load.costs.pass_seconds(size, rows * size, cached) for rows in (2, 1))
+    return np.asarray(np.subtract(*ends) / size)
+
+
+def _depths(load: Load, facts: RowFacts) -> list[Mask]:
+    """Which arms may be taken where networks draft no deeper than so much `[n, K, A]`, for all."""
+    networks = [i for i, name in enumerate(load.texts.drafters) if name not in LOOKUPS]
+    deciding = load.deciding
+    found = [np.unique(facts.steps[deciding][..., column]).tolist() or [0] for column in networks]
+    allowed = []
+    for limits in itertools.product(*found):
+        within = np.ones(facts.committed.shape, bool)
+        for column, limit in zip(networks, limits, strict=True):
+            within &= facts.steps[..., column] <= limit
+        allowed.append(within)
+    return allowed
