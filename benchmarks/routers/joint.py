@@ -106,7 +106,7 @@ class Tuner:
         def worth(chosen: Sequence[Any]) -> float:
             return self.speed(family.arm(*chosen))
 
-        found = max((_climb(axes, start, worth) for start in starts), key=worth)
+        found = max((climb(axes, start, worth) for start in starts), key=worth)
         self._found.append((family, found))
         arm = family.arm(*found)
         return arm if self.speed(arm) else None
@@ -126,7 +126,7 @@ class Tuner:
         return self._speeds[arm]
 
 
-def _climb(
+def climb(
     axes: Sequence[Sequence[Any]],
     chosen: list[Any],
     worth: Callable[[Sequence[Any]], float],

@@ -1,0 +1,1 @@
+"""What `benchmarks.routers.stopping` is made of: chains, signals of acceptance, rules."""
