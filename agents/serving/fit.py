@@ -17,7 +17,7 @@ from torch import Tensor
 
 from draftgym.envs.load.load import Load, ServedRound
 from draftgym.envs.load.requests import Ints
-from draftgym.envs.serving.observation import observe_load, request_features
+from draftgym.envs.serving.observation import OF_THE_SERVER, observe_load, request_features
 from draftgym.envs.serving.planned import PlannedPlayer
 from draftgym.envs.serving.play import Player, play
 from draftgym.policies.serving.tokens import TokenForecast, TokenNetwork
@@ -137,6 +137,7 @@ def _fit(
     """Least squares, weighted by nothing."""
     network.mean.copy_(seen.mean(0))
     network.spread.copy_(seen.std(0).clamp(min=1e-3))
+    network.spread[: len(OF_THE_SERVER)] = 1e9  # these say nothing of the text
     network.train().requires_grad_(True)
     size = settings.batch_size
     steps = settings.epochs * -(-len(seen) // size)

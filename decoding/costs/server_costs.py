@@ -4,8 +4,9 @@ The cost model (`draftgym.decoding.costs.cost_model`) times the rounds of one te
 on a server depends on who else is there:
 
 * `LinearServerCosts` (published fits): a pass is linear in rows and cached positions of the batch.
-  Texts that ask one drafter draft together, which takes the steps of the deepest draft and
-  everybody's rows.
+  Texts that ask one drafter draft together, which takes its start once, however deep the drafts
+  are, and everybody's rows. That is how the fit's authors reckon (`predict_draft_time` of their
+  simulator); `published_cost_model` counts the start for each step, which makes deep drafts dearer.
 * `MeasuredServerCosts` (`draftgym measure-host`): a pass goes by texts, rows and context. Texts
   draft one after the other, as in `draftgym serve`.
 
@@ -15,7 +16,7 @@ Notation: n = servers, K = texts of a batch, D = drafters.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from draftgym.decoding.arms import Arm, Asking
 from draftgym.decoding.costs.batch_cost import BatchCost
 from draftgym.decoding.costs.cost_model import CostModel, Curve, slope_beyond
-from draftgym.decoding.costs.published import BLOCKS, LinearCosts
+from draftgym.decoding.costs.published import LinearCosts
 from draftgym.decoding.drafting import LOOKUPS
 from draftgym.decoding.errors import DraftgymError
 
@@ -126,28 +127,26 @@ class LinearServerCosts(ServerCosts):
     def own_seconds(self, drafts: BatchDrafts) -> Floats:
         """See `ServerCosts`: rows, and cached positions that are read."""
         seconds = np.zeros(drafts.context.shape)
-        for column, steps in self._networks(drafts):
+        for column in self._networks:
             rows = drafts.tokens[..., column] + drafts.missed[..., column]
-            read = steps * drafts.context
+            read = np.where(drafts.steps[..., column] > 0, drafts.context, 0)
             seconds += self.costs.draft_row * rows + self.costs.draft_cached * read
         return seconds
 
     def shared_seconds(self, drafts: BatchDrafts) -> Floats:
-        """See `ServerCosts`: steps, and lookups, which take a share of a pass over who looks up."""
+        """See `ServerCosts`: starts, and lookups: a share of a pass over who looks up."""
         seconds = np.zeros(len(drafts.context))
-        for _, steps in self._networks(drafts):
-            seconds += self.costs.draft_start * steps.max(-1)
+        for column in self._networks:
+            seconds += self.costs.draft_start * (drafts.steps[..., column] > 0).any(-1)
         for column, name in enumerate(self.drafters):
             if name in LOOKUPS:
                 seconds += self._lookups(drafts.copies * drafts.asked[..., column].sum(-1))
         return seconds
 
-    def _networks(self, drafts: BatchDrafts) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """Drafters that have one: their columns, and the steps that each text's draft takes."""
-        for column, name in enumerate(self.drafters):
-            if name not in LOOKUPS:
-                steps = drafts.steps[..., column]
-                yield column, np.minimum(steps, 1) if name in BLOCKS else steps
+    @property
+    def _networks(self) -> list[int]:
+        """Columns of the drafters that have one."""
+        return [column for column, name in enumerate(self.drafters) if name not in LOOKUPS]
 
     def chain_seconds(
         self, drafter: str, texts: ArrayLike, length: int, cached: ArrayLike
@@ -156,8 +155,10 @@ class LinearServerCosts(ServerCosts):
         texts, cached = np.asarray(texts, float), np.asarray(cached, float)
         if drafter in LOOKUPS:
             return self._lookups(texts)
-        costs, steps = self.costs, min(length, 1) if drafter in BLOCKS else length
-        seconds = steps * (costs.draft_start + costs.draft_cached * cached)
+        if not length:
+            return np.zeros(np.broadcast_shapes(texts.shape, cached.shape))
+        costs = self.costs
+        seconds = costs.draft_start + costs.draft_cached * cached
         return np.where(texts > 0, seconds + costs.draft_row * length * texts, 0.0)
 
     def _lookups(self, texts: ArrayLike) -> Floats:

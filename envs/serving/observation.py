@@ -18,13 +18,14 @@ from draftgym.envs.load.requests import Floats
 from draftgym.envs.load.texts import ServedTexts
 
 BOUND = 1e6
+OF_THE_SERVER = ("active", "deciding", "unread", "waited", "pace")
+"""Numbers of a request that say how it is served, and nothing of its text; they come first."""
 
 
 def request_features(texts: ServedTexts) -> tuple[str, ...]:
     """Names of the numbers of a request, in order."""
     looked = [f"{what}_{name}" for name in texts.lookups for what in ("match", "found")]
-    own = ("active", "deciding", "unread", "waited", "pace")
-    return (*own, *looked, *signal_names(texts.arms))
+    return (*OF_THE_SERVER, *looked, *signal_names(texts.arms))
 
 
 def server_features(texts: ServedTexts) -> tuple[str, ...]:
@@ -74,7 +75,7 @@ def observe_load(load: Load) -> Observation:
     told = np.concatenate(
         [own, texts.found[load.row], signals.reshape(*load.shape, -1)], -1, dtype=np.float32
     )
-    told[..., 5:] *= deciding[..., None]  # the first token is not there yet
+    told[..., len(OF_THE_SERVER) :] *= deciding[..., None]  # the first token is not there yet
     told *= active[..., None]
     return {"requests": told, "server": _server(load, unit)}
 

@@ -3,10 +3,10 @@
     tokens committed  -  price * seconds of the round   ->   as much as possible
 
 Everything a text adds to a round it adds whoever else is there, but for one thing: texts draft
-together, so a deeper draft of one makes a shallower one of another free. So the best arms are found
-for every depth that drafters may have, each text for itself, and the best of these rounds is taken.
-That is exact where a pass is linear in its rows, but for the little that lookups take for all; a
-measured server is taken as linear around the batch.
+together, and where a network drafts for one, its start is paid for all. So the best arms are found
+with and without each network, each text for itself, and the best of these rounds is taken. That is
+exact where a pass is linear in its rows, but for the little that lookups take for all; a measured
+server is taken as linear around the batch.
 
 Notation: n = servers, K = places, A = arms, D = drafters.
 """
@@ -14,6 +14,7 @@ Notation: n = servers, K = places, A = arms, D = drafters.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -37,7 +38,7 @@ def best_arms(load: Load, facts: RowFacts, tokens: Floats, price: Floats | float
     price = np.broadcast_to(np.asarray(price, float), (load.count,))
     values = tokens - price[:, None, None] * _own_seconds(load, facts)
     best, most = np.zeros(load.shape, np.int64), np.full(load.count, -np.inf)
-    for allowed in _depths(load, facts):
+    for allowed in _with_and_without(load, facts):
         arms = np.where(allowed, values, -np.inf).argmax(-1)
         expected = np.take_along_axis(tokens, arms[..., None], -1)[..., 0]
         earned = copies * (expected * deciding).sum(-1) - price * load.preview(arms)[1]
@@ -72,15 +73,9 @@ def _row_seconds(load: Load) -> Floats:
     return np.asarray(np.subtract(*ends) / size)
 
 
-def _depths(load: Load, facts: RowFacts) -> list[Mask]:
-    """Which arms may be taken where networks draft no deeper than so much `[n, K, A]`, for all."""
+def _with_and_without(load: Load, facts: RowFacts) -> Iterator[Mask]:
+    """Which arms may be taken, for every choice of the networks that draft at all `[n, K, A]`."""
     networks = [i for i, name in enumerate(load.texts.drafters) if name not in LOOKUPS]
-    deciding = load.deciding
-    found = [np.unique(facts.steps[deciding][..., column]).tolist() or [0] for column in networks]
-    allowed = []
-    for limits in itertools.product(*found):
-        within = np.ones(facts.committed.shape, bool)
-        for column, limit in zip(networks, limits, strict=True):
-            within &= facts.steps[..., column] <= limit
-        allowed.append(within)
-    return allowed
+    for asleep in itertools.product((False, True), repeat=len(networks)):
+        columns = [column for column, its in zip(networks, asleep, strict=True) if its]
+        yield np.asarray((facts.steps[..., columns] == 0).all(-1))

@@ -28,6 +28,9 @@ from draftgym.policies.folder import (
     write_policy,
 )
 
+LIMIT = 4.0
+"""Standard deviations at which inputs are cut: texts go on for longer than those of training."""
+
 
 class TokenNetwork(nn.Module):
     """Expected tokens of every arm.
@@ -57,7 +60,8 @@ class TokenNetwork(nn.Module):
         Args:
             requests: Their numbers `[..., F]`.
         """
-        accepted: Tensor = nn.functional.softplus(self.layers((requests - self.mean) / self.spread))
+        seen = ((requests - self.mean) / self.spread).clamp(-LIMIT, LIMIT)
+        accepted: Tensor = nn.functional.softplus(self.layers(seen))
         return 1 + accepted
 
 

@@ -85,9 +85,9 @@ def test_no_arm_writes_more_per_second_than_the_oracle() -> None:
     fixed = max(
         play(load, RulePlayer(FixedRule(arm), load), seeds).goodput for arm in load.texts.arms
     )
-    assert play_oracle(load, fixed, seeds).goodput > 1.1 * fixed
+    assert play_oracle(load, fixed, seeds).goodput > 1.05 * fixed
     running = play(load, PlannedPlayer(None, load), seeds)
-    assert running.goodput > 1.05 * fixed, "the running price is nearly that"
+    assert running.goodput > 1.02 * fixed, "the running price is nearly that"
 
 
 def test_tuned_lengths_are_the_best_of_each_size() -> None:
