@@ -14,6 +14,7 @@ COMMANDS = {
     "serve": ("serving.http.main", "an OpenAI-compatible server with any policy"),
     "evaluate": ("evaluate", "compare policies, or schedulers, on prompts"),
     "collect": ("rollouts.traces.collect", "trace what every arm would do, from real decoding"),
+    "import-traces": ("rollouts.import_traces", "traces that others published, of a large target"),
     "train-router": ("agents.router.train", "train who chooses the arm of each round"),
     "train-scheduler": ("agents.scheduler.train", "train who divides drafting among users"),
     "train-drafter": ("drafters.training.main", "train EAGLE-3, DFlash or a small LM"),

@@ -40,6 +40,8 @@ class Policy(ABC):
         name: How tables call it.
         arms: What it chooses from; an action is an index into this.
         observes: Whether it reads observations. The decoder skips building them where it is False.
+        reads_states: Whether it reads what only the target can tell: its hidden state, or how sure
+            it was. Published traces do not hold that, and refuse such a policy.
         levels: What it chooses from a second time, while an arm drafts; none decides once a round
             (`draftgym.decoding.two_stage`).
     """
@@ -47,6 +49,7 @@ class Policy(ABC):
     name: str
     arms: tuple[Arm, ...]
     observes: bool
+    reads_states: bool = False
     levels: tuple[float, ...] = ()
 
     @abstractmethod

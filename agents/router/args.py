@@ -119,6 +119,5 @@ def offered_arms(traces: TraceSet) -> tuple[Arm, ...]:
     The rule is among them where traces tell what it would do.
     """
     rule = parse_arm(f"{COPYING}{Cascade.sign}{RULE_TREE}")
-    traced = {str(part.whole) for part in rule.parts} <= set(traces.origin.arms)
-    joint = [rule] if traced and traces.tells_drafts else []
+    joint = [rule] if traces.tells(rule) else []
     return (*map(parse_arm, traces.origin.arms), *joint, parse_arm(PLAIN))

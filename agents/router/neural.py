@@ -95,6 +95,7 @@ def train_neural(args: NeuralArgs) -> NeuralPolicy:
     args.check()
 
     def fit_policy(train: TraceSet, validation: TraceSet) -> tuple[NeuralPolicy, dict[str, Any]]:
+        train.require_states("the neural router")
         how = args.fitting, args.dropout, args.seed
         network, fitted = fit_difference(train, validation, arms, *how)
         find = priced_threshold if args.threshold == "price" else searched_threshold

@@ -89,7 +89,7 @@ def stopping_rules(training: Training) -> Routers:
     """
     costs, made = training.traces.origin.cost_model, Routers()
     if not training.traces.tells_drafts:
-        return made  # traces of an older version do not say what was likely
+        return made  # traces of an older version, or published ones, do not say what was likely
     for name, where in ((EARLY_STOP, ""), (CASCADE, " in cascade")):
         if (arm := training.families.get(name)) is None:
             continue
@@ -113,7 +113,7 @@ def simple_routers(training: Training, pairs: Sequence[Pair]) -> Routers:
         "ucb-time": [TimedBandit(training.arms, origin.cost_model)],
         **stopping_rules(training),
     }
-    for pair in dict.fromkeys(pairs):
+    for pair in dict.fromkeys(pairs if origin.states else ()):
         name = "/".join(map(str, pair))
         tuning = tune_pair(training.traces, pair, count=100)
         threshold = float(tuning.thresholds[tuning.best])

@@ -49,6 +49,8 @@ def known_facts(train: TraceSet, heldout: TraceSet, first: str) -> tuple[Facts, 
     Raises:
         DraftgymError: Traces of an older version, or without that drafter.
     """
+    for traces in (train, heldout):
+        traces.require_states("who predicts rounds")
     names = {key.partition(":")[0] for key in train.texts[0].logprobs}
     if first not in names:
         raise DraftgymError(f"these traces have no {first}", f"choose from {', '.join(names)}")

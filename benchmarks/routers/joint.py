@@ -79,9 +79,9 @@ class Tuner:
         single = [arm for arm in arms if len(arm.parts) == 1 and arm == arm.whole]
         self._traces, self._speeds = traces, dict[Arm, float]()
         self._found: list[tuple[Family, list[Any]]] = []
-        self._told = traces.tells_drafts
         self._lookups = [arm for arm in single if arm.drafter in looking]
         self._others = [arm for arm in single if arm.drafter not in looking]
+        self._told = self._tells(self._lookups), self._tells(self._others)
 
     def best(self, family: Family, drafter: str | None = None) -> Arm | None:
         """The fastest arm of a family, or None where the traces know none.
@@ -92,9 +92,14 @@ class Tuner:
         """
         others = [arm for arm in self._others if drafter in (None, arm.drafter)]
         lookups = self._lookups if family.kind else [Arm("", 0)]  # it has no say
-        if not (others and lookups) or (family.kind is Graft and not self._told):
+        copied, thought = self._told  # whose drafted tokens the traces hold
+        if not (others and lookups) or (family.kind is not Cascade and not thought):
             return None
-        settings = [family.least, family.likely, family.sure] if self._told else [UNSET] * 3
+        settings: list[Sequence[float]] = [UNSET] * 3
+        if copied:
+            settings[:2] = [family.least, family.likely]
+        if thought:
+            settings[2] = family.sure
         drafters = sorted(others, key=self.speed, reverse=True)
         axes = [drafters, *settings, lookups]
         # What lookup must be sure of depends on which it is: begin with each, and tune that first.
@@ -115,6 +120,10 @@ class Tuner:
         """The fastest arm of each family that the traces know."""
         found = {name: self.best(family) for name, family in FAMILIES.items()}
         return {name: arm for name, arm in found.items() if arm is not None}
+
+    def _tells(self, arms: Sequence[Arm]) -> bool:
+        """Whether the traces hold the drafted tokens of all of these."""
+        return all(self._traces.tells(replace(arm, sure=SURE[-1])) for arm in arms)
 
     def speed(self, arm: Arm) -> float:
         """Tokens per second of writing all texts with it; 0 if no target takes its trees."""

@@ -191,7 +191,12 @@ def _for_two_decisions(arms: Sequence[Arm], tuner: Tuner) -> tuple[Arm, ...]:
 
 
 def _pairs(args: RoutingArgs, training: Training, tuner: Tuner) -> list[Pair]:
-    """WhiFlash's pair, that with the largest prize on the training traces, and its cascades."""
+    """WhiFlash's pair, that with the largest prize on the training traces, and its cascades.
+
+    None where traces do not tell what its routers read.
+    """
+    if not training.traces.origin.states:
+        return []  # they read the target's hidden states, or how sure it was
     first, second = map(parse_arm, args.pair)
     training.traces.check_arms([first, second])
     texts = price_traces(training.traces, training.arms)

@@ -2,13 +2,16 @@
 
 They say what rounds would cost there with acceptance measured here: where rows are nearly free,
 other arms win than on a processor. A published fit is linear, so nothing is extrapolated.
+
+`llama3.1-8b-h100@32` is what a round takes in which 32 requests have drafts and texts of the same
+lengths: one pass verifies all of them, and so a row is dearer beside what a pass costs at all.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from draftgym.decoding.costs.cost_model import CostModel, Curve, read_cost_model
@@ -79,20 +82,22 @@ def published_costs(name: str) -> LinearCosts:
     return PUBLISHED[name]
 
 
-def published_cost_model(name: str, drafters: Iterable[str]) -> CostModel:
+def published_cost_model(name: str, drafters: Iterable[str], requests: int = 1) -> CostModel:
     """A published fit as a cost model of some drafters.
 
     The cached positions that a drafter's step reads are left out: those of one text take a
-    thousandth of it. Batches count them (`draftgym.decoding.costs.server_costs`).
+    thousandth of it, those of 64 with a thousand positions each 7 %. A server's costs count them
+    (`draftgym.decoding.costs.server_costs`).
 
     Args:
         name: One of `PUBLISHED`.
         drafters: Their names.
+        requests: Requests in a round, whose drafts and texts are equally long. Seconds are of all.
 
     Raises:
         DraftgymError: Nobody published costs of this name.
     """
-    costs, names = published_costs(name), list(drafters)
+    costs, names = _of_several(published_costs(name), requests), list(drafters)
     networks = [one for one in names if one not in LOOKUPS]
     rows = (1.0, 1.0 + MAX_TREE_NODES)
 
@@ -115,7 +120,7 @@ def published_cost_model(name: str, drafters: Iterable[str]) -> CostModel:
 
     missed = Curve((0.0, LONGEST), (0.0, costs.draft_row * LONGEST))
     return CostModel(
-        {"costs": name, "source": costs.source},
+        {"costs": name, "requests": requests, "source": costs.source},
         {context: passing(context) for context in (0, LONGEST)},
         {one: chain(one) for one in names},
         {one: missed if one in networks else NOTHING for one in names},
@@ -124,14 +129,29 @@ def published_cost_model(name: str, drafters: Iterable[str]) -> CostModel:
 
 
 def named_cost_model(given: str | Path, drafters: Iterable[str]) -> CostModel:
-    """A cost model's file, or published costs by name.
+    """A cost model's file, or published costs by name, such as `llama3.1-8b-h100@32`.
 
     Raises:
         DraftgymError: It is neither.
     """
-    if str(given) in PUBLISHED or not Path(given).exists():
-        return published_cost_model(str(given), drafters)
+    name, at, requests = str(given).partition("@")
+    if name in PUBLISHED or not Path(given).exists():
+        if at and not (requests.isdecimal() and int(requests)):
+            raise DraftgymError(
+                f"{str(given)!r} has {requests!r} requests", f"write a number, as in {name}@32"
+            )
+        return published_cost_model(name, drafters, int(requests or 1))
     return read_cost_model(Path(given), "name a file that this program wrote, or published costs")
+
+
+def _of_several(costs: LinearCosts, requests: int) -> LinearCosts:
+    """What a round takes that several requests share."""
+    return replace(
+        costs,
+        pass_row=requests * costs.pass_row,
+        pass_cached=requests * costs.pass_cached,
+        draft_row=requests * costs.draft_row,
+    )
 
 
 def _steps(costs: LinearCosts, drafter: str, depth: int, rows: int) -> float:

@@ -191,12 +191,14 @@ class ChainTable(TextTable):
         tokens: Token ids `[R]`.
 
     Raises:
-        DraftgymError: No chain, two of one drafter, an arm that was not traced, or no round.
+        DraftgymError: No chain, two of one drafter, an arm that was not traced, no round, or traces
+            that do not tell how sure target and drafters were.
     """
 
     foreseen = True
 
     def __init__(self, traces: TraceSet, arms: Sequence[str] | None = None) -> None:
+        traces.require_states("a cell of users")
         chains = _chains(traces, arms)
         self.texts = [text for text in traces.texts if len(text)]
         if not self.texts:

@@ -45,7 +45,8 @@ class RouterReplayEnv(RoundsEnv):
 
     ## Observation Space
     `Dict(signals, hidden)`, as in `draftgym/Router-v0` (`draftgym.envs.router.live.RouterEnv` has
-    the table).
+    the table). Over traces that others published `hidden` has no entries, and entropy, margin and
+    top-1 probability are always 0: nobody told them.
 
     ## Rewards
     `committed - latency_price * target steps`, as in `draftgym/Router-v0`.

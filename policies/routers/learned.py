@@ -85,13 +85,13 @@ class RouterNetwork(nn.Module):
         layers = self.encoder.hidden, self.encoder.mix, self.scores
         told = [one.detach().cpu().numpy() for each in layers for one in (each.weight.T, each.bias)]
         narrow, narrow_bias, mix, mix_bias, out, out_bias = told
-        eps = self.encoder.hidden_norm.eps
+        eps, width = self.encoder.hidden_norm.eps, np.float32(max(1, len(narrow)))  # 0 is allowed
 
         def scores(
             signals: NDArray[np.float32], hidden: NDArray[np.float32]
         ) -> NDArray[np.float32]:
-            centred = hidden - hidden.mean(-1, keepdims=True)
-            spread = np.sqrt(np.square(centred).mean(-1, keepdims=True) + np.float32(eps))
+            centred = hidden - hidden.sum(-1, keepdims=True) / width
+            spread = np.sqrt(np.square(centred).sum(-1, keepdims=True) / width + np.float32(eps))
             compressed = np.tanh(centred / spread @ narrow + narrow_bias)
             features = np.tanh(np.concatenate([compressed, signals], -1) @ mix + mix_bias)
             return np.asarray(features @ out + out_bias, dtype=np.float32)
@@ -126,6 +126,7 @@ class LearnedPolicy(Policy):
         self.levels = tuple(levels)
         self.network = network.eval().requires_grad_(False)
         self._scores = self.network.on_host()
+        self.reads_states = network.encoder.hidden.in_features > 0
         self.arms = tuple(arms)
         self.name, self.exploration_rate = name, exploration_rate
         self.rng = np.random.default_rng(seed)

@@ -70,7 +70,7 @@ class NeuralPolicy(Policy):
         DraftgymError: There are not two arms, or the threshold is not a number.
     """
 
-    observes = True
+    observes = reads_states = True
 
     def __init__(
         self,

@@ -89,7 +89,7 @@ class EntropyPolicy(Policy):
         DraftgymError: The threshold is negative or not a number.
     """
 
-    observes = True
+    observes = reads_states = True
 
     def __init__(
         self,

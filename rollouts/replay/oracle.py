@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from draftgym.decoding.arms import Arm
-from draftgym.rollouts.replay.pricing import CatchUps, PricedText
+from draftgym.rollouts.replay.pricing import CatchUps, PricedText, backlogs
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,20 @@ def walk(text: PricedText, choose: Choice) -> Walk:
 
 
 def walk_single(text: PricedText, arm: Arm) -> Walk:
-    """The rounds of always choosing one arm."""
-    alone = text.only([arm])
+    """The rounds of always choosing one arm, all at once: they are known beforehand."""
     index = text.arms.index(arm)
-    found = walk(alone, lambda position, costs: 0)
-    return Walk(found.question_id, found.tokens, found.seconds, (index,) * found.rounds)
+    committed, at, position = text.committed[:, index].tolist(), list[int](), 0
+    while position < len(text):
+        at.append(position)
+        position += committed[position]
+    rounds = np.array(at, dtype=np.int64)
+    seconds = float(text.seconds[rounds, index].sum())
+    for drafter, table in enumerate(text.catch_ups.tables):
+        worked = rounds[text.asked[rounds, index, drafter]]
+        before = np.append(text.never[drafter], text.contexts[worked])[:-1]
+        waited = backlogs(text.contexts[worked], before, text.remaining[worked])
+        seconds += float(table[waited].sum())
+    return Walk(text.question_id, len(text), seconds, (index,) * len(at))
 
 
 def walk_greedy(text: PricedText, price: float) -> Walk:

@@ -191,7 +191,8 @@ class Replay:
         self._context = position + np.repeat([text.prompt_tokens for text in texts], sizes)
         self._limit = traces.origin.max_new_tokens
         self._remaining = self._limit - 1 - position
-        self._signals = np.concatenate([text.signals for text in texts])
+        # What nobody knows is 0 throughout; policies that read it are refused (`replay_for`).
+        self._signals = np.nan_to_num(np.concatenate([text.signals for text in texts]))
         self._committed = np.stack([_rows(texts, arm) for arm in self.arms])
         self._seconds = np.stack([_costs(texts, arm, model) for arm in self.arms])
         steps = [np.append(step_seconds(model, text), 1.0) for text in texts]

@@ -120,7 +120,12 @@ def replay_for(
         traces: The texts.
         count: Episodes.
         cost_model: What rounds cost; None takes the traces' own.
+
+    Raises:
+        DraftgymError: The policy reads what these traces do not hold, or has arms that they do not.
     """
+    if getattr(policy, "reads_states", False):
+        traces.require_states(f"policy {policy.name}")
     levels = getattr(policy, "levels", ())
     if levels:
         return TwoStageReplay(traces, policy.arms, count, cost_model, levels)

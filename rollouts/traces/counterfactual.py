@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from draftgym.decoding.arms import Arm
-from draftgym.decoding.drafting import Drafter, DraftShape, Place
+from draftgym.decoding.drafting import DraftContext, Drafter, DraftShape, Place
 from draftgym.decoding.model.device import read_together
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.observation import Repeats, text_signals
@@ -75,7 +75,10 @@ def _trace(
 ) -> TextTrace:
     """The trace of a finished session."""
     repeats = Repeats().extend(session.token_ids)[session.prompt_length :]
-    traced = _trace_arms(session, arms)
+    length, limit = len(session.token_ids), session.prompt_length + session.max_new_tokens
+    # The target adds one token by itself, so a draft stops one short of the token limit.
+    places = [Place(at, limit - at - 1) for at in range(session.prompt_length + 1, length)]
+    traced = trace_arms(session, places, session.drafters, arms)
     return TextTrace(
         request.question_id,
         request.category,
@@ -124,8 +127,8 @@ class _Facts:
 
 
 @dataclass
-class _Traced:
-    """What is found out about one text; see `TextTrace`."""
+class TracedArms:
+    """What arms would have done with one text; see `TextTrace`."""
 
     arms: dict[str, ArmTrace] = field(default_factory=dict)
     logprobs: dict[str, NDArray[np.float32]] = field(default_factory=dict)
@@ -134,20 +137,27 @@ class _Traced:
     scores: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
-def _trace_arms(session: Session, arms: Sequence[Arm]) -> _Traced:
-    """What every arm would have done at every position of a finished session."""
-    traced = _Traced()
-    tokens = session.new_tokens
+def trace_arms(
+    text: DraftContext,
+    places: Sequence[Place],
+    drafters: Mapping[str, Drafter],
+    arms: Sequence[Arm],
+) -> TracedArms:
+    """What every arm would have done at every position of a text that is written.
+
+    Args:
+        text: The text: a finished session, or what is left of one (`RecordedText`).
+        places: Where a round can begin: behind each new token but the last.
+        drafters: By name; all of them are asked.
+        arms: Arms of these drafters.
+    """
+    traced = TracedArms()
+    tokens = text.token_ids[text.prompt_length :]
     positions = range(len(tokens) - 1)
-    # The target adds one token by itself, so a draft stops one short of the token limit.
-    places = [
-        Place(session.prompt_length + position + 1, session.max_new_tokens - position - 2)
-        for position in positions
-    ]
-    for name, drafter in session.drafters.items():
+    for name, drafter in drafters.items():
         mine = [arm for arm in arms if arm.drafter == name]
         shapes = _distinct([arm.shape for arm in mine])
-        drawn = drafter.propose_at_each(session, places, shapes)
+        drawn = drafter.propose_at_each(text, places, shapes)
         for column, shape in enumerate(shapes):
             made = [proposals[column] for proposals in drawn]
             found = [facts_of(made[at], tokens[at + 1 :]) for at in positions]
@@ -161,7 +171,7 @@ def _trace_arms(session: Session, arms: Sequence[Arm]) -> _Traced:
             key = str(Arm(name, shape.depth, shape.nodes)) if shape.is_tree else name
             chains = [proposal.logprobs.float() for proposal in made]
             traced.logprobs[key] = _padded(chains, shape.budget, np.float32)
-            if session.rule.temperature:
+            if text.rule.temperature:
                 own = [p.logprobs.float() if p.scores is None else p.scores for p in made]
                 traced.scores[key] = _padded(own, shape.budget, np.float32)
             traced.drafts[key] = _drafts(made, shape)

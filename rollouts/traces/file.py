@@ -8,7 +8,8 @@
     position           int32                 place of the token in the new text, from 0
     token              int32                 its id
     entropy ..         float32               `draftgym.decoding.observation.TEXT_SIGNALS`
-    hidden             float32[d]            final hidden state that the token was chosen from
+    hidden             float32[d]            final hidden state that the token was chosen from;
+                                             not in traces whose origin has no `states`
     <arm>.committed    int16                 what a round whose anchor is this token would do;
     <arm>.drafted      int16                 0 in the last row of a text, which needs no round
     <arm>.depth        int16
@@ -86,8 +87,9 @@ def trace_table(texts: Sequence[TextTrace], origin: TraceOrigin) -> Any:
     signals = np.concatenate([text.signals for text in texts])
     for index, name in enumerate(TEXT_SIGNALS):
         columns[name] = pa.array(signals[:, index])
-    hidden = np.concatenate([text.hidden for text in texts])
-    columns["hidden"] = pa.FixedSizeListArray.from_arrays(hidden.ravel(), hidden.shape[1])
+    if origin.states:
+        hidden = np.concatenate([text.hidden for text in texts])
+        columns["hidden"] = pa.FixedSizeListArray.from_arrays(hidden.ravel(), hidden.shape[1])
     for arm in origin.arms:
         for part in PARTS:
             rows = [np.append(getattr(text.arms[arm], part), 0) for text in texts]
@@ -258,7 +260,7 @@ def _column_types(names: Sequence[str], origin: TraceOrigin) -> dict[str, str]:
         **dict.fromkeys(("prompt_tokens", "position", "token"), "int32"),
         **dict.fromkeys(TEXT_SIGNALS, "float"),
         **dict.fromkeys((*arms, *matches), "int16"),
-        **dict.fromkeys(("hidden", *lists), "fixed_size_list<"),
+        **dict.fromkeys((*lists, *(["hidden"] if origin.states else [])), "fixed_size_list<"),
     }
 
 
@@ -271,7 +273,7 @@ def _array(column: Any) -> NDArray[Any]:
 
 
 def _read_text(arrays: dict[str, NDArray[Any]], rows: slice, origin: TraceOrigin) -> TextTrace:
-    rounds = slice(rows.start, rows.stop - 1)
+    rounds, tokens = slice(rows.start, rows.stop - 1), rows.stop - rows.start
 
     def arm(name: str) -> ArmTrace:
         if arrays[f"{name}.committed"][rows.stop - 1]:
@@ -294,7 +296,7 @@ def _read_text(arrays: dict[str, NDArray[Any]], rows: slice, origin: TraceOrigin
         int(arrays["prompt_tokens"][rows.start]),
         arrays["token"][rows].astype(np.int64),
         np.column_stack([arrays[name][rows] for name in TEXT_SIGNALS]),
-        arrays["hidden"][rows],
+        arrays["hidden"][rows] if origin.states else np.zeros((tokens, 0), np.float32),
         {name: arm(name) for name in origin.arms},
         ending(LOGPROBS),
         {name: Drafts(column, parents.get(name)) for name, column in ending(TOKENS).items()},

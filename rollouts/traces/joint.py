@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from draftgym.decoding.arms import Arm, Graft
-from draftgym.rollouts.traces.trace import ArmTrace, TextTrace
+from draftgym.rollouts.traces.trace import ArmTrace, TextTrace, draft_key
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def path_scores(text: TextTrace, arm: Arm) -> tuple[NDArray[np.float64], NDArray
         The score of each node's path from the anchor on, as a log-probability, -inf where there is
         none; and which nodes are first tokens. Both `[n, budget]`.
     """
-    key, rows = _key(arm), np.arange(len(text))
+    key, rows = draft_key(arm), np.arange(len(text))
     own = text.scores.get(key, text.logprobs[key]).astype(np.float64)
     sizes, parents = text.arms[str(arm.whole)].drafted, text.drafts[key].parents
     if parents is None:
@@ -103,7 +103,7 @@ def path_scores(text: TextTrace, arm: Arm) -> tuple[NDArray[np.float64], NDArray
 
 def matches(text: TextTrace, arm: Arm) -> NDArray[np.int64]:
     """Newest tokens that agree with where an arm of one drafter would copy from `[n]`."""
-    return text.matches[_key(arm)]
+    return text.matches[draft_key(arm)]
 
 
 def _verified(text: TextTrace, arm: Arm) -> ArmTrace:
@@ -132,7 +132,7 @@ class _Nodes:
 
 
 def _drafted_nodes(text: TextTrace, arm: Arm) -> _Nodes:
-    key = _key(arm)
+    key = draft_key(arm)
     draft, sizes = text.drafts[key], text.arms[str(arm.whole)].drafted
     order = np.arange(draft.tokens.shape[1])
     there = order < sizes[:, None]
@@ -163,11 +163,6 @@ def _count_together(parts: Sequence[_Nodes]) -> NDArray[np.int64]:
         first += budget
     counted: NDArray[np.int64] = rows.sum(1)
     return counted
-
-
-def _key(arm: Arm) -> str:
-    """What its tokens are called in traces: chains are the beginning of their drafter's longest."""
-    return arm.drafter if arm.nodes is None else str(arm.whole)
 
 
 def _facts(nodes: _Nodes, tokens: NDArray[np.int64]) -> ArmTrace:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from draftgym.decoding.arms import Arm, Graft
+from draftgym.decoding.arms import Arm, Graft, parse_arm
 from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.errors import DraftgymError
 
@@ -66,15 +66,16 @@ class TextTrace:
         prompt_hash: Short hash of the prompt's token ids.
         prompt_tokens: Their number.
         tokens: New tokens `[m]`.
-        signals: `TEXT_SIGNALS` of each, float32 `[m, 4]`.
-        hidden: The target's final hidden state that each was chosen from, float32 `[m, d]`.
+        signals: `TEXT_SIGNALS` of each, float32 `[m, 4]`; NaN where nobody knows them.
+        hidden: The target's final hidden state that each was chosen from, float32 `[m, d]`; d is 0
+            where nobody knows them.
         arms: One trace per arm that drafts, by the arm's text.
         logprobs: What the drafters themselves thought: log-probability of every token that was
             drafted at temperature 1, float32 `[n, budget]`, 0 behind their end; of the longest
             chains by drafter, of trees by arm.
         scores: How likely verification was to commit them (`Proposal.scores`), likewise; empty in
             greedy traces, where that is what the drafters thought.
-        drafts: These tokens, likewise.
+        drafts: These tokens, likewise; none of a drafter whose tokens nobody published.
         matches: Newest tokens that agree with where a drafter that looks up would copy from `[n]`,
             likewise; 0 where there is no such place.
     """
@@ -122,6 +123,7 @@ class TraceOrigin:
         host: Processor, versions, revision, command, what became of the prompts; the same.
         seeding: `PER_TEXT`, or `ONE_FOR_ALL` in old traces of sampled texts: those share their
             noise by position, so that intervals over them promise too much.
+        states: Whether texts hold what only the target can tell: hidden states and confidence.
     """
 
     target: str
@@ -137,6 +139,7 @@ class TraceOrigin:
     cost_model: CostModel = field(compare=False)
     host: dict[str, Any] = field(default_factory=dict, compare=False)
     seeding: str = PER_TEXT
+    states: bool = True
 
     @property
     def name(self) -> str:
@@ -155,8 +158,11 @@ class TraceOrigin:
         return [f"{name}: {mine} / {theirs}" for name, mine, theirs in pairs if mine != theirs]
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON types."""
-        return asdict(replace(self, arms=tuple(self.arms)))
+        """As JSON types; that texts hold states goes without saying."""
+        body = asdict(replace(self, arms=tuple(self.arms)))
+        if self.states:
+            del body["states"]
+        return body
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> TraceOrigin:
@@ -210,8 +216,11 @@ class TraceSet:
 
     @property
     def tells_drafts(self) -> bool:
-        """Whether the drafted tokens are there; traces of an older version do not hold them."""
-        return all(text.drafts for text in self.texts)
+        """Whether the drafted tokens of all arms are there.
+
+        Traces of an older version hold none, published ones those of drafters that look up.
+        """
+        return all(self._hold_drafts_of(parse_arm(arm)) for arm in self.origin.arms)
 
     def only(self, categories: Iterable[str]) -> TraceSet:
         """The texts of some categories.
@@ -265,7 +274,7 @@ class TraceSet:
         return replace(self, texts=kept), replace(self, texts=others)
 
     def check_arms(self, arms: Iterable[Arm]) -> None:
-        """Raises `DraftgymError` for an arm that was not traced."""
+        """Raises `DraftgymError` for an arm that was not traced, or of which too little was."""
         for arm in arms:
             for part in arm.parts:
                 if str(part.whole) not in self.origin.arms:
@@ -274,14 +283,43 @@ class TraceSet:
                         f"choose from {', '.join(self.origin.arms)}, or collect it with "
                         "draftgym collect --arms ...",
                     )
-            if not self.tells_drafts and (
-                isinstance(arm, Graft) or any(p != p.whole for p in arm.parts)
-            ):
-                raise DraftgymError(
-                    f"arm {str(arm)!r} asks for the drafted tokens, which these traces of an older "
-                    "version do not hold",
-                    "collect them again with draftgym collect",
-                )
+                asks = isinstance(arm, Graft) or part != part.whole
+                if asks and not self._hold_drafts_of(part):
+                    raise DraftgymError(
+                        f"arm {str(arm)!r} asks for the tokens that {part.drafter} drafted, which "
+                        "these traces do not hold",
+                        "leave it out, or collect traces of your own with draftgym collect",
+                    )
+
+    def tells(self, arm: Arm) -> bool:
+        """Whether what rounds with an arm do follows from these traces."""
+        try:
+            self.check_arms([arm])
+        except DraftgymError:
+            return False
+        return True
+
+    def require_states(self, who: str) -> None:
+        """Raises `DraftgymError` where what only the target can tell is not there.
+
+        Args:
+            who: Reads it, as the subject of a sentence.
+        """
+        if not self.origin.states:
+            raise DraftgymError(
+                f"{who} reads the target's hidden states or how sure it was, which these traces do "
+                "not hold: who published them did not tell",
+                "leave it out, or collect traces of your own with draftgym collect",
+            )
+
+    def _hold_drafts_of(self, arm: Arm) -> bool:
+        """Whether the tokens that an arm of one drafter drafted are there."""
+        return all(draft_key(arm) in text.drafts for text in self.texts)
+
+
+def draft_key(arm: Arm) -> str:
+    """What an arm's tokens are called in traces: chains begin their drafter's longest."""
+    return arm.drafter if arm.nodes is None else str(arm.whole)
 
 
 def _hash(text: str) -> bytes:

@@ -51,3 +51,24 @@ def test_a_file_or_a_name_is_taken_and_nothing_else(tmp_path: Path) -> None:
     with pytest.raises(DraftgymError, match="no published costs") as caught:
         named_cost_model("llama3-8b-h100", DRAFTERS)
     assert NAME in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("requests", "rows", "context"), [(1, 4, 300), (32, 4, 300), (64, 9, 2_000)]
+)
+def test_a_round_that_requests_share_costs_a_pass_over_all_their_rows(
+    requests: int, rows: int, context: int
+) -> None:
+    model = named_cost_model(f"{NAME}@{requests}", DRAFTERS)
+    read = 2.10103129e-5 * requests * rows + 3.92645679e-8 * requests * context
+    assert model.target_seconds(rows, context) == pytest.approx(
+        5.88590713e-3 + 1.20683946e-3 + read
+    )
+    chain = parse_arm("eagle3:3")
+    wanted = 3 * 2.13526175e-3 + requests * 3 * 8.41429603e-7
+    assert model.draft_seconds(Asking(chain, 3, 3)) == pytest.approx(wanted)
+    lookup = model.draft_seconds(Asking(parse_arm("ngram:8"), 8, 8))
+    assert lookup == pytest.approx(0.005875 * (5.88590713e-3 + requests * 2.10103129e-5))
+    for wrong in (f"{NAME}@", f"{NAME}@0", f"{NAME}@many"):
+        with pytest.raises(DraftgymError, match="requests"):
+            named_cost_model(wrong, DRAFTERS)
