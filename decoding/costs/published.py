@@ -35,6 +35,7 @@ class LinearCosts:
         draft_row: what each of its rows, and
         draft_cached: what each cached position takes.
         lookup: Prompt lookup, as a share of a pass of one row.
+        once: Whether a draft takes `draft_start` once, however deep it is; else every level does.
     """
 
     source: str
@@ -46,6 +47,7 @@ class LinearCosts:
     draft_row: float
     draft_cached: float
     lookup: float
+    once: bool = False
 
 
 PUBLISHED = {
@@ -61,6 +63,8 @@ PUBLISHED = {
         lookup=5.875e-3,
     )
 }
+PUBLISHED["llama3.1-8b-h100-once"] = replace(PUBLISHED["llama3.1-8b-h100"], once=True)
+"""As its authors reckon: the start of a draft is the same for 1, 3 and 5 tokens."""
 NOTHING = Curve((0.0, LONGEST), (0.0, 0.0))
 BLOCKS = ("dflash",)
 """Drafters that draft a block in one step; other networks take a step for each token, or each level
@@ -158,4 +162,5 @@ def _steps(costs: LinearCosts, drafter: str, depth: int, rows: int) -> float:
     """So many levels of a draft of so many rows in all."""
     if drafter in LOOKUPS:
         return costs.lookup * (costs.pass_start + costs.pass_row)
-    return costs.draft_start * (1 if drafter in BLOCKS else depth) + costs.draft_row * rows
+    starts = 1 if costs.once or drafter in BLOCKS else depth
+    return costs.draft_start * starts + costs.draft_row * rows

@@ -72,3 +72,11 @@ def test_a_round_that_requests_share_costs_a_pass_over_all_their_rows(
     for wrong in (f"{NAME}@", f"{NAME}@0", f"{NAME}@many"):
         with pytest.raises(DraftgymError, match="requests"):
             named_cost_model(wrong, DRAFTERS)
+
+
+@pytest.mark.parametrize("arm", ["eagle:1", "eagle:8"])
+def test_the_authors_reckon_one_start_a_draft(arm: str) -> None:
+    parsed = parse_arm(arm)
+    asked = Asking(parsed, parsed.length, parsed.length)
+    found = published_cost_model(f"{NAME}-once", ["eagle"]).draft_seconds(asked)
+    assert found == pytest.approx(2.13526175e-3 + 8.41429603e-7 * parsed.length, rel=1e-9)

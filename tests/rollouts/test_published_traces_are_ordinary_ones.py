@@ -82,7 +82,7 @@ def test_the_origin_says_what_it_is(traces: TraceSet) -> None:
     assert origin.target == "Llama-3.1-8B-Instruct" and origin.verification == "greedy"
     assert "2601.11580" in origin.host["published"]
     assert not origin.states and not traces.tells_drafts
-    assert origin.cost_model.host["costs"] == "llama3.1-8b-h100"
+    assert origin.cost_model.host["costs"] == "llama3.1-8b-h100-once"
     assert not any(text.hidden.size for text in traces.texts)
     assert all(np.isnan(text.signals[:, :3]).all() for text in traces.texts)
     assert "eagle" not in traces.texts[0].drafts and "eagle" not in traces.texts[0].logprobs
@@ -154,7 +154,7 @@ def test_an_episode_by_hand(tmp_path: Path) -> None:
     second = replay.step(np.array([1]))
     assert second.committed.tolist() == [2] and second.done[0]
     cost = traces.origin.cost_model
-    wanted = cost.target_seconds(3, 4) + 2 * 2.13526175e-3 + 2 * 8.41429603e-7 + 4 * 8.41429603e-7
+    wanted = cost.target_seconds(3, 4) + 2.13526175e-3 + 2 * 8.41429603e-7 + 4 * 8.41429603e-7
     assert first.seconds[0] == pytest.approx(wanted)
     lookup = 0.005875 * (5.88590713e-3 + 2.10103129e-5)
     assert second.seconds[0] == pytest.approx(cost.target_seconds(5, 6) + lookup)
