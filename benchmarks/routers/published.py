@@ -64,7 +64,7 @@ class PublishedArgs:
     family: Literal["cascade by match length", "cascade by score", "cascade"] = (
         "cascade by match length"
     )
-    costs: str = "llama3.1-8b-h100-once"
+    costs: str = "llama3.1-8b-h100"
     batches: tuple[int, ...] = (1, 8, 32, 64)
     longest: int | None = None
     policies: tuple[Path, ...] = ()

@@ -31,11 +31,10 @@ class LinearCosts:
         pass_start: A pass, beside
         pass_row: what each of its rows, and
         pass_cached: each cached position takes.
-        draft_start: A step of a drafter's network, beside
+        draft_start: A draft of a drafter's network, however deep it is, beside
         draft_row: what each of its rows, and
         draft_cached: what each cached position takes.
         lookup: Prompt lookup, as a share of a pass of one row.
-        once: Whether a draft takes `draft_start` once, however deep it is; else every level does.
     """
 
     source: str
@@ -47,7 +46,6 @@ class LinearCosts:
     draft_row: float
     draft_cached: float
     lookup: float
-    once: bool = False
 
 
 PUBLISHED = {
@@ -63,12 +61,8 @@ PUBLISHED = {
         lookup=5.875e-3,
     )
 }
-PUBLISHED["llama3.1-8b-h100-once"] = replace(PUBLISHED["llama3.1-8b-h100"], once=True)
-"""As its authors reckon: the start of a draft is the same for 1, 3 and 5 tokens."""
+"""As their authors reckon: there, the start of a draft is the same for 1, 3 and 5 tokens."""
 NOTHING = Curve((0.0, LONGEST), (0.0, 0.0))
-BLOCKS = ("dflash",)
-"""Drafters that draft a block in one step; other networks take a step for each token, or each level
-of a tree."""
 
 
 def published_costs(name: str) -> LinearCosts:
@@ -109,26 +103,20 @@ def published_cost_model(name: str, drafters: Iterable[str], requests: int = 1) 
         base = costs.step + costs.pass_start + costs.pass_cached * context
         return Curve(rows, tuple(base + costs.pass_row * row for row in rows))
 
-    def chain(drafter: str) -> Curve:
+    def draft(drafter: str, at: tuple[float, ...]) -> Curve:
         if drafter in LOOKUPS:
             seconds = costs.lookup * (costs.pass_start + costs.pass_row)
             return Curve((0.0, 1.0), (seconds, seconds))
-        one = _steps(costs, drafter, 1, 1)
-        return Curve((0.0, 1.0, DEEPEST), (0.0, one, _steps(costs, drafter, DEEPEST, DEEPEST)))
-
-    def trees(drafter: str) -> dict[int, Curve]:
-        return {
-            depth: Curve(rows, tuple(_steps(costs, drafter, depth, int(row)) for row in rows))
-            for depth in (1, DEEPEST)
-        }
+        start = costs.draft_start
+        return Curve(at, tuple(start + costs.draft_row * row if row else 0.0 for row in at))
 
     missed = Curve((0.0, LONGEST), (0.0, costs.draft_row * LONGEST))
     return CostModel(
         {"costs": name, "requests": requests, "source": costs.source},
         {context: passing(context) for context in (0, LONGEST)},
-        {one: chain(one) for one in names},
+        {one: draft(one, (0.0, 1.0, DEEPEST)) for one in names},
         {one: missed if one in networks else NOTHING for one in names},
-        {one: trees(one) for one in names},
+        {one: {1: draft(one, rows)} for one in names},
     )
 
 
@@ -156,11 +144,3 @@ def _of_several(costs: LinearCosts, requests: int) -> LinearCosts:
         pass_cached=requests * costs.pass_cached,
         draft_row=requests * costs.draft_row,
     )
-
-
-def _steps(costs: LinearCosts, drafter: str, depth: int, rows: int) -> float:
-    """So many levels of a draft of so many rows in all."""
-    if drafter in LOOKUPS:
-        return costs.lookup * (costs.pass_start + costs.pass_row)
-    starts = 1 if costs.once or drafter in BLOCKS else depth
-    return costs.draft_start * starts + costs.draft_row * rows

@@ -6,7 +6,7 @@ on a server depends on who else is there:
 * `LinearServerCosts` (published fits): a pass is linear in rows and cached positions of the batch.
   Texts that ask one drafter draft together, which takes its start once, however deep the drafts
   are, and everybody's rows. That is how the fit's authors reckon (`predict_draft_time` of their
-  simulator); `published_cost_model` counts the start for each step, which makes deep drafts dearer.
+  simulator).
 * `MeasuredServerCosts` (`draftgym measure-host`): a pass goes by texts, rows and context. Texts
   draft one after the other, as in `draftgym serve`.
 

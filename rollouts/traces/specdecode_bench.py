@@ -64,7 +64,7 @@ def read_specdecode_bench(folder: Path) -> PublishedTraces:
         target="Llama-3.1-8B-Instruct",
         longest={EAGLE: LONGEST},
         arms=ARMS,
-        costs="llama3.1-8b-h100-once",
+        costs="llama3.1-8b-h100",
         max_new_tokens=MAX_NEW_TOKENS,
         texts=texts,
         left_out=dict(left_out),

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from draftgym.decoding.arms import parse_arm
 from draftgym.decoding.costs.batch_cost import BatchCost
-from draftgym.decoding.costs.cost_model import CostModel, Curve
+from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.costs.published import PUBLISHED, published_cost_model
 from draftgym.decoding.costs.server_costs import (
     LinearServerCosts,
     MeasuredServerCosts,
     ServerCosts,
 )
-from draftgym.decoding.drafting import LOOKUPS, Drafter
+from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.observation import drafter_names
 from draftgym.envs.load.arrivals import AtOnce, Bursts, Poisson
@@ -118,25 +118,9 @@ def without_cached(drafters: tuple[str, ...]) -> LinearServerCosts:
     return LinearServerCosts(replace(PUBLISHED[H100], draft_cached=0.0), drafters)
 
 
-def started_once(costs: LinearServerCosts) -> CostModel:
-    """The published cost model, in which a draft takes its start once, however deep it is."""
-    model, fit = published_cost_model(H100, costs.drafters), costs.costs
-
-    def drafting(name: str, at: tuple[float, ...]) -> Curve:
-        if name in LOOKUPS:
-            return model.draft[name]
-        return Curve(at, tuple(fit.draft_start * (x > 0) + fit.draft_row * x for x in at))
-
-    return replace(
-        model,
-        draft={name: drafting(name, (0.0, 1.0, 64.0)) for name in costs.drafters},
-        trees={name: {1: drafting(name, (1.0, 64.0))} for name in costs.drafters},
-    )
-
-
 def test_one_request_at_a_time_is_the_routers_replay() -> None:
     costs = without_cached(("small", "ngram"))
-    model = started_once(costs)
+    model = published_cost_model(H100, costs.drafters)
     assert play_beside_the_router(TRACES, CHOICES, costs, model) > 40
 
 
@@ -147,7 +131,7 @@ def test_trees_cascades_and_grafts_are_the_routers_too(
     arms = list(TINY)
     order = tuple(drafter_names([parse_arm(arm) for arm in arms]))
     linear = without_cached(order)
-    assert play_beside_the_router(traces, arms, linear, started_once(linear)) > 40
+    assert play_beside_the_router(traces, arms, linear, published_cost_model(H100, order)) > 40
     model = traces.origin.cost_model
     costs = MeasuredServerCosts(as_batches(model), model, order)
     assert play_beside_the_router(traces, arms, costs, model) > 40
