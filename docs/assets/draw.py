@@ -136,7 +136,7 @@ def draw_result() -> str:
         text(
             24,
             58,
-            "SmolLM2-135M, 20 held-out prompts, T = 0, float32, 2 CPU threads; all texts the same",
+            "SmolLM2-135M, 30 held-out prompts, T = 0, float32, 2 CPU threads; all texts the same",
             "muted",
         ),
     ]
