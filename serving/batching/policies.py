@@ -138,7 +138,7 @@ class BySize:
 class LookupFirst:
     """Prompt lookup where it has something to offer, else another policy.
 
-    Before an arm it would be a cascade, which is an arm itself.
+    Before an arm of other drafters it would be a cascade, which is an arm itself.
 
     Whether it has is asked by letting it propose, which costs next to nothing. The other policy
     chooses for the rest of the texts alone, and is told of all rounds.
@@ -195,8 +195,9 @@ def _parse_table(spec: str, drafters: Mapping[str, Drafter], target: Target) -> 
 
 def _is_known_alone(spec: str, drafters: Mapping[str, Drafter]) -> bool:
     """Whether a spec with `>` in it is that of single texts: a cascade, or a chooser among some."""
-    words = {re.split("[:@~]", part.strip())[0] for part in spec.split(BEFORE)}
-    return words <= drafters.keys() or chooser_name(spec) in CHOOSERS
+    words = [re.split("[:@~]", part.strip())[0] for part in spec.split(BEFORE)]
+    cascade = set(words) <= drafters.keys() and len(set(words)) == len(words)
+    return cascade or chooser_name(spec) in CHOOSERS
 
 
 def _parse_first(spec: str, head: str, drafters: Mapping[str, Drafter], target: Target) -> Arm:

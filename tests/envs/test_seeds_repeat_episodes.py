@@ -15,9 +15,11 @@ from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
 from draftgym.envs.cell.settings import CellSettings
+from draftgym.envs.load.arrivals import Poisson
+from draftgym.envs.load.settings import ServerSettings
 from draftgym.envs.router.live import RouterEnv
 from draftgym.rollouts.traces.trace import TraceSet
-from tests.handmade_users import user_table
+from tests.handmade_users import user_table, user_traces
 from tests.tiny import ARMS, PROMPTS, numbered_target
 from tests.traces import tiny_traces
 
@@ -67,6 +69,10 @@ def makers(
         makers[f"Scheduler {name} vector"] = _maker("Scheduler", settings, count=2)
     for kind in SCHEDULERS[1:]:
         makers[kind] = _maker(kind, {"traces": user_table()})
+    server = ServerSettings(places=3, requests=6, arrivals=Poisson(60.0), prompt_rows=2)
+    served = {"traces": user_traces(), "server": server}
+    makers["Serving"] = _maker("Serving", served)
+    makers["Serving vector"] = _maker("Serving", served, count=2)
     return makers
 
 
@@ -87,6 +93,7 @@ NAMES = (
     "Router at temperature 1",
     *(f"Scheduler {name}{form}" for name in CELLS for form in ("", " vector")),
     *SCHEDULERS[1:],
+    *("Serving", "Serving vector"),
 )  # fmt: skip
 
 
