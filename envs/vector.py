@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from gymnasium.utils.seeding import np_random
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
@@ -140,6 +141,32 @@ class ArrayVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         self, actions: NDArray[Any]
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], Facts]:
         """Plays a step: rewards, who is terminated, who truncated `[n]`, and information."""
+
+
+class DrawingVectorEnv(ArrayVectorEnv):
+    """One whose episodes draw, each with a generator of its own, and earn at a running price.
+
+    Attributes:
+        reward: What rounds are worth; a seed restarts its price.
+    """
+
+    reward: Any
+    _generators: Sequence[np.random.Generator] = ()
+
+    def _seed(self, seed: Seeds, mask: NDArray[np.bool_]) -> None:
+        seeds = range(seed, seed + self.num_envs) if isinstance(seed, int) else seed
+        drawn = list(self._drawing())
+        for index, one in enumerate(seeds):
+            if one is not None and mask[index]:
+                drawn[index] = np_random(one)[0]
+        self._generators = drawn
+        self.reward.restart()
+
+    def _drawing(self) -> Sequence[np.random.Generator]:
+        """The generators, made by chance where nobody gave a seed."""
+        if not self._generators:
+            self._generators = [np_random()[0] for _ in range(self.num_envs)]
+        return self._generators
 
 
 def masked(facts: Facts, where: NDArray[np.bool_]) -> dict[str, Any]:

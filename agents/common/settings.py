@@ -38,7 +38,10 @@ class TrainArgs:
 
     @property
     def agent(self) -> Hyperparameters:
-        """Hyperparameters of the algorithm that is asked for; each trainer has its own."""
+        """Hyperparameters of the algorithm that is asked for; each trainer has its own.
+
+        Settings of a study (`TuneArgs`) have none: it draws them for every trial.
+        """
         raise NotImplementedError
 
     def check(self, algorithms: Collection[str], price: float | str, option: str) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from gymnasium.utils.seeding import np_random
 from numpy.typing import NDArray
 
 from draftgym.decoding.observation import Observation
@@ -25,11 +24,11 @@ from draftgym.envs.scheduler.env import (
     round_facts,
 )
 from draftgym.envs.scheduler.observation import observe_cell, scheduler_observation_space
-from draftgym.envs.vector import ArrayVectorEnv, Facts, Seeds
+from draftgym.envs.vector import DrawingVectorEnv, Facts
 from draftgym.rollouts.traces.trace import TraceSet
 
 
-class SchedulerVectorEnv(ArrayVectorEnv):
+class SchedulerVectorEnv(DrawingVectorEnv):
     """`draftgym/Scheduler-v0` many times, stepped together.
 
     Cell i plays what a `SchedulerEnv` (which has the sections on actions, observations, rewards
@@ -71,7 +70,6 @@ class SchedulerVectorEnv(ArrayVectorEnv):
         self.actions = self.single.actions_of(settings.users, self.cell.longest)
         self._most_steps = np.inf if max_episode_steps is None else max_episode_steps
         self._steps = np.zeros(num_envs, np.int64)
-        self._generators: list[np.random.Generator] = []
         self.forget_counts()
         space = scheduler_observation_space(settings.users)
         super().__init__(num_envs, space, self.actions.space)
@@ -95,24 +93,11 @@ class SchedulerVectorEnv(ArrayVectorEnv):
         self.cell.restore(told.pop("cell"))
         vars(self).update(told)
 
-    def _seed(self, seed: Seeds, mask: NDArray[np.bool_]) -> None:
-        seeds = range(seed, seed + self.num_envs) if isinstance(seed, int) else seed
-        self._ensure_generators()
-        for index, one in enumerate(seeds):
-            if one is not None and mask[index]:
-                self._generators[index] = np_random(one)[0]
-        self.reward.restart()
-
-    def _ensure_generators(self) -> None:
-        if not self._generators:
-            self._generators = [np_random()[0] for _ in range(self.num_envs)]
-
     def _begin(self, episodes: NDArray[np.int64], options: dict[str, Any]) -> Facts:
         check_options(options)
-        self._ensure_generators()
         rows = np.zeros(self.num_envs, bool)
         rows[episodes] = True
-        self.cell.reset(self._generators, rows)
+        self.cell.reset(self._drawing(), rows)
         self._steps[episodes] = 0
         return {"question_ids": question_ids(self.table, self.cell)}
 

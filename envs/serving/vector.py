@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from gymnasium.utils.seeding import np_random
 from numpy.typing import NDArray
 
 from draftgym.decoding.observation import Observation
@@ -23,11 +22,11 @@ from draftgym.envs.serving.env import (
 )
 from draftgym.envs.serving.observation import observe_load, serving_observation_space
 from draftgym.envs.serving.reward import ServingReward
-from draftgym.envs.vector import ArrayVectorEnv, Facts, Seeds
+from draftgym.envs.vector import DrawingVectorEnv, Facts
 from draftgym.rollouts.traces.trace import TraceSet
 
 
-class ServingVectorEnv(ArrayVectorEnv):
+class ServingVectorEnv(DrawingVectorEnv):
     """`draftgym/Serving-v0` many times, stepped together.
 
     Server i plays what a `ServingEnv` (which has the sections on actions, observations, rewards and
@@ -60,7 +59,6 @@ class ServingVectorEnv(ArrayVectorEnv):
     ) -> None:
         self.load = make_load(traces, arms, server, num_envs)
         self.reward = ServingReward(self.load, objective, price)
-        self._generators: list[np.random.Generator] = []
         self.forget_counts()
         places, texts = self.load.shape[1], self.load.texts
         space = spaces.MultiDiscrete(np.full(places, len(texts.arms)))
@@ -74,22 +72,9 @@ class ServingVectorEnv(ArrayVectorEnv):
         """Which entries of the actions matter `[n, K * arms]`, for masking agents."""
         return arm_masks(self.load)
 
-    def _seed(self, seed: Seeds, mask: NDArray[np.bool_]) -> None:
-        seeds = range(seed, seed + self.num_envs) if isinstance(seed, int) else seed
-        self._ensure_generators()
-        for index, one in enumerate(seeds):
-            if one is not None and mask[index]:
-                self._generators[index] = np_random(one)[0]
-        self.reward.restart()
-
-    def _ensure_generators(self) -> None:
-        if not self._generators:
-            self._generators = [np_random()[0] for _ in range(self.num_envs)]
-
     def _begin(self, episodes: NDArray[np.int64], options: dict[str, Any]) -> Facts:
         check_options(options)
-        self._ensure_generators()
-        self.load.reset(self._generators, episodes)
+        self.load.reset(self._drawing(), episodes)
         return {}
 
     def _observe(self, episodes: NDArray[np.int64] | None = None) -> Observation:
