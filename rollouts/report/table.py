@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -135,9 +136,9 @@ def print_stats(generation: Generation, target: Target, console: Console) -> Non
         title="rounds (times in ms; missed: positions to catch up)",
         title_justify="left",
     )
-    counted = ["#", "context", "arm", "drafted", "accepted", "missed"]
+    counted = ["#", "context", "drafter", "drafted", "accepted", "missed"]
     for name in [*counted, "decide", "catch up", "draft", "verify", "commit"]:
-        table.add_column(name, justify="left" if name == "arm" else "right", no_wrap=True)
+        table.add_column(name, justify="left" if name == "drafter" else "right", no_wrap=True)
     # Words do not help in a narrow window; the figures must stay readable.
     table.add_column("committed text", no_wrap=True, overflow="ellipsis", max_width=30)
     for number, item in enumerate(generation.rounds, start=1):
@@ -145,7 +146,7 @@ def print_stats(generation: Generation, target: Target, console: Console) -> Non
         phases = [item.decide_seconds, times.catch_up, times.draft, times.verify, times.commit]
         counts = [
             record.context,
-            record.arm,
+            record.drafted_by,
             len(record.drafted),
             record.accepted,
             record.caught_up,
@@ -162,9 +163,7 @@ def summary(generation: Generation) -> str:
     rounds = generation.rounds
     drafted = sum(len(item.record.drafted) for item in rounds)
     accepted = sum(item.record.accepted for item in rounds)
-    arms: dict[str, int] = {}
-    for item in rounds:
-        arms[str(item.record.arm)] = arms.get(str(item.record.arm), 0) + 1
+    drafters = Counter(item.record.drafted_by for item in rounds)
     phases = {
         "decide": sum(item.decide_seconds for item in rounds),
         "catch up": sum(item.record.times.catch_up for item in rounds),
@@ -181,7 +180,8 @@ def summary(generation: Generation) -> str:
         f"{drafted} drafted, {accepted} accepted",
         f"{generation.tokens_per_second:.1f} tokens/s "
         f"({generation.decode_seconds:.2f} s; the prompt took {generation.prefill_seconds:.2f} s)",
-        "arms: " + (", ".join(f"{arm} {count}" for arm, count in arms.items()) or "none"),
+        "drafted by: "
+        + (", ".join(f"{who} {count}" for who, count in drafters.most_common()) or "nobody"),
         "time: " + ", ".join(f"{name} {part / total:.1%}" for name, part in phases.items()),
     ]
     return "\n".join(lines)
