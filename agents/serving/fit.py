@@ -17,9 +17,9 @@ from torch import Tensor
 
 from draftgym.envs.load.load import Load, ServedRound
 from draftgym.envs.load.requests import Ints
-from draftgym.envs.serving.observation import OF_THE_SERVER, observe_load, request_features
-from draftgym.envs.serving.planned import PlannedPlayer
 from draftgym.envs.serving.play import Player, play
+from draftgym.policies.serving.observation import OF_THE_SERVER, observe, request_features
+from draftgym.policies.serving.planned import PlannedPlayer
 from draftgym.policies.serving.tokens import TokenForecast, TokenNetwork
 
 
@@ -76,7 +76,7 @@ class Exploring:
     def choose(self, load: Load) -> Ints:
         """See `draftgym.envs.serving.play.Player`."""
         kept = load.deciding & (self._rng.uniform(size=load.shape) < self._keep)
-        self.seen.append(observe_load(load)["requests"][kept])
+        self.seen.append(observe(load)["requests"][kept])
         self.committed.append(load.options().committed[kept])
         if self._player is not None:
             arms = self._player.choose(load)
@@ -101,7 +101,8 @@ def fit_forecast(load: Load, settings: ForecastFitting, seed: int = 0) -> TokenF
     """
     texts = load.texts
     torch.manual_seed(seed)
-    network = TokenNetwork(len(request_features(texts)), len(texts.arms), settings.width)
+    features = request_features(texts.arms, texts.lookups)
+    network = TokenNetwork(len(features), len(texts.arms), settings.width)
     forecast, examples = None, list[tuple[Tensor, Tensor]]()
     for turn in range(2):
         rng = np.random.default_rng([seed, turn])
@@ -109,7 +110,7 @@ def fit_forecast(load: Load, settings: ForecastFitting, seed: int = 0) -> TokenF
         examples.append(_examples(load, player, settings, rng))
         seen, committed = (torch.cat(parts) for parts in zip(*examples, strict=True))
         _fit(network, seen, committed, settings, rng)
-        forecast = TokenForecast(network, texts.arms, request_features(texts))
+        forecast = TokenForecast(network, texts.arms, features)
     assert forecast is not None
     return forecast
 

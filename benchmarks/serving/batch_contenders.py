@@ -17,12 +17,12 @@ from draftgym.envs.load.arrivals import AtOnce
 from draftgym.envs.load.load import Load
 from draftgym.envs.load.settings import ServerSettings
 from draftgym.envs.load.texts import ServedTexts
-from draftgym.envs.serving.planned import PlannedPlayer
 from draftgym.envs.serving.play import Player, RulePlayer, play
 from draftgym.envs.serving.tune import best_lengths
 from draftgym.policies.serving.adaptive import SGLANG, AdaptiveLength
 from draftgym.policies.serving.by_size import TENSORRT_EXAMPLE, LengthBySize
 from draftgym.policies.serving.goodput import GoodputLength
+from draftgym.policies.serving.planned import PlannedPlayer
 from draftgym.policies.serving.rule import FixedRule, Ladder, ServingRule
 from draftgym.policies.serving.tokens import TokenForecast
 from draftgym.rollouts.traces.trace import TraceSet

@@ -19,12 +19,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from draftgym.decoding.costs.server_costs import BatchDrafts, ServerCosts
+from draftgym.decoding.arms import Arm
+from draftgym.decoding.costs.server_costs import ServerCosts
 from draftgym.decoding.observation import RouterMemory
-from draftgym.envs.load.requests import Floats, Ints, Mask, Requests
+from draftgym.envs.load.requests import Requests
 from draftgym.envs.load.settings import ServerSettings
-from draftgym.envs.load.texts import RowFacts, ServedTexts
+from draftgym.envs.load.texts import ServedTexts
+from draftgym.policies.serving.servers import Floats, Ints, Mask, RowFacts, seconds_of
 from draftgym.rollouts.replay.pricing import backlogs
 
 
@@ -66,7 +69,7 @@ class ServedRound:
 
 
 class Load:
-    """n servers, stepped together.
+    """n servers, stepped together (`draftgym.policies.serving.servers.Servers`).
 
     Args:
         texts: What requests ask for.
@@ -110,6 +113,26 @@ class Load:
         self._admit()
 
     @property
+    def arms(self) -> tuple[Arm, ...]:
+        """What there is to choose from."""
+        return self.texts.arms
+
+    @property
+    def drafters(self) -> tuple[str, ...]:
+        """Drafters of the arms."""
+        return self.texts.drafters
+
+    @property
+    def lookups(self) -> tuple[str, ...]:
+        """Those of them that are asked for every text in every round."""
+        return self.texts.lookups
+
+    @property
+    def copies(self) -> int:
+        """How many identical requests each stands for."""
+        return self.settings.copies
+
+    @property
     def active(self) -> Mask:
         """Which places are taken `[n, K]`."""
         return np.asarray(self.number >= 0)
@@ -133,6 +156,37 @@ class Load:
     def done(self) -> Mask:
         """Whether every request has been served `[n]`."""
         return self.requests.served
+
+    @property
+    def waited(self) -> Floats:
+        """Seconds since each request arrived `[n, K]`; of the first one in empty places."""
+        return self.clock[:, None] - self._time(self.requests.arrival)
+
+    @property
+    def pace(self) -> Floats:
+        """Mean seconds between its tokens so far `[n, K]`; 0 before the second."""
+        written = np.where(self.deciding, self.row - self.texts.first[self.text], 0)
+        began = np.where(written > 0, self._time(self.requests.first_token), 0.0)
+        since = (self.clock[:, None] - began) / np.maximum(written, 1)
+        return np.where(written > 0, since, 0.0)
+
+    @property
+    def found(self) -> NDArray[np.float32]:
+        """What lookups found `[n, K, 2 L]`."""
+        return np.asarray(self.texts.found[self.row])
+
+    @property
+    def signals(self) -> NDArray[np.float32]:
+        """What a router would see of each `[n, K, s]`."""
+        row = self.row.ravel()
+        share = self.texts.remaining[row] / self.texts.limit
+        seen = self.memory.signals(self.texts.signals[row], self.texts.context[row], share)
+        return seen.reshape(*self.shape, -1)
+
+    @property
+    def alone(self) -> Floats:
+        """Seconds of drafting by the cost model with each arm `[n, K, A]`."""
+        return np.asarray(self.texts.alone[self.row])
 
     def options(self) -> RowFacts:
         """What a round with each arm would do in every place, `[n, K, A]`; read who is deciding."""
@@ -161,6 +215,10 @@ class Load:
         began = (read > 0) & (read == self.unread)
         draft, verify = self._seconds(facts, arms, deciding, read)
         return np.where(began, 1, facts.committed), draft + verify
+
+    def round_seconds(self, arms: Ints) -> Floats:
+        """What a round would take `[n]`."""
+        return self.preview(arms)[1]
 
     def step(self, arms: Ints) -> ServedRound:
         """Plays a round of every server.
@@ -191,30 +249,15 @@ class Load:
 
     def _facts(self, arms: Ints, deciding: Mask) -> RowFacts:
         """What the chosen arms do; nothing in places that do not decide."""
-        facts = self.texts.facts(self.row, arms)
-        mine = deciding[..., None]
-        return RowFacts(
-            facts.committed * deciding,
-            facts.drafted * deciding,
-            facts.asked & mine,
-            facts.verified & mine,
-            facts.steps * mine,
-            facts.tokens * mine,
-        )
+        return self.texts.facts(self.row, arms).where(deciding)
 
     def _seconds(
         self, facts: RowFacts, arms: Ints, deciding: Mask, read: Ints
     ) -> tuple[Floats, Floats]:
         """Time of drafting and of the pass `[n]` each."""
-        context, copies = self.context, self.settings.copies
-        missed = self.missed(facts.asked)
         alone = np.where(deciding, self.texts.alone[self.row, arms], 0.0)
-        drafts = BatchDrafts(facts.asked, facts.steps, facts.tokens, missed, context, alone, copies)
-        taking = deciding | (read > 0)
         rows = (facts.drafted + deciding + read).sum(-1)
-        cached = np.where(taking, context, 0).sum(-1)
-        batch = (copies * number for number in (taking.sum(-1), rows, cached))
-        return self.costs.draft_seconds(drafts), self.costs.pass_seconds(*batch)
+        return seconds_of(self, facts, alone, deciding | (read > 0), rows)
 
     def _prompt_rows(self, deciding: Mask) -> Ints:
         """Rows of prompts in the next pass `[n, K]`: who came first is read first."""
@@ -241,6 +284,10 @@ class Load:
             facts.verified.reshape(drafters),
             deciding.ravel(),
         )
+
+    def _time(self, times: Floats) -> Floats:
+        """A time of the request in each place `[n, K]`; of the first one in empty places."""
+        return np.take_along_axis(times, np.maximum(self.number, 0), -1)
 
     def _note(self, times: Floats, number: Ints, where: Mask) -> None:
         """Writes the time of some requests' events down."""

@@ -6,7 +6,6 @@ Notation: R = rows of all texts, one per token, A = arms, D = drafters, L = draf
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,32 +15,11 @@ from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.drafting import LOOKUPS
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.observation import drafter_names
+from draftgym.policies.serving.observation import found_by
+from draftgym.policies.serving.servers import Ints, RowFacts
 from draftgym.rollouts.replay.pricing import drafting_seconds, worked
 from draftgym.rollouts.traces.joint import asked_of, made_by
 from draftgym.rollouts.traces.trace import ArmTrace, TextTrace, TraceSet
-
-Ints = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class RowFacts:
-    """What rounds do, for any shape S of rows and arms.
-
-    Attributes:
-        committed: Tokens that they commit, S.
-        drafted: Tokens that they verify, S.
-        asked: Which drafters they ask, S and `[D]`.
-        verified: Whose proposals they verify, the same.
-        steps: Levels that each drafts, the same.
-        tokens: Rows that each drafts, the same.
-    """
-
-    committed: Ints
-    drafted: Ints
-    asked: NDArray[np.bool_]
-    verified: NDArray[np.bool_]
-    steps: Ints
-    tokens: Ints
 
 
 class ServedTexts:
@@ -165,9 +143,9 @@ class ServedTexts:
 
     def _found(self, text: TextTrace) -> NDArray[np.float32]:
         columns = [
-            np.minimum(column, 16) / 4
+            column
             for name, key in self._looks.items()
-            for column in (text.matches[name], text.arms[key].drafted)
+            for column in found_by(text.matches[name], text.arms[key].drafted)
         ]
         told = np.stack(columns, 1) if columns else np.zeros((len(text), 0))
         return np.pad(told, ((0, 1), (0, 0))).astype(np.float32)

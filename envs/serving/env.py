@@ -20,8 +20,9 @@ from draftgym.envs.load.load import Load, ServedRound
 from draftgym.envs.load.settings import GOODPUT, ServerSettings
 from draftgym.envs.load.texts import ServedTexts
 from draftgym.envs.options import check_options, never_begun
-from draftgym.envs.serving.observation import observe_load, serving_observation_space
+from draftgym.envs.serving.observation import serving_observation_space
 from draftgym.envs.serving.reward import ServingReward, within
+from draftgym.policies.serving.observation import observe
 from draftgym.rollouts.traces.file import as_traces
 from draftgym.rollouts.traces.trace import TraceSet
 
@@ -197,7 +198,7 @@ class ServingEnv(gym.Env[Observation, NDArray[Any]]):
         return "\n".join(lines)
 
     def _observe(self) -> Observation:
-        return {name: value[0] for name, value in observe_load(self.load).items()}
+        return {name: value[0] for name, value in observe(self.load).items()}
 
     def _committed(self, played: ServedRound, rows: NDArray[np.int64]) -> list[list[int]]:
         """Ids of the tokens that each place got: first ones stand in the row, others behind it."""

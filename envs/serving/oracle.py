@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from draftgym.envs.load.load import Load
-from draftgym.envs.serving.planned import PlannedPlayer
 from draftgym.envs.serving.play import Served, play
+from draftgym.policies.serving.planned import PlannedPlayer
 
 
 def play_oracle(load: Load, price: float, seeds: Sequence[int], within: float = 1e-3) -> Served:

@@ -20,9 +20,10 @@ from draftgym.envs.serving.env import (
     request_facts,
     round_facts,
 )
-from draftgym.envs.serving.observation import observe_load, serving_observation_space
+from draftgym.envs.serving.observation import serving_observation_space
 from draftgym.envs.serving.reward import ServingReward
 from draftgym.envs.vector import DrawingVectorEnv, Facts
+from draftgym.policies.serving.observation import observe
 from draftgym.rollouts.traces.trace import TraceSet
 
 
@@ -78,7 +79,7 @@ class ServingVectorEnv(DrawingVectorEnv):
         return {}
 
     def _observe(self, episodes: NDArray[np.int64] | None = None) -> Observation:
-        everything = observe_load(self.load)
+        everything = observe(self.load)
         if episodes is None:
             return everything
         return {name: value[episodes] for name, value in everything.items()}

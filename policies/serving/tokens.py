@@ -2,7 +2,7 @@
 
 What a request will accept does not depend on who else is in its batch; what that is worth does. So
 one small network reads each request by itself, the same for all, and the batch is planned with what
-it says and with what rounds cost (`draftgym.envs.serving.planning`): one network serves any
+it says and with what rounds cost (`draftgym.policies.serving.planning`): one network serves any
 number of requests, any load and any machine.
 """
 

@@ -14,8 +14,8 @@ from draftgym.envs.load.arrivals import AtOnce
 from draftgym.envs.load.load import Load
 from draftgym.envs.load.settings import ServerSettings
 from draftgym.envs.serving.env import make_load
-from draftgym.envs.serving.planned import PlannedPlayer
 from draftgym.envs.serving.play import RulePlayer, play
+from draftgym.policies.serving.planned import PlannedPlayer
 from draftgym.policies.serving.rule import FixedRule
 from draftgym.policies.serving.tokens import TokenForecast, load_forecast, save_forecast
 from tests.handmade_served import ARMS, served_traces

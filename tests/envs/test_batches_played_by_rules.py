@@ -13,12 +13,12 @@ from draftgym.envs.load.load import Load
 from draftgym.envs.load.settings import ServerSettings
 from draftgym.envs.serving.env import make_load
 from draftgym.envs.serving.oracle import play_oracle
-from draftgym.envs.serving.planned import PlannedPlayer
 from draftgym.envs.serving.play import RulePlayer, play
 from draftgym.envs.serving.tune import best_lengths
 from draftgym.policies.serving.adaptive import AdaptiveLength
 from draftgym.policies.serving.by_size import LengthBySize
 from draftgym.policies.serving.goodput import GoodputLength
+from draftgym.policies.serving.planned import PlannedPlayer
 from draftgym.policies.serving.rule import FixedRule, Ladder
 from tests.handmade_served import ARMS, LENGTHS, served_traces
 

@@ -26,7 +26,7 @@ from draftgym.envs.load.load import Load
 from draftgym.envs.load.settings import ServerSettings
 from draftgym.envs.load.texts import ServedTexts
 from draftgym.envs.serving.env import ServingEnv
-from draftgym.envs.serving.observation import observe_load, request_features
+from draftgym.policies.serving.observation import observe, request_features
 from draftgym.rollouts.replay.replay import Replay
 from draftgym.rollouts.traces.trace import TraceSet
 from tests.handmade_users import user_traces
@@ -95,14 +95,16 @@ def play_beside_the_router(
     load, replay = Load(texts, settings, costs), Replay(traces, chosen, 1, model)
     rng = np.random.default_rng(1)
     load.reset([np.random.default_rng(0)])
-    signals = len(request_features(texts)) - replay.observe()["signals"].shape[1]
+    signals = (
+        len(request_features(texts.arms, texts.lookups)) - replay.observe()["signals"].shape[1]
+    )
     rounds = 0
     while not load.done.all():
         if not load.deciding[0, 0]:
             replay.start(np.zeros(1, np.int64), load.text[0])
             load.step(np.zeros((1, 1), np.int64))
             continue
-        mine, theirs = observe_load(load)["requests"], replay.observe()["signals"]
+        mine, theirs = observe(load)["requests"], replay.observe()["signals"]
         np.testing.assert_allclose(mine[0, :, signals:], theirs, rtol=1e-6)
         arm = rng.integers(len(arms), size=1)
         served, played = load.step(arm[None]), replay.step(arm)
@@ -157,7 +159,9 @@ def test_looking_up_is_paid_for_and_shows_what_is_found(
         env.step(np.zeros(2, np.int64))
         observation = env.step(np.zeros(2, np.int64))
         seen[look_up] = observation[0]["requests"], observation[4]["seconds"]
-    shown = dict(zip(request_features(env.load.texts), seen[True][0].T, strict=True))
+    shown = dict(
+        zip(request_features(env.load.arms, env.load.lookups), seen[True][0].T, strict=True)
+    )
     assert {"match_ngram", "found_ngram"} <= shown.keys()
     assert seen[True][0].shape[1] == seen[False][0].shape[1] + 2
     assert seen[False][1]["draft"] == 0 < seen[True][1]["draft"]

@@ -15,7 +15,7 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.envs.load.arrivals import AtOnce, Bursts, Poisson, Recorded, read_arrivals
 from draftgym.envs.load.settings import LatencyObjective, ServerSettings
 from draftgym.envs.serving.env import ServingEnv
-from draftgym.envs.serving.observation import request_features, server_features
+from draftgym.policies.serving.observation import request_features, server_features
 from tests.handmade_users import user_traces
 
 TRACES = user_traces()
@@ -52,8 +52,8 @@ def test_observations_stay_in_their_space_and_empty_places_are_zero() -> None:
         states |= {tuple(row) for row in requests[:, :2].tolist()}
         observation, _, done, _, _ = env.step(env.action_space.sample())
     assert len(states) == 3
-    assert requests.shape == (3, len(request_features(env.load.texts)))
-    assert observation["server"].shape == (len(server_features(env.load.texts)),)
+    assert requests.shape == (3, len(request_features(env.load.arms, env.load.lookups)))
+    assert observation["server"].shape == (len(server_features(env.load.arms)),)
 
 
 def test_masks_leave_one_arm_to_who_is_not_asked() -> None:

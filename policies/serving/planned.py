@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 from draftgym.decoding.arms import Arm
 from draftgym.decoding.drafting import LOOKUPS
 from draftgym.decoding.errors import DraftgymError
-from draftgym.envs.load.load import Load, ServedRound
-from draftgym.envs.load.requests import Floats, Ints
-from draftgym.envs.serving.observation import observe_load
-from draftgym.envs.serving.planning import best_arms
+from draftgym.policies.serving.observation import observe
+from draftgym.policies.serving.planning import best_arms
+from draftgym.policies.serving.servers import Floats, Ints, Mask, Servers
 
 DECAY = 0.98
 """Weight of the past in the running speed, per round."""
@@ -30,6 +29,26 @@ class Forecast(Protocol):
         """Expected tokens `[n, K, A]`; see `draftgym.policies.serving.tokens.TokenForecast`."""
 
 
+class PlayedRound(Protocol):
+    """A round of n servers, as far as prices go by it."""
+
+    @property
+    def deciding(self) -> Mask:
+        """Who was written `[n, K]`."""
+
+    @property
+    def committed(self) -> Ints:
+        """Tokens that each got `[n, K]`."""
+
+    @property
+    def read(self) -> Ints:
+        """Rows of prompts in the pass `[n, K]`."""
+
+    @property
+    def seconds(self) -> Floats:
+        """What it took `[n]`."""
+
+
 class RunningPrice:
     """Tokens per second that servers are writing, by how many requests they write for.
 
@@ -37,31 +56,41 @@ class RunningPrice:
     is kept for batches of 1, 2, 3-4, 5-8, ... requests apart.
 
     Args:
-        load: The servers.
+        servers: The servers.
     """
 
-    def __init__(self, load: Load) -> None:
-        self._copies = load.settings.copies
-        sizes = 2 ** np.arange((load.shape[1] * self._copies - 1).bit_length() + 1)
-        seconds = FIRST_ROUNDS * load.costs.pass_seconds(sizes, sizes, 0)
-        self._tokens = np.tile(FIRST_ROUNDS * sizes, (load.count, 1)).astype(float)
-        self._seconds = np.tile(seconds, (load.count, 1))
+    def __init__(self, servers: Servers) -> None:
+        self._costs, self._copies = servers.costs, servers.copies
+        self._tokens, self._seconds = np.zeros((2, servers.shape[0], 0))
 
-    def now(self, load: Load) -> Floats:
+    def now(self, servers: Servers) -> Floats:
         """The price of the next round `[n]`."""
-        at = np.arange(load.count), self._kind(load.deciding)
+        at = np.arange(len(servers.deciding)), self._kind(servers.deciding)
         return np.asarray(self._tokens[at] / self._seconds[at])
 
-    def tell(self, played: ServedRound) -> None:
+    def tell(self, played: PlayedRound) -> None:
         """Takes a round in; those in which prompts were read say nothing of the price."""
         judged = played.deciding.any(-1) & ~(played.read > 0).any(-1)
         at = np.flatnonzero(judged), self._kind(played.deciding)[judged]
         self._tokens[at] = DECAY * self._tokens[at] + played.committed.sum(-1)[judged]
         self._seconds[at] = DECAY * self._seconds[at] + played.seconds[judged]
 
-    def _kind(self, deciding: NDArray[np.bool_]) -> Ints:
+    def _kind(self, deciding: Mask) -> Ints:
         size = np.maximum(self._copies * deciding.sum(-1), 1)
-        return np.asarray(np.ceil(np.log2(size)).astype(np.int64))
+        kind = np.ceil(np.log2(size)).astype(np.int64)
+        self._begin(int(kind.max()) + 1)
+        return np.asarray(kind)
+
+    def _begin(self, kinds: int) -> None:
+        """Begins accounts of so many sizes, as far as there are none, with plain decoding."""
+        known, most = self._tokens.shape[1], self._costs.most_texts
+        if kinds <= known:
+            return
+        sizes = np.minimum(2 ** np.arange(known, kinds), most or np.inf)
+        fresh = FIRST_ROUNDS * np.stack([sizes, self._costs.pass_seconds(sizes, sizes, 0)])
+        more = np.broadcast_to(fresh[:, None], (2, len(self._tokens), len(sizes)))
+        both = np.concatenate([[self._tokens, self._seconds], more], -1)
+        self._tokens, self._seconds = both
 
 
 class PlannedPlayer:
@@ -72,42 +101,43 @@ class PlannedPlayer:
 
     Args:
         forecast: Says what arms commit; None knows it (the oracle of rounds).
-        load: The servers.
+        servers: The servers.
         price: Tokens per second; None keeps account.
 
     Raises:
         DraftgymError: The forecast is of other arms, or drafts of unknown length are among them.
     """
 
-    def __init__(self, forecast: Forecast | None, load: Load, price: float | None = None) -> None:
-        texts = load.texts
+    def __init__(
+        self, forecast: Forecast | None, servers: Servers, price: float | None = None
+    ) -> None:
         if forecast is not None:
-            if tuple(map(str, forecast.arms)) != tuple(map(str, texts.arms)):
+            if tuple(map(str, forecast.arms)) != tuple(map(str, servers.arms)):
                 raise DraftgymError(
                     f"a forecast of {', '.join(map(str, forecast.arms))}",
-                    f"serve these arms, not {', '.join(map(str, texts.arms))}",
+                    f"serve these arms, not {', '.join(map(str, servers.arms))}",
                 )
-            unseen = [name for name in texts.drafters if name in LOOKUPS]
-            unseen = [name for name in unseen if name not in texts.lookups]
-            unsure = [str(arm) for arm in texts.arms if any(part.sure for part in arm.parts)]
+            unseen = [name for name in servers.drafters if name in LOOKUPS]
+            unseen = [name for name in unseen if name not in servers.lookups]
+            unsure = [str(arm) for arm in servers.arms if any(part.sure for part in arm.parts)]
             if unseen or unsure:
                 raise DraftgymError(
                     f"nobody knows beforehand how much {', '.join([*unseen, *unsure])} drafts",
                     "observe lookups (look_up), and leave out arms with ~",
                 )
         self._forecast, self._fixed = forecast, price
-        self._running = RunningPrice(load)
+        self._running = RunningPrice(servers)
 
-    def choose(self, load: Load) -> Ints:
+    def choose(self, servers: Servers) -> Ints:
         """See `draftgym.envs.serving.play.Player`."""
-        facts = load.options()
+        facts = servers.options()
         if self._forecast is None:
             tokens = facts.committed.astype(float)
         else:
-            tokens = self._forecast.tokens(observe_load(load)["requests"], load.deciding)
-        price = self._running.now(load) if self._fixed is None else self._fixed
-        return best_arms(load, facts, tokens, price)
+            tokens = self._forecast.tokens(observe(servers)["requests"], servers.deciding)
+        price = self._running.now(servers) if self._fixed is None else self._fixed
+        return best_arms(servers, facts, tokens, price)
 
-    def learn(self, played: ServedRound) -> None:
+    def learn(self, played: PlayedRound) -> None:
         """See `draftgym.envs.serving.play.Player`."""
         self._running.tell(played)

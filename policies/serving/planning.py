@@ -20,62 +20,60 @@ import numpy as np
 
 from draftgym.decoding.costs.server_costs import BatchDrafts
 from draftgym.decoding.drafting import LOOKUPS
-from draftgym.envs.load.load import Load
-from draftgym.envs.load.requests import Floats, Ints, Mask
-from draftgym.envs.load.texts import RowFacts
+from draftgym.policies.serving.servers import Floats, Ints, Mask, RowFacts, Servers
 
 
-def best_arms(load: Load, facts: RowFacts, tokens: Floats, price: Floats | float) -> Ints:
+def best_arms(servers: Servers, facts: RowFacts, tokens: Floats, price: Floats | float) -> Ints:
     """The arms that earn most in the next round `[n, K]`.
 
     Args:
-        load: The servers.
+        servers: The servers.
         facts: Their `options`.
         tokens: What each arm is expected to commit in each place `[n, K, A]`.
         price: What a second is worth, in tokens, on each server `[n]` or on all.
     """
-    copies, deciding = load.settings.copies, load.deciding
-    price = np.broadcast_to(np.asarray(price, float), (load.count,))
-    values = tokens - price[:, None, None] * _own_seconds(load, facts)
-    best, most = np.zeros(load.shape, np.int64), np.full(load.count, -np.inf)
-    for allowed in _with_and_without(load, facts):
+    copies, deciding = servers.copies, servers.deciding
+    price = np.broadcast_to(np.asarray(price, float), (servers.shape[0],))
+    values = tokens - price[:, None, None] * _own_seconds(servers, facts)
+    best, most = np.zeros(servers.shape, np.int64), np.full(servers.shape[0], -np.inf)
+    for allowed in _with_and_without(servers, facts):
         arms = np.where(allowed, values, -np.inf).argmax(-1)
         expected = np.take_along_axis(tokens, arms[..., None], -1)[..., 0]
-        earned = copies * (expected * deciding).sum(-1) - price * load.preview(arms)[1]
+        earned = copies * (expected * deciding).sum(-1) - price * servers.round_seconds(arms)
         better = earned > most
         best, most = np.where(better[:, None], arms, best), np.where(better, earned, most)
     return best
 
 
-def _own_seconds(load: Load, facts: RowFacts) -> Floats:
+def _own_seconds(servers: Servers, facts: RowFacts) -> Floats:
     """What each arm adds to a round in each place, drafting and rows `[n, K, A]`."""
-    shape, flat = facts.committed.shape, (load.count, -1)
-    of_drafters = (*flat, len(load.texts.drafters))
-    context = np.broadcast_to(load.context[..., None], shape)
+    shape, flat = facts.committed.shape, (servers.shape[0], -1)
+    of_drafters = (*flat, len(servers.drafters))
+    context = np.broadcast_to(servers.context[..., None], shape)
     drafts = BatchDrafts(
         facts.asked.reshape(of_drafters),
         facts.steps.reshape(of_drafters),
         facts.tokens.reshape(of_drafters),
-        load.missed(facts.asked).reshape(of_drafters),
+        servers.missed(facts.asked).reshape(of_drafters),
         context.reshape(flat),
-        load.texts.alone[load.row].reshape(flat),
+        servers.alone.reshape(flat),
     )
-    drafting = load.costs.own_seconds(drafts).reshape(shape)
-    return np.asarray(drafting + _row_seconds(load)[:, None, None] * facts.drafted)
+    drafting = servers.costs.own_seconds(drafts).reshape(shape)
+    return np.asarray(drafting + _row_seconds(servers)[:, None, None] * facts.drafted)
 
 
-def _row_seconds(load: Load) -> Floats:
+def _row_seconds(servers: Servers) -> Floats:
     """Seconds of a further row, around a batch in which everybody drafts one token `[n]`."""
-    copies, deciding = load.settings.copies, load.deciding
+    copies, deciding = servers.copies, servers.deciding
     size = np.maximum(copies * deciding.sum(-1), 1)
-    cached = copies * (load.context * deciding).sum(-1)
-    ends = (load.costs.pass_seconds(size, rows * size, cached) for rows in (2, 1))
+    cached = copies * (servers.context * deciding).sum(-1)
+    ends = (servers.costs.pass_seconds(size, rows * size, cached) for rows in (2, 1))
     return np.asarray(np.subtract(*ends) / size)
 
 
-def _with_and_without(load: Load, facts: RowFacts) -> Iterator[Mask]:
+def _with_and_without(servers: Servers, facts: RowFacts) -> Iterator[Mask]:
     """Which arms may be taken, for every choice of the networks that draft at all `[n, K, A]`."""
-    networks = [i for i, name in enumerate(load.texts.drafters) if name not in LOOKUPS]
+    networks = [i for i, name in enumerate(servers.drafters) if name not in LOOKUPS]
     for asleep in itertools.product((False, True), repeat=len(networks)):
         columns = [column for column, its in zip(networks, asleep, strict=True) if its]
         yield np.asarray((facts.steps[..., columns] == 0).all(-1))

@@ -1,0 +1,89 @@
+"""What a policy may know of a server: a row of numbers per place of its batch, and a few of it all.
+
+A request's numbers are a router's (`draftgym.decoding.observation`), beside how long it has waited
+and what lookups have found. A server knows all of it before it drafts. Times are in units of a
+pass over all who are there without drafts, so that one policy fits slow and fast servers, and
+numbers of the server are relative to that: an empty place changes nothing. Its row is 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from draftgym.decoding.arms import Arm
+from draftgym.decoding.observation import Observation, drafter_names, signal_names
+from draftgym.policies.serving.servers import Floats, Servers
+
+OF_THE_SERVER = ("active", "deciding", "unread", "waited", "pace")
+"""Numbers of a request that say how it is served, and nothing of its text; they come first."""
+MOST_FOUND = 16
+"""Tokens that agree, or that were found, beyond which no more are told apart."""
+
+
+def request_features(arms: Sequence[Arm], lookups: Sequence[str]) -> tuple[str, ...]:
+    """Names of the numbers of a request, in order."""
+    looked = [f"{what}_{name}" for name in lookups for what in ("match", "found")]
+    return (*OF_THE_SERVER, *looked, *signal_names(arms))
+
+
+def server_features(arms: Sequence[Arm]) -> tuple[str, ...]:
+    """Names of the numbers of the server, in order."""
+    own = ("active", "deciding", "queue", "unread", "pass_seconds", "row_seconds")
+    return (*own, *(f"draft_seconds_{name}" for name in drafter_names(arms)))
+
+
+def found_by(match: ArrayLike, found: ArrayLike) -> list[NDArray[np.float64]]:
+    """What is told of one lookup: newest tokens that agree, and tokens that it found, any shape."""
+    return [np.minimum(number, MOST_FOUND) / 4 for number in (match, found)]
+
+
+def observe(servers: Servers) -> Observation:
+    """Observations of n servers: `requests` `[n, K, F]` and `server` `[n, G]`, float32."""
+    active, deciding = servers.active, servers.deciding
+    unit = _unit(servers)
+    own = np.stack(
+        [
+            active,
+            deciding,
+            np.log1p(servers.unread) / 8,
+            np.log1p(np.maximum(servers.waited, 0.0) / unit[:, None]) / 8,
+            np.log1p(servers.pace / unit[:, None]) / 4,
+        ],
+        -1,
+        dtype=np.float32,
+    )
+    told = np.concatenate([own, servers.found, servers.signals], -1, dtype=np.float32)
+    told[..., len(OF_THE_SERVER) :] *= deciding[..., None]  # the first token is not there yet
+    told *= active[..., None]
+    return {"requests": told, "server": _server(servers, unit)}
+
+
+def _server(servers: Servers, unit: Floats) -> NDArray[np.float32]:
+    """Numbers of the server `[n, G]`."""
+    costs, copies = servers.costs, servers.copies
+    deciding = copies * servers.deciding.sum(-1)
+    cached = copies * (servers.context * servers.deciding).sum(-1)
+    some = np.maximum(deciding, 1)
+    more = costs.pass_seconds(some, 2 * some, cached) - costs.pass_seconds(some, some, cached)
+    drafts = [costs.chain_seconds(name, some, 1, cached) / unit for name in servers.drafters]
+    unread = np.where(servers.active, servers.unread, 0).sum(-1)
+    numbers = [
+        np.log1p(copies * servers.active.sum(-1)) / 4,
+        np.log1p(deciding) / 4,
+        np.log1p(servers.waiting) / 4,
+        np.log1p(unread) / 8,
+        np.log(unit) / 4,
+        more / unit,
+        *drafts,
+    ]
+    return np.stack(numbers, -1, dtype=np.float32)
+
+
+def _unit(servers: Servers) -> Floats:
+    """Seconds of a pass over everybody without drafts `[n]`."""
+    copies, active = servers.copies, servers.active
+    texts = copies * np.maximum(active.sum(-1), 1)
+    return servers.costs.pass_seconds(texts, texts, copies * servers.context.sum(-1))
