@@ -1,8 +1,8 @@
 """Folders of trained policies: safetensors and JSON, nothing unpickled.
 
-A folder holds `policy.safetensors` (the network) and `policy.json` (kind, arms, sizes, hashes of
-the target and of these weights, provenance). Deployment needs neither Stable-Baselines3 nor
-gymnasium.
+A folder holds `policy.safetensors` (the network, where there is one) and `policy.json` (kind, arms,
+sizes, hashes of the target and of these weights, provenance). Deployment needs neither
+Stable-Baselines3 nor gymnasium.
 
 A folder is replaced as one: new weights under another name, the JSON with their hash, the name. A
 process that is killed in between leaves either policy whole.
@@ -32,7 +32,9 @@ NEXT_WEIGHTS = "policy.next.safetensors"
 """Weights of a writer that was killed before it could give them their name."""
 KEYS = {"format", "arms", "target", "target_fingerprint"}
 """What every kind of policy writes; a folder without `kind` is a router's."""
-ROUTER, NEURAL, SCHEDULER, FORECAST = "router", "neural", "scheduler", "forecast"
+ROUTER, NEURAL, SCHEDULER = "router", "neural", "scheduler"
+FORECAST, RULE = "forecast", "rule"
+FOR_BATCHES = (FORECAST, RULE)
 AGAIN = "train again, or name another folder"
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -97,17 +99,39 @@ def write_policy(
     weights = {name: value.contiguous() for name, value in network.state_dict().items()}
     with replacing(folder / NEXT_WEIGHTS) as partial:
         save_file(weights, partial)
+    hashed = {"weights_sha256": _sha256(folder / NEXT_WEIGHTS)}
+    write_body(folder, kind, arms, target, target_fingerprint, {**hashed, **facts})
+    (folder / NEXT_WEIGHTS).replace(folder / WEIGHTS)
+
+
+def write_body(
+    folder: Path,
+    kind: str,
+    arms: Sequence[Arm],
+    target: str,
+    target_fingerprint: str,
+    facts: Mapping[str, Any],
+) -> None:
+    """Writes the JSON of a policy, which is all that one without a network has.
+
+    Args:
+        folder: Where to.
+        kind: Which policy reads it.
+        arms: What it chooses from.
+        target: Name of the target it was made for.
+        target_fingerprint: Hash of that target's weights.
+        facts: What this kind needs beside `KEYS`, and `provenance`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     body = {
         "format": FORMAT,
         "kind": kind,
         "arms": [str(arm) for arm in arms],
         "target": target,
         "target_fingerprint": target_fingerprint,
-        "weights_sha256": _sha256(folder / NEXT_WEIGHTS),
         **facts,
     }
     write_json(folder / BODY, body)
-    (folder / NEXT_WEIGHTS).replace(folder / WEIGHTS)
 
 
 def weights_path(folder: Path, body: Mapping[str, Any]) -> Path:

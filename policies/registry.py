@@ -223,7 +223,7 @@ def _trained(spec: str, drafters: Mapping[str, Drafter], target: Target) -> Poli
         what = "is a file, not a policy folder" if path.exists() else "does not exist"
         raise DraftgymError(f"policy {spec!r} {what}", "name the folder that train_router.py wrote")
     # These read weights: imported only where they are needed.
-    from draftgym.policies.folder import NEURAL, ROUTER, SCHEDULER, read_kind
+    from draftgym.policies.folder import FOR_BATCHES, NEURAL, ROUTER, SCHEDULER, read_kind
     from draftgym.policies.routers.learned import load_learned_policy
     from draftgym.policies.routers.neural import load_neural_policy
 
@@ -236,6 +236,11 @@ def _trained(spec: str, drafters: Mapping[str, Drafter], target: Target) -> Poli
         raise DraftgymError(
             f"{path} holds a scheduler of many users, not a router",
             f"compare it with python evaluate.py --scheduler {path}",
+        )
+    if kind in FOR_BATCHES:
+        raise DraftgymError(
+            f"{path} holds a policy of batches, not of a text by itself",
+            f"serve it with draftgym serve --policy {path}",
         )
     if kind not in loaders:
         raise DraftgymError(

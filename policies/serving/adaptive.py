@@ -63,6 +63,9 @@ class AdaptiveLength(ServingRule):
 
     Raises:
         DraftgymError: A candidate that the ladder lacks, or no size.
+
+    Attributes:
+        sizes: As given, ascending.
     """
 
     def __init__(
@@ -77,14 +80,14 @@ class AdaptiveLength(ServingRule):
         for size in sizes.values():
             ladder.require(size.candidates)
         self.ladder, self.name, self.arms = ladder, name, tuple(ladder.arms.values())
-        self._sizes = dict(sorted(sizes.items()))
-        self._keys = np.array(list(self._sizes))
+        self.sizes = dict(sorted(sizes.items()))
+        self._keys = np.array(list(self.sizes))
         self._column = drafters.index(ladder.drafter)
         self.begin(1)
 
     def begin(self, servers: int) -> None:
         """See `ServingRule`."""
-        self._slots = [[_Slot(one) for one in self._sizes.values()] for _ in range(servers)]
+        self._slots = [[_Slot(one) for one in self.sizes.values()] for _ in range(servers)]
 
     def choose(self, batch: Batch) -> Ints:
         """See `ServingRule`."""
