@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from draftgym.decoding.drafting import MAX_TREE_NODES, Drafter, DraftShape
+from draftgym.decoding.drafting import MAX_TREE_NODES, Drafter, DraftShape, Stop
 from draftgym.decoding.errors import DraftgymError
 
 PLAIN = "plain"
@@ -31,6 +31,7 @@ class Arm:
             verified, and for drafting to go on behind it; 0 verifies all that there is. Where
             drafter and target share their noise, it is the chance that they draw alike.
         ask: Asked for `sure` while it drafts, with the score of the likeliest first token.
+        stop: Asked after every token of a chain whether it is the last one.
     """
 
     drafter: str
@@ -39,11 +40,12 @@ class Arm:
     least: int = 0
     sure: float = 0.0
     ask: Callable[[float], float] | None = field(default=None, compare=False)
+    stop: Stop | None = field(default=None, compare=False)
 
     @property
     def shape(self) -> DraftShape:
         """How much the drafter is asked for."""
-        return DraftShape(self.length, self.nodes, self.sure, self.ask)
+        return DraftShape(self.length, self.nodes, self.sure, self.ask, self.stop)
 
     @property
     def drafts(self) -> bool:
@@ -76,7 +78,7 @@ class Arm:
     @property
     def whole(self) -> Arm:
         """The arm that verifies all that this one drafts, whatever it must match."""
-        return replace(self, least=0, sure=0.0, ask=None)
+        return replace(self, least=0, sure=0.0, ask=None, stop=None)
 
     def ending_in(self, last: Arm) -> Arm:
         """The arm with another last part."""

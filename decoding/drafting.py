@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from draftgym.decoding.verify.base import VerificationRule
@@ -56,6 +58,28 @@ LAZY_KV_ONLY = CatchUp()
 """What decoding does unless told otherwise."""
 
 
+@dataclass(frozen=True, eq=False)
+class DraftedToken:
+    """The newest token of a chain that is being drafted.
+
+    Attributes:
+        depth: Its place in the chain, from 1 on.
+        logprob: Log-probability that the drafter gave it, at temperature 1.
+        entropy: Of the distribution that it was drawn from, at temperature 1, in nats.
+        state: What that distribution was computed from, as far as the next step reads it, float32
+            `[d]`; empty where the next step reads the token alone.
+    """
+
+    depth: int
+    logprob: float
+    entropy: float
+    state: NDArray[np.float32]
+
+
+Stop = Callable[[DraftedToken], bool]
+"""Says whether a chain ends with this token."""
+
+
 @dataclass(frozen=True)
 class DraftShape:
     """How much to draft after the anchor.
@@ -67,12 +91,14 @@ class DraftShape:
             verify it. A drafter that goes on token by token stops where no path is above; those
             that are below may be left in.
         ask: Asked for another such limit, with the score of the likeliest first token.
+        stop: Asked after every token of a chain, where a drafter goes on token by token.
     """
 
     depth: int
     nodes: int | None = None
     sure: float = 0.0
     ask: Callable[[float], float] | None = field(default=None, compare=False)
+    stop: Stop | None = field(default=None, compare=False)
 
     @property
     def is_tree(self) -> bool:
@@ -177,6 +203,7 @@ class Drafter(ABC):
         needs_target: Fingerprint of the target it was trained for; None fits any.
         looks_up: Whether it copies what followed the newest tokens elsewhere, and says how many of
             them agreed (`Proposal.match`).
+        goes_on: Whether it drafts token by token, and can be told to stop (`DraftShape.stop`).
         lag: Newest positions that catching up leaves to the next draft, which runs them anyway.
         compiled: What runs its drafts in place of torch; None for torch.
         compiling: Why, or why not; empty where it was not tried.
@@ -188,6 +215,7 @@ class Drafter(ABC):
     max_tree_nodes: int = 0
     needs_target: str | None = None
     looks_up: bool = False
+    goes_on: bool = False
     lag: int = 1
     compiled: Any = None
     compiling: str = ""

@@ -29,6 +29,7 @@ from draftgym.decoding.observation import (
 from draftgym.decoding.round import RoundRecord, draft
 from draftgym.decoding.session import Session
 from draftgym.decoding.verify.proposal import Proposal
+from draftgym.decoding.watching import WatchingObserver
 
 LEVELS = (0.0, 0.03, 0.06, 0.1, 0.2, 0.4, 0.8)
 """Probabilities that a path must have, as the second decision can set them."""
@@ -184,7 +185,9 @@ class TwoStageObserver(RouterObserver):
 
 
 def observer_of(policy: Any) -> RouterObserver:
-    """What follows a session for a policy, whether it decides once a round or twice."""
+    """What follows a session for a policy: it decides once a round, twice, or after every token."""
+    if getattr(policy, "watches", False):
+        return WatchingObserver(policy.arms)
     levels = getattr(policy, "levels", ())
     return TwoStageObserver(policy.arms, levels) if levels else RouterObserver(policy.arms)
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from draftgym.decoding.drafting import DraftContext, DraftShape
+from draftgym.decoding.drafting import DraftContext, DraftedToken, DraftShape, Stop
 from draftgym.decoding.model.compact.cache import KVCache
-from draftgym.decoding.model.device import upload
+from draftgym.decoding.model.device import read_together, upload
 from draftgym.decoding.verify.base import Candidates, VerificationRule
 from draftgym.decoding.verify.proposal import Proposal
 from draftgym.drafters.batched import BatchDrafter, Shapes
@@ -22,6 +22,8 @@ from draftgym.drafters.tree import Frontier, children_per_node, grow_trees, scra
 
 class AutoregressiveDrafter(BatchDrafter):
     """Runs the newest position, then what was drafted; all places take a step together."""
+
+    goes_on = True
 
     @abstractmethod
     def first_step(
@@ -75,7 +77,8 @@ class AutoregressiveDrafter(BatchDrafter):
             return _in_forest(steps, sight, shapes)
         longest = max((s.depth for some in shapes for s in some if not s.is_tree), default=0)
         stops = context.rule.picks_best and any(s.may_stop for some in shapes for s in some)
-        chains = steps.chains(longest) if longest and not stops else []
+        stop = shapes[0][0].stop if len(shapes) == 1 else None
+        chains = steps.chains(longest, stop) if longest and not stops else []
         columns = []
         for column in zip(*shapes, strict=True):
             if column[0].is_tree:
@@ -123,9 +126,18 @@ def _in_forest(steps: _Steps, sight: Paths, shapes: Shapes) -> list[list[Proposa
     return [list(row) for row in zip(*forest.grow(wanted), strict=True)]
 
 
+def _told(depth: int, logprob: Tensor, logits: Tensor, carried: Tensor) -> DraftedToken:
+    """What is known of the newest token of a single chain, read at once."""
+    logprobs = logits.float().log_softmax(-1)
+    entropy = -(logprobs.exp() * logprobs).nan_to_num().sum(-1)
+    state = carried.float() if carried.is_floating_point() else logprobs[:, :0]
+    sure, spread, read = read_together([logprob.float(), entropy, state])
+    return DraftedToken(depth, float(sure[0]), float(spread[0]), read[0].numpy())
+
+
 def _cut(chain: Proposal, shape: DraftShape) -> Proposal:
     """As much of a chain as is asked for."""
-    if shape.depth == len(chain):
+    if shape.depth >= len(chain):
         return chain
     return Proposal.chain(chain.tokens[: shape.depth], chain.logprobs[: shape.depth])
 
@@ -152,13 +164,20 @@ class _Steps:
     logits: Tensor
     carried: Tensor
 
-    def chains(self, depth: int) -> list[Proposal]:
-        """A chain at every place; with draft distributions where it is the only one."""
+    def chains(self, depth: int, stop: Stop | None = None) -> list[Proposal]:
+        """A chain at every place; with draft distributions where it is the only one.
+
+        Args:
+            depth: Most tokens.
+            stop: Ends a single chain.
+        """
         drafter, lengths, behind = self.drafter, self.lengths, self.cache.length
         logits, carried, visible = self.logits, self.carried, self.visible
         drawn = [self.rule.draft(logits, lengths.tolist(), drafter.draft_ids)]
         first = upload(lengths - drafter.lag, drafter.device)
         for step in range(1, depth):
+            if stop is not None and stop(_told(step, drawn[-1][1], logits, carried)):
+                break
             if visible is not None:
                 own = torch.eye(len(lengths), dtype=torch.bool, device=visible.device)
                 visible = torch.cat([visible, own], dim=1)

@@ -44,6 +44,8 @@ class Policy(ABC):
             it was. Published traces do not hold that, and refuse such a policy.
         levels: What it chooses from a second time, while an arm drafts; none decides once a round
             (`draftgym.decoding.two_stage`).
+        watches: Whether it is asked after every drafted token whether to go on
+            (`draftgym.decoding.watching`). Traces do not hold what it is told.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Policy(ABC):
     observes: bool
     reads_states: bool = False
     levels: tuple[float, ...] = ()
+    watches: bool = False
 
     @abstractmethod
     def choose(

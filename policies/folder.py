@@ -33,7 +33,7 @@ NEXT_WEIGHTS = "policy.next.safetensors"
 KEYS = {"format", "arms", "target", "target_fingerprint"}
 """What every kind of policy writes; a folder without `kind` is a router's."""
 ROUTER, NEURAL, SCHEDULER = "router", "neural", "scheduler"
-FORECAST, RULE = "forecast", "rule"
+ACCEPTANCE, FORECAST, RULE = "acceptance", "forecast", "rule"
 FOR_BATCHES = (FORECAST, RULE)
 AGAIN = "train again, or name another folder"
 

@@ -4,6 +4,7 @@
 
 random@eagle3:2,ngram:8,plain      entropy:1.5@eagle3:2,dflash:2      ucb-time@eagle3:2,ngram:8
 survival@eagle3:3x6~0.03,eagle3:3x6~0.1      entropy:1.5@suffix:16>eagle3:3x6,suffix:16>dflash:3x6
+svip:0.6@suffix:16>eagle3:8
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from draftgym.decoding.arms import PLAIN, Arm, Cascade, check_arms, default_arms, parse_arm
@@ -24,11 +25,17 @@ from draftgym.decoding.model.embedded import EMBEDDED_TARGETS
 from draftgym.decoding.model.few_bits import form_of
 from draftgym.decoding.model.target import Target
 from draftgym.policies.base import Policy
-from draftgym.policies.routers.bandits import TimedBandit, TokenBandit
-from draftgym.policies.routers.rules import EntropyPolicy, FixedPolicy, RandomPolicy
-from draftgym.policies.routers.survival import SurvivalPolicy
+from draftgym.policies.choosers import (
+    AUTOREGRESSIVE,
+    CHOOSERS,
+    chooser_name,
+    has_both_paradigms,
+    make_chooser,
+    parse_chooser,
+)
+from draftgym.policies.routers.rules import FixedPolicy
+from draftgym.policies.routers.stopping import StoppingPolicy
 
-AUTOREGRESSIVE, DIFFUSION = "eagle3", "dflash"
 COPYING, RULE_TREE = "suffix~0.7", Arm("eagle3", 3, 6, sure=0.06)
 """The default rule: what is copied, and what a network is asked for. How sure both must be was
 chosen on traces of training prompts, on a processor. Where rows cost nearly nothing, all that the
@@ -52,7 +59,9 @@ def make_policy(
             (nats); arms of several drafters (`ngram:8>eagle3:3x6`); the bandits `ucb` (tokens per
             round) and `ucb-time` (tokens per second), or `ucb:0.5` (factor of the confidence
             bonus); `survival` (keeps account of tokens a second) or `survival:40` (tokens a
-            second) for arms that differ in one `~`; `router`, the one shipped with the target; or
+            second) for arms that differ in one `~`; `confidence`, `roc` and `svip`, or with their
+            thresholds, which stop a chain while it is drafted (`policies.routers.stopping`);
+            `router`, the one shipped with the target; or
             the folder of a trained policy.
             The ones that choose take arms: `random@eagle3:2,ngram:8,plain`; without, each loaded
             drafter in its default shape.
@@ -76,7 +85,7 @@ def make_policy(
     name, _, rest = spec.strip().partition(":")
     if chooser_name(spec) in CHOOSERS and not (name == "random" and rest):
         chooser = parse_chooser(spec, drafters, target.decoder.draws_trees)
-        return _chooser(chooser, drafters, seed, cost_model)
+        return make_chooser(chooser, drafters, seed, cost_model)
     first = re.split(r"[:@~>+]", spec.strip())[0]
     if first == PLAIN or first in drafters:
         alone = spec.strip() == first != PLAIN
@@ -102,7 +111,7 @@ def all_policies(drafters: Mapping[str, Drafter], learned: Path | None = None) -
     names = [PLAIN, *drafters]
     if len(drafters) > 1:
         names.append("random")
-    if _has_both_paradigms(drafters):
+    if has_both_paradigms(drafters):
         names.append("entropy")
     return names + ([str(learned)] if learned is not None else [])
 
@@ -141,65 +150,8 @@ def shipped_router(target: Target, folder: Path = SHIPPED) -> Path | None:
     return router if router.is_dir() else None
 
 
-def _has_both_paradigms(drafters: Mapping[str, Drafter]) -> bool:
-    return AUTOREGRESSIVE in drafters and DIFFUSION in drafters
-
-
 def _default_arm(name: str, drafters: Mapping[str, Drafter]) -> Arm:
     return default_arms({name: drafters[name]})[0]
-
-
-def _chooser(
-    spec: ChooserSpec,
-    drafters: Mapping[str, Drafter],
-    seed: int,
-    cost_model: Callable[[Sequence[Arm]], CostModel] | None,
-) -> Policy:
-    if spec.name == "entropy":
-        return _entropy(spec, drafters)
-    arms = spec.arms or default_arms(drafters)
-    if spec.name == "random":
-        return RandomPolicy(arms, seed, spec.text)
-    if spec.name == "survival":
-        price = spec.read_number("the tokens a second", "survival:40@eagle3:3x6~0.03,eagle3:3x6")
-        return SurvivalPolicy(arms, _costs(spec, arms, cost_model), price, spec.text)
-    number = spec.read_number("the factor of the bonus", f"{spec.name}:0.5")
-    exploration = 1.0 if number is None else number
-    if spec.name == "ucb":
-        return TokenBandit(arms, exploration, spec.text)
-    return TimedBandit(arms, _costs(spec, arms, cost_model), exploration, spec.text)
-
-
-def _costs(
-    spec: ChooserSpec,
-    arms: Sequence[Arm],
-    cost_model: Callable[[Sequence[Arm]], CostModel] | None,
-) -> CostModel:
-    if cost_model is None:
-        raise DraftgymError(
-            f"policy {spec.text!r} needs to know what rounds cost",
-            "pass make_policy a cost model, or use ucb",
-        )
-    return cost_model(arms)
-
-
-def _entropy(spec: ChooserSpec, drafters: Mapping[str, Drafter]) -> EntropyPolicy:
-    if spec.arms is None and not _has_both_paradigms(drafters):
-        raise DraftgymError(
-            f"policy {spec.text!r} chooses between {AUTOREGRESSIVE} and {DIFFUSION}, "
-            f"loaded drafters: {', '.join(drafters) or 'none'}",
-            f"give both with --drafters, or use one of {', '.join(all_policies(drafters))}",
-        )
-    defaults = (AUTOREGRESSIVE, DIFFUSION)
-    arms = spec.arms or tuple(_default_arm(name, drafters) for name in defaults)
-    if len(arms) != 2:
-        raise DraftgymError(
-            f"policy {spec.text!r} chooses between two arms, not {len(arms)}",
-            "name the arm for uncertain positions and the other one, as in "
-            "entropy:1.5@eagle3:2,dflash:2",
-        )
-    nats = spec.read_number("the threshold in nats", "entropy:1.5")
-    return EntropyPolicy(*arms, threshold=nats, name=spec.text)
 
 
 def _shipped(target: Target) -> Path:
@@ -223,13 +175,22 @@ def _trained(spec: str, drafters: Mapping[str, Drafter], target: Target) -> Poli
         what = "is a file, not a policy folder" if path.exists() else "does not exist"
         raise DraftgymError(f"policy {spec!r} {what}", "name the folder that train_router.py wrote")
     # These read weights: imported only where they are needed.
-    from draftgym.policies.folder import FOR_BATCHES, NEURAL, ROUTER, SCHEDULER, read_kind
+    from draftgym.policies.folder import (
+        ACCEPTANCE,
+        FOR_BATCHES,
+        NEURAL,
+        ROUTER,
+        SCHEDULER,
+        read_kind,
+    )
+    from draftgym.policies.routers.acceptance import load_acceptance_policy
     from draftgym.policies.routers.learned import load_learned_policy
     from draftgym.policies.routers.neural import load_neural_policy
 
     loaders: dict[str, Callable[[Path, Target], Policy]] = {
         ROUTER: load_learned_policy,
         NEURAL: load_neural_policy,
+        ACCEPTANCE: load_acceptance_policy,
     }
     kind = read_kind(path)
     if kind == SCHEDULER:
@@ -249,6 +210,8 @@ def _trained(spec: str, drafters: Mapping[str, Drafter], target: Target) -> Poli
         )
     policy = loaders[kind](path, target)
     check_arms(policy.arms, drafters, target.decoder.draws_trees)
+    if isinstance(policy, StoppingPolicy):
+        policy.check_drafter(drafters)
     return policy
 
 
@@ -261,79 +224,3 @@ def _unknown(spec: str, drafters: Mapping[str, Drafter]) -> DraftgymError:
         f"{hint}choose from {', '.join(known)}, a drafter with a draft length "
         f"(such as {next(iter(drafters), AUTOREGRESSIVE)}:4), or the folder of a trained policy",
     )
-
-
-CHOOSERS = ("random", "entropy", "ucb", "ucb-time", "survival")
-"""Policies that choose among arms and can be told which."""
-
-
-@dataclass(frozen=True)
-class ChooserSpec:
-    """A policy that chooses among arms, taken apart.
-
-    Attributes:
-        text: As it was written, without surrounding blanks.
-        name: One of `CHOOSERS`.
-        number: What stands behind the colon, or an empty string.
-        arms: What stands behind the `@`, or None.
-    """
-
-    text: str
-    name: str
-    number: str
-    arms: tuple[Arm, ...] | None
-
-    def read_number(self, meaning: str, example: str) -> float | None:
-        """The number; None where there is none.
-
-        Args:
-            meaning: What it is, for the error.
-            example: How it is written, for the error.
-
-        Raises:
-            DraftgymError: Something else stands there.
-        """
-        try:
-            return float(self.number) if self.number else None
-        except ValueError:
-            raise DraftgymError(
-                f"policy {self.text!r} has no number after the colon",
-                f"write {meaning}, as in {example}",
-            ) from None
-
-
-def chooser_name(text: str) -> str:
-    """The name in front of `:` and `@`."""
-    return text.strip().partition("@")[0].partition(":")[0]
-
-
-def parse_chooser(text: str, drafters: Mapping[str, Drafter], trees: bool = True) -> ChooserSpec:
-    """Takes the text of a chooser apart.
-
-    Args:
-        text: As it was written.
-        drafters: The loaded drafters.
-        trees: Whether the target verifies trees.
-
-    Raises:
-        DraftgymError: The list of arms is empty, repeats one, or names one that cannot be served.
-    """
-    text = text.strip()
-    head, at, listed = text.partition("@")
-    name, _, number = head.partition(":")
-    arms = _parse_arms(text, listed) if at else None
-    check_arms(arms or (), drafters, trees)
-    return ChooserSpec(text, name, number, arms)
-
-
-def _parse_arms(text: str, listed: str) -> tuple[Arm, ...]:
-    parts = [part.strip() for part in listed.split(",")]
-    if not all(parts):
-        raise DraftgymError(
-            f"policy {text!r} lists an empty arm",
-            "write arms with commas between them, as in random@eagle3:2,ngram:8,plain",
-        )
-    arms = tuple(map(parse_arm, parts))
-    if len(set(arms)) < len(arms):
-        raise DraftgymError(f"policy {text!r} lists an arm twice", "name every arm once")
-    return arms

@@ -31,7 +31,14 @@ from torch import Tensor
 
 from benchmarks.report import Cell, Json, Table, ends, number, percent
 from benchmarks.results import Result, TargetOptions, check, finish
-from benchmarks.routers.early_stop.acceptance import SVIP, make_signals, quality
+from benchmarks.routers.early_stop.acceptance import (
+    PUBLISHED,
+    SVIP,
+    Examples,
+    head_of,
+    make_signals,
+    quality,
+)
 from benchmarks.routers.early_stop.chains import Chains, collect_chains
 from benchmarks.routers.early_stop.rules import RULES, SHIPPED, Setting
 from benchmarks.routers.early_stop.scene import Scene, price_chains
@@ -39,6 +46,7 @@ from draftgym.decoding.arms import parse_arm
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
 from draftgym.decoding.model.target import Target
 from draftgym.drafters.autoregressive import AutoregressiveDrafter
+from draftgym.policies.routers.acceptance import save_acceptance_policy
 from draftgym.rollouts.decode.fitting import fit_prompts
 from draftgym.rollouts.prompts.sets import load_prompts, refuse_held_out
 from draftgym.rollouts.replay.oracle import Walk, total, walk_optimal, walk_single
@@ -62,6 +70,7 @@ class StoppingArgs(TargetOptions):
         first: What is asked before it in a cascade.
         default: The shipped rule, for comparison.
         folds: Parts of the training texts, each of which is judged by heads of the others.
+        head: Write a policy that stops `first>drafter` by SpecDec++'s head to this folder.
         json: Write the figures to this file.
     """
 
@@ -74,6 +83,7 @@ class StoppingArgs(TargetOptions):
     first: str = "suffix:16~0.7"
     default: str = "suffix:16~0.7>eagle3:3x6~0.06"
     folds: int = 2
+    head: Path | None = None
     json: Path | None = None
 
 
@@ -98,8 +108,37 @@ def measure(args: StoppingArgs) -> Result:
         for traces, named in ((train, args.prompts), (heldout, args.heldout_prompts))
     )
     figures = compare(learned, tested, args.drafter, args.first, args.default, args.folds)
+    if args.head:
+        found = figures["scenes"][f"{args.first}>{args.drafter}"][PUBLISHED]["setting"]
+        write_head(args, learned[1], found, target, drafter, train.origin.describe())
     of = {"train": train.origin.describe(), "heldout": heldout.origin.describe()}
     return finish(tables, args, {"traces": of, **figures}, target, drafters)
+
+
+def write_head(
+    args: StoppingArgs,
+    chains: Chains,
+    setting: Json,
+    target: Target,
+    drafter: AutoregressiveDrafter,
+    traces: Json,
+) -> None:
+    """Trains a head on all chains and writes it as a policy.
+
+    Args:
+        args: The settings.
+        chains: Of training texts.
+        setting: Length and threshold that are fastest there.
+        target: Who wrote the texts.
+        drafter: Who drafts.
+        traces: Where the texts are from.
+    """
+    assert args.head is not None
+    examples = Examples.of(chains, late=True, knows_all=False)
+    head = head_of(examples, np.ones(len(chains), np.bool_))
+    arm = parse_arm(f"{args.first}>{drafter.name}:{setting['length']}")
+    least = float(np.exp(setting["least"]))
+    save_acceptance_policy(head, arm, least, drafter, target, args.head, {"traces": traces})
 
 
 def _ids(target: Target, prompts: str, traces: TraceSet) -> dict[str, Tensor]:

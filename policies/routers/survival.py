@@ -7,8 +7,8 @@ where the path to it survives verification. So rows pay from the probability
     p = price * seconds of one more row
 
 on. That is what vLLM's adaptive verification, D-Cut and DSpark decide with tables of costs, here
-for one text; and arms have it as `~p`. HF's threshold adapted by ROC, SVIP and SpecDec++ cannot be
-written as routers: they read the draft model's probabilities, entropies and states while it drafts.
+for one text; and arms have it as `~p`. Rules that ask something else of drafted tokens are in
+`draftgym.policies.routers.stopping`.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from draftgym.decoding.arms import Arm
 from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.costs.published import NOTHING
 from draftgym.decoding.drafting import LOOKUPS
+from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.two_stage import (
     LEVELS,
     TwoStageMemory,
@@ -126,6 +127,11 @@ def replay_for(
     """
     if getattr(policy, "reads_states", False):
         traces.require_states(f"policy {policy.name}")
+    if getattr(policy, "watches", False):
+        raise DraftgymError(
+            f"policy {policy.name} watches tokens being drafted, and traces do not hold that",
+            "decode live, as generate.py and evaluate.py do",
+        )
     levels = getattr(policy, "levels", ())
     if levels:
         return TwoStageReplay(traces, policy.arms, count, cost_model, levels)

@@ -21,7 +21,8 @@ from draftgym.decoding.observation import RouterObserver, observe_together
 from draftgym.decoding.round import RoundRecord, draft
 from draftgym.decoding.two_stage import observer_of
 from draftgym.policies.base import Policy
-from draftgym.policies.registry import CHOOSERS, chooser_name, make_policy
+from draftgym.policies.choosers import CHOOSERS, chooser_name
+from draftgym.policies.registry import make_policy
 from draftgym.serving.batching.choosing import BatchPolicy, Writing
 
 BY_BATCH, EXAMPLE = "by-batch", "by-batch@1=eagle3:3x6,5=ngram:8,17=plain"
@@ -81,20 +82,22 @@ class EachText:
         self.policy = policy
         self.name = policy.name
         self.arms = tuple(policy.arms)
+        self._follows = policy.observes or policy.watches
 
     def choose(self, mine: Sequence[Writing], batch: Sequence[Writing]) -> list[Arm]:
         """What the policy chooses for each text by itself."""
-        if not self.policy.observes:
+        if not self._follows:
             return [self.arms[action] for action in self.policy.choose({}, len(mine), True)]
         observers = [self._observer(text) for text in mine]
-        observation = observe_together(observers, [text.session for text in mine])
+        sessions = [text.session for text in mine]
+        observation = observe_together(observers, sessions) if self.policy.observes else {}
         actions = self.policy.choose(observation, len(mine), True).tolist()
         pairs = zip(observers, actions, strict=True)
         return [observer.arm(self.policy, action) for observer, action in pairs]
 
     def learn(self, text: Writing, arm: Arm, record: RoundRecord) -> None:
         """Keeps the round for the text's next observation."""
-        if self.policy.observes:
+        if self._follows:
             self._observer(text).update(self._action(arm, record.arm), record)
 
     def _observer(self, text: Writing) -> RouterObserver:

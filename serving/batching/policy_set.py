@@ -14,7 +14,8 @@ from draftgym.decoding.arms import PLAIN
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
-from draftgym.policies.registry import CHOOSERS, SHIPPED_ROUTER
+from draftgym.policies.choosers import CHOOSERS
+from draftgym.policies.registry import SHIPPED_ROUTER
 from draftgym.serving.batching.choosing import BatchPolicy
 from draftgym.serving.batching.policies import BY_BATCH, make_batch_policy
 

@@ -14,7 +14,6 @@ from sklearn.metrics import roc_curve
 
 from benchmarks.routers.early_stop.acceptance import (
     PATH,
-    REJECTED,
     TOKEN,
     Examples,
     Signal,
@@ -26,7 +25,6 @@ from benchmarks.routers.early_stop.chains import Chains, collect_chains
 from benchmarks.routers.early_stop.rules import (
     RULES,
     SHIPPED,
-    RocThreshold,
     Setting,
     play_roc,
     stop,
@@ -41,6 +39,8 @@ from draftgym.decoding.round import play_round
 from draftgym.decoding.session import Session
 from draftgym.decoding.verify.greedy import GreedyRule
 from draftgym.drafters.eagle3.drafter import Eagle3Drafter
+from draftgym.policies.routers.acceptance import REJECTED
+from draftgym.policies.routers.stopping import RocThreshold
 from draftgym.rollouts.prompts.sets import Prompt
 from draftgym.rollouts.replay.oracle import total, walk_single
 from draftgym.rollouts.replay.pricing import price_traces

@@ -113,9 +113,14 @@ def committed(proposal: Proposal, verdict: Verdict) -> Tokens:
 
 
 def draft_chain(
-    rule: VerificationRule, drafter: Table, prefix: Tokens, length: int, vocab: Tensor | None = None
+    rule: VerificationRule,
+    drafter: Table,
+    prefix: Tokens,
+    length: int,
+    vocab: Tensor | None = None,
+    least: float = 0.0,
 ) -> Proposal:
-    """Drafts token by token, as an autoregressive drafter does."""
+    """Drafts token by token, as an autoregressive drafter does, up to one below a probability."""
     tokens: Tokens = ()
     logprobs, probs = [], []
     for step in range(length):
@@ -125,6 +130,8 @@ def draft_chain(
         tokens = (*tokens, int(token))
         logprobs.append(logprob)
         probs.append(full)
+        if float(logprob.exp()) < least:
+            break
     full_probs = None if probs[0] is None else torch.cat([p for p in probs if p is not None])
     return Proposal.chain(torch.tensor(tokens), torch.cat(logprobs), full_probs)
 
@@ -197,6 +204,20 @@ def test_rejection_of_sampled_chains_keeps_the_targets_law(seed: int) -> None:
     law, lengths = sampled_chain_law(target, drafter)
     assert_law_is_the_targets(law, target)
     assert lengths == {0, 1, 2}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rejection_of_chains_that_end_with_an_unsure_token_keeps_the_law(seed: int) -> None:
+    target, drafter, drafted = Table(seed), Table(100 + seed), set()
+
+    def run(coins: Coins) -> Tokens:
+        rule = RejectionRule(TEMPERATURE, 0, VOCAB, coins)
+        proposal = draft_chain(rule, drafter, (), 2, least=1 / VOCAB)
+        drafted.add(len(proposal))
+        return committed(proposal, rule.verify(proposal, target.rows((), proposal), -1))
+
+    assert_law_is_the_targets(enumerate_coins(run), target)
+    assert drafted == {1, 2}
 
 
 @pytest.mark.parametrize("vocab", [[1, 3], [2], [0, 1, 2]])

@@ -33,6 +33,7 @@ SPECS = [
     *("ucb", "ucb:0.5", "ucb@eagle3:2,plain", "ucb-time@eagle3:2,dflash:3x5,plain"),
     *("survival@eagle3:3~0.03,eagle3:3", "survival:30@eagle3:3~0.03,eagle3:3"),
     "entropy:1.5@ngram:4@3>eagle3:3~0.1,ngram:4>dflash:3",
+    *("roc", "svip:0.6@ngram:4>eagle3:3", "confidence:0.3@small:4"),
 ]
 BY_OBSERVATION = [s for s in SPECS if not s.startswith(("random", "ucb", "survival@"))]
 """Choose by the observation alone; the others by the order of questions, too."""

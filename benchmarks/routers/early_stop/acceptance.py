@@ -1,7 +1,6 @@
 """Signals that say whether drafted tokens will be accepted, heads that learn to, and how well.
 
-SpecDec++ (arXiv 2405.19715) puts a small residual network on the drafter's hidden state, trained
-with a binary cross-entropy in which rejected tokens count six times.
+The heads are SpecDec++'s (`draftgym.policies.routers.acceptance`).
 
 Notation: as `benchmarks.routers.early_stop.chains`; k = numbers that a head reads.
 """
@@ -17,14 +16,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import log_loss, roc_auc_score
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.report import Json
 from benchmarks.routers.early_stop.chains import Chains
+from draftgym.policies.routers.acceptance import REJECTED, AcceptanceHead
 
 Floats = NDArray[np.float64]
-BLOCKS, REJECTED = 3, 6.0
-"""Residual layers, and the weight of rejected tokens: the paper's."""
 EPOCHS, BATCH, RATE = 3, 256, 1e-3
 ROWS = 16_384
 """Rows that a head judges at once."""
@@ -126,29 +124,6 @@ class Examples:
         return cls(facts, order < chains.accepted[:, None], known)
 
 
-class AcceptanceHead(nn.Module):
-    """Residual layers and a logit, behind a normalisation of what is read.
-
-    Args:
-        mean: Of what is read `[k]`.
-        spread: Its standard deviation `[k]`.
-    """
-
-    def __init__(self, mean: Tensor, spread: Tensor) -> None:
-        super().__init__()
-        self.mean, self.spread = mean, spread.clamp(min=1e-6)
-        self.layers = nn.ModuleList(nn.Linear(len(mean), len(mean)) for _ in range(BLOCKS))
-        self.last = nn.Linear(len(mean), 1)
-
-    def forward(self, facts: Tensor) -> Tensor:
-        """Logits of acceptance `[n]` of tokens with these facts `[n, k]`."""
-        read = (facts.float() - self.mean) / self.spread
-        for layer in self.layers:
-            read = read + F.silu(layer(read))
-        logits: Tensor = self.last(read)[:, 0]
-        return logits
-
-
 def train_head(facts: Tensor, right: Tensor, weight: float, seed: int) -> AcceptanceHead:
     """A head that predicts acceptance.
 
@@ -162,7 +137,8 @@ def train_head(facts: Tensor, right: Tensor, weight: float, seed: int) -> Accept
     read = facts.float()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head = AcceptanceHead(read.mean(0), read.std(0))
+        head = AcceptanceHead(read.shape[1])
+    head.mean, head.spread = read.mean(0), read.std(0).clamp(min=1e-6)
     steps = EPOCHS * -(-len(facts) // BATCH)
     optimizer = torch.optim.AdamW(head.parameters(), lr=RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
@@ -181,16 +157,20 @@ def _judge(
     learned: Examples, tested: Examples, fold: NDArray[np.int64], weight: float, seed: int
 ) -> tuple[Floats, Floats]:
     """Log-probabilities of acceptance of both, each by heads that saw none of their texts."""
-
-    def head_of(rows: NDArray[np.bool_]) -> AcceptanceHead:
-        chosen = torch.from_numpy(learned.known & rows[:, None])
-        right = torch.from_numpy(learned.right)[chosen].float()
-        return train_head(learned.facts[chosen], right, weight, seed)
-
     mine = np.zeros(learned.right.shape)
     for part in range(fold.max() + 1):
-        mine[fold == part] = _log_chance(head_of(fold != part), learned.facts[fold == part])
-    return mine, _log_chance(head_of(fold >= 0), tested.facts)
+        head = head_of(learned, fold != part, weight, seed)
+        mine[fold == part] = _log_chance(head, learned.facts[fold == part])
+    return mine, _log_chance(head_of(learned, fold >= 0, weight, seed), tested.facts)
+
+
+def head_of(
+    examples: Examples, rows: NDArray[np.bool_], weight: float = REJECTED, seed: int = 0
+) -> AcceptanceHead:
+    """A head that was trained on some rows `[R]` of examples."""
+    chosen = torch.from_numpy(examples.known & rows[:, None])
+    right = torch.from_numpy(examples.right)[chosen].float()
+    return train_head(examples.facts[chosen], right, weight, seed)
 
 
 @torch.inference_mode()

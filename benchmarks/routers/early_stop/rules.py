@@ -22,6 +22,7 @@ from benchmarks.routers.early_stop.acceptance import (
 )
 from benchmarks.routers.early_stop.scene import Ints, Scene
 from benchmarks.routers.joint import climb
+from draftgym.policies.routers.stopping import RocThreshold
 from draftgym.rollouts.replay.oracle import Choice, Walk, total, walk
 
 
@@ -91,42 +92,6 @@ def _roc_choice(
         return drafted + (skip if chain[drafted - 1] < least else 0)
 
     return choose
-
-
-class RocThreshold:
-    """The threshold of transformers' assisted generation, of any score that is larger if surer.
-
-    Args:
-        least: What it begins with.
-    """
-
-    def __init__(self, least: float) -> None:
-        self.least = least
-        self._scores: list[float] = []
-        self._right: list[bool] = []
-
-    def add(self, scores: Sequence[float], accepted: int) -> None:
-        """Takes in a round.
-
-        Args:
-            scores: Of its drafted tokens. Those behind the first that is not accepted do not count.
-            accepted: How many of the first are.
-        """
-        right = [True] * accepted + [False] * (accepted < len(scores))
-        self._right += right
-        self._scores += scores[: len(right)]
-        if len(self._scores) > 5 and len(set(self._right)) == 2:
-            self.least = self._cheapest()
-
-    def _cheapest(self) -> float:
-        """The score at which false positives + 3 * false negatives, both as shares, are fewest."""
-        scores, right = np.array(self._scores), np.array(self._right)
-        order = np.argsort(-scores, kind="stable")
-        scores, found = scores[order], np.cumsum(right[order])
-        ends = np.flatnonzero(np.append(np.diff(scores) != 0, True))
-        found, passed = found[ends], ends + 1
-        wrong = (passed - found) / (len(right) - right.sum())
-        return float(scores[ends][np.argmin(wrong + 3 * (1 - found / right.sum()))])
 
 
 @dataclass(frozen=True)
