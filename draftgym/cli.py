@@ -17,6 +17,7 @@ COMMANDS = {
     "import-traces": ("rollouts.import_traces", "traces that others published, of a large target"),
     "train-router": ("agents.router.train", "train who chooses the arm of each round"),
     "train-scheduler": ("agents.scheduler.train", "train who divides drafting among users"),
+    "train-serving": ("agents.serving.train", "make a policy for the batches of a server"),
     "train-drafter": ("drafters.training.main", "train EAGLE-3, DFlash or a small LM"),
     "train-regression": ("agents.router.advantage", "train a router by regression on traces"),
     "train-neural": ("agents.router.neural", "train WhiFlash's neural router"),

@@ -12,11 +12,9 @@ machine quiet meanwhile.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tyro
@@ -30,13 +28,12 @@ from draftgym.decoding.costs.batch_cost import (
     CONTEXTS,
     ROWS_EACH,
     USERS,
-    BatchCost,
     measure_batches,
 )
 from draftgym.decoding.costs.calibration import load_cost_model
-from draftgym.decoding.costs.cost_model import CostModel
+from draftgym.decoding.costs.host_costs import HostCosts
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.files import parse_json, write_text
+from draftgym.decoding.files import write_text
 from draftgym.decoding.model.backends import Backend
 from draftgym.decoding.model.target import load_target
 from draftgym.decoding.provenance import describe_host, describe_target, machine_of
@@ -46,22 +43,10 @@ from draftgym.envs.cell.settings import CellSettings
 from draftgym.rollouts.decode.evaluation import check_writable
 from draftgym.rollouts.report.table import make_console
 
-AGAIN = "measure it with draftgym measure-host --out FILE"
-
 
 @dataclass(frozen=True)
-class MeasuredHost:
-    """What verifying and drafting take on a host.
-
-    Attributes:
-        batches: Passes over drafts of several users.
-        costs: The cost model; cells read drafting from it.
-        facts: Processor, target, versions.
-    """
-
-    batches: BatchCost
-    costs: CostModel
-    facts: Mapping[str, Any]
+class MeasuredHost(HostCosts):
+    """What verifying and drafting take on a host, for cells."""
 
     @property
     def server(self) -> MeasuredServer:
@@ -101,25 +86,6 @@ class MeasuredHost:
         }
         return replace(served, devices={**settings.devices, **measured})
 
-    def to_json(self) -> str:
-        """As JSON text."""
-        return json.dumps(asdict(self), indent=1)
-
-    @classmethod
-    def from_json(cls, text: str) -> MeasuredHost:
-        """Reads `to_json`'s text.
-
-        Raises:
-            DraftgymError: The text is no such thing.
-        """
-        try:
-            body = parse_json(text, "not a measured host: it", AGAIN)
-            batches, costs = (json.dumps(body[name]) for name in ("batches", "costs"))
-            facts = dict(body["facts"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise DraftgymError(f"not a measured host: {error!r}", AGAIN) from error
-        return cls(BatchCost.from_json(batches), CostModel.from_json(costs), facts)
-
 
 def read_host(path: Path) -> MeasuredHost:
     """Reads a file of `draftgym measure-host`.
@@ -127,11 +93,7 @@ def read_host(path: Path) -> MeasuredHost:
     Raises:
         DraftgymError: It cannot be read, or holds something else.
     """
-    try:
-        return MeasuredHost.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, DraftgymError) as error:
-        problem = error.problem if isinstance(error, DraftgymError) else str(error)
-        raise DraftgymError(f"{path}: {problem}", AGAIN) from error
+    return MeasuredHost.read(path)
 
 
 @dataclass(frozen=True, kw_only=True)

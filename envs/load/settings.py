@@ -6,14 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from draftgym.decoding.costs.published import PUBLISHED, published_costs
-from draftgym.decoding.costs.server_costs import (
-    LinearServerCosts,
-    MeasuredServerCosts,
-    ServerCosts,
-)
+from draftgym.decoding.costs.host_costs import HostCosts, make_server_costs
+from draftgym.decoding.costs.server_costs import ServerCosts
 from draftgym.decoding.errors import DraftgymError
-from draftgym.envs.cell.host import MeasuredHost, read_host
 from draftgym.envs.load.arrivals import Arrivals, Poisson
 
 GOODPUT, LATENCY = "goodput", "latency"
@@ -67,7 +62,7 @@ class ServerSettings:
     requests: int = 64
     arrivals: Arrivals = field(default_factory=lambda: Poisson(4.0))
     mixture: Mapping[str, float] | None = None
-    costs: str | Path | MeasuredHost = "llama3.1-8b-h100"
+    costs: str | Path | HostCosts = "llama3.1-8b-h100"
     prompt_rows: int = 512
     prompt_rows_alone: int = 2048
     copies: int = 1
@@ -86,15 +81,11 @@ class ServerSettings:
             DraftgymError: Neither published costs nor a measured host, a drafter without costs, or
                 more places than were measured.
         """
-        given = self.costs
-        if isinstance(given, str) and (given in PUBLISHED or not Path(given).exists()):
-            return LinearServerCosts(published_costs(given), drafters)
-        host = given if isinstance(given, MeasuredHost) else read_host(Path(given))
-        costs = MeasuredServerCosts(host.batches, host.costs, drafters)
-        if self.places * self.copies > host.batches.users[-1]:
+        costs = make_server_costs(self.costs, drafters)
+        texts = self.places * self.copies
+        if costs.most_texts is not None and texts > costs.most_texts:
             raise DraftgymError(
-                f"{self.places * self.copies} places; up to {host.batches.users[-1]} texts were "
-                "measured",
+                f"{texts} places; up to {costs.most_texts} texts were measured",
                 "give fewer places, or measure more: draftgym measure-host --users",
             )
         return costs

@@ -10,7 +10,7 @@ Notation: n = servers, K = places of a batch, A = arms, D = drafters, L = drafte
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,23 @@ class RowFacts:
     verified: Mask
     steps: Ints
     tokens: Ints
+
+    @classmethod
+    def nothing(cls, shape: tuple[int, ...], drafters: int) -> RowFacts:
+        """Facts of a shape S, all 0."""
+        each = (*shape, drafters)
+        marks, sizes = np.zeros((2, *each), np.bool_), np.zeros((2, *each), np.int64)
+        numbers = np.zeros((2, *shape), np.int64)
+        return cls(numbers[0], numbers[1], marks[0], marks[1], sizes[0], sizes[1])
+
+    def at(self, arms: Ints) -> RowFacts:
+        """Of facts of all arms, S and `[A]`, those of an arm of each text (S)."""
+
+        def taken(value: NDArray[Any]) -> NDArray[Any]:
+            which = np.expand_dims(arms, tuple(range(arms.ndim, value.ndim)))
+            return np.take_along_axis(value, which, arms.ndim).squeeze(arms.ndim)
+
+        return RowFacts(*(taken(value) for value in vars(self).values()))
 
     def where(self, mine: Mask) -> RowFacts:
         """The same of some, and nothing of the others (S)."""

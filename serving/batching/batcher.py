@@ -12,7 +12,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
 import torch
@@ -39,6 +39,7 @@ from draftgym.serving.batching.requests import (
 )
 from draftgym.serving.batching.rounds import Rounds, Running
 from draftgym.serving.batching.watching import NoWatch, Watch
+from draftgym.serving.planning.predicted import RoundPrices
 
 LOOKUP = "ngram"
 
@@ -105,6 +106,7 @@ class Batcher:
         settings: Limits.
         watch: Told of all that happens.
         clock: Seconds.
+        prices: Say what rounds should take; None for nobody.
     """
 
     def __init__(
@@ -115,6 +117,7 @@ class Batcher:
         settings: BatchSettings | None = None,
         watch: Watch | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        prices: RoundPrices | None = None,
     ) -> None:
         self.settings = settings or BatchSettings()
         self._target, self._drafters, self._policies = target, dict(drafters), policies
@@ -122,6 +125,7 @@ class Batcher:
         self._pool = CachePool(target, drafters, self.settings.cache_bytes, self.settings.reuse)
         guard = Guard() if self.settings.guard else None
         self._rounds = Rounds(self._pool, guard, self.settings.prompt_rows, clock)
+        self._prices = prices
         self._numbers = count()
         self._changed = threading.Condition()
         self._waiting: deque[_Waiting] = deque()
@@ -236,7 +240,11 @@ class Batcher:
 
     def _play(self) -> None:
         unread = [one for one in self._running if not one.began]
-        self._watch.round(self._rounds.play(self._running))
+        facts = self._rounds.play(self._running)
+        if self._prices is not None:
+            predicted = self._prices.seconds(facts.records, facts.prompt_rows)
+            facts = replace(facts, predicted=predicted)
+        self._watch.round(facts)
         for text in unread:
             if text.began:
                 self._watch.began(text.statistics, min(1, text.request.max_new_tokens))

@@ -21,12 +21,14 @@ class Writing:
         session: Where it is written.
         statistics: How it came about so far.
         memory: What its policy remembers of it, as the policy likes.
+        submitted: When it was submitted, by the batch's clock.
     """
 
     request: TextRequest
     session: Session
     statistics: TextStatistics
     memory: dict[str, Any] = field(default_factory=dict)
+    submitted: float = 0.0
 
 
 class BatchPolicy(Protocol):
@@ -60,3 +62,23 @@ class BatchPolicy(Protocol):
                 the guard allowed less.
             record: What happened.
         """
+
+
+def standing_for(arms: Sequence[Arm], chosen: Arm, played: Arm) -> int | None:
+    """The index of the arm that stands for what was played, as policies remember it.
+
+    Where that is none of the arms (a draft that was cut, or prompt lookup before `>`), it is the
+    arm of the same drafter that is nearest in length; None where there is none either.
+
+    Args:
+        arms: Those of the policy.
+        chosen: What it chose.
+        played: What was drafted with.
+    """
+    if played in arms:
+        return list(arms).index(played)
+    if not played.drafts:
+        return None
+    same = [at for at, arm in enumerate(arms) if arm.drafter == played.drafter]
+    distances = {at: abs(arms[at].length - played.length) for at in same}
+    return min(same, key=lambda at: (arms[at] != chosen, distances[at]), default=None)

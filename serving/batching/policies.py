@@ -23,7 +23,9 @@ from draftgym.decoding.two_stage import observer_of
 from draftgym.policies.base import Policy
 from draftgym.policies.choosers import CHOOSERS, chooser_name
 from draftgym.policies.registry import make_policy
-from draftgym.serving.batching.choosing import BatchPolicy, Writing
+from draftgym.policies.serving.stored import CostsOf
+from draftgym.serving.batching.choosing import BatchPolicy, Writing, standing_for
+from draftgym.serving.planning.folders import holds_batches, load_for_batch
 
 BY_BATCH, EXAMPLE = "by-batch", "by-batch@1=eagle3:3x6,5=ngram:8,17=plain"
 BEFORE = ">"
@@ -36,17 +38,20 @@ def make_batch_policy(
     target: Target,
     seed: int = 0,
     cost_model: Callable[[Sequence[Arm]], CostModel] | None = None,
+    server_costs: CostsOf | None = None,
 ) -> BatchPolicy:
     """Builds a policy of a batch.
 
     Args:
-        spec: What `make_policy` reads; or `by-batch@1=eagle3:3x6,5=ngram:8,17=plain`, arms by the
-            number of texts in the batch, each from its number on; or `ngram:8>SPEC`, an arm that
-            looks up where it has something to offer, else what the policy `SPEC` chooses.
+        spec: What `make_policy` reads; the folder of a policy for batches; or
+            `by-batch@1=eagle3:3x6,5=ngram:8,17=plain`, arms by the number of texts in the batch,
+            each from its number on; or `ngram:8>SPEC`, an arm that looks up where it has something
+            to offer, else what the policy `SPEC` chooses.
         drafters: Loaded drafters by name.
         target: The target.
         seed: Seed of `random`.
         cost_model: Loads what rounds with some arms cost; asked only by `ucb-time` and `survival`.
+        server_costs: What rounds of a batch cost; asked only by folders that plan with it.
 
     Raises:
         DraftgymError: It is no such policy, or names a drafter that is not loaded.
@@ -58,10 +63,12 @@ def make_batch_policy(
         )
     if text.partition("@")[0] == BY_BATCH:
         return BySize(text, _parse_table(text, drafters, target))
+    if holds_batches(text):
+        return load_for_batch(text, drafters, target, server_costs)
     if BEFORE in text and not _is_known_alone(text, drafters):
         head, _, rest = text.partition(BEFORE)
         first = _parse_first(text, head.strip(), drafters, target)
-        inner = make_batch_policy(rest, drafters, target, seed, cost_model)
+        inner = make_batch_policy(rest, drafters, target, seed, cost_model, server_costs)
         return LookupFirst(text, first, inner)
     return EachText(make_policy(spec, drafters, target, seed, cost_model))
 
@@ -69,10 +76,8 @@ def make_batch_policy(
 class EachText:
     """A policy of single texts, asked for all of its texts at once; the batch has no say.
 
-    A policy that observes is told of every round by the arm that drafted. Where that is none of its
-    arms, it is the arm of the same drafter that is nearest in length (a draft that was cut, or
-    prompt lookup before `>`); where there is none either, it learns what was committed, as by no
-    arm.
+    A policy that observes is told of every round by the arm that drafted (`standing_for`); where
+    there is none, it learns what was committed, as by no arm.
 
     Args:
         policy: The policy; deterministic where it can be.
@@ -98,23 +103,14 @@ class EachText:
     def learn(self, text: Writing, arm: Arm, record: RoundRecord) -> None:
         """Keeps the round for the text's next observation."""
         if self._follows:
-            self._observer(text).update(self._action(arm, record.arm), record)
+            action = standing_for(self.arms, arm, record.arm)
+            self._observer(text).update(action, record)
 
     def _observer(self, text: Writing) -> RouterObserver:
         if OBSERVER not in text.memory:
             text.memory[OBSERVER] = observer_of(self.policy)
         observer: RouterObserver = text.memory[OBSERVER]
         return observer
-
-    def _action(self, chosen: Arm, played: Arm) -> int | None:
-        """The index of the arm that stands for what was played."""
-        if played in self.arms:
-            return self.arms.index(played)
-        if not played.drafts:
-            return None
-        same = [at for at, arm in enumerate(self.arms) if arm.drafter == played.drafter]
-        distances = {at: abs(self.arms[at].length - played.length) for at in same}
-        return min(same, key=lambda at: (self.arms[at] != chosen, distances[at]), default=None)
 
 
 class BySize:

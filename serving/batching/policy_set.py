@@ -16,6 +16,7 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
 from draftgym.policies.choosers import CHOOSERS
 from draftgym.policies.registry import SHIPPED_ROUTER
+from draftgym.policies.serving.stored import CostsOf
 from draftgym.serving.batching.choosing import BatchPolicy
 from draftgym.serving.batching.policies import BY_BATCH, make_batch_policy
 
@@ -39,6 +40,7 @@ class PolicySet:
         specs: What the server offers by name: specs, and folders of trained policies. The first
             one is that of requests that name none.
         seed: Seed of those that throw dice.
+        costs: What rounds of a batch cost; asked only by folders that plan with it.
 
     Attributes:
         names: Names that the server was given, the default first.
@@ -53,8 +55,10 @@ class PolicySet:
         drafters: Mapping[str, Drafter],
         specs: Mapping[str, str],
         seed: int = 0,
+        costs: CostsOf | None = None,
     ) -> None:
         self._facts, self._seed, self._lock = (drafters, target), seed, threading.Lock()
+        self._costs = costs
         self._specs, self.names = dict(specs), list(specs)
         self._own = {name: self._make(spec, name) for name, spec in specs.items()}
         self._made: OrderedDict[str, BatchPolicy] = OrderedDict()
@@ -100,6 +104,6 @@ class PolicySet:
         return self._made[name]
 
     def _make(self, spec: str, name: str) -> BatchPolicy:
-        policy = make_batch_policy(spec, *self._facts, self._seed)
+        policy = make_batch_policy(spec, *self._facts, self._seed, None, self._costs)
         policy.name = name  # its own may tell a path of the host
         return policy

@@ -43,7 +43,6 @@ class Running(Writing):
         number: The batch's name for it.
         listener: Told of its events.
         policy: Who chooses its arms.
-        submitted: When it was submitted, by the batch's clock.
         began: Whether its prompt has been read.
         looked: Whether a known beginning was looked for.
         scores: Log-probabilities of what was read of its prompt, where they are asked for.
@@ -52,7 +51,6 @@ class Running(Writing):
     number: int
     listener: Listener
     policy: BatchPolicy
-    submitted: float
     began: bool = False
     looked: bool = False
     scores: list[TokenLogprob] = field(default_factory=list)

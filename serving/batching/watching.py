@@ -57,6 +57,8 @@ class RoundFacts:
         seconds: Of the phases.
         held_back: Whether the guard left speculation out.
         judged: What the guard knows, where a verdict of it changed.
+        predicted: Seconds of drafting and of the pass by the server's costs; None where there are
+            none, or where they say nothing of this round.
     """
 
     records: Sequence[RoundRecord]
@@ -64,6 +66,7 @@ class RoundFacts:
     seconds: PhaseSeconds
     held_back: bool = False
     judged: Sequence[Judged] = ()
+    predicted: tuple[float, float] | None = None
 
 
 class Watch(Protocol):

@@ -15,11 +15,14 @@ import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import tyro
 
+from draftgym.decoding.costs.host_costs import HostCosts, make_server_costs
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.files import user_path
 from draftgym.decoding.model.backends import Backend
 from draftgym.decoding.model.target import load_target, resolve_target
 from draftgym.drafters.loading import load_drafters
@@ -27,6 +30,7 @@ from draftgym.policies.registry import SHIPPED_ROUTER, default_policy, shipped_r
 from draftgym.serving.http.naming import policy_name, public_name
 
 if TYPE_CHECKING:
+    from draftgym.policies.serving.stored import CostsOf
     from draftgym.serving.batching.watching import Watch
     from draftgym.serving.http.service import Model, Service
 
@@ -55,10 +59,13 @@ class ServeArgs:
             and suffix decoding (suffix) are always there.
         policy: Who chooses what drafts in each round, where a request names nobody: plain, a
             drafter (eagle3), with a draft length (eagle3:3) or a tree (eagle3:3x6), entropy, router
-            (the shipped one), the folder of a trained policy, ngram:8>eagle3:3x6 (prompt lookup
-            where it finds something), or by-batch@1=eagle3:3x6,5=ngram:8,17=plain (by how many
-            texts are written together). Default: the rule that `draftgym generate` follows.
+            (the shipped one), the folder of a trained policy or of one for batches,
+            ngram:8>eagle3:3x6 (prompt lookup where it finds something), or
+            by-batch@1=eagle3:3x6,5=ngram:8,17=plain (by how many texts are written together).
+            Default: the rule that `draftgym generate` follows.
         policies: Further policies that requests may name, each as NAME=POLICY.
+        costs: What rounds cost on this host, for policies that plan batches with it, and for the
+            predictions in /metrics: a file of `draftgym measure-host`, or published costs by name.
         dtype: auto (a probe picks the faster one; bfloat16 on an accelerator), float32 (a text is
             the same whoever else is served), bfloat16 or float16 (near ties may flip).
         device: auto (an accelerator that torch can use, else the processor), cpu, cuda, cuda:1,
@@ -93,6 +100,7 @@ class ServeArgs:
     drafters: tuple[str, ...] = ()
     policy: str | None = None
     policies: tuple[str, ...] = ()
+    costs: str | None = None
     dtype: str = "auto"
     device: str = "auto"
     backend: Backend = "auto"
@@ -125,6 +133,7 @@ class ServeArgs:
         if any(not key.isascii() or not key.strip() for key in self.keys):
             raise DraftgymError("an API key is empty, or not ASCII", "give another --api-key")
         self.named_policies()
+        self.server_costs()
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -135,6 +144,24 @@ class ServeArgs:
     def model_name(self) -> str:
         """What requests call the model."""
         return self.served_model_name or public_name(self.target)
+
+    def server_costs(self) -> CostsOf | None:
+        """What rounds cost with some drafters; None where nobody said.
+
+        Raises:
+            DraftgymError: The costs cannot be read, or say nothing of so many texts.
+        """
+        if self.costs is None:
+            return None
+        path = user_path(self.costs)
+        given = HostCosts.read(path) if path.exists() else self.costs
+        most = make_server_costs(given, ()).most_texts
+        if most is not None and most < self.max_running:
+            raise DraftgymError(
+                f"--max-running is {self.max_running}; up to {most} texts were measured",
+                f"give --max-running {most}, or measure more: draftgym measure-host --users",
+            )
+        return partial(make_server_costs, given)
 
     def named_policies(self) -> dict[str, str]:
         """The further policies by name.
@@ -167,6 +194,7 @@ def load(args: ServeArgs, watch: Watch | None = None) -> Model:
     from draftgym.serving.batching.policy_set import PolicySet
     from draftgym.serving.http.encoding import Encoding, check_tokenizer
     from draftgym.serving.http.service import Model
+    from draftgym.serving.planning.predicted import RoundPrices
 
     target = load_target(args.target, args.dtype, args.threads, args.device, args.backend)
     check_tokenizer(target)
@@ -179,7 +207,8 @@ def load(args: ServeArgs, watch: Watch | None = None) -> Model:
     named = {policy_name(spec): shipped.get(spec, spec)} | args.named_policies() | shipped
     named = {name: shipped.get(spec, spec) for name, spec in named.items()} | {"plain": "plain"}
     served = replace(target, name=args.model_name)
-    policies = PolicySet(served, drafters, named)
+    costs = args.server_costs()
+    policies = PolicySet(served, drafters, named, costs=costs)
     settings = BatchSettings(
         args.max_running,
         args.max_waiting,
@@ -188,7 +217,8 @@ def load(args: ServeArgs, watch: Watch | None = None) -> Model:
         args.guard,
         args.reuse,
     )
-    batcher = Batcher(served, drafters, policies, settings, watch)
+    prices = None if costs is None else RoundPrices(costs, drafters)
+    batcher = Batcher(served, drafters, policies, settings, watch, prices=prices)
     batcher.start()
     return Model(served, batcher, policies, Encoding(served))
 

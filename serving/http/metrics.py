@@ -181,6 +181,12 @@ class Metrics:
         self._phases = self._labelled(
             Counter, "draftgym_phase_seconds", "Wall-clock of rounds by phase", "phase"
         )
+        self._predicted = self._labelled(
+            Counter,
+            "draftgym_predicted_seconds",
+            "The same by the server's costs: draft, and verify with prompts",
+            "phase",
+        )
         self._cache_bytes = self._gauge("draftgym_cache_bytes", "Memory of caches in use")
         self._held_back = self._counter(
             "draftgym_rounds_held_back", "Rounds of the batch that the guard kept plain"
@@ -218,6 +224,9 @@ class Metrics:
         self._prompt_rows.inc(facts.prompt_rows)
         for phase, value in seconds.items():
             self._phases.labels(self._model, phase).inc(value)
+        if facts.predicted is not None:
+            for phase, value in zip(("draft", "verify"), facts.predicted, strict=True):
+                self._predicted.labels(self._model, phase).inc(value)
 
     def _count_arms(self, records: Sequence[RoundRecord]) -> None:
         rounds: Count[str] = Count()
