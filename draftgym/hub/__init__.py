@@ -1,0 +1,1 @@
+"""Drafters, policies and traces on the Hugging Face Hub."""
