@@ -275,7 +275,7 @@ class Load:
 
     def _remember(self, arms: Ints, facts: RowFacts, context: Ints, deciding: Mask) -> None:
         np.copyto(self._last_used, context[..., None], where=facts.asked)
-        drafters = (-1, len(self.texts.drafters))
+        drafters = (arms.size, len(self.texts.drafters))
         self.memory.update(
             arms.ravel(),
             facts.committed.ravel(),
