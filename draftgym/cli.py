@@ -29,6 +29,8 @@ COMMANDS = {
     "export": ("export", "a folder that transformers' generate() loads draftgym by"),
     "push": ("hub.push", "a drafter, policy or traces to the Hugging Face Hub"),
     "pull": ("hub.pull", "a drafter, policy or traces from the Hugging Face Hub"),
+    "export-policy": ("agents.serving.export", "draft lengths by batch size, for other engines"),
+    "export-costs": ("agents.serving.export_costs", "what rounds cost, for SGLang's DSPARK"),
     "average": ("drafters.average", "average the weights of several trainings"),
     "suffix-store": ("drafters.suffix.store", "earlier responses for suffix decoding to copy from"),
     "unpack-small-lm": ("drafters.small_lm.network", "a shipped small LM as a whole model folder"),

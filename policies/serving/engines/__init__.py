@@ -1,0 +1,1 @@
+"""What engines can be told of a policy: draft lengths by batch size, in their own formats."""
