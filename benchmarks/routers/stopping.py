@@ -109,8 +109,7 @@ def measure(args: StoppingArgs) -> Result:
     )
     figures = compare(learned, tested, args.drafter, args.first, args.default, args.folds)
     if args.head:
-        found = figures["scenes"][f"{args.first}>{args.drafter}"][PUBLISHED]["setting"]
-        write_head(args, learned[1], found, target, drafter, train.origin.describe())
+        write_head(args, learned[1], target, drafter, train.origin.describe())
     of = {"train": train.origin.describe(), "heldout": heldout.origin.describe()}
     return finish(tables, args, {"traces": of, **figures}, target, drafters)
 
@@ -118,26 +117,27 @@ def measure(args: StoppingArgs) -> Result:
 def write_head(
     args: StoppingArgs,
     chains: Chains,
-    setting: Json,
     target: Target,
     drafter: AutoregressiveDrafter,
     traces: Json,
 ) -> None:
-    """Trains a head on all chains and writes it as a policy.
+    """Trains a head on all chains and writes it as a policy that stops where the paper's does.
 
     Args:
         args: The settings.
         chains: Of training texts.
-        setting: Length and threshold that are fastest there.
         target: Who wrote the texts.
         drafter: Who drafts.
         traces: Where the texts are from.
     """
-    assert args.head is not None
+    published = RULES[PUBLISHED].published
+    assert args.head is not None and published is not None
     examples = Examples.of(chains, late=True, knows_all=False)
     head = head_of(examples, np.ones(len(chains), np.bool_))
-    arm = parse_arm(f"{args.first}>{drafter.name}:{setting['length']}")
-    least = float(np.exp(setting["least"]))
+    arm, least = (
+        parse_arm(f"{args.first}>{drafter.name}:{args.length}"),
+        float(np.exp(published[0])),
+    )
     save_acceptance_policy(head, arm, least, drafter, target, args.head, {"traces": traces})
 
 
