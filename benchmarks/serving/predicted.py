@@ -91,6 +91,7 @@ class PredictedArgs(TargetOptions):
     json: Path | None = None
 
 
+@torch.no_grad()
 def measure(args: PredictedArgs) -> Result:
     """Predicts, serves, shows and writes the figures.
 
@@ -378,5 +379,4 @@ def tables(result: Json) -> list[Table]:
 
 if __name__ == "__main__":
     with exit_on_user_error():
-        torch.set_grad_enabled(False)
         measure(tyro.cli(PredictedArgs, description=__doc__))
