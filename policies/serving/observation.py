@@ -42,8 +42,18 @@ def found_by(match: ArrayLike, found: ArrayLike) -> list[NDArray[np.float64]]:
 
 def observe(servers: Servers) -> Observation:
     """Observations of n servers: `requests` `[n, K, F]` and `server` `[n, G]`, float32."""
-    active, deciding = servers.active, servers.deciding
     unit = _unit(servers)
+    return {"requests": _requests(servers, unit), "server": _server(servers, unit)}
+
+
+def observe_requests(servers: Servers) -> NDArray[np.float32]:
+    """The `requests` of `observe` alone, which is what forecasts read."""
+    return _requests(servers, _unit(servers))
+
+
+def _requests(servers: Servers, unit: Floats) -> NDArray[np.float32]:
+    """Numbers of the requests `[n, K, F]`."""
+    active, deciding = servers.active, servers.deciding
     own = np.stack(
         [
             active,
@@ -58,7 +68,7 @@ def observe(servers: Servers) -> Observation:
     told = np.concatenate([own, servers.found, servers.signals], -1, dtype=np.float32)
     told[..., len(OF_THE_SERVER) :] *= deciding[..., None]  # the first token is not there yet
     told *= active[..., None]
-    return {"requests": told, "server": _server(servers, unit)}
+    return told
 
 
 def _server(servers: Servers, unit: Floats) -> NDArray[np.float32]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from draftgym.decoding.arms import Arm
 from draftgym.decoding.drafting import LOOKUPS
 from draftgym.decoding.errors import DraftgymError
-from draftgym.policies.serving.observation import observe
+from draftgym.policies.serving.observation import observe_requests
 from draftgym.policies.serving.planning import best_arms
 from draftgym.policies.serving.servers import Floats, Ints, Mask, Servers
 
@@ -134,7 +134,7 @@ class PlannedPlayer:
         if self._forecast is None:
             tokens = facts.committed.astype(float)
         else:
-            tokens = self._forecast.tokens(observe(servers)["requests"], servers.deciding)
+            tokens = self._forecast.tokens(observe_requests(servers), servers.deciding)
         price = self._running.now(servers) if self._fixed is None else self._fixed
         return best_arms(servers, facts, tokens, price)
 

@@ -73,6 +73,8 @@ class LiveBatch:
     Attributes:
         costs: What rounds cost.
         shape: 1 and K.
+        context: Positions in the target's cache `[1, K]`.
+        deciding: Whose arms the next round reads `[1, K]`.
         alone: Seconds of drafting with each arm, by the cost model `[1, K, A]`.
         found: What lookups found `[1, K, 2 L]`.
     """
@@ -89,7 +91,18 @@ class LiveBatch:
         self._followed, self._now = dict(followed), now
         self.shape = 1, len(texts)
         self._sessions = [text.session for text in texts]
+        self.context = np.array([[session.cache.length for session in self._sessions]])
+        self.deciding = np.array([[place in followed for place in range(len(texts))]], np.bool_)
+        self._missed = self._backlogs()
         self._look()
+
+    def _backlogs(self) -> Ints:
+        """Positions that each drafter has missed `[1, K, D]`."""
+        last_used = np.zeros((*self.shape, len(self.drafters)), np.int64)
+        for place, followed in self._followed.items():
+            last_used[0, place] = followed.last_used
+        remaining = np.array([[[session.remaining] for session in self._sessions]], np.int64)
+        return backlogs(self.context[..., None], last_used, remaining.reshape(*self.shape, 1))
 
     def _look(self) -> None:
         """Asks the lookups of all who decide."""
@@ -131,11 +144,6 @@ class LiveBatch:
         return np.ones(self.shape, np.bool_)
 
     @property
-    def deciding(self) -> Mask:
-        """Whose arms the next round reads `[1, K]`."""
-        return np.array([[place in self._followed for place in range(self.shape[1])]])
-
-    @property
     def unread(self) -> Ints:
         """Nothing `[1, K]`."""
         return np.zeros(self.shape, np.int64)
@@ -144,11 +152,6 @@ class LiveBatch:
     def waiting(self) -> Ints:
         """Nobody is told of `[1]`."""
         return np.zeros(1, np.int64)
-
-    @property
-    def context(self) -> Ints:
-        """Positions in the target's cache `[1, K]`."""
-        return np.array([[session.cache.length for session in self._sessions]])
 
     @property
     def waited(self) -> Floats:
@@ -178,19 +181,13 @@ class LiveBatch:
 
     def missed(self, asked: Mask) -> Ints:
         """Positions that drafters encode first, `[1, K, ..., D]` like `asked`."""
-        last_used = np.zeros((*self.shape, len(self.drafters)), np.int64)
-        for place, followed in self._followed.items():
-            last_used[0, place] = followed.last_used
-        remaining = np.array([[[session.remaining] for session in self._sessions]])
-        missed = backlogs(self.context[..., None], last_used, remaining)
         axes = tuple(range(2, asked.ndim - 1))
-        return np.asarray(np.expand_dims(missed, axes) * asked)
+        return np.asarray(np.expand_dims(self._missed, axes) * asked)
 
     def round_seconds(self, arms: Ints) -> Floats:
         """What a round would take by the costs `[1]`, without prompts that ride along."""
-        deciding, which = self.deciding, arms[..., None]
-        alone = np.take_along_axis(self.alone, which, -1)[..., 0] * deciding
-        facts = self._options.at(arms).where(deciding)
+        alone = np.take_along_axis(self.alone, arms[..., None], -1)[..., 0] * self.deciding
+        facts = self._options.at(arms).where(self.deciding)
         rows = (facts.drafted + 1).sum(-1)
         draft, verify = seconds_of(self, facts, alone, self.active, rows)
         return draft + verify

@@ -9,7 +9,7 @@ Notation: A = arms, D = drafters.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,9 +73,17 @@ class ArmOptions:
 
     def look(self, session: Session) -> Situation:
         """Asks those who look up."""
-        return min(session.remaining - 1, self._most), tuple(
-            _asked(session, part) for part in self._parts
-        )
+        found = {name: _asked(session, part) for name, part in self._longest.items()}
+        looked = [self._found_by(session, part, found) for part in self._parts]
+        return min(session.remaining - 1, self._most), tuple(looked)
+
+    def _found_by(self, session: Session, part: Arm, found: Mapping[str, Looked]) -> Looked:
+        """What a part finds, given what the longest chains did: a shorter one is its beginning."""
+        longest = found.get(part.drafter)
+        if longest is None or part.nodes is not None:
+            return _asked(session, part)
+        length = min(part.length, longest.drafted)
+        return Looked(length, length, longest.match)
 
     def found(self, situation: Situation) -> list[Looked]:
         """What the longest chain of each lookup found."""

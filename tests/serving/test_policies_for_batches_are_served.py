@@ -129,6 +129,17 @@ def test_texts_that_leave_do_not_confuse_who_chooses(
             assert one.tokens == alone(target, request)
 
 
+def test_predictions_go_before_a_folder_as_before_any_default(
+    target: Target, drafters: dict[str, Drafter], folders: dict[str, str]
+) -> None:
+    batch = server(target, drafters, {"forecast": folders["forecast"]})
+    requests = [TextRequest(prompt_of(target, 9, n), 20, prediction=(5, 6, 7)) for n in range(3)]
+    heard = submit(batch, [*requests, TextRequest(prompt_of(target, 9, 5), 20)])
+    play(batch)
+    for request, one in zip(requests, heard, strict=False):
+        assert one.tokens == alone(target, request)
+
+
 def test_a_table_goes_by_the_whole_batch(target: Target, drafters: dict[str, Drafter]) -> None:
     texts = some_writings(target, drafters, 6)
     policy = RuleForBatch(LengthBySize(Ladder.of("eagle3", (1, 3)), {2: 3, 5: 1}))
