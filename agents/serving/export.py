@@ -95,44 +95,48 @@ def export_policy(args: ExportPolicyArgs) -> None:
         raise DraftgymError("nobody says on which texts", "name traces of some with --traces")
     settings = ServerSettings(costs=args.costs, look_up=False)
     sizes = batch_sizes(args.sizes, replace(settings, places=1).make_costs([]))
-    policy, table = _table(args, _read(args.traces, args.longest), settings, sizes)
-    export = _export(args, policy, table)
+    policy, export = _export(args, _read(args.traces, args.longest), settings, sizes)
     write_text(args.out, export.text)
-    told = ", ".join(f"{a} to {b}: {length}" for a, b, length in export.table.ranges)
-    print(f"{args.out}: tokens of {export.table.drafter} by requests in the batch: {told}")
+    print(f"{args.out}: {_lengths(export)}")
     for note in export.notes:
         print(f"  {note}")
     print(f"  {export.command.replace('{file}', str(args.out))}")
     if args.heldout is not None:
         heldout = _read(args.heldout, args.longest)
-        kept = measure_kept(policy, export.table, heldout, settings, sizes)
+        itself = args.policy is None or export.table is None
+        engine = policy if itself else rule_policy(export.played())
+        kept = measure_kept(policy, engine, heldout, settings, sizes)
         _tell(policy.name, kept)
         if args.json is not None:
             told_of = {"policy": policy.name, "engine": args.engine, "costs": args.costs}
             write_json(args.json, {**told_of, "kept": [asdict(one) for one in kept]})
 
 
-def _table(
+def _export(
     args: ExportPolicyArgs, traces: TraceSet, settings: ServerSettings, sizes: Sequence[int]
-) -> tuple[BatchPolicy, LengthTable]:
-    """The policy, and the table that stands for it; without one, the table is the policy."""
+) -> tuple[BatchPolicy, Export]:
+    """The policy, and what the engine is told; without one, that is the policy."""
     if args.match is not None and args.engine != "tensorrt-llm":
         raise DraftgymError(
             f"{args.engine} cannot look up before its network drafts",
             "leave --match out; of these engines tensorrt-llm alone can",
         )
+    as_told, write = (args.model, args.method), ENGINES[args.engine]
     if args.policy is None:
-        table = tuned(traces, settings, sizes, args.drafter, args.match)
-        return rule_policy(table.rule()), table
+        export = write(tuned(traces, settings, sizes, args.drafter, args.match), *as_told)
+        return rule_policy(export.played()), export
     policy = named_policy(args.policy, traces, settings, args.drafter)
-    return policy, distil(policy, traces, settings, sizes, args.match)
-
-
-def _export(args: ExportPolicyArgs, policy: BatchPolicy, table: LengthTable) -> Export:
-    """What the engine is told; SGLang's own rule goes there as it is."""
     if args.engine == "sglang" and isinstance(policy.rule, AdaptiveLength):
-        return adaptive_to_sglang(policy.rule.sizes, table, args.model, args.method)
-    return ENGINES[args.engine](table, args.model, args.method)
+        return policy, adaptive_to_sglang(policy.rule, sizes[-1], *as_told)
+    return policy, write(distil(policy, traces, settings, sizes, args.match), *as_told)
+
+
+def _lengths(export: Export) -> str:
+    """What an engine drafts, as text."""
+    if export.table is None:
+        return "the rule itself"
+    told = ", ".join(f"{a} to {b}: {length}" for a, b, length in export.table.ranges)
+    return f"tokens of {export.table.drafter} by requests in the batch: {told}"
 
 
 def _export_confidence(args: ExportPolicyArgs, threshold: str) -> None:
@@ -162,20 +166,19 @@ def _tell(name: str, kept: Sequence[Kept]) -> None:
         title_justify="left",
         padding=(0, 1, 0, 0),
     )
-    for column in ("requests", "tokens", "policy / plain", "table / plain", "table / policy"):
+    for column in ("requests", "policy / plain", "export / plain", "export / policy", "gain kept"):
         table.add_column(column, justify="right")
-    table.add_column("gain kept", justify="right")
     for one in kept:
-        ratios = map(_interval, (one.policy, one.table, one.against, one.share))
-        table.add_row(str(one.size), str(one.length), *ratios)
+        ratios = map(_interval, (one.policy, one.export, one.against, one.share))
+        table.add_row(str(one.size), *ratios)
     console = make_console()
     console.print()
     console.print(table)
     console.print("held-out texts, 95 % intervals: paired bootstrap over texts", style="dim")
 
 
-def _interval(one: Interval) -> str:
-    return f"{one.value:.3f}\n({one.low:.3f} to {one.high:.3f})"
+def _interval(one: Interval | None) -> str:
+    return "none to keep" if one is None else f"{one.value:.3f}\n({one.low:.3f} to {one.high:.3f})"
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""What a table keeps of the gain of the policy that it stands for, on batches of each size.
+"""What an export keeps of the gain of the policy that it stands for, on batches of each size.
 
 Both write the same texts, each once, on the same servers; intervals are paired bootstraps over
 texts. The gain is what is written per second beyond plain decoding.
@@ -17,7 +17,6 @@ from draftgym.envs.load.settings import ServerSettings
 from draftgym.envs.serving.distil import BatchPolicy
 from draftgym.envs.serving.identical import play_identical
 from draftgym.envs.serving.play import RulePlayer
-from draftgym.policies.serving.engines.table import LengthTable
 from draftgym.policies.serving.rule import FixedRule, ServingRule
 from draftgym.rollouts.report.statistics import Interval, bootstrap, speed_ratio
 from draftgym.rollouts.traces.trace import TraceSet
@@ -25,23 +24,21 @@ from draftgym.rollouts.traces.trace import TraceSet
 
 @dataclass(frozen=True)
 class Kept:
-    """What a table keeps at a size of the batch.
+    """What an export keeps at a size of the batch.
 
     Attributes:
         size: Requests in the batch.
-        length: Tokens that the table drafts.
         policy: Speed of the policy over plain decoding.
-        table: Speed of the table over plain decoding.
-        against: Speed of the table over the policy.
-        share: The table's gain as a share of the policy's.
+        export: Speed of what the engine does over plain decoding.
+        against: Speed of that over the policy.
+        share: Its gain as a share of the policy's; None where that has no gain to speak of.
     """
 
     size: int
-    length: int
     policy: Interval
-    table: Interval
+    export: Interval
     against: Interval
-    share: Interval
+    share: Interval | None
 
 
 def rule_policy(rule: ServingRule) -> BatchPolicy:
@@ -51,7 +48,7 @@ def rule_policy(rule: ServingRule) -> BatchPolicy:
 
 def measure_kept(
     policy: BatchPolicy,
-    table: LengthTable,
+    export: BatchPolicy,
     traces: TraceSet,
     settings: ServerSettings,
     sizes: Sequence[int],
@@ -60,34 +57,33 @@ def measure_kept(
 
     Args:
         policy: Who chooses.
-        table: What stands for it.
+        export: What an engine does instead.
         traces: Texts that neither was made with.
         settings: What the servers are made of.
-        sizes: Sizes of the batch, none above the table's largest.
+        sizes: Sizes of the batch.
 
     Raises:
         DraftgymError: Arms that were not traced, or sizes that were not measured.
     """
-    rule = rule_policy(table.rule())
-    plain = rule_policy(FixedRule(Arm(PLAIN, 0)))
-    laid_out = rule.texts(traces, settings)  # an arm of its ladder is plain
-    everybody = [(policy, policy.texts(traces, settings)), (rule, laid_out), (plain, laid_out)]
+    everybody = [policy, export, rule_policy(FixedRule(Arm(PLAIN, 0)))]
+    if export is policy:
+        del everybody[0]
+    laid_out = [(one, one.texts(traces, settings)) for one in everybody]
     found = []
     for size in sizes:
-        mine, its, slow = (
-            play_identical(texts, settings, size, one.make) for one, texts in everybody
-        )
+        works = [play_identical(texts, settings, size, one.make) for one, texts in laid_out]
+        mine, its, plain = works if len(works) == 3 else (works[0], *works)
         sums = [
             [number for work in three for number in (work.tokens, work.seconds)]
-            for three in zip(mine, its, slow, strict=True)
+            for three in zip(mine, its, plain, strict=True)
         ]
-        ratios = speed_ratio(mine, slow), speed_ratio(its, slow), speed_ratio(its, mine)
-        length = next(length for first, last, length in table.ranges if first <= size <= last)
-        found.append(Kept(size, length, *ratios, bootstrap(sums, _share)))
+        gain = speed_ratio(mine, plain)
+        share = bootstrap(sums, _share) if gain.low > 1 else None
+        found.append(Kept(size, gain, speed_ratio(its, plain), speed_ratio(its, mine), share))
     return found
 
 
 def _share(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The table's gain by the policy's; columns: tokens and seconds of policy, table and plain."""
-    policy, table, plain = (sums[:, at] / sums[:, at + 1] for at in (0, 2, 4))
-    return np.asarray((table - plain) / (policy - plain))
+    """The export's gain by the policy's; columns: tokens, seconds of policy, export and plain."""
+    policy, export, plain = (sums[:, at] / sums[:, at + 1] for at in (0, 2, 4))
+    return np.asarray((export - plain) / (policy - plain))

@@ -75,7 +75,18 @@ def test_what_is_kept_is_told_and_written(
     assert args.json is not None
     figures = json.loads(args.json.read_text(encoding="utf-8"))
     assert [one["size"] for one in figures["kept"]] == list(SIZES)
-    assert all(one["table"]["value"] < one["policy"]["value"] for one in figures["kept"])
+    assert all(one["export"]["value"] < one["policy"]["value"] for one in figures["kept"])
+
+
+def test_sglangs_own_rule_is_kept_whole(
+    args: ExportPolicyArgs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = replace(args, engine="sglang", policy="adaptive", method="EAGLE3")
+    check_sglang(json.loads(written(args)))
+    assert "the rule itself" in capsys.readouterr().out
+    assert args.json is not None
+    figures = json.loads(args.json.read_text(encoding="utf-8"))
+    assert all(one["against"]["value"] == 1 for one in figures["kept"])
 
 
 @pytest.mark.parametrize("policy", ["small:3", "goodput", "adaptive"])

@@ -87,16 +87,22 @@ def chosen(table: LengthTable) -> list[int]:
 
 
 def test_what_is_kept_is_all_of_itself_and_less_of_the_oracle() -> None:
-    table = LengthTable("small", {4: 5, 64: 3})
-    itself = measure_kept(rule_policy(table.rule()), table, TRACES, SETTINGS, SIZES)
-    assert [one.length for one in itself] == [5, 5, 3, 3]
-    for one in itself:
-        assert one.against.value == one.share.value == 1 and one.policy == one.table
+    table = rule_policy(LengthTable("small", {4: 5, 64: 3}).rule())
+    for again in (table, rule_policy(LengthTable("small", {4: 5, 64: 3}).rule())):
+        for one in measure_kept(table, again, TRACES, SETTINGS, SIZES):
+            assert one.share is not None and one.policy == one.export
+            assert one.against.value == one.share.value == 1
     arms = tuple(parse_arm(arm) for arm in ARMS)
     oracle = BatchPolicy("oracle", arms, lambda load: PlannedPlayer(None, load), looks=True)
     for one in measure_kept(oracle, table, TRACES, SETTINGS, SIZES):
-        assert one.policy.value > one.table.value and one.share.high < 1
-        assert one.against.value == pytest.approx(one.table.value / one.policy.value)
+        assert one.share is not None and one.share.high < 1 and one.policy.low > 1
+        assert one.against.value == pytest.approx(one.export.value / one.policy.value)
+
+
+def test_where_nothing_is_gained_nothing_can_be_kept() -> None:
+    plain = rule_policy(FixedRule(parse_arm("plain")))
+    (one,) = measure_kept(plain, plain, TRACES, SETTINGS, (4,))
+    assert one.share is None and one.policy.value == one.export.value == 1
 
 
 def test_a_host_that_was_measured_prices_only_what_it_measured() -> None:

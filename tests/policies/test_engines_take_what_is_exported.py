@@ -12,6 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from draftgym.decoding.arms import parse_arm
 from draftgym.decoding.costs.published import published_costs
 from draftgym.decoding.costs.server_costs import LinearServerCosts
 from draftgym.decoding.errors import DraftgymError
@@ -78,7 +79,7 @@ def test_every_engine_takes_its_file_and_reads_the_same_lengths(table: LengthTab
         if write is to_tensorrt_llm and not next(iter(table.schedule.values())):
             continue
         export = write(table, "a/drafter", None)
-        assert lengths(read(export.text), table.most) == lengths(export.table.rule(), table.most)
+        assert lengths(read(export.text), table.most) == lengths(export.played(), table.most)
         if write is not to_tensorrt_llm:
             assert export.table == table
     check_vllm(json.loads(to_vllm(table).text))
@@ -100,7 +101,7 @@ def test_tensorrt_begins_with_the_longest(table: LengthTable) -> None:
     check_tensorrt_llm(body)
     assert body["speculative_config"]["speculative_model"] == "a: 'drafter'"
     wanted = [min(length, first) for length in lengths(table.rule(), table.most)]
-    assert lengths(export.table.rule(), table.most) == wanted
+    assert lengths(export.played(), table.most) == wanted
     assert bool(export.notes) == (export.table != table)
 
 
@@ -131,10 +132,14 @@ def test_examples_of_the_engines_documentation_are_read() -> None:
 
 
 def test_sglangs_own_rule_goes_there_as_it_is() -> None:
-    export = adaptive_to_sglang(SGLANG, LengthTable(DRAFTER, {64: 3}))
+    rule = AdaptiveLength(Ladder.of(DRAFTER, range(8)), (DRAFTER,), SGLANG)
+    export = adaptive_to_sglang(rule, 64)
     body = json.loads(export.text)
     check_sglang(body)
-    assert from_sglang(body) == SGLANG
+    assert from_sglang(body) == SGLANG and export.table is None
+    behind = Ladder.of(DRAFTER, range(8), parse_arm("ngram:8"))
+    with pytest.raises(DraftgymError, match="cannot ask ngram:8 before"):
+        adaptive_to_sglang(AdaptiveLength(behind, (DRAFTER, "ngram"), SGLANG), 64)
 
 
 def test_lookups_bring_what_their_methods_need() -> None:

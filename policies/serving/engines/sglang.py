@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from draftgym.decoding.errors import DraftgymError
-from draftgym.policies.serving.adaptive import AdaptiveSize
+from draftgym.policies.serving.adaptive import AdaptiveLength, AdaptiveSize
 from draftgym.policies.serving.engines.table import (
     Export,
     LengthTable,
@@ -49,49 +49,60 @@ def to_sglang(table: LengthTable, model: str | None = None, method: str | None =
     """
     table = without_lookup(ENGINE, table).drafts(ENGINE)
     body = {str(first): {CANDIDATES: [length]} for first, _, length in table.ranges}
-    return _export(body, table, model, method)
+    command = _command(body, table.drafter, table.most, model, method)
+    return Export(_text(body), table, command)
 
 
 def adaptive_to_sglang(
-    sizes: Mapping[int, AdaptiveSize],
-    table: LengthTable,
-    model: str | None = None,
-    method: str | None = None,
+    rule: AdaptiveLength, most: int, model: str | None = None, method: str | None = None
 ) -> Export:
     """The config of a rule that adapts, which SGLang plays as it is.
 
     Args:
-        sizes: Of `draftgym.policies.serving.adaptive.AdaptiveLength`.
-        table: Fixed lengths that stand for it.
+        rule: It.
+        most: Requests that the engine shall take at once.
         model: As `to_sglang`.
         method: As `to_sglang`.
 
     Raises:
-        DraftgymError: As `to_sglang`.
+        DraftgymError: As `to_sglang`, or the rule asks a lookup first.
     """
+    drafter = rule.ladder.drafter
+    if rule.ladder.arms[0].drafts:
+        raise DraftgymError(
+            f"{ENGINE} cannot ask {rule.ladder.arms[0]} before {drafter}",
+            "export the rule over chains alone",
+        )
     body = {
         str(size): {
             CANDIDATES: list(one.candidates),
             **{theirs: getattr(one, ours) for ours, theirs in NAMES.items()},
         }
-        for size, one in sorted(sizes.items())
+        for size, one in rule.sizes.items()
     }
-    return _export(body, without_lookup(ENGINE, table), model, method)
+    return Export(_text(body), None, _command(body, drafter, most, model, method))
 
 
-def _export(
-    body: Mapping[str, Mapping[str, Any]], table: LengthTable, model: str | None, method: str | None
-) -> Export:
-    algorithm = method_of(ENGINE, ALGORITHMS, table.drafter, method)
+def _text(body: Mapping[str, Any]) -> str:
+    return json.dumps(body, indent=2) + "\n"
+
+
+def _command(
+    body: Mapping[str, Mapping[str, Any]],
+    drafter: str,
+    most: int,
+    model: str | None,
+    method: str | None,
+) -> str:
+    algorithm = method_of(ENGINE, ALGORITHMS, drafter, method)
     longest = max(step for entry in body.values() for step in entry[CANDIDATES])
-    command = (
-        f"python -m sglang.launch_server --model MODEL --max-running-requests {table.most} "
+    return (
+        f"python -m sglang.launch_server --model MODEL --max-running-requests {most} "
         f"--speculative-algorithm {algorithm} --speculative-draft-model-path {model or 'DRAFTER'} "
         f"--speculative-eagle-topk 1 --speculative-num-steps {longest} "
         f"--speculative-num-draft-tokens {longest + 1} "
         "--speculative-adaptive --speculative-adaptive-config {file}"
     )
-    return Export(json.dumps(body, indent=2) + "\n", table, command)
 
 
 def from_sglang(body: Mapping[str, Any]) -> dict[int, AdaptiveSize]:

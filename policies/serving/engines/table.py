@@ -106,15 +106,21 @@ class Export:
 
     Attributes:
         text: What the file holds.
-        table: What the engine does with it, which may be less than was asked for.
+        table: What the engine does with it, which may be less than was asked for; None where it
+            plays the very rule that is exported.
         command: How the engine is started with a file of this name, which stands in it as `{file}`.
         notes: What else is to be known.
     """
 
     text: str
-    table: LengthTable
+    table: LengthTable | None
     command: str
     notes: tuple[str, ...] = ()
+
+    def played(self) -> LengthBySize:
+        """The table as a rule that can be played."""
+        assert self.table is not None
+        return self.table.rule()
 
 
 def ladder_of(drafter: str, lengths: Iterable[int], match: int | None = None) -> Ladder:
