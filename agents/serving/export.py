@@ -1,8 +1,7 @@
 """Write what engines take instead of a policy for batches: draft lengths by batch size.
 
-    $ draftgym export-policy vllm spec.json --traces runs/traces/train --model EAGLE3
-    $ draftgym export-policy sglang adaptive.json --traces runs/traces/train \
-        --policy runs/batches/policy --heldout runs/traces/heldout
+    $ draftgym export-policy vllm spec.json --traces runs/traces --costs runs/host.json
+    $ draftgym export-policy sglang adaptive.json --traces runs/traces --policy runs/serving
 
 Without --policy the lengths are the fastest on the traces, for the costs of --costs. A policy is
 played on them at every size, and the table is the one nearest to what it does; --heldout tells what
@@ -23,8 +22,10 @@ from rich import box
 from rich.table import Table
 
 from draftgym.agents.serving.named import named_policy
+from draftgym.decoding.drafting import LOOKUPS
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import write_json, write_text
+from draftgym.decoding.observation import drafter_names
 from draftgym.envs.load.settings import ServerSettings
 from draftgym.envs.serving.distil import BatchPolicy, batch_sizes, distil, tuned
 from draftgym.envs.serving.kept import Kept, measure_kept, rule_policy
@@ -98,7 +99,7 @@ def export_policy(args: ExportPolicyArgs) -> None:
     policy, export = _export(args, _read(args.traces, args.longest), settings, sizes)
     write_text(args.out, export.text)
     print(f"{args.out}: {_lengths(export)}")
-    for note in export.notes:
+    for note in (*export.notes, *_unasked(args, policy, export)):
         print(f"  {note}")
     print(f"  {export.command.replace('{file}', str(args.out))}")
     if args.heldout is not None:
@@ -129,6 +130,16 @@ def _export(
     if args.engine == "sglang" and isinstance(policy.rule, AdaptiveLength):
         return policy, adaptive_to_sglang(policy.rule, sizes[-1], *as_told)
     return policy, write(distil(policy, traces, settings, sizes, args.match), *as_told)
+
+
+def _unasked(args: ExportPolicyArgs, policy: BatchPolicy, export: Export) -> list[str]:
+    """What a table leaves out of its policy: lookups, where the engine asks none."""
+    if export.table is None or args.match is not None:
+        return []
+    names = [name for name in drafter_names(policy.arms) if name in LOOKUPS]
+    names = [name for name in names if name != export.table.drafter]
+    hint = "; --match sets a lookup in front" if args.engine == "tensorrt-llm" else ""
+    return [f"{', '.join(names)}: not asked there{hint}"] if names else []
 
 
 def _lengths(export: Export) -> str:

@@ -72,6 +72,7 @@ def test_what_is_kept_is_told_and_written(
     export_policy(replace(args, policy="ngram:8>small:5"))
     told = capsys.readouterr().out
     assert "What is kept of ngram:8>small:5" in told and "gain kept" in told
+    assert "ngram: not asked there" in told
     assert args.json is not None
     figures = json.loads(args.json.read_text(encoding="utf-8"))
     assert [one["size"] for one in figures["kept"]] == list(SIZES)
