@@ -3,7 +3,7 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 DRAFTGYM := .venv/bin/draftgym
 
-.PHONY: help setup target train traces figures drafters users scheduler edge evaluate test fuzz lint types docs check bench gpu format clean
+.PHONY: help setup target train traces figures drafters users scheduler edge evaluate proto test fuzz lint types docs check bench gpu format clean
 
 help:  ## List these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,9 @@ traces: setup  ## What every arm would do at every position of texts from all tr
 
 evaluate: setup  ## Every policy on all 150 held-out prompts (about half an hour)
 	$(DRAFTGYM) evaluate --json runs/evaluation.json
+
+proto: .venv/.ready  ## Code of the messages between devices and edge server, from serving/edge/edge_v1.proto
+	cd serving/edge && ../../$(RUN) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. edge_v1.proto
 
 test: setup  ## The test suite, a process per core
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile --no-loadscope-reorder --max-worker-restart 0

@@ -12,6 +12,7 @@ from draftgym.decoding.errors import DraftgymError, exit_on_user_error
 COMMANDS = {
     "generate": ("rollouts.decode.generation", "write a text with a policy, see every round"),
     "serve": ("serving.http.main", "an OpenAI-compatible server with any policy"),
+    "edge": ("serving.edge.main", "devices that draft, a server that verifies, over a network"),
     "evaluate": ("evaluate", "compare policies, or schedulers, on prompts"),
     "collect": ("rollouts.traces.collect", "trace what every arm would do, from real decoding"),
     "import-traces": ("rollouts.import_traces", "traces that others published, of a large target"),

@@ -10,24 +10,21 @@ from pathlib import Path
 from gymnasium.utils.seeding import np_random
 
 from draftgym.agents.scheduler.cell_args import CellArgs, known_means, means_of
-from draftgym.agents.scheduler.planners import (
-    LearnedPlanner,
-    MakePlanner,
-    OraclePlanner,
-    RulePlanner,
-    play_rounds,
-)
 from draftgym.agents.scheduler.report import print_schedulers, write_scheduler_report
 from draftgym.agents.scheduler.totals import PERCENTILES, CellTotals, count_rounds
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.files import user_path, write_json
+from draftgym.decoding.files import write_json
 from draftgym.decoding.provenance import describe_host, plain
 from draftgym.decoding.verify.seeds import check_seed
 from draftgym.envs.cell.cell import Cell
 from draftgym.envs.cell.texts import ChainTable
+from draftgym.envs.scheduler.planners import (
+    LearnedPlanner,
+    MakePlanner,
+    planner_by_name,
+    play_rounds,
+)
 from draftgym.policies.folder import PolicyTarget
-from draftgym.policies.schedulers.learned import load_scheduler
-from draftgym.policies.schedulers.rules import make_scheduler
 from draftgym.rollouts.decode.evaluation import check_writable
 from draftgym.rollouts.report.plots import require_matplotlib
 from draftgym.rollouts.report.statistics import Interval, Work, bootstrap, speed_ratio
@@ -43,8 +40,6 @@ USUAL = (
     "heterogeneous@given",
 )
 """Whom a comparison compares when nobody is named."""
-
-ORACLE = "oracle"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,15 +161,9 @@ def chosen_schedulers(
     """
     planners: dict[str, MakePlanner] = {}
     for spec in map(str.strip, specs):
-        path, name = user_path(spec), spec
-        make: MakePlanner = partial(RulePlanner, spec, min_length=min_length)
-        if path.is_dir() or "/" in spec:
-            policy = load_scheduler(path, target)
-            name, make = policy.name, partial(LearnedPlanner, policy)
-        elif spec == ORACLE:
-            make = OraclePlanner
-        else:
-            make_scheduler(spec, [0.5])  # an unknown one is found before anything is played
+        make, name = planner_by_name(spec, target, min_length), spec
+        if isinstance(make, partial) and make.func is LearnedPlanner:
+            name = make.args[0].name
         if name in planners:
             raise DraftgymError(f"scheduler {name!r} is named twice", "name every one once")
         planners[name] = make

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from draftgym.envs.cell.cell import CellRound
+from draftgym.envs.cell.cell import Cell, CellRound
+from draftgym.envs.radio.channel import Generators
+from draftgym.envs.scheduler.planners import MakePlanner, play_rounds
 
 PERCENTILES = (50, 95, 99)
 Floats = NDArray[np.float64]
@@ -71,6 +73,11 @@ def jain(rates: Floats) -> float:
     """Jain's fairness index, `(sum r)^2 / (N sum r^2)`: 1 if all are alike, 1 / N at worst."""
     squares = float((rates**2).sum())
     return float(rates.sum()) ** 2 / (len(rates) * squares) if squares else 1.0
+
+
+def play_cells(planner: str | MakePlanner, cell: Cell, rng: Generators, rounds: int) -> CellTotals:
+    """Resets the cells, plays some rounds and counts what they did; see `play_rounds`."""
+    return count_rounds(play_rounds(planner, cell, rng, rounds))
 
 
 def count_rounds(rounds: Iterable[CellRound]) -> CellTotals:

@@ -41,13 +41,14 @@ from draftgym.agents.scheduler.args import SchedulerArgs, check_args
 from draftgym.agents.scheduler.belief_fitting import fit_beliefs
 from draftgym.agents.scheduler.bounded_reward import BoundedReward
 from draftgym.agents.scheduler.cell_args import known_means, means_of
-from draftgym.agents.scheduler.planners import ENVIRONMENTS, LearnedPlanner, play_cells
 from draftgym.agents.scheduler.policy import SchedulerActorCritic, SchedulerSAC, acting_network
+from draftgym.agents.scheduler.totals import play_cells
 from draftgym.decoding.model.precision import usable_cores
 from draftgym.decoding.provenance import check_run_folder
 from draftgym.envs.cell.cell import Cell
 from draftgym.envs.cell.texts import ChainTable
 from draftgym.envs.scheduler.observation import CELL_FEATURES, USER_FEATURES
+from draftgym.envs.scheduler.planners import ENVIRONMENTS, LearnedPlanner
 from draftgym.envs.scheduler.vector import VECTOR_FORMS
 from draftgym.policies.schedulers.learned import (
     BELIEFS,

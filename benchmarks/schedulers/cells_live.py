@@ -31,7 +31,6 @@ from benchmarks.results import PromptOptions, Result, check, finish
 from benchmarks.system.losslessness import larger_than_rounding
 from draftgym.agents.scheduler.cell_args import CellArgs, known_means, means_of
 from draftgym.agents.scheduler.evaluation import chosen_schedulers
-from draftgym.agents.scheduler.planners import MakePlanner, play_rounds
 from draftgym.agents.scheduler.totals import count_rounds
 from draftgym.decoding.arms import check_arms, parse_arm
 from draftgym.decoding.decoder import Generation, PlainPolicy, SpeculativeDecoder
@@ -41,6 +40,7 @@ from draftgym.decoding.model.target import Target
 from draftgym.envs.cell.cell import Cell
 from draftgym.envs.cell.live import LiveTable
 from draftgym.envs.cell.texts import ChainTable, check_chains
+from draftgym.envs.scheduler.planners import MakePlanner, play_rounds
 from draftgym.rollouts.decode.batched import Request, requests_of_run
 from draftgym.rollouts.decode.fitting import FittedPrompts
 from draftgym.rollouts.decode.interleaved import DecodeSettings, write

@@ -45,11 +45,11 @@ from benchmarks.schedulers.figures import (
 )
 from draftgym.agents.scheduler.cell_args import CellArgs, known_means, means_of
 from draftgym.agents.scheduler.evaluation import EvaluateSchedulersArgs, compare
-from draftgym.agents.scheduler.planners import MakePlanner
 from draftgym.agents.scheduler.totals import CellTotals
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
 from draftgym.envs.cell.cell import Cell as UserCell
 from draftgym.envs.cell.texts import ChainTable
+from draftgym.envs.scheduler.planners import MakePlanner
 from draftgym.rollouts.traces.file import read_traces
 from draftgym.rollouts.traces.trace import TraceSet
 

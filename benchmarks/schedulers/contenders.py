@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from draftgym.agents.scheduler.evaluation import chosen_schedulers
-from draftgym.agents.scheduler.planners import MakePlanner
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import user_path
 from draftgym.envs.cell.cell import Cell
+from draftgym.envs.scheduler.planners import MakePlanner
 from draftgym.policies.folder import PolicyTarget, policy_name, read_body
 
 FIXED = "fixed"

@@ -26,16 +26,11 @@ from benchmarks.results import Result, check, finish
 from benchmarks.schedulers.contenders import CLOSED_FORM
 from draftgym.agents.common.settings import SchedulerPPO
 from draftgym.agents.scheduler.cell_args import CellArgs
-from draftgym.agents.scheduler.planners import (
-    ENVIRONMENTS,
-    CellPlanner,
-    LearnedPlanner,
-    RulePlanner,
-)
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
 from draftgym.envs.cell.cell import Cell
 from draftgym.envs.cell.texts import ChainTable
 from draftgym.envs.scheduler.observation import CELL_FEATURES, USER_FEATURES
+from draftgym.envs.scheduler.planners import ENVIRONMENTS, CellPlanner, LearnedPlanner, RulePlanner
 from draftgym.envs.scheduler.vector import VECTOR_FORMS
 from draftgym.policies.schedulers.learned import BELIEFS, LENGTHS, LearnedScheduler, SchedulerHead
 from draftgym.rollouts.traces.file import read_traces

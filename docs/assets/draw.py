@@ -22,11 +22,11 @@ SHOWN = {  # the table's name of a row: how the picture calls it, and how it is 
 }
 LINES = "Everything below a room may be imported by it; nothing above."
 ROOMS = [
-    [("agents", "training: Stable-Baselines3, regression, likelihood")],
     [
-        ("envs", "Gymnasium: router, scheduler; cells, radio"),
-        ("serving", "batches that texts join; OpenAI's API"),
+        ("agents", "training: SB3, regression, likelihood"),
+        ("serving", "OpenAI's API; devices at the edge"),
     ],
+    [("envs", "Gymnasium: router, scheduler, serving; cells, radio, load")],
     [("rollouts", "prompts, decoding, traces, replay and oracle, responses, reports")],
     [("drafters", "EAGLE-3, DFlash, small LM, lookup"), ("policies", "who chooses: one predict")],
     [("decoding", "session, round, decoder; target, verification rules, cost model")],

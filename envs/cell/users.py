@@ -96,26 +96,47 @@ class Users:
         drawn = uniform(rng, (*self.shape, 4), rows)
         arm = (drawn[..., 0] * len(self.table.arms)).astype(np.int64)
         category = (drawn[..., 1] * len(self.table.categories)).astype(np.int64)
-        self.arm = np.where(where, arm, self.arm)
-        self.category = np.where(where, category, self.category)
-        self.task = self.table.task(self.arm, self.category)
+        seconds = self.token_seconds
+        for index, device in enumerate(self._devices):
+            mine = where & (arm == index)
+            touched = mine.any(-1)
+            if touched.any():
+                seconds = np.where(mine, draw(rng, self.shape, device.draw, touched), seconds)
         start = self.table.starts(category, drawn[..., 2])
         step = self.table.steps(category, drawn[..., 3])
         self._start = np.where(where, start, self._start)
         self._step = np.where(where, step, self._step)
-        self._served = np.where(where, 0, self._served)
-        for index, device in enumerate(self._devices):
-            mine = where & (self.arm == index)
-            touched = mine.any(-1)
-            if touched.any():
-                seconds = draw(rng, self.shape, device.draw, touched)
-                self.token_seconds = np.where(mine, seconds, self.token_seconds)
+        self.seat(where, arm, category, seconds)
+
+    def seat(
+        self,
+        where: Mask,
+        arm: Ints,
+        category: Ints,
+        token_seconds: Floats,
+        newcomers: Mask | None = None,
+    ) -> None:
+        """Puts users into these places, each at a text.
+
+        Args:
+            where: Which places.
+            arm: What drafts.
+            category: What is read.
+            token_seconds: Seconds per drafted token of the device.
+            newcomers: Who of them was not there before and has no past; None for all.
+        """
+        fresh = where if newcomers is None else where & newcomers
+        self.arm = np.where(where, arm, self.arm)
+        self.category = np.where(where, category, self.category)
+        self.task = self.table.task(self.arm, self.category)
+        self.token_seconds = np.where(where, token_seconds, self.token_seconds)
+        self._served = np.where(fresh, 0, self._served)
         self.active = self.active | where
         self.returns_at = np.where(where, np.inf, self.returns_at)
-        self.recent[where] = 0
-        self.seconds = np.where(where, self._head_start[0], self.seconds)
-        self.tokens = np.where(where, self._head_start[1], self.tokens)
-        self._open(where, where)
+        self.recent[fresh] = 0
+        self.seconds = np.where(fresh, self._head_start[0], self.seconds)
+        self.tokens = np.where(fresh, self._head_start[1], self.tokens)
+        self._open(where, fresh)
 
     def learn(self, taken: Mask, drafted: Ints, committed: Ints, seconds: Floats) -> None:
         """A round has ended: beliefs, rates and places in the texts.

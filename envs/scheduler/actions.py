@@ -12,7 +12,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from draftgym.decoding.errors import DraftgymError
-from draftgym.envs.cell.cell import Cell
+from draftgym.envs.cell.state import CellState
 from draftgym.policies.multispin.curves import belief_plan
 from draftgym.policies.multispin.problem import Plan, nearest_lengths
 from draftgym.policies.multispin.uplink import Floats
@@ -33,13 +33,13 @@ class Actions(Protocol):
 
     def __init__(self, users: int, longest: int) -> None: ...
 
-    def plan(self, cell: Cell, actions: NDArray[Any]) -> Plan:
+    def plan(self, cell: CellState, actions: NDArray[Any]) -> Plan:
         """Plans of n cells, from actions of their space `[n, ...]`."""
 
     def actions(self, plan: Plan) -> NDArray[Any]:
         """Actions that stand for plans `[n, K]`, as far as there are such."""
 
-    def masks(self, cell: Cell) -> NDArray[np.bool_]:
+    def masks(self, cell: CellState) -> NDArray[np.bool_]:
         """Which entries matter `[n, ...]`."""
 
 
@@ -50,7 +50,7 @@ class LengthActions:
         self._longest = longest
         self.space: spaces.Space[Any] = spaces.MultiDiscrete(np.full(users, longest + 1))
 
-    def plan(self, cell: Cell, actions: NDArray[Any]) -> Plan:
+    def plan(self, cell: CellState, actions: NDArray[Any]) -> Plan:
         """Plans of n cells from lengths `[n, K]`."""
         return cell.best_plan(actions.astype(np.int64))
 
@@ -58,7 +58,7 @@ class LengthActions:
         """Lengths of plans; their shares are lost."""
         return np.asarray(plan.lengths)
 
-    def masks(self, cell: Cell) -> NDArray[np.bool_]:
+    def masks(self, cell: CellState) -> NDArray[np.bool_]:
         """Flat masks of all lengths `[n, K * (longest + 1)]`; where nobody decides, 0 alone."""
         allowed = np.repeat(cell.deciding[..., None], self._longest + 1, axis=-1)
         allowed[..., 0] = True
@@ -77,7 +77,7 @@ class BeliefActions:
         self._longest = longest
         self.space: spaces.Space[Any] = spaces.Box(-1.0, 1.0, (users,), np.float32)
 
-    def plan(self, cell: Cell, actions: NDArray[Any]) -> Plan:
+    def plan(self, cell: CellState, actions: NDArray[Any]) -> Plan:
         """Plans of n cells from numbers in [-1, 1] `[n, K]`: acceptances, -1 being 0."""
         planned = belief_plan(cell.problem(), actions, self._longest)
         return cell.best_plan(planned.lengths)
@@ -92,7 +92,7 @@ class BeliefActions:
             "draft lengths cannot be said as beliefs", "play them in draftgym/Scheduler-v0"
         )
 
-    def masks(self, cell: Cell) -> NDArray[np.bool_]:
+    def masks(self, cell: CellState) -> NDArray[np.bool_]:
         """Whose entries matter `[n, K]`."""
         return cell.deciding
 
@@ -107,7 +107,7 @@ class ShareActions:
         self._longest = longest
         self.space: spaces.Space[Any] = spaces.Box(-1.0, 1.0, (2 * users,), np.float32)
 
-    def plan(self, cell: Cell, actions: NDArray[Any]) -> Plan:
+    def plan(self, cell: CellState, actions: NDArray[Any]) -> Plan:
         """Plans of n cells from lengths and shares `[n, 2 K]`."""
         lengths, weights = np.split(np.asarray(actions, float), 2, axis=-1)
         whole = nearest_lengths(lengths, self._longest)
@@ -120,7 +120,7 @@ class ShareActions:
         parts = np.concatenate([plan.lengths / self._longest, plan.shares], axis=-1)
         return np.asarray(2 * parts - 1, np.float32)
 
-    def masks(self, cell: Cell) -> NDArray[np.bool_]:
+    def masks(self, cell: CellState) -> NDArray[np.bool_]:
         """Whose entries matter `[n, 2 K]`."""
         return np.concatenate([cell.deciding, cell.deciding | cell.sending], axis=-1)
 

@@ -13,7 +13,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from draftgym.decoding.observation import TEXT_SIGNALS, Observation
-from draftgym.envs.cell.cell import Cell
+from draftgym.envs.cell.state import CellState
 from draftgym.envs.cell.users import RECENT
 from draftgym.envs.radio.radio import known_efficiency
 from draftgym.policies.multispin.uplink import Floats
@@ -60,7 +60,7 @@ def scheduler_observation_space(users: int) -> spaces.Dict:
     )
 
 
-def observe_cell(cell: Cell) -> Observation:
+def observe_cell(cell: CellState) -> Observation:
     """Observations of n cells: `users` `[n, K, features]` and `cell` `[n, features]`, float32."""
     per_user = np.stack([*_acceptance(cell), *_text(cell), *_hardware(cell), *_flight(cell)], -1)
     active = cell.users.active
@@ -77,13 +77,13 @@ def observe_cell(cell: Cell) -> Observation:
     return {"users": seen.astype(np.float32), "cell": whole.astype(np.float32)}
 
 
-def _unit(cell: Cell) -> tuple[Floats, Floats]:
+def _unit(cell: CellState) -> tuple[Floats, Floats]:
     """Users who are there, at least 1, and seconds of a pass over them without drafts `[n]`."""
     present = np.maximum(cell.users.active.sum(-1), 1).astype(float)
     return present, cell.verification.seconds(present, 0)
 
 
-def _acceptance(cell: Cell) -> list[Floats]:
+def _acceptance(cell: CellState) -> list[Floats]:
     """What is known of acceptance."""
     users = cell.users
     given = users.means[users.task]
@@ -101,7 +101,7 @@ def _acceptance(cell: Cell) -> list[Floats]:
     ]
 
 
-def _text(cell: Cell) -> list[NDArray[np.float32]]:
+def _text(cell: CellState) -> list[NDArray[np.float32]]:
     """The target's confidence in the newest token, and the drafter's in the next one."""
     users, table = cell.users, cell.table
     told = cell.deciding & (cell.settings.confidence | (users.token_seconds == 0))
@@ -109,7 +109,7 @@ def _text(cell: Cell) -> list[NDArray[np.float32]]:
     return [*np.moveaxis(table.signals[users.row], -1, 0), confidence]
 
 
-def _hardware(cell: Cell) -> list[Floats]:
+def _hardware(cell: CellState) -> list[Floats]:
     """Devices, channels as reported, and positions."""
     users, (present, unit) = cell.users, (one[:, None] for one in _unit(cell))
     efficiency = known_efficiency(cell.band, cell.reported, 1 / present)
@@ -124,7 +124,7 @@ def _hardware(cell: Cell) -> list[Floats]:
     ]
 
 
-def _flight(cell: Cell) -> list[Floats]:
+def _flight(cell: CellState) -> list[Floats]:
     """How users have been served, and what is under way."""
     users = cell.users
     mean = (users.rates * users.active).sum(-1) / np.maximum(users.active.sum(-1), 1)

@@ -19,14 +19,15 @@ from draftgym.agents.common.settings import BeliefFit, SchedulerPPO, SchedulerSA
 from draftgym.agents.scheduler.args import SchedulerArgs
 from draftgym.agents.scheduler.bounded_reward import BoundedReward, bounded
 from draftgym.agents.scheduler.cell_args import CellArgs
-from draftgym.agents.scheduler.planners import LearnedPlanner, play_cells
 from draftgym.agents.scheduler.policy import acting_network
+from draftgym.agents.scheduler.totals import play_cells
 from draftgym.agents.scheduler.train import SchedulerTrainer, train_scheduler
 from draftgym.agents.scheduler.train import train as train_in_memory
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.observation import Observation
 from draftgym.envs.cell.cell import Cell
 from draftgym.envs.scheduler.observation import USER_FEATURES
+from draftgym.envs.scheduler.planners import LearnedPlanner
 from draftgym.envs.scheduler.vector import SchedulerVectorEnv
 from draftgym.policies.schedulers.learned import load_scheduler
 from draftgym.rollouts.traces.file import read_traces

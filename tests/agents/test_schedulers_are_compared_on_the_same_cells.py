@@ -16,12 +16,12 @@ from draftgym.agents.scheduler.evaluation import (
     chosen_schedulers,
     evaluate_schedulers,
 )
-from draftgym.agents.scheduler.planners import RulePlanner, play_cells, play_rounds
-from draftgym.agents.scheduler.totals import count_rounds, jain
+from draftgym.agents.scheduler.totals import count_rounds, jain, play_cells
 from draftgym.cli import run
 from draftgym.decoding.errors import DraftgymError
 from draftgym.envs.cell.cell import Cell, CellRound, CellTime
 from draftgym.envs.scheduler.observation import CELL_FEATURES, USER_FEATURES
+from draftgym.envs.scheduler.planners import RulePlanner, play_rounds
 from draftgym.policies.schedulers.learned import (
     LENGTHS,
     LearnedScheduler,

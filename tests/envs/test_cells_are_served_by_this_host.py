@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from draftgym.agents.scheduler.cell_args import CellArgs
-from draftgym.agents.scheduler.planners import play_cells
+from draftgym.agents.scheduler.totals import play_cells
 from draftgym.decoding.costs.calibration import calibrate
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError

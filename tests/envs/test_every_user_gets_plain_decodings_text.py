@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from draftgym.agents.scheduler.cell_args import means_of
-from draftgym.agents.scheduler.planners import RulePlanner, play_rounds
 from draftgym.decoding.arms import parse_arm
 from draftgym.decoding.decoder import PlainPolicy, SpeculativeDecoder
 from draftgym.decoding.drafting import Drafter
@@ -20,6 +19,7 @@ from draftgym.envs.cell.live import LiveTable
 from draftgym.envs.cell.settings import CellSettings
 from draftgym.envs.cell.texts import ChainTable
 from draftgym.envs.scheduler.observation import observe_cell
+from draftgym.envs.scheduler.planners import RulePlanner, play_rounds
 from draftgym.rollouts.decode.batched import Request
 from draftgym.rollouts.decode.interleaved import DecodeSettings, write
 from draftgym.rollouts.prompts.sets import Prompt

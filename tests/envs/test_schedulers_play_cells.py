@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from draftgym.agents.scheduler.planners import RulePlanner, SchedulerPolicy, play_cells
+from draftgym.agents.scheduler.totals import play_cells
 from draftgym.decoding.errors import DraftgymError
 from draftgym.envs.cell.cell import Cell
 from draftgym.envs.cell.texts import ChainTable
 from draftgym.envs.scheduler.env import SchedulerEnv, SchedulerSharesEnv
+from draftgym.envs.scheduler.planners import RulePlanner, SchedulerPolicy
 from tests.handmade_users import MODES, user_table
 
 SPECS = (

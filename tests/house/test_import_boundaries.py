@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "policies": {"decoding"},
     "rollouts": {"decoding", "drafters", "policies"},
     "envs": {"decoding", "drafters", "policies", "rollouts"},
-    "serving": {"decoding", "drafters", "policies", "rollouts"},
+    "serving": {"decoding", "drafters", "policies", "rollouts", "envs"},
     "agents": {"decoding", "drafters", "policies", "rollouts", "envs"},
 }
 NOT_ROOMS = {"draftgym", "benchmarks", "examples", "tests"}

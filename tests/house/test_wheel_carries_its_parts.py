@@ -18,7 +18,7 @@ from draftgym import SpeculativeDecoder, load_target, make_policy
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("agents", "checkpoints", "decoding", "drafters", "envs", "policies", "rollouts", "serving")
 FILES = ("pyproject.toml", "setup.py", "README.md", "LICENSE")
-PARTS = (".json", ".jsonl", ".css", ".html", ".js", ".safetensors", "py.typed")
+PARTS = (".json", ".jsonl", ".css", ".html", ".js", ".proto", ".pyi", ".safetensors", "py.typed")
 
 
 def run(*command: str | Path, cwd: Path) -> str:

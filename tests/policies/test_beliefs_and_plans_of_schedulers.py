@@ -12,17 +12,13 @@ import torch
 from draftgym.agents.common.settings import BeliefFit
 from draftgym.agents.scheduler.belief_fitting import Evidence, fit_beliefs, negative_log_likelihood
 from draftgym.agents.scheduler.bounded_reward import BoundedReward
-from draftgym.agents.scheduler.planners import (
-    LearnedPlanner,
-    OraclePlanner,
-    RulePlanner,
-    play_cells,
-)
+from draftgym.agents.scheduler.totals import play_cells
 from draftgym.envs.cell.cell import Cell
 from draftgym.envs.cell.settings import CellSettings
 from draftgym.envs.cell.texts import ChainTable
 from draftgym.envs.scheduler.env import SchedulerBeliefEnv
 from draftgym.envs.scheduler.observation import CELL_FEATURES, USER_FEATURES, observe_cell
+from draftgym.envs.scheduler.planners import LearnedPlanner, OraclePlanner, RulePlanner
 from draftgym.envs.scheduler.vector import SchedulerBeliefVectorEnv
 from draftgym.policies.multispin.curves import belief_plan, curve_plan, geometric_chances
 from draftgym.policies.multispin.heterogeneous import heterogeneous_plan

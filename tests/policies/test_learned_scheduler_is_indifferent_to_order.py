@@ -13,12 +13,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from draftgym.agents.scheduler.planners import LearnedPlanner, play_cells
+from draftgym.agents.scheduler.totals import play_cells
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.observation import Observation
 from draftgym.envs.cell.cell import Cell
 from draftgym.envs.cell.texts import ChainTable
 from draftgym.envs.scheduler.observation import CELL_FEATURES, USER_FEATURES, observe_cell
+from draftgym.envs.scheduler.planners import LearnedPlanner
 from draftgym.policies.folder import BODY
 from draftgym.policies.schedulers.learned import (
     BELIEFS,

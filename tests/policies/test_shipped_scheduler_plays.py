@@ -11,10 +11,11 @@ import pytest
 from benchmarks.schedulers.cells_live import CellsLiveArgs, play_live
 from benchmarks.system.losslessness import larger_than_rounding
 from draftgym.agents.scheduler.cell_args import CellArgs
-from draftgym.agents.scheduler.planners import LearnedPlanner, play_cells
+from draftgym.agents.scheduler.totals import play_cells
 from draftgym.envs.cell.cell import Cell
 from draftgym.envs.cell.settings import CellSettings
 from draftgym.envs.cell.texts import ChainTable
+from draftgym.envs.scheduler.planners import LearnedPlanner
 from draftgym.policies.folder import read_body
 from draftgym.policies.schedulers.learned import load_scheduler
 from tests.handmade_traces import handmade_traces

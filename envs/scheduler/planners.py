@@ -2,9 +2,9 @@
 
 A scheduler (`draftgym.policies.multispin`) plans with its own belief about acceptance.
 `RulePlanner` tells it what happens in a cell and asks it for plans, `LearnedPlanner` does so with a
-trained policy, and `OraclePlanner` knows what nobody can know. `play_cells` plays many cells by the
-letter, shares and turns included; `SchedulerPolicy` plays a Gymnasium environment through the same
-`predict` that learned policies have.
+trained policy, and `OraclePlanner` knows what nobody can know. `play_rounds` plays many cells by
+the letter, shares and turns included; `SchedulerPolicy` plays a Gymnasium environment through the
+same `predict` that learned policies have.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from draftgym.agents.scheduler.totals import CellTotals, count_rounds
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.files import user_path
 from draftgym.envs.cell.cell import Cell, CellRound
+from draftgym.envs.cell.state import CellState
 from draftgym.envs.cell.texts import ChainTable
 from draftgym.envs.radio.channel import Generators
 from draftgym.envs.scheduler.env import (
@@ -27,9 +28,16 @@ from draftgym.envs.scheduler.env import (
     SchedulerSharesEnv,
 )
 from draftgym.envs.scheduler.observation import CELL_FEATURES, USER_FEATURES, observe_cell
+from draftgym.policies.folder import PolicyTarget
 from draftgym.policies.multispin.curves import curve_plan
 from draftgym.policies.multispin.problem import Lengths, Plan, RoundProblem
-from draftgym.policies.schedulers.learned import BELIEFS, LENGTHS, SHARES, LearnedScheduler
+from draftgym.policies.schedulers.learned import (
+    BELIEFS,
+    LENGTHS,
+    SHARES,
+    LearnedScheduler,
+    load_scheduler,
+)
 from draftgym.policies.schedulers.rules import EntropyExit, make_scheduler
 
 ENVIRONMENTS: dict[str, type[SchedulerEnv]] = {
@@ -49,6 +57,8 @@ class CellPlanner(Protocol):
     def learn(self, played: CellRound) -> None:
         """Is told how a step of the cells went."""
 
+
+ORACLE = "oracle"
 
 MakePlanner = Callable[[Cell], CellPlanner]
 """Makes who plans, of cells that have been reset."""
@@ -71,7 +81,7 @@ class RulePlanner:
         DraftgymError: No such scheduler.
     """
 
-    def __init__(self, spec: str, cell: Cell, min_length: int = 0) -> None:
+    def __init__(self, spec: str, cell: CellState, min_length: int = 0) -> None:
         self.scheduler = make_scheduler(spec, cell.users.means.tolist())
         self.cell, self._min_length = cell, min_length
         self.scheduler.begin(cell.users.active, cell.users.task, cell.users.active)
@@ -110,7 +120,7 @@ class RulePlanner:
         self.scheduler.begin(played.began, self.cell.users.task, played.newcomers)
 
 
-def traced(cell: Cell, why: str) -> ChainTable:
+def traced(cell: CellState, why: str) -> ChainTable:
     """The traces that a cell plays.
 
     Raises:
@@ -162,7 +172,7 @@ class LearnedPlanner:
         DraftgymError: It knows another longest draft, or reads other observations.
     """
 
-    def __init__(self, policy: LearnedScheduler, cell: Cell) -> None:
+    def __init__(self, policy: LearnedScheduler, cell: CellState) -> None:
         head = policy.head
         if head.longest != cell.longest:
             raise DraftgymError(
@@ -187,11 +197,6 @@ class LearnedPlanner:
         """Nothing: all that it knows is in the observations."""
 
 
-def play_cells(planner: str | MakePlanner, cell: Cell, rng: Generators, rounds: int) -> CellTotals:
-    """Resets the cells, plays some rounds and counts what they did; see `play_rounds`."""
-    return count_rounds(play_rounds(planner, cell, rng, rounds))
-
-
 def play_rounds(
     planner: str | MakePlanner, cell: Cell, rng: Generators, rounds: int
 ) -> Iterator[CellRound]:
@@ -211,6 +216,26 @@ def play_rounds(
         played = cell.step(planning.plan())
         planning.learn(played)
         yield played
+
+
+def planner_by_name(spec: str, target: PolicyTarget, min_length: int = 0) -> MakePlanner:
+    """Who plans, as the command line names it: a rule, `rule@belief`, a folder, or `oracle`.
+
+    Args:
+        spec: The name; a text with a slash is the folder of a trained scheduler.
+        target: Whose texts are planned for; a scheduler of another target is refused.
+        min_length: Shortest draft of closed forms.
+
+    Raises:
+        DraftgymError: An unknown scheduler, or a folder that holds none.
+    """
+    path = user_path(spec)
+    if path.is_dir() or "/" in spec:
+        return partial(LearnedPlanner, load_scheduler(path, target))
+    if spec == ORACLE:
+        return OraclePlanner
+    make_scheduler(spec, [0.5])  # an unknown one is found before anything is played
+    return partial(RulePlanner, spec, min_length=min_length)
 
 
 class SchedulerPolicy:
@@ -254,7 +279,7 @@ class SchedulerPolicy:
         if plan.in_turn:
             raise DraftgymError(
                 "this scheduler serves users in turn, and no action says so",
-                "play it with draftgym.agents.scheduler.planners.play_cells",
+                "play it with draftgym.agents.scheduler.totals.play_cells",
             )
         self._planned = True
         return self._env.actions.actions(plan)[0], None

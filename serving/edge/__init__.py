@@ -1,0 +1,1 @@
+"""Many devices draft, a server verifies: Multi-SPIN's cell over a real network."""

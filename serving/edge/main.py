@@ -1,0 +1,378 @@
+"""Devices draft, a server verifies: Multi-SPIN's cell over a real network.
+
+    $ draftgym edge serve                                    # holds the target
+    $ draftgym edge device --server HOST:50071 --prompt "Why is the sky blue?"
+
+A device holds a small LM (or copies from its own text: --drafter ngram). Each round the server's
+scheduler tells every device how much to draft and which part of the band it has, and verifies all
+drafts in one pass. Texts are those of plain decoding, whoever else is served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from draftgym.decoding.arms import Arm
+from draftgym.decoding.costs.batch_cost import measure_batches
+from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.backends import Backend
+from draftgym.decoding.model.target import Target, load_target
+from draftgym.decoding.text_stream import TextStream
+from draftgym.decoding.verify.seeds import check_seed
+from draftgym.drafters.loading import SHIPPED
+from draftgym.envs.cell.devices import MeasuredServer, Server
+from draftgym.envs.cell.host import read_host
+from draftgym.envs.cell.settings import CellSettings, edge_setting
+from draftgym.envs.cell.state import CellState
+from draftgym.envs.radio.payload import Payload
+from draftgym.envs.radio.radio import multispin_radio
+from draftgym.envs.scheduler.planners import (
+    ORACLE,
+    CellPlanner,
+    LearnedPlanner,
+    MakePlanner,
+    planner_by_name,
+)
+from draftgym.policies.schedulers.learned import load_scheduler
+from draftgym.serving.edge.drafting import DraftingArgs, load_drafting
+from draftgym.serving.edge.protocol import Limits, require_edge
+
+if TYPE_CHECKING:
+    from draftgym.serving.edge.device import Written
+    from draftgym.serving.edge.server import Access
+
+TOKEN_VARIABLE = "DRAFTGYM_EDGE_TOKEN"
+DRAFTERS = ("small", "ngram")
+BITS_PER_TOKEN = 24
+"""Of a drafted token on the wire: ids of up to 2 million take three bytes."""
+NOT_HERE = ("p2p", "gelato", ORACLE)
+"""Rules that serve one device after the other, or read what only traces tell."""
+UNKNOWABLE = ("given", "too-high", "too-low")
+"""Beliefs that begin with the truth."""
+SHIPPED_SCHEDULER = SHIPPED / "scheduler-smollm2-135m"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EdgeServeArgs:
+    """Serve devices: hold the target, plan their rounds, verify their drafts.
+
+    Attributes:
+        target: The language model whose text is written: smollm2-135m (embedded), a Hugging Face
+            folder, a Hub id (owner/name) or a .gguf file.
+        scheduler: Who plans: a rule (fixed, uniform-bandwidth, theorem-1, homogeneous,
+            heterogeneous), with a belief about acceptance behind an @ (mean, beta, average), or the
+            folder of a trained scheduler.
+        users: Devices that are served together.
+        longest_draft: Longest draft; a trained scheduler brings its own.
+        band_hertz: Width of the band that devices share.
+        server: File of this host as measured (draftgym measure-host); without it, a few passes
+            are timed first.
+        dtype: auto (a probe picks the faster one), float32 (a text is the same whoever else is
+            served), bfloat16 or float16 (near ties may flip).
+        device: auto (an accelerator that torch can use, else the processor), cpu, cuda, cuda:1,
+            mps or xpu.
+        backend: Whose pass runs the target: auto, compact, openvino or transformers.
+        threads: CPU threads; default: every core this process may use.
+        host: Where to listen; 0.0.0.0 lets other hosts in.
+        port: Where to listen; 0 takes any port that is free.
+        token: What devices must send; also read from the variable DRAFTGYM_EDGE_TOKEN, which other
+            users of the host cannot see.
+        tls_cert: Certificate for TLS, PEM, with --tls-key.
+        tls_key: Its key, PEM.
+        prompt_tokens: Tokens of a prompt at most.
+        new_tokens: Tokens of a text at most.
+        message_bytes: Size of a message at most.
+        round_seconds: Time that a round waits for drafts; who is late is in the next one.
+        idle_seconds: Time that a device may take for a draft, or between two texts.
+        waiting: Devices that may wait for a place; more are refused.
+    """
+
+    target: str = "smollm2-135m"
+    scheduler: str = "heterogeneous@beta"
+    users: int = 16
+    longest_draft: int = 16
+    band_hertz: float = 10e6
+    server: Path | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    backend: Backend = "auto"
+    threads: int | None = None
+    host: str = "127.0.0.1"
+    port: int = 50071
+    token: str | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    prompt_tokens: int = 1024
+    new_tokens: int = 1024
+    message_bytes: int = 65536
+    round_seconds: float = 2.0
+    idle_seconds: float = 60.0
+    waiting: int = 16
+
+    def check(self) -> None:
+        """Raises `DraftgymError` for settings that cannot work, before anything is loaded."""
+        names = ("users", "longest_draft", "band_hertz", "prompt_tokens", "new_tokens")
+        for name in (*names, "message_bytes", "round_seconds", "idle_seconds", "waiting"):
+            value = getattr(self, name)
+            if not 0 < value < float("inf"):
+                option = "--" + name.replace("_", "-")
+                raise DraftgymError(f"{option} is {value}", "give a number above 0")
+        rule, _, belief = self.scheduler.partition("@")
+        if rule in NOT_HERE or belief in UNKNOWABLE:
+            raise DraftgymError(
+                f"scheduler {self.scheduler!r} knows or does what no server can",
+                "choose another, such as heterogeneous@beta",
+            )
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise DraftgymError("half of a TLS key pair", "give both --tls-cert and --tls-key")
+
+    @property
+    def limits(self) -> Limits:
+        """What devices may do."""
+        return Limits(
+            prompt_tokens=self.prompt_tokens,
+            new_tokens=self.new_tokens,
+            message_bytes=self.message_bytes,
+            round_seconds=self.round_seconds,
+            idle_seconds=self.idle_seconds,
+            waiting=self.waiting,
+        )
+
+    def access(self) -> Access:
+        """Who may connect.
+
+        Raises:
+            DraftgymError: A file of TLS cannot be read.
+        """
+        from draftgym.serving.edge.server import Access
+
+        token = self.token or os.environ.get(TOKEN_VARIABLE) or None
+        if self.tls_cert is None or self.tls_key is None:
+            return Access(token)
+        return Access(token, _bytes_of(self.tls_cert), _bytes_of(self.tls_key))
+
+
+def serve(args: EdgeServeArgs) -> None:
+    """Serves until a signal.
+
+    Raises:
+        DraftgymError: Anything the user can mend.
+    """
+    args.check()
+    require_edge()
+    access = args.access()
+    target = load_target(args.target, args.dtype, args.threads, args.device, args.backend)
+    make = planner_by_name(args.scheduler, target)
+    settings = cell_settings(args, target, make)
+    asyncio.run(_serve(args, target, make, settings, access))
+
+
+async def _serve(
+    args: EdgeServeArgs,
+    target: Target,
+    make: Callable[[Any], CellPlanner],
+    settings: CellSettings,
+    access: Access,
+) -> None:
+    from draftgym.serving.edge.cell import WireCell
+    from draftgym.serving.edge.rounds import EdgeRounds
+    from draftgym.serving.edge.server import EdgeServer
+    from draftgym.serving.edge.table import WireTable
+
+    arms = [Arm(drafter, settings.longest_draft or args.longest_draft) for drafter in DRAFTERS]
+    table = WireTable(args.users, arms, settings.means, args.new_tokens)
+    make_planner: Callable[[CellState], CellPlanner] = make
+    rounds = EdgeRounds(target, WireCell(table, settings), make_planner, args.limits)
+    server = EdgeServer(rounds, args.host, args.port, access)
+    await server.start()
+    secured = "with TLS" if access.certificate else "without TLS"
+    law = rounds.cell.verification
+    print(
+        f"{args.host}:{server.port}: serving {target.name} to {args.users} devices, {secured}, "
+        f"scheduler {args.scheduler}\n"
+        f"  a pass is taken for {1e3 * law.fixed:.1f} ms + {1e3 * law.per_user:.1f} ms a device + "
+        f"{1e3 * law.per_token:.2f} ms a drafted token\n"
+        f'  device: draftgym edge device --server HOST:{server.port} --prompt "Who are you?"',
+        flush=True,
+    )
+    try:
+        await _until_signal(server.wait())
+    finally:
+        await server.stop()
+        done = rounds.totals
+        print(
+            f"{done.texts} texts, {done.committed} tokens in {done.rounds} rounds of "
+            f"{done.seconds / max(1, done.rounds):.3f} s, {done.late} drafts late",
+            flush=True,
+        )
+
+
+async def _until_signal(work: Coroutine[Any, Any, None]) -> None:
+    """Waits for work to fail, or for Ctrl-C or SIGTERM."""
+    stop = asyncio.Event()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(name, stop.set)
+    waiting = [asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())]
+    done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    for one in waiting:
+        one.cancel()
+    for one in done:
+        one.result()
+
+
+def cell_settings(args: EdgeServeArgs, target: Target, make: MakePlanner) -> CellSettings:
+    """The cell that schedulers plan for: the band, this host as its server, known acceptance.
+
+    Args:
+        args: What was asked for.
+        target: The target.
+        make: Who plans; a trained scheduler brings its longest draft, and what it was told.
+
+    Raises:
+        DraftgymError: A file that is no measured host.
+    """
+    longest, means = args.longest_draft, known_means(target)
+    if isinstance(make, partial) and make.func is LearnedPlanner:
+        policy = make.args[0]
+        longest, means = policy.head.longest, policy.task_acceptance
+    tasks = [f"/{drafter}:{longest}" for drafter in DRAFTERS]
+    edge = edge_setting("multispin-llama2")
+    setting = type(edge)(
+        radio=multispin_radio(17.5, args.band_hertz),
+        device=edge.device,
+        server=_server(args, target, longest),
+        payload=Payload("tokens", BITS_PER_TOKEN),
+        vocabulary=target.vocab_size,
+        users=args.users,
+        longest_draft=longest,
+    )
+    return CellSettings(
+        setting=setting,
+        users=args.users,
+        longest_draft=longest,
+        means={task: mean for task, mean in means.items() if task.endswith(tuple(tasks))},
+    )
+
+
+def known_means(target: Target) -> dict[str, float]:
+    """Mean acceptance of tasks as the shipped scheduler was told; nothing for other targets."""
+    try:
+        return load_scheduler(SHIPPED_SCHEDULER, target).task_acceptance
+    except DraftgymError:
+        return {}
+
+
+def _server(args: EdgeServeArgs, target: Target, longest: int) -> Server:
+    """What verifying takes on this host, as it was measured or, in a few seconds, is."""
+    if args.server is not None:
+        return read_host(args.server).server
+    users = sorted({1, max(1, args.users // 4), args.users})
+    print("timing a few passes of the target", file=sys.stderr, flush=True)
+    return MeasuredServer(measure_batches(target, users, (1, longest + 1), (64,), 3))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EdgeDeviceArgs(DraftingArgs):
+    """Write texts as a device: draft here, have the target verify there.
+
+    Attributes:
+        server: Where `draftgym edge serve` listens, as HOST:PORT.
+        prompt: What to ask; several are answered one after the other.
+        max_new_tokens: Tokens of a text at most.
+        temperature: 0 (greedy), or above to sample.
+        seed: Of the sampling noise: the same seed gives the same text.
+        category: What kind of text it is (chat, code, math, ...), for the scheduler.
+        snr_db: Signal-to-noise ratio of the device's channel, as its modem tells it.
+        token: What the server asks for; also read from the variable DRAFTGYM_EDGE_TOKEN.
+        tls: Talk through TLS.
+        tls_ca: Certificate of who signed the server's, PEM; default: those of the system.
+    """
+
+    server: str
+    prompt: tuple[str, ...]
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    seed: int = 0
+    category: str = ""
+    snr_db: float = 20.0
+    token: str | None = None
+    tls: bool = False
+    tls_ca: Path | None = None
+
+
+def run_device(args: EdgeDeviceArgs) -> list[Written]:
+    """Writes the texts, and tells on standard error what they took.
+
+    Raises:
+        DraftgymError: Anything the user can mend.
+    """
+    check_seed(args.seed)
+    grpc = require_edge()
+    from draftgym.serving.edge.device import EdgeDevice, Text
+
+    drafting = load_drafting(args)
+    token = args.token or os.environ.get(TOKEN_VARIABLE) or None
+    options = [("grpc.keepalive_time_ms", 20_000), ("grpc.keepalive_timeout_ms", 20_000)]
+
+    def connect() -> Any:
+        if not (args.tls or args.tls_ca):
+            return grpc.insecure_channel(args.server, options)
+        roots = _bytes_of(args.tls_ca) if args.tls_ca else None
+        return grpc.secure_channel(args.server, grpc.ssl_channel_credentials(roots), options)
+
+    device = EdgeDevice(drafting, connect, token, lambda: args.snr_db)
+    done = []
+    try:
+        for prompt in args.prompt:
+            ids = drafting.encode(prompt)
+            text = Text(ids, args.max_new_tokens, args.temperature, args.seed, args.category)
+            stream = TextStream(drafting.decode, lambda piece: print(piece, end="", flush=True))
+            done.append(device.write(text, stream.add))
+            stream.close()
+            print(flush=True)
+            print(describe(done[-1]), file=sys.stderr)
+    finally:
+        device.close()
+    return done
+
+
+def describe(done: Written) -> str:
+    """What a text took, in a line."""
+    tokens = len(done.tokens)
+    return (
+        f"{tokens} tokens in {done.rounds} rounds and {done.seconds:.1f} s; "
+        f"{done.accepted} of {done.drafted} drafted tokens accepted; "
+        f"{done.up} bytes up, {done.down} down ({done.up / tokens:.0f} and "
+        f"{done.down / tokens:.0f} a token); ended by {done.finish_reason}"
+    )
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DraftgymError(f"{path}: {error.strerror}", "name a PEM file") from error
+
+
+def main(arguments: Sequence[str]) -> None:
+    """`draftgym edge serve` and `draftgym edge device`."""
+    args = tyro.extras.subcommand_cli_from_dict(
+        {"serve": EdgeServeArgs, "device": EdgeDeviceArgs},
+        args=arguments,
+        description=__doc__,
+        prog="draftgym edge",
+    )
+    if isinstance(args, EdgeServeArgs):
+        serve(args)
+    else:
+        run_device(args)

@@ -1,0 +1,362 @@
+"""The server's rounds: plan, tell, collect drafts, verify all that are there in one pass.
+
+    admit newcomers -> observe, plan -> tell verdicts and turns -> wait for drafts -> one pass
+
+A round waits for the slowest device up to `Limits.round_seconds`; whoever is late goes on drafting
+and is in the next one. Everything here runs in one event loop, and what computes (prompts, plans,
+passes) in one thread beside it, so that connections live while the target works. Streams put
+drafts and departures where `run` finds them; only `run` touches cell and sessions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from draftgym.decoding.arms import Arm
+from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.target import Target
+from draftgym.decoding.round import Draft, RoundRecord, verify_drafts
+from draftgym.decoding.session import Session
+from draftgym.decoding.verify.proposal import Proposal
+from draftgym.decoding.verify.rules import make_rule
+from draftgym.envs.cell.state import CellState
+from draftgym.envs.scheduler.planners import CellPlanner
+from draftgym.policies.multispin.problem import Plan
+from draftgym.serving.edge import edge_v1_pb2 as wire
+from draftgym.serving.edge.cell import WireCell
+from draftgym.serving.edge.clock import Clock, SystemClock
+from draftgym.serving.edge.member import Asked, Member
+from draftgym.serving.edge.protocol import Limits, Refused
+
+T = TypeVar("T")
+ENDINGS = {"stop": wire.STOP, "length": wire.LENGTH}
+
+
+@dataclass
+class Totals:
+    """What a server has done.
+
+    Attributes:
+        rounds: Passes over drafts.
+        seconds: What rounds took, from the plan to the verdict.
+        verified: Drafts verified, empty ones included.
+        late: Times that a round did not wait for a draft any longer.
+        drafted, committed: Tokens.
+        texts: Texts that were written to their end.
+    """
+
+    rounds: int = 0
+    seconds: float = 0.0
+    verified: int = 0
+    late: int = 0
+    drafted: int = 0
+    committed: int = 0
+    texts: int = 0
+
+
+@dataclass(eq=False)
+class EdgeRounds:
+    """Plays the rounds of connected devices.
+
+    Args:
+        target: What writes.
+        cell: What is known of the devices.
+        make_planner: Makes who plans.
+        limits: What devices may do.
+        clock: Where time comes from.
+
+    Attributes:
+        members: Devices that are connected and have opened a text.
+        totals: What has been done.
+    """
+
+    target: Target
+    cell: WireCell
+    make_planner: Callable[[CellState], CellPlanner]
+    limits: Limits = field(default_factory=Limits)
+    clock: Clock = field(default_factory=SystemClock)
+    members: list[Member] = field(default_factory=list, init=False)
+    totals: Totals = field(default_factory=Totals, init=False)
+
+    def __post_init__(self) -> None:
+        self._changed = asyncio.Event()
+        self._opening: list[Member] = []
+        self._computing = ThreadPoolExecutor(1, "edge")
+        self._planner = self.make_planner(self.cell)
+        self._start = self.clock.now()
+
+    def open(self, member: Member, asked: Asked) -> None:
+        """A device asks for a text, its first or its next.
+
+        Raises:
+            Refused: It has one already, there is no room, or the text is another device's.
+        """
+        if member.writing or member in self._opening:
+            raise Refused("INVALID_ARGUMENT", "a text was opened before the last one had ended")
+        for other in [*self.members, *self._opening]:
+            if other is member or other.asked is None or other.asked.session != asked.session:
+                continue
+            if not asked.continues(other.asked):
+                raise Refused("ALREADY_EXISTS", "another text has this session's name")
+            other.outbox.refuse(Refused("ABORTED", "the session goes on over another connection"))
+            self.leave(other)
+        waiting = sum(one.place is None for one in self._opening)
+        if member.place is None and waiting >= self.limits.waiting + self._free():
+            raise Refused("RESOURCE_EXHAUSTED", "every place is taken; try again later")
+        member.asked, member.waited_since = asked, None
+        self._opening.append(member)
+        self._changed.set()
+
+    def receive(self, member: Member, position: int, tokens: Sequence[int]) -> None:
+        """A device's draft has come.
+
+        Raises:
+            Refused: Nobody asked for it, or it cannot be one.
+        """
+        if not member.length or position != member.position:
+            raise Refused("INVALID_ARGUMENT", "a draft that was not asked for")
+        if len(tokens) > member.length:
+            raise Refused(
+                "INVALID_ARGUMENT", f"{len(tokens)} tokens drafted; {member.length} were asked for"
+            )
+        if tokens and max(tokens) >= self.target.vocab_size:
+            raise Refused("INVALID_ARGUMENT", f"token {max(tokens)} is none of the target's")
+        member.arrived, member.length, member.waited_since = list(tokens), 0, None
+        self._changed.set()
+
+    def leave(self, member: Member) -> None:
+        """A device's stream has ended."""
+        member.gone = True
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Plays rounds until it is cancelled."""
+        try:
+            while True:
+                self._dismiss()
+                await self._admit()
+                if not any(one.writing for one in self.members):
+                    await self._change()
+                    continue
+                try:
+                    await self._round()
+                except Exception as error:  # whatever it was, others must be able to come
+                    self._give_up(error)
+        finally:
+            self._computing.shutdown(wait=True, cancel_futures=True)
+
+    async def watch(self) -> None:
+        """Ends the streams of devices that keep the server waiting too long."""
+        while True:
+            await self.clock.sleep(self.limits.idle_seconds / 4)
+            for one in list(self.members):
+                since = one.waited_since
+                if since is not None and self.clock.now() - since > self.limits.idle_seconds:
+                    self._refuse(one, Refused("DEADLINE_EXCEEDED", "nothing came for too long"))
+
+    async def _round(self) -> None:
+        began = self._now()
+        self._tell(await self._compute(partial(self._plan, began)), began)
+        await self._collect()
+        self._dismiss()
+        here = [one for one in self.members if one.arrived is not None]
+        if not here:
+            return
+        records = await self._compute(partial(self._verify, here))
+        self._commit(here, records, began)
+
+    def _plan(self, now: float) -> Plan:
+        """Observes and plans, when everybody's newest reports are in."""
+        room = np.zeros(self.cell.shape, np.int64)
+        for one in self.members:
+            if one.place is not None and one.session is not None:
+                self.cell.report(one.place, one.snr_db, one.token_seconds)
+                room[0, one.place] = one.session.remaining - 1
+        self._planner.learn(self.cell.look(now))
+        plan = self._planner.plan()
+        lengths = np.minimum(plan.lengths, room)
+        # Plans say nothing of uploads under way, which need their part of the band.
+        late = self.cell.uploads.in_flight.any()
+        return self.cell.best_plan(lengths) if late else Plan(lengths, plan.shares)
+
+    def _tell(self, plan: Plan, now: float) -> None:
+        """Everybody who decides gets its verdict and its turn, the others their new share."""
+        deciding = self.cell.deciding[0].copy()
+        drafts = self.cell.begin(plan, now)[0]
+        for one in [one for one in self.members if one.writing]:
+            place, share = one.place, float(plan.shares[0, one.place])
+            try:
+                if not deciding[place]:
+                    one.outbox.put(wire.FromServer(share=wire.Share(share=share)))
+                    continue
+                length = int(plan.lengths[0, place]) if drafts[place] else 0
+                one.tell((length, share))
+                one.length, one.arrived = length, None if length else []
+                one.waited_since = self.clock.now() if length else None
+            except Refused as refused:
+                self._refuse(one, refused)
+
+    async def _collect(self) -> None:
+        """Waits for all drafts, or until the round is over and somebody is there."""
+        over = asyncio.ensure_future(self.clock.sleep(self.limits.round_seconds))
+        try:
+            while True:
+                writing = [one for one in self.members if one.writing and not one.gone]
+                missing = [one for one in writing if one.arrived is None]
+                if not missing:
+                    return
+                if over.done() and (len(missing) < len(writing) or self._may_enter()):
+                    self.totals.late += len(missing)
+                    return
+                change = asyncio.ensure_future(self._change())
+                waited = {change} if over.done() else {change, over}
+                await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+                change.cancel()
+        finally:
+            over.cancel()
+
+    @torch.inference_mode()
+    def _verify(self, members: Sequence[Member]) -> list[RoundRecord]:
+        """One ragged pass over all drafts that are there."""
+        sessions, drafts = [], []
+        for one in members:
+            assert one.session is not None and one.asked is not None  # it is writing
+            sessions.append(one.session)
+            tokens = torch.tensor(one.arrived, dtype=torch.long)
+            chain = Proposal.chain(tokens, torch.zeros(len(tokens)))
+            drafts.append(Draft(Arm(one.asked.drafter, max(1, len(tokens))), chain))
+        return verify_drafts(sessions, drafts)
+
+    def _commit(
+        self, members: Sequence[Member], records: Sequence[RoundRecord], began: float
+    ) -> None:
+        """The cell learns what happened; texts that are done are told so at once."""
+        taken = np.zeros(self.cell.shape, bool)
+        drafted, committed = np.zeros((2, *self.cell.shape), np.int64)
+        for one, record in zip(members, records, strict=True):
+            taken[0, one.place] = True
+            drafted[0, one.place] = len(record.drafted)
+            committed[0, one.place] = len(record.committed)
+            one.arrived = None
+            one.take(record.accepted, record.committed[record.accepted :])
+        now = self._now()
+        self.cell.end(taken, drafted, committed, now, records[0].times.verify)
+        self.totals.rounds += 1
+        self.totals.seconds += now - began
+        self.totals.verified += len(members)
+        self.totals.drafted += int(drafted.sum())
+        self.totals.committed += int(committed.sum())
+        for one in members:
+            self._end_if_done(one)
+
+    def _end_if_done(self, member: Member) -> None:
+        session = member.session
+        if session is None or not session.finished:
+            return
+        if member.place is not None:
+            self.cell.leave(member.place)
+        member.session, member.newcomer, member.length = None, False, 0
+        member.waited_since = self.clock.now()
+        self.totals.texts += 1
+        try:
+            member.tell(None, ENDINGS[session.finish_reason])
+        except Refused as refused:
+            self._refuse(member, refused)
+
+    async def _admit(self) -> None:
+        """Reads the prompts of those who have opened a text, as far as there are places."""
+        for member in list(self._opening):
+            place = self._place_for(member)
+            if member.gone or place is None:
+                continue
+            self._opening.remove(member)
+            asked = member.asked
+            assert asked is not None  # `open` has set it
+            member.place = place
+            if member not in self.members:
+                self.members.append(member)
+            try:
+                session = await self._compute(partial(self._begin, asked))
+            except Exception as error:
+                self._refuse(member, _told(error))
+                continue
+            member.session, member.position = session, len(asked.written)
+            member.take(0, session.new_tokens)
+            if session.finished:
+                self._end_if_done(member)
+                continue
+            self.cell.report(place, member.snr_db, member.token_seconds)
+            self.cell.enter(place, session, asked.drafter, asked.category, member.newcomer)
+
+    @torch.inference_mode()
+    def _begin(self, asked: Asked) -> Session:
+        """A session behind its prompt's pass; what was written before is part of its prompt."""
+        rule = make_rule(None, asked.temperature, asked.seed, self.target.vocab_size)
+        known = torch.tensor([*asked.prompt, *asked.written])
+        session = Session(self.target, known, rule, asked.max_new_tokens - len(asked.written), {})
+        session.prefill()
+        return session
+
+    def _place_for(self, member: Member) -> int | None:
+        if member.place is not None:
+            return member.place
+        taken = {one.place for one in self.members}
+        free = [place for place in range(self.cell.shape[1]) if place not in taken]
+        return free[0] if free else None
+
+    def _free(self) -> int:
+        return self.cell.shape[1] - len([one for one in self.members if not one.gone])
+
+    def _may_enter(self) -> bool:
+        return any(self._place_for(one) is not None for one in self._opening)
+
+    def _dismiss(self) -> None:
+        """Forgets those whose streams have ended."""
+        for one in [one for one in self.members if one.gone]:
+            if one.writing and one.place is not None:
+                self.cell.leave(one.place)
+            one.session = None
+        self.members = [one for one in self.members if not one.gone]
+        self._opening = [one for one in self._opening if not one.gone]
+
+    def _refuse(self, member: Member, refused: Refused) -> None:
+        member.outbox.refuse(refused)
+        self.leave(member)
+
+    def _give_up(self, error: Exception) -> None:
+        """A round failed: its texts end here, and devices that come back go on with them."""
+        if not isinstance(error, DraftgymError):
+            traceback.print_exception(error, file=sys.stderr)
+        for one in self.members:
+            if one.writing:
+                self._refuse(one, Refused("UNAVAILABLE", f"a round failed: {error}"))
+
+    def _now(self) -> float:
+        """Seconds on the cell's clock."""
+        return self.clock.now() - self._start
+
+    async def _change(self) -> None:
+        """Waits until something has come from a stream."""
+        await self._changed.wait()
+        self._changed.clear()
+
+    async def _compute(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._computing, work)
+
+
+def _told(error: Exception) -> Refused:
+    """What a device is told of a text that cannot be begun."""
+    if isinstance(error, DraftgymError):
+        return Refused("INVALID_ARGUMENT", "; ".join(filter(None, (error.problem, error.remedy))))
+    traceback.print_exception(error, file=sys.stderr)
+    return Refused("INTERNAL", "the server could not begin this text; its log says why")
