@@ -102,27 +102,30 @@ def measure(args: PredictedArgs) -> Result:
     traces, (target, drafters) = read_traces(args.heldout), args.load()
     check_traced(traces, target, drafters)
     stage = Stage(args, traces, HostCosts.read(args.costs), target, drafters)
-    figures: dict[str, list[Figures]] = {spec: [] for spec in args.policies}
-    lives: dict[str, list[Figures]] = {spec: [] for spec in args.policies}
+    predicted: dict[str, list[Figures]] = {spec: [] for spec in args.policies}
+    measured: dict[str, list[Figures]] = {spec: [] for spec in args.policies}
     for spec in args.policies:
         stage.serve(spec, stage.order(spec, 0)[: args.sessions], WARM_UP)
+    result: Result = {}
     for repeat in range(args.repeats):
         for spec in turn_order(args.policies, repeat):
-            served, order = stage.predict(spec, repeat)
+            expected, order = stage.predict(spec, repeat)
             live = stage.serve(spec, order)
-            figures[spec].append(served)
-            lives[spec].append(live)
-            speeds = " and ".join(f"{one.tokens / one.seconds:.1f}" for one in (served, live))
+            predicted[spec].append(expected)
+            measured[spec].append(live)
+            speeds = " and ".join(f"{one.tokens / one.seconds:.1f}" for one in (expected, live))
             print(f"{name_of(spec)}: {speeds} tokens/s predicted and measured", file=sys.stderr)
-    rows = [
-        {
-            "who": name_of(spec),
-            "predicted": total(figures[spec]),
-            "measured": total(lives[spec]),
-        }
-        for spec in args.policies
-    ]
-    return finish(tables, args, {"rows": rows}, target, drafters)
+        rows = [
+            {
+                "who": name_of(spec),
+                "predicted": total(predicted[spec]),
+                "measured": total(measured[spec]),
+            }
+            for spec in args.policies
+        ]
+        last = repeat == args.repeats - 1  # until then the file has what there is
+        result = finish(tables, args, {"rows": rows}, target, drafters, last=last)
+    return result
 
 
 def check_traced(traces: TraceSet, target: Target, drafters: Mapping[str, Drafter]) -> None:
