@@ -5,6 +5,7 @@ draftgym train-drafter dflash --corpus responses.parquet --trainer.updates 2000
 draftgym train-drafter small-lm --corpus responses.parquet --trainer.patience 3
 
 A run folder is resumed when it exists. Watch it with `tensorboard --logdir runs`.
+`torchrun --nproc-per-node 2 -m -- draftgym train-drafter ...` trains by two processes.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import tyro
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import write_text
 from draftgym.decoding.model.backends import Backend
+from draftgym.decoding.model.precision import choose_precision
 from draftgym.decoding.model.target import Target, load_target
 from draftgym.decoding.provenance import check_run_folder, write_run_config
 from draftgym.drafters.dflash.network import default_taps as default_dflash_taps
@@ -33,7 +35,9 @@ from draftgym.drafters.training.build import (
 from draftgym.drafters.training.data.corpus import LONGEST_TEXT, Corpus, load_corpus
 from draftgym.drafters.training.data.features import FeatureCache
 from draftgym.drafters.training.loop.card import card
+from draftgym.drafters.training.loop.parts import count_parts
 from draftgym.drafters.training.loop.progress import TrainerConfig, check_trainer
+from draftgym.drafters.training.loop.team import Team, joined
 from draftgym.drafters.training.loop.trainer import Trainer
 from draftgym.drafters.training.loop.watch import make_watch
 from draftgym.drafters.training.objectives.losses import LossSettings, ObjectiveName, make_loss
@@ -167,9 +171,15 @@ def train(args: Eagle3Args | DFlashArgs | SmallLMArgs) -> Path:
         The checkpoint folder, with the best measured weights.
     """
     _check_args(args)
+    with joined(args.device) as team:
+        return _train(args, team)
+
+
+def _train(args: Eagle3Args | DFlashArgs | SmallLMArgs, team: Team) -> Path:
+    _check_parts(args, count_parts(args.trainer, team.size))
     torch.manual_seed(args.trainer.seed)
     print(f"loading {args.target} and {args.corpus}")
-    target = load_target(args.target, args.dtype, args.threads, args.device, args.backend)
+    target = _load(args, team)
     print(f"target {target.name}: {target.precision}")
     longest = min(LONGEST_TEXT, target.context_limit - LONGEST_DRAFT)
     corpus = load_corpus(
@@ -188,15 +198,25 @@ def train(args: Eagle3Args | DFlashArgs | SmallLMArgs) -> Path:
     )
     objective = _objective(args, target, corpus)
 
-    write_run_config(args.run, args, target, {"corpus": corpus.describe()})
+    facts = {"corpus": corpus.describe(), "processes": team.size}
+    team.led(lambda: write_run_config(args.run, args, target, facts))
     features = _features(args, target, objective.tap_layers)
     watch = make_watch(target, features, corpus)
     print(f"{args.trainer.plan}; interrupt it when you like, the same command goes on")
-    trainer = Trainer(objective, target, corpus, args.run, args.trainer, watch, features)
+    trainer = Trainer(objective, target, corpus, args.run, args.trainer, watch, features, team)
     trainer.run()
-    write_text(trainer.checkpoint / "README.md", card(args.run))
+    team.led(lambda: write_text(trainer.checkpoint / "README.md", card(args.run)))
     print(f"checkpoint: {trainer.checkpoint}")
     return trainer.checkpoint
+
+
+def _load(args: DrafterArgs, team: Team) -> Target:
+    """The target, where this process computes."""
+    dtype, threads = args.dtype, team.own_threads(args.threads)
+    if team.size > 1:  # each would try which dtype is faster, and might find otherwise
+        where = team.own_device(args.device)
+        dtype = team.led(lambda: choose_precision(args.dtype, threads, where).dtype)
+    return load_target(args.target, dtype, threads, team.own_device(args.device), args.backend)
 
 
 def _objective(
@@ -238,6 +258,14 @@ def _check_args(args: DrafterArgs) -> None:
     if isinstance(args, NeuralArgs) and args.objective == "replay":
         check_replay(args.terms.replay)
     check_run_folder(args.run)
+
+
+def _check_parts(args: DrafterArgs, parts: int) -> None:
+    if isinstance(args, NeuralArgs) and args.objective == "replay" and parts > 1:
+        raise DraftgymError(
+            f"replay keeps one account of errors, and batches have {parts} parts",
+            "train it by one process, in one part, or with another --objective",
+        )
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -76,12 +76,18 @@ def _facts(config: dict[str, Any], entries: list[dict[str, float]]) -> str:
         "throughput": f"{last.get('tokens_per_second', 0)} response tokens/s, "
         f"{last.get('gflops', 0)} GFLOP/s where a matrix product alone reaches "
         f"{last.get('matmul_peak_gflops', 0)}",
-        "machine": f"{machine_of(config)}, {config['threads']} threads, {config['dtype']}, torch "
+        "machine": f"{machine_of(config)}, {_workers(config)}, {config['dtype']}, torch "
         f"{config['torch']}, revision {str(config['git_revision'])[:12]}",
     }
     return "\n".join(
         ["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows.items())]
     )
+
+
+def _workers(config: dict[str, Any]) -> str:
+    """How many threads, of how many processes."""
+    threads, processes = f"{config['threads']} threads", config.get("processes", 1)
+    return threads if processes == 1 else f"{processes} processes of {threads}"
 
 
 def _learning(settings: dict[str, Any]) -> dict[str, str]:

@@ -24,7 +24,10 @@ class TrainerConfig:
         minutes: Training budget in minutes of updates (measuring and saving are not counted), over
             all resumed sessions.
         updates: Budget in updates instead of minutes: equal for all objectives that are compared.
-        batch_size: Texts per update.
+        batch_size: Texts per update, whatever they are shared by.
+        parts: Parts that a batch is computed in, one after the other, which takes less memory, or
+            by several processes (`torchrun`). Default: one for each process. Where it is given, a
+            run goes on alike with another number of processes.
         lr: Peak learning rate.
         warmup: Share of the budget with a rising learning rate.
         clip: Largest gradient norm.
@@ -44,6 +47,7 @@ class TrainerConfig:
     minutes: float = 45.0
     updates: int | None = None
     batch_size: int = 4
+    parts: int | None = None
     lr: float = 1e-3
     warmup: float = 0.03
     clip: float = 0.5
@@ -73,7 +77,7 @@ def check_trainer(config: TrainerConfig) -> None:
             patience with nothing to wait for.
     """
     check_seed(config.seed, "--trainer.seed")
-    least = {"batch_size": 1, "updates": 1, "measure_updates": 0, "patience": 0}
+    least = {"batch_size": 1, "parts": 1, "updates": 1, "measure_updates": 0, "patience": 0}
     for knob, floor in least.items():
         value = getattr(config, knob)
         if value is not None and value < floor:

@@ -3,7 +3,8 @@
 The learning rate follows the share of the budget that is spent, and a resumed run goes on where it
 stopped. Now and then the run folder gets a full state (`state.pt`, to resume). Where acceptance is
 watched, `checkpoint/` holds the best measured weights and `latest/` those of the state; elsewhere
-`checkpoint/` holds the latest.
+`checkpoint/` holds the latest. Several processes run the same loop (`team`); one of them measures
+and writes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +22,23 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.files import replacing, write_text
-from draftgym.decoding.model.device import all_to_host, clock
+from draftgym.decoding.files import write_text
+from draftgym.decoding.model.device import clock
 from draftgym.decoding.model.target import Target
 from draftgym.drafters.training.data.corpus import Corpus, Text
 from draftgym.drafters.training.data.features import FeatureBatch, FeatureCache
+from draftgym.drafters.training.loop.parts import Learned, count_parts, parts_of
 from draftgym.drafters.training.loop.progress import (
     SELECTS,
     Progress,
     TrainerConfig,
     learning_rate,
 )
+from draftgym.drafters.training.loop.state import load_state, save_state
+from draftgym.drafters.training.loop.team import ALONE, Team
 from draftgym.drafters.training.objectives.objective import Objective, ObjectiveOutput
 
+STATE = "state.pt"
 COUNT_EVERY = 10
 """Updates between two whose operations are counted, which costs 0.1 ms an operation. Counting takes
 operations apart and so rounds otherwise: when it happens must not depend on interruptions."""
@@ -54,6 +58,7 @@ class Trainer:
         config: Knobs.
         watch: Measures exported weights and so decides which are the best; None keeps the latest.
         features: Where the target's features come from; default: computed at every visit.
+        team: The processes that train together.
     """
 
     def __init__(
@@ -65,10 +70,12 @@ class Trainer:
         config: TrainerConfig,
         watch: Measure | None = None,
         features: FeatureCache | None = None,
+        team: Team = ALONE,
     ) -> None:
         self.objective, self.target, self.corpus = objective, target, corpus
         self.folder, self.config, self.watch = folder, config, watch
         self.features = features or FeatureCache(None, target, ())
+        self.team, self.parts = team, count_parts(config, team.size)
         self.device = target.device
         self.peak = matmul_peak(self.device)
         self.progress = Progress()
@@ -78,7 +85,9 @@ class Trainer:
         folder.mkdir(parents=True, exist_ok=True)
         self._metrics = folder / "metrics.jsonl"
         self._resume()
-        self.writer = SummaryWriter(str(folder), purge_step=self.progress.updates)
+        self.writer = None
+        if team.leads:
+            self.writer = SummaryWriter(str(folder), purge_step=self.progress.updates)
 
     @property
     def checkpoint(self) -> Path:
@@ -100,11 +109,14 @@ class Trainer:
         saved = progress.seconds
         total = config.updates or round(config.minutes * 60)
         unit = "s" if config.updates is None else " updates"
-        bar = tqdm(total=total, initial=self._done(total), unit=unit, desc="training")
+        hidden = not self.team.leads
+        bar = tqdm(
+            total=total, initial=self._done(total), unit=unit, desc="training", disable=hidden
+        )
         try:
             while True:
                 if progress.due(config, watched=self.watch is not None):
-                    self._measure()
+                    progress = self.progress = self.team.led(self._measured)
                 if progress.spent(config) >= 1 or progress.stopped(config):
                     break
                 metrics = self._update(next(batches))
@@ -121,7 +133,8 @@ class Trainer:
                 f"stopped after update {progress.updates}: {progress.worse} measurements in a row "
                 f"were not better than that of update {progress.best_updates}"
             )
-        self.writer.close()
+        if self.writer is not None:
+            self.writer.close()
         return progress
 
     def _done(self, total: int) -> int:
@@ -137,17 +150,16 @@ class Trainer:
         counted = progress.updates % COUNT_EVERY == 0
         start = clock(self.device)
         with counter if counted else nullcontext():
-            output, tokens = self._loss(texts, seed=progress.updates + 1)
-            loss = float(output.loss.detach())
-            self._require_finite("loss", loss)
-            self.optimizer.zero_grad(set_to_none=True)
-            output.loss.backward()
+            learned = self._learn(texts)
+            self._require_finite("loss", learned.loss)
             parameters = self.objective.network.parameters()
             norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.config.clip))
             self._require_finite("gradient", norm)  # before it can spoil the weights
             self.optimizer.step()
-        seconds = clock(self.device) - start
-        tera_flops = counter.get_total_flops() / 1e12
+        mine = (clock(self.device) - start, counter.get_total_flops() / 1e12)
+        times, operations = zip(*self.team.gathered(mine), strict=True)
+        seconds, tera_flops = max(times), sum(operations)
+        tokens = sum(len(text.tokens) - text.prompt_length for text in texts)
         if not counted:  # as many a token as so far
             tera_flops = progress.tera_flops * tokens / progress.response_tokens
         progress.updates += 1
@@ -158,21 +170,33 @@ class Trainer:
             gflops = 1000 * tera_flops / max(seconds, 1e-9)
             self._write(
                 {
-                    "losses/train": loss,
+                    "losses/train": learned.loss,
                     "losses/gradient_norm": norm,
                     "charts/learning_rate": lr,
                     "charts/tokens_per_second": tokens / seconds,
                     "charts/gflops": gflops,
                     "charts/share_of_matmul_peak": gflops / self.peak,
                 }
-                | {f"objective/{name}": value for name, value in output.metrics.items()}
-                | {f"agreement/train_{k}": float(x) for k, x in enumerate(output.agreement, 1)}
+                | {f"objective/{name}": value for name, value in learned.metrics.items()}
+                | {f"agreement/train_{k}": x for k, x in enumerate(learned.agreement, 1)}
             )
-        return {"loss": f"{loss:.3f}", "top1": f"{float(output.agreement[0]):.2f}"}
+        return {"loss": f"{learned.loss:.3f}", "top1": f"{learned.agreement[0]:.2f}"}
+
+    def _learn(self, texts: Sequence[Text]) -> Learned:
+        """Gradients of a batch, of which this process computes some parts."""
+        self.optimizer.zero_grad(set_to_none=True)
+        mine = []
+        for part in parts_of(texts, self.parts, self.progress.updates, self.team):
+            output, _ = self._loss(part.texts, part.seed)
+            (part.share * output.loss).backward()
+            mine.append(Learned.of(output, part.share))
+        self.team.sum_gradients(self.objective.network.parameters())
+        return Learned.together([one for some in self.team.gathered(mine) for one in some])
 
     def _write(self, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, self.progress.updates)
+        if self.writer is not None:
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, self.progress.updates)
 
     def _require_finite(self, what: str, value: float) -> None:
         if not math.isfinite(value):
@@ -190,8 +214,8 @@ class Trainer:
     def _features(self, texts: Sequence[Text]) -> FeatureBatch:
         return self.features.batch(texts, self.objective.tap_layers).to_train()
 
-    def _measure(self) -> None:
-        """Measures the current weights, and keeps them if they are the best.
+    def _measured(self) -> Progress:
+        """Measures the current weights, keeps them if they are the best, and notes it.
 
         Everything is saved before, so that a run killed in here comes back to the same weights; and
         the best are exported before the state says so, so that what it says is always there.
@@ -218,6 +242,7 @@ class Trainer:
             told += f"; best {progress.best_value:.3f} at update {progress.best_updates}"
         tqdm.write(f"update {progress.updates}, {told}")
         self._save_state()
+        return progress
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
@@ -244,7 +269,10 @@ class Trainer:
         """Writes the full state and exports the weights; a kill leaves the older ones whole.
 
         Weights that are exported as the best stay; without any, `checkpoint/` gets the latest.
+        Nothing, but for the leader. The others are not asked: they may have ended.
         """
+        if not self.team.leads:
+            return
         self._save_state()
         if self.watch is not None:
             self.objective.export(self.latest, self.target)
@@ -252,30 +280,25 @@ class Trainer:
             self.objective.export(self.checkpoint, self.target)
 
     def _save_state(self) -> None:
-        state = {
-            "network": self.objective.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "objective": self.objective.state(),
-            "progress": asdict(self.progress),
-        }
-        with replacing(self.folder / "state.pt") as partial:
-            torch.save(all_to_host(state), partial)  # to go on anywhere
+        save_state(self.folder / STATE, self.objective, self.optimizer, self.progress)
 
     def _resume(self) -> None:
-        path = self.folder / "state.pt"
-        if not path.exists():
-            return
-        try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            self.objective.network.load_state_dict(state["network"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.objective.restore(state.get("objective", {}))
-            self.progress = Progress(**state["progress"])
-        except Exception as error:  # torch raises many kinds for a damaged file
+        """Goes on where the run stood; all processes start alike."""
+        path = self.folder / STATE
+        there = path.exists()
+        if there:
+            self.progress = load_state(path, self.objective, self.optimizer)
+        stood = self.team.gathered(self.progress.updates)  # all have read before anybody writes
+        if len(set(stood)) > 1:
             raise DraftgymError(
-                f"cannot resume from {path}: {(str(error) or repr(error)).splitlines()[0]}",
-                "it is damaged or of other settings; name another --run, or delete that folder",
-            ) from error
+                f"the processes found {self.folder} at updates {stood}",
+                "name a --run in a folder that all their machines share",
+            )
+        self.team.same(self.objective.network.state_dict().values())
+        if there and self.team.leads:
+            self._tell_resumed()
+
+    def _tell_resumed(self) -> None:
         # A killed run may have told of a measurement that its state does not know.
         lines = [json.dumps(entry) + "\n" for entry in self.progress.history]
         write_text(self._metrics, "".join(lines))
