@@ -57,12 +57,15 @@ class Shared:
     @property
     def files(self) -> list[Path]:
         """The files that are shared; hidden ones are locks and unfinished writes."""
-        return [path for path in self._all if path.suffix in SHARED[self.what]]
+        return [path for path in self._all if self._is_shared(path)]
 
     @property
     def left_out(self) -> list[str]:
         """Names of the others."""
-        return [path.name for path in self._all if path.suffix not in SHARED[self.what]]
+        return [path.name for path in self._all if not self._is_shared(path)]
+
+    def _is_shared(self, path: Path) -> bool:
+        return path.suffix in SHARED[self.what] and path.is_file()
 
     @property
     def _all(self) -> list[Path]:

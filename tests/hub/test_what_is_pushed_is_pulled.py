@@ -189,8 +189,9 @@ def test_pickles_are_neither_pushed_nor_pulled(
     hub: Endpoint, drafter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.save(load_file(drafter / "model.safetensors"), drafter / "pytorch_model.bin")
+    (drafter / "notes.md").mkdir()
     push(PushArgs(drafter, "me/head"))
-    assert "pytorch_model.bin" in capsys.readouterr().err
+    assert "notes.md, pytorch_model.bin" in capsys.readouterr().err
     assert "pytorch_model.bin" not in hub.files("model", "me/head")
     (drafter / "model.safetensors").unlink()
     with pytest.raises(DraftgymError, match="no weights in safetensors"):
