@@ -19,11 +19,11 @@ from typing import Any
 
 from draftgym.decoding.drafting import DraftShape
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.verify.rules import make_rule
 from draftgym.envs.radio.radio import Band, from_db
 from draftgym.serving.edge import edge_v1_pb2 as wire
 from draftgym.serving.edge.drafting import DeviceText, Drafting
 from draftgym.serving.edge.pacing import Pacer
+from draftgym.serving.edge.payload import device_rule, packed
 from draftgym.serving.edge.protocol import METHOD, TOKEN, require
 
 FRAMING = 14
@@ -267,10 +267,11 @@ class _Writing:
     def _begin(self, opened: Any) -> None:
         text = self.text
         self._band = Band(opened.hertz, opened.noise_grows)
+        rule = device_rule(opened, text.temperature, text.seed, len(self.done.tokens))
         if self._context is None:
-            rule = make_rule(None, text.temperature, text.seed, opened.vocab_size)
             self._context = DeviceText(text.prompt, text.max_new_tokens, rule)
             self._state = self.device.drafting.drafter.new_state(self._context.capacity)
+        self._context.rule = rule
 
     def _pace(self, share: float, pacer: Pacer) -> None:
         assert self._band is not None  # shares come behind `Opened`
@@ -296,12 +297,16 @@ class _Writing:
         assert context is not None  # a verdict came before
         drafter.catch_up(self._state, context)
         shape = DraftShape(min(length, drafter.max_draft_length))
-        self._draft = drafter.propose(self._state, context, shape).token_ids
+        proposal = drafter.propose(self._state, context, shape)
+        self._draft = proposal.token_ids
         self.done.drafted += len(self._draft)
-        position = len(self.done.tokens)
-        return wire.FromDevice(
-            draft=wire.Draft(position=position, tokens=self._draft, report=self.device.report())
+        draft = wire.Draft(
+            position=len(self.done.tokens),
+            tokens=self._draft,
+            report=self.device.report(),
+            distributions=packed(proposal.draft_probs),
         )
+        return wire.FromDevice(draft=draft)
 
 
 def _ended(code: str, details: str) -> DraftgymError:

@@ -7,11 +7,18 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Payload(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TOKENS: _ClassVar[Payload]
+    TRUNCATED: _ClassVar[Payload]
+
 class Ending(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     NONE: _ClassVar[Ending]
     STOP: _ClassVar[Ending]
     LENGTH: _ClassVar[Ending]
+TOKENS: Payload
+TRUNCATED: Payload
 NONE: Ending
 STOP: Ending
 LENGTH: Ending
@@ -71,14 +78,18 @@ class Open(_message.Message):
     def __init__(self, session: _Optional[str] = ..., prompt: _Optional[_Iterable[int]] = ..., written: _Optional[_Iterable[int]] = ..., max_new_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., seed: _Optional[int] = ..., drafter: _Optional[str] = ..., drafter_fingerprint: _Optional[str] = ..., tokenizer: _Optional[str] = ..., category: _Optional[str] = ..., report: _Optional[_Union[Report, _Mapping]] = ...) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("vocab_size", "hertz", "noise_grows")
+    __slots__ = ("vocab_size", "hertz", "noise_grows", "payload", "kept")
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
     HERTZ_FIELD_NUMBER: _ClassVar[int]
     NOISE_GROWS_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
     vocab_size: int
     hertz: float
     noise_grows: bool
-    def __init__(self, vocab_size: _Optional[int] = ..., hertz: _Optional[float] = ..., noise_grows: _Optional[bool] = ...) -> None: ...
+    payload: Payload
+    kept: int
+    def __init__(self, vocab_size: _Optional[int] = ..., hertz: _Optional[float] = ..., noise_grows: _Optional[bool] = ..., payload: _Optional[_Union[Payload, str]] = ..., kept: _Optional[int] = ...) -> None: ...
 
 class Turn(_message.Message):
     __slots__ = ("length", "share")
@@ -109,14 +120,24 @@ class Share(_message.Message):
     def __init__(self, share: _Optional[float] = ...) -> None: ...
 
 class Draft(_message.Message):
-    __slots__ = ("position", "tokens", "report")
+    __slots__ = ("position", "tokens", "report", "distributions")
     POSITION_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     REPORT_FIELD_NUMBER: _ClassVar[int]
+    DISTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
     position: int
     tokens: _containers.RepeatedScalarFieldContainer[int]
     report: Report
-    def __init__(self, position: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., report: _Optional[_Union[Report, _Mapping]] = ...) -> None: ...
+    distributions: _containers.RepeatedCompositeFieldContainer[Distribution]
+    def __init__(self, position: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., report: _Optional[_Union[Report, _Mapping]] = ..., distributions: _Optional[_Iterable[_Union[Distribution, _Mapping]]] = ...) -> None: ...
+
+class Distribution(_message.Message):
+    __slots__ = ("ids", "weights")
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    ids: bytes
+    weights: bytes
+    def __init__(self, ids: _Optional[bytes] = ..., weights: _Optional[bytes] = ...) -> None: ...
 
 class Close(_message.Message):
     __slots__ = ()

@@ -15,10 +15,10 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -34,7 +34,7 @@ from draftgym.envs.cell.devices import MeasuredServer, Server
 from draftgym.envs.cell.host import read_host
 from draftgym.envs.cell.settings import CellSettings, edge_setting
 from draftgym.envs.cell.state import CellState
-from draftgym.envs.radio.payload import Payload
+from draftgym.envs.radio.payload import Payload, make_payload
 from draftgym.envs.radio.radio import multispin_radio
 from draftgym.envs.scheduler.planners import (
     ORACLE,
@@ -75,6 +75,10 @@ class EdgeServeArgs:
         users: Devices that are served together.
         longest_draft: Longest draft; a trained scheduler brings its own.
         band_hertz: Width of the band that devices share.
+        payload: What drafts of texts with a temperature carry: tokens (ids alone; the same seed
+            gives the same text), or truncated (for each token the distribution that it was sampled
+            from, as in Multi-SPIN; the textbook rejection rule).
+        kept: Probabilities of a truncated distribution at most.
         server: File of this host as measured (draftgym measure-host); without it, a few passes
             are timed first.
         dtype: auto (a probe picks the faster one), float32 (a text is the same whoever else is
@@ -102,6 +106,8 @@ class EdgeServeArgs:
     users: int = 16
     longest_draft: int = 16
     band_hertz: float = 10e6
+    payload: Literal["tokens", "truncated"] = "tokens"
+    kept: int = 1024
     server: Path | None = None
     dtype: str = "auto"
     device: str = "auto"
@@ -114,14 +120,14 @@ class EdgeServeArgs:
     tls_key: Path | None = None
     prompt_tokens: int = 1024
     new_tokens: int = 1024
-    message_bytes: int = 65536
+    message_bytes: int = 131072
     round_seconds: float = 2.0
     idle_seconds: float = 60.0
     waiting: int = 16
 
     def check(self) -> None:
         """Raises `DraftgymError` for settings that cannot work, before anything is loaded."""
-        names = ("users", "longest_draft", "band_hertz", "prompt_tokens", "new_tokens")
+        names = ("users", "longest_draft", "band_hertz", "kept", "prompt_tokens", "new_tokens")
         for name in (*names, "message_bytes", "round_seconds", "idle_seconds", "waiting"):
             value = getattr(self, name)
             if not 0 < value < float("inf"):
@@ -192,7 +198,14 @@ async def _serve(
     arms = [Arm(drafter, settings.longest_draft or args.longest_draft) for drafter in DRAFTERS]
     table = WireTable(args.users, arms, settings.means, args.new_tokens)
     make_planner: Callable[[CellState], CellPlanner] = make
-    rounds = EdgeRounds(target, WireCell(table, settings), make_planner, args.limits)
+    rounds = EdgeRounds(
+        target,
+        WireCell(table, settings),
+        make_planner,
+        args.limits,
+        payload=args.payload,
+        kept=min(args.kept, target.vocab_size),
+    )
     server = EdgeServer(rounds, args.host, args.port, access)
     await server.start()
     secured = "with TLS" if access.certificate else "without TLS"
@@ -251,7 +264,7 @@ def cell_settings(args: EdgeServeArgs, target: Target, make: MakePlanner) -> Cel
         radio=multispin_radio(17.5, args.band_hertz),
         device=edge.device,
         server=_server(args, target, longest),
-        payload=Payload("tokens", BITS_PER_TOKEN),
+        payload=_payload(args, target),
         vocabulary=target.vocab_size,
         users=args.users,
         longest_draft=longest,
@@ -262,6 +275,15 @@ def cell_settings(args: EdgeServeArgs, target: Target, make: MakePlanner) -> Cel
         longest_draft=longest,
         means={task: mean for task, mean in means.items() if task.endswith(tuple(tasks))},
     )
+
+
+def _payload(args: EdgeServeArgs, target: Target) -> Payload:
+    """What a drafted token takes at most; the truncated distributions are the paper's."""
+    if args.payload == "tokens":
+        return Payload("tokens", BITS_PER_TOKEN)
+    kept = min(args.kept, target.vocab_size)
+    made = make_payload("truncated", target.vocab_size, kept)
+    return replace(made, bits_per_token=made.bits_per_token + BITS_PER_TOKEN)
 
 
 def known_means(target: Target) -> dict[str, float]:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from draftgym.decoding.session import Session
 from draftgym.serving.edge import edge_v1_pb2 as wire
 from draftgym.serving.edge.protocol import Refused
@@ -122,6 +124,7 @@ class Member:
         snr_db, token_seconds: What it reported last.
         length: Tokens that it was told to draft, and has not sent yet; 0 where none.
         arrived: The draft that is there and not verified yet; None where none is.
+        sampled: What its tokens were sampled by `[n, vocab]`; None where they were not.
         accepted: Tokens of its last draft that it has not been told of.
         tokens: Tokens behind them that it has not been told.
         position: Tokens of the text that it has been told.
@@ -138,6 +141,7 @@ class Member:
     token_seconds: float = 0.0
     length: int = 0
     arrived: list[int] | None = None
+    sampled: Tensor | None = None
     accepted: int = 0
     tokens: list[int] = field(default_factory=list)
     position: int = 0

@@ -71,7 +71,7 @@ class Limits:
 
     prompt_tokens: int = 1024
     new_tokens: int = 1024
-    message_bytes: int = 65536
+    message_bytes: int = 131072
     open_seconds: float = 10.0
     idle_seconds: float = 60.0
     round_seconds: float = 2.0

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,7 +28,6 @@ from draftgym.decoding.model.target import Target
 from draftgym.decoding.round import Draft, RoundRecord, verify_drafts
 from draftgym.decoding.session import Session
 from draftgym.decoding.verify.proposal import Proposal
-from draftgym.decoding.verify.rules import make_rule
 from draftgym.envs.cell.state import CellState
 from draftgym.envs.scheduler.planners import CellPlanner
 from draftgym.policies.multispin.problem import Plan
@@ -36,6 +35,7 @@ from draftgym.serving.edge import edge_v1_pb2 as wire
 from draftgym.serving.edge.cell import WireCell
 from draftgym.serving.edge.clock import Clock, SystemClock
 from draftgym.serving.edge.member import Asked, Member
+from draftgym.serving.edge.payload import server_rule, unpacked
 from draftgym.serving.edge.protocol import Limits, Refused
 
 T = TypeVar("T")
@@ -74,6 +74,8 @@ class EdgeRounds:
         make_planner: Makes who plans.
         limits: What devices may do.
         clock: Where time comes from.
+        payload: What drafts of sampled texts carry: `tokens` or `truncated`.
+        kept: Probabilities of a truncated distribution at most.
 
     Attributes:
         members: Devices that are connected and have opened a text.
@@ -85,6 +87,8 @@ class EdgeRounds:
     make_planner: Callable[[CellState], CellPlanner]
     limits: Limits = field(default_factory=Limits)
     clock: Clock = field(default_factory=SystemClock)
+    payload: str = "tokens"
+    kept: int = 1024
     members: list[Member] = field(default_factory=list, init=False)
     totals: Totals = field(default_factory=Totals, init=False)
 
@@ -117,13 +121,18 @@ class EdgeRounds:
         self._opening.append(member)
         self._changed.set()
 
-    def receive(self, member: Member, position: int, tokens: Sequence[int]) -> None:
+    def receive(self, member: Member, draft: Any) -> None:
         """A device's draft has come.
+
+        Args:
+            member: The device.
+            draft: The message.
 
         Raises:
             Refused: Nobody asked for it, or it cannot be one.
         """
-        if not member.length or position != member.position:
+        tokens = list(draft.tokens)
+        if not member.length or draft.position != member.position:
             raise Refused("INVALID_ARGUMENT", "a draft that was not asked for")
         if len(tokens) > member.length:
             raise Refused(
@@ -131,8 +140,17 @@ class EdgeRounds:
             )
         if tokens and max(tokens) >= self.target.vocab_size:
             raise Refused("INVALID_ARGUMENT", f"token {max(tokens)} is none of the target's")
-        member.arrived, member.length, member.waited_since = list(tokens), 0, None
+        member.sampled = None
+        if draft.distributions:
+            self._check_sampled(member)
+            size = self.target.vocab_size
+            member.sampled = unpacked(draft.distributions, tokens, size, self.kept)
+        member.arrived, member.length, member.waited_since = tokens, 0, None
         self._changed.set()
+
+    def _check_sampled(self, member: Member) -> None:
+        if self.payload != "truncated" or member.asked is None or not member.asked.temperature:
+            raise Refused("INVALID_ARGUMENT", "distributions where nobody reads any")
 
     def leave(self, member: Member) -> None:
         """A device's stream has ended."""
@@ -201,7 +219,7 @@ class EdgeRounds:
                     continue
                 length = int(plan.lengths[0, place]) if drafts[place] else 0
                 one.tell((length, share))
-                one.length, one.arrived = length, None if length else []
+                one.length, one.arrived, one.sampled = length, None if length else [], None
                 one.waited_since = self.clock.now() if length else None
             except Refused as refused:
                 self._refuse(one, refused)
@@ -233,7 +251,7 @@ class EdgeRounds:
             assert one.session is not None and one.asked is not None  # it is writing
             sessions.append(one.session)
             tokens = torch.tensor(one.arrived, dtype=torch.long)
-            chain = Proposal.chain(tokens, torch.zeros(len(tokens)))
+            chain = Proposal.chain(tokens, torch.zeros(len(tokens)), one.sampled)
             drafts.append(Draft(Arm(one.asked.drafter, max(1, len(tokens))), chain))
         return verify_drafts(sessions, drafts)
 
@@ -301,7 +319,8 @@ class EdgeRounds:
     @torch.inference_mode()
     def _begin(self, asked: Asked) -> Session:
         """A session behind its prompt's pass; what was written before is part of its prompt."""
-        rule = make_rule(None, asked.temperature, asked.seed, self.target.vocab_size)
+        position, size = len(asked.written), self.target.vocab_size
+        rule = server_rule(self.payload, asked.temperature, asked.seed, position, size)
         known = torch.tensor([*asked.prompt, *asked.written])
         session = Session(self.target, known, rule, asked.max_new_tokens - len(asked.written), {})
         session.prefill()

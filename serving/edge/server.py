@@ -17,6 +17,7 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.verify.rules import check_temperature
 from draftgym.serving.edge import edge_v1_pb2 as wire
 from draftgym.serving.edge.member import Asked, Member
+from draftgym.serving.edge.payload import MODES
 from draftgym.serving.edge.protocol import METHOD, TOKEN, Refused, require, vocabulary_fingerprint
 from draftgym.serving.edge.rounds import EdgeRounds
 
@@ -149,8 +150,7 @@ class EdgeServer:
                     self._open(member, message.open)
                 elif kind == "draft":
                     _report(member, message.draft.report)
-                    draft = message.draft
-                    self.rounds.receive(member, draft.position, draft.tokens)
+                    self.rounds.receive(member, message.draft)
                 elif kind == "close":
                     return
                 else:
@@ -196,6 +196,8 @@ class EdgeServer:
                     vocab_size=self.rounds.target.vocab_size,
                     hertz=cell.band.hertz,
                     noise_grows=cell.band.noise_grows,
+                    payload=MODES[self.rounds.payload],
+                    kept=self.rounds.kept,
                 )
             )
         )

@@ -196,7 +196,7 @@ WRONG: dict[str, tuple[str, Callable[[Target], list[Any]]]] = {
         "INVALID_ARGUMENT",
         lambda target: [wire.FromDevice(draft=wire.Draft(tokens=[1]))],
     ),
-    "too large": ("RESOURCE_EXHAUSTED", lambda target: [b"\x0a" * 100_000]),
+    "too large": ("RESOURCE_EXHAUSTED", lambda target: [b"\x0a" * 200_000]),
     "another tokenizer": ("FAILED_PRECONDITION", lambda target: [opening(target, tokenizer="x")]),
     "no session": ("INVALID_ARGUMENT", lambda target: [opening(target, session="")]),
     "a long session": ("INVALID_ARGUMENT", lambda target: [opening(target, session="x" * 999)]),
