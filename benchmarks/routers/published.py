@@ -78,8 +78,8 @@ def compare(args: PublishedArgs) -> Result:
         DraftgymError: Anything the user can mend.
     """
     check(args)
-    chosen_on = _read(args.traces, args.longest)
-    heldout = _read(args.heldout, args.longest) if args.heldout else chosen_on
+    chosen_on = read_shorter(args.traces, args.longest)
+    heldout = read_shorter(args.heldout, args.longest) if args.heldout else chosen_on
     routers = {str(path): load_learned_policy(path, heldout.origin) for path in args.policies}
     sets = list(dict.fromkeys(text.category for text in heldout.texts))
     cells: Result = {}
@@ -101,7 +101,12 @@ def compare(args: PublishedArgs) -> Result:
     )
 
 
-def _read(folders: Sequence[Path], longest: int | None) -> TraceSet:
+def read_shorter(folders: Sequence[Path], longest: int | None) -> TraceSet:
+    """Reads traces together, without texts of more than so many new tokens.
+
+    Raises:
+        DraftgymError: No folder, folders that cannot be mixed, or no text that is short enough.
+    """
     if not folders:
         raise DraftgymError("--traces names nothing", "name folders of traces")
     first, *others = map(read_traces, folders)

@@ -1,6 +1,8 @@
 """Who chooses for a server's batch in the comparison: arms, engines' rules, forecasts, the oracle.
 
 Everything that is tuned is tuned on training texts, and nobody is told what kind of text it serves.
+Forecasts choose from the network's chains and those of one lookup, that of the best cascade: every
+lookup is asked for every request in every round, and a second one costs more than it brings.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from draftgym.policies.serving.rule import FixedRule, Ladder, ServingRule
 from draftgym.policies.serving.tokens import TokenForecast
 from draftgym.rollouts.traces.trace import TraceSet
 
-ORACLE = "oracle of rounds"
+ORACLE, FORECAST, MEAN = "oracle of rounds", "forecast, seed", "forecasts, mean"
+ALL = "all"
 MATCHES = (2, 3, 4, 6)
 """Match lengths from which on a cascade copies, to choose from."""
 TUNED_AT = 16
@@ -90,6 +93,8 @@ class Contenders:
         self.singles = (Arm(PLAIN, 0), *chains)
         self.notes: dict[str, str] = {}
         self.first = self._best_first()
+        mine = (self.network, self.first.drafter)
+        self.planned = tuple(arm for arm in self.singles if arm.drafter in (PLAIN, *mine))
         self._ladders = {"": self.ladder(None), " in cascade": self.ladder(self.first)}
         self._fixed = {arm: FixedRule(arm) for arm in self.singles}
         self._forecasts = [self._forecast(fitting, seed) for seed in range(seeds)]
@@ -106,8 +111,8 @@ class Contenders:
             yield from self._rules(where, ladder)
         for seed, forecast in enumerate(self._forecasts):
             yield Contender(
-                f"forecast, seed {seed}",
-                self.singles,
+                f"{FORECAST} {seed}",
+                self.planned,
                 lambda load, forecast=forecast: PlannedPlayer(forecast, load),  # type: ignore[misc]
                 looks=True,
             )
@@ -186,7 +191,7 @@ class Contenders:
         return best
 
     def _forecast(self, fitting: ForecastFitting, seed: int) -> TokenForecast:
-        texts = self._texts(self.singles, look_up=True)
+        texts = self._texts(self.planned, look_up=True)
         return fit_forecast(self._servers(texts, 128, look_up=True), fitting, seed)
 
 

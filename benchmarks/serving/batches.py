@@ -11,24 +11,33 @@ Everything is tuned and fitted on training texts; what is shown is of the others
   the table by size. Tokens per busy second, and what users wait for.
 * Speed: request-rounds a second of the vector environment.
 
-Intervals are paired bootstraps over texts (identical) against the best rule over all.
+Intervals are paired bootstraps over texts (identical) against the rule that is best there, which is
+chosen in hindsight. The forecasts' mean takes the mean seconds of all seeds for each text.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import tyro
 
-from benchmarks.report import Json, Table, number
 from benchmarks.results import Result, check, finish
-from benchmarks.serving.batch_contenders import ORACLE, Contender, Contenders, played_arms
+from benchmarks.routers.published import read_shorter
+from benchmarks.serving.batch_contenders import (
+    ALL,
+    FORECAST,
+    MEAN,
+    ORACLE,
+    Contender,
+    Contenders,
+    played_arms,
+)
+from benchmarks.serving.batch_tables import tables
 from draftgym.agents.serving.fit import ForecastFitting
 from draftgym.decoding.arms import Arm, parse_arm
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
@@ -37,14 +46,18 @@ from draftgym.envs.load.arrivals import AtOnce, Poisson
 from draftgym.envs.load.load import Load
 from draftgym.envs.load.settings import ServerSettings
 from draftgym.envs.load.texts import ServedTexts
+from draftgym.envs.serving.identical import (
+    TextsInTurn,
+    identical_load,
+    play_identical,
+    works_of,
+)
 from draftgym.envs.serving.oracle import play_oracle
 from draftgym.envs.serving.play import Served, play
 from draftgym.envs.serving.vector import ServingVectorEnv
 from draftgym.rollouts.report.statistics import Work, speed_ratio
-from draftgym.rollouts.traces.file import read_traces
 from draftgym.rollouts.traces.trace import TraceSet
 
-ALL = "all"
 TABLE = "table by size (vLLM)"
 
 
@@ -55,6 +68,8 @@ class BatchesArgs:
     Attributes:
         traces: Folder of traces of training texts: everything is tuned and fitted on them.
         heldout: Folder of traces of other texts, which are shown.
+        longest: Leave out texts of more new tokens: a text that runs to its limit repeats itself
+            without end, and a few such texts are most of a data set's tokens.
         costs: Published costs by name, or a file of `draftgym measure-host`.
         sizes: Batch sizes of identical requests.
         loads: Shares of what the server can bear.
@@ -70,6 +85,7 @@ class BatchesArgs:
 
     traces: Path = Path("runs/published/train")
     heldout: Path = Path("runs/published/heldout")
+    longest: int | None = None
     costs: str = "llama3.1-8b-h100"
     sizes: tuple[int, ...] = (1, 8, 32, 64)
     loads: tuple[float, ...] = (0.5, 0.8, 0.95)
@@ -89,18 +105,23 @@ class Stage:
 
     Attributes:
         texts: By whether lookups are observed.
+        in_turn: The same, each of which is written once.
     """
 
     texts: dict[bool, ServedTexts]
+    in_turn: dict[bool, TextsInTurn]
 
     @classmethod
-    def of(cls, traces: TraceSet, arms: dict[bool, tuple[Arm, ...]], costs: Any) -> Stage:
+    def of(
+        cls, traces: TraceSet, arms: Mapping[bool, tuple[Arm, ...]], settings: ServerSettings
+    ) -> Stage:
         """Lays texts out for these arms."""
-        made = {}
+        texts, in_turn = {}, {}
         for looks, its in arms.items():
-            model = costs(drafter_names(its)).model
-            made[looks] = ServedTexts(traces, its, model, looks)
-        return cls(made)
+            model = settings.make_costs(drafter_names(its)).model
+            texts[looks] = ServedTexts(traces, its, model, looks)
+            in_turn[looks] = TextsInTurn(traces, its, replace(settings, look_up=looks))
+        return cls(texts, in_turn)
 
     def load(self, settings: ServerSettings, looks: bool, count: int) -> Load:
         """Servers of them."""
@@ -119,14 +140,14 @@ def measure(args: BatchesArgs) -> Result:
     if not args.sizes or min(args.sizes) < 1 or not all(one > 0 for one in args.loads):
         raise DraftgymError("batches of no size, or no load", "give numbers above 0")
     torch.set_num_threads(args.threads)
-    train, heldout = read_traces(args.traces), read_traces(args.heldout)
+    train, heldout = (read_shorter([one], args.longest) for one in (args.traces, args.heldout))
     heldout.check_arms(map(parse_arm, train.origin.arms))
     settings = ServerSettings(costs=args.costs)
     start = time.perf_counter()
     made = Contenders(train, settings, args.sizes, args.seeds, args.fitting)
     everybody = list(made.all())
     tuned = time.perf_counter() - start
-    stage = Stage.of(heldout, dict(played_arms(everybody)), settings.make_costs)
+    stage = Stage.of(heldout, played_arms(everybody), settings)
     figures = {
         "tuning_seconds": tuned,
         "notes": made.notes,
@@ -148,28 +169,24 @@ def identical(
     size: int,
 ) -> list[Result]:
     """Everybody on batches of so many identical requests."""
-    kinds = [text.category for text in stage.texts[True].texts]
-    each = max(1, len(kinds) // args.servers)
-    settings = replace(settings, places=1, copies=size, requests=each, arrivals=AtOnce())
     works: dict[str, list[Work]] = {}
     for one in everybody:
-        load = stage.load(settings, one.looks, args.servers)
-        play(load, one.make(load), range(args.servers))
-        works[one.name] = works_of(load)
-    load = stage.load(settings, False, args.servers)
+        texts, looked = stage.in_turn[one.looks], replace(settings, look_up=one.looks)
+        works[one.name] = play_identical(texts, looked, size, one.make)
+    load = identical_load(stage.in_turn[False], replace(settings, look_up=False), size)
     best = max(total(found) for found in works.values())
-    play_oracle(load, best * size, range(args.servers))
+    play_oracle(load, best * size, range(load.count))
     works[ORACLE] = works_of(load)
-    return rows_of(works, kinds, size)
+    works[MEAN] = mean_works([its for name, its in works.items() if name.startswith(FORECAST)])
+    return rows_of(works, [text.category for text in load.texts.texts], size)
 
 
-def works_of(load: Load) -> list[Work]:
-    """Tokens and seconds of each text, one after the other, without prompts."""
-    tokens, seconds = np.zeros((2, len(load.texts.texts)))
-    requests = load.requests
-    np.add.at(tokens, requests.text, requests.tokens - 1)
-    np.add.at(seconds, requests.text, requests.end - requests.first_token)
-    return [Work(int(a), float(b)) for a, b in zip(tokens, seconds, strict=True)]
+def mean_works(several: Sequence[Sequence[Work]]) -> list[Work]:
+    """What each text takes on average."""
+    return [
+        Work(same[0].tokens, sum(one.seconds for one in same) / len(same))
+        for same in zip(*several, strict=True)
+    ]
 
 
 def total(works: Sequence[Work]) -> float:
@@ -178,20 +195,19 @@ def total(works: Sequence[Work]) -> float:
 
 
 def rows_of(works: dict[str, list[Work]], kinds: Sequence[str], size: int) -> list[Result]:
-    """Speed over plain of everybody by kind; over all, also against the best rule."""
-    played = [index for index, one in enumerate(works["plain"]) if one.tokens]
+    """Speed over plain of everybody by kind, and against the rule that is best there."""
+    mine = {kind: [i for i, its in enumerate(kinds) if its == kind] for kind in sorted(set(kinds))}
+    mine[ALL] = list(range(len(kinds)))
     rules = [name for name in works if not name.startswith(("forecast", ORACLE))]
-    best = max(rules, key=lambda name: total(works[name]))
-    rows = []
-    for name, its in works.items():
-        row: Result = {"who": name, "size": size, "best_rule": best}
-        for kind in (*sorted({kinds[i] for i in played}), ALL):
-            mine = [i for i in played if kind in (kinds[i], ALL)]
-            row[kind] = total([its[i] for i in mine]) / total([works["plain"][i] for i in mine])
-        found = speed_ratio([its[i] for i in played], [works[best][i] for i in played])
-        row["against_best"] = [found.value, found.low, found.high]
-        rows.append(row)
-    return rows
+    rows: dict[str, Result] = {name: {"who": name, "size": size, "best": {}} for name in works}
+    for kind, texts in mine.items():
+        here = {name: [its[i] for i in texts] for name, its in works.items()}
+        best = max(rules, key=lambda name: total(here[name]))
+        for name, its in here.items():
+            rows[name][kind] = total(its) / total(here["plain"])
+            found = speed_ratio(its, here[best])
+            rows[name]["best"][kind] = [best, found.value, found.low, found.high]
+    return list(rows.values())
 
 
 def under_load(
@@ -253,46 +269,6 @@ def speed(args: BatchesArgs, traces: TraceSet, arms: Sequence[Arm]) -> list[Resu
         rates.append(env.request_rounds / (time.perf_counter() - start))
     spread = {"median": float(np.median(rates)), "low": min(rates), "high": max(rates)}
     return [{"servers": env.num_envs, "places": 32, "arms": len(arms), **spread}]
-
-
-def tables(result: Json) -> list[Table]:
-    """Identical requests by size, load by rate, speed."""
-    made = []
-    for size in dict.fromkeys(row["size"] for row in result["identical"]):
-        rows = [row for row in result["identical"] if row["size"] == size]
-        kinds = [key for key in rows[0] if key not in ("who", "size", "best_rule", "against_best")]
-        made.append(
-            Table.of(
-                f"{size} identical requests: tokens per second over plain",
-                rows,
-                {
-                    "who": number("who", ""),
-                    **{kind: number(kind) for kind in kinds},
-                    f"over {rows[0]['best_rule']}": lambda row: "{:.3f} ({:.3f} to {:.3f})".format(
-                        *row["against_best"]
-                    ),
-                },
-            )
-        )
-    for share in dict.fromkeys(row["load"] for row in result["load"]):
-        made.append(
-            Table.of(
-                f"Under load, {share:.0%} of what the table by size bears",
-                [row for row in result["load"] if row["load"] == share],
-                {
-                    "who": number("who", ""),
-                    "tokens per busy second": number("goodput", ".0f"),
-                    "first token, p50 ms": number("first_50", ".0f"),
-                    "p95": number("first_95", ".0f"),
-                    "each token, p50 ms": number("each_50", ".2f"),
-                    "p95 ": number("each_95", ".2f"),
-                },
-            )
-        )
-    if result["speed"]:
-        columns = {name: number(name, ",.0f") for name in result["speed"][0]}
-        made.append(Table.of("Request-rounds a second in replay", result["speed"], columns))
-    return made
 
 
 if __name__ == "__main__":

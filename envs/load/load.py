@@ -27,6 +27,7 @@ from draftgym.decoding.observation import RouterMemory
 from draftgym.envs.load.requests import Requests
 from draftgym.envs.load.settings import ServerSettings
 from draftgym.envs.load.texts import ServedTexts
+from draftgym.policies.serving.memory import AcceptanceMemory
 from draftgym.policies.serving.servers import Floats, Ints, Mask, RowFacts, seconds_of
 from draftgym.rollouts.replay.pricing import backlogs
 
@@ -85,6 +86,7 @@ class Load:
         clock: Seconds since the reset `[n]`.
         memory: What a router remembers of each request; place k of server i is its episode
             `i K + k`.
+        accepted: What is remembered of its drafts, likewise.
     """
 
     def __init__(
@@ -94,7 +96,9 @@ class Load:
         self.shape = count, settings.places
         of = settings.arrivals, settings.mixture, count, settings.requests
         self.requests = Requests(texts, *of)
-        self.memory = RouterMemory(texts.arms, count * settings.places)
+        places = count * settings.places
+        self.memory = RouterMemory(texts.arms, places)
+        self.accepted = AcceptanceMemory(len(texts.drafters), places)
         self.number, self.unread = np.full(self.shape, -1), np.zeros(self.shape, np.int64)
         self.text, self.row = np.zeros((2, *self.shape), np.int64)
         self._last_used = np.zeros((*self.shape, len(texts.drafters)), np.int64)
@@ -172,8 +176,18 @@ class Load:
 
     @property
     def found(self) -> NDArray[np.float32]:
-        """What lookups found `[n, K, 2 L]`."""
+        """What lookups found `[n, K, 6 L]`."""
         return np.asarray(self.texts.found[self.row])
+
+    @property
+    def ids(self) -> Ints:
+        """Token ids that a forecast reads `[n, K, 2 + L]`."""
+        return np.asarray(self.texts.ids[self.row])
+
+    @property
+    def acceptance(self) -> NDArray[np.float32]:
+        """What drafts of each came to `[n, K, 6 D]`."""
+        return self.accepted.numbers().reshape(*self.shape, -1)
 
     @property
     def signals(self) -> NDArray[np.float32]:
@@ -203,22 +217,23 @@ class Load:
         axes = tuple(range(2, asked.ndim - 1))
         return np.asarray(np.expand_dims(missed, axes) * asked)
 
-    def preview(self, arms: Ints) -> tuple[Ints, Floats]:
+    def preview(self, arms: Ints, caught_up: bool = False) -> tuple[Ints, Floats]:
         """Tokens that a round would commit `[n, K]` and its seconds `[n]`; nothing changes.
 
         Args:
             arms: See `step`.
+            caught_up: As if no drafter had missed anything.
         """
         deciding = self.deciding
         facts = self._facts(np.where(deciding, arms, 0), deciding)
         read = self._prompt_rows(deciding)
         began = (read > 0) & (read == self.unread)
-        draft, verify = self._seconds(facts, arms, deciding, read)
+        draft, verify = self._seconds(facts, arms, deciding, read, caught_up)
         return np.where(began, 1, facts.committed), draft + verify
 
-    def round_seconds(self, arms: Ints) -> Floats:
-        """What a round would take `[n]`."""
-        return self.preview(arms)[1]
+    def round_seconds(self, arms: Ints, caught_up: bool = False) -> Floats:
+        """What a round would take `[n]`; see `preview`."""
+        return self.preview(arms, caught_up)[1]
 
     def step(self, arms: Ints) -> ServedRound:
         """Plays a round of every server.
@@ -252,12 +267,17 @@ class Load:
         return self.texts.facts(self.row, arms).where(deciding)
 
     def _seconds(
-        self, facts: RowFacts, arms: Ints, deciding: Mask, read: Ints
+        self,
+        facts: RowFacts,
+        arms: Ints,
+        deciding: Mask,
+        read: Ints,
+        caught_up: bool = False,
     ) -> tuple[Floats, Floats]:
         """Time of drafting and of the pass `[n]` each."""
         alone = np.where(deciding, self.texts.alone[self.row, arms], 0.0)
         rows = (facts.drafted + deciding + read).sum(-1)
-        return seconds_of(self, facts, alone, deciding | (read > 0), rows)
+        return seconds_of(self, facts, alone, deciding | (read > 0), rows, caught_up)
 
     def _prompt_rows(self, deciding: Mask) -> Ints:
         """Rows of prompts in the next pass `[n, K]`: who came first is read first."""
@@ -284,6 +304,8 @@ class Load:
             facts.verified.reshape(drafters),
             deciding.ravel(),
         )
+        made = facts.steps.reshape(drafters), facts.verified.reshape(drafters)
+        self.accepted.update(facts.committed.ravel(), *made)
 
     def _time(self, times: Floats) -> Floats:
         """A time of the request in each place `[n, K]`; of the first one in empty places."""
@@ -311,4 +333,5 @@ class Load:
         self.unread[server, place] = self.texts.prompt[text]
         self._last_used[server, place] = self.texts.lags - 1
         self.memory.forget(server * self.shape[1] + place)
+        self.accepted.forget(server * self.shape[1] + place)
         self.requests.head = self.requests.head + enters.sum(-1)

@@ -44,8 +44,9 @@ class ServedTexts:
         limit: Tokens of a text at most.
         signals: `draftgym.decoding.observation.TEXT_SIGNALS`, float32 `[R, 4]`; 0 where nobody
             knows them.
-        found: Newest tokens that agree with where a lookup would copy from, and tokens that it
-            found, both at most 16 and over 4, float32 `[R, 2 L]`.
+        found: What lookups found, float32 `[R, 6 L]` (`policies.serving.observation.found_by`).
+        ids: Ids of the newest token, the one before, and the first that each lookup found
+            `[R, 2 + L]`; -1 where there is none.
         alone: Seconds of drafting by `model` `[R, A]`; 0 without one.
         lags: See `TraceOrigin` `[D]`.
 
@@ -82,6 +83,7 @@ class ServedTexts:
         self._looks = self._lookups() if look_up else {}
         self.lookups = tuple(self._looks)
         self.found = np.concatenate([self._found(text) for text in self.texts])
+        self.ids = np.concatenate([self._ids(text) for text in self.texts])
         self._facts = np.concatenate([self._rows(text) for text in self.texts])
         self.alone = np.zeros((len(self._facts), len(self.arms)))
         if model is not None:
@@ -136,19 +138,26 @@ class ServedTexts:
         longest: dict[str, tuple[int, str]] = {}
         for part in (part for arm in self.arms for part in arm.parts):
             name, key = part.drafter, str(part.whole)
-            traced = all(name in text.matches for text in self.texts)
+            traced = all(name in text.matches and name in text.drafts for text in self.texts)
             if name in LOOKUPS and traced and part.nodes is None:
                 longest[name] = max(longest.get(name, (0, "")), (part.length, key))
         return {name: key for name, (_, key) in longest.items()}
 
     def _found(self, text: TextTrace) -> NDArray[np.float32]:
-        columns = [
-            column
-            for name, key in self._looks.items()
-            for column in found_by(text.matches[name], text.arms[key].drafted)
-        ]
-        told = np.stack(columns, 1) if columns else np.zeros((len(text), 0))
-        return np.pad(told, ((0, 1), (0, 0))).astype(np.float32)
+        told = np.zeros((len(text) + 1, 0), np.float32)  # the last row has no round
+        for name, key in self._looks.items():
+            unsaid = np.zeros((len(text), text.arms[key].drafted.max(initial=1)))
+            logprobs = text.logprobs.get(name, unsaid).astype(np.float64)
+            looked = found_by(text.matches[name], text.arms[key].drafted, logprobs)
+            told = np.hstack([told, np.pad(looked, ((0, 1), (0, 0)))], dtype=np.float32)
+        return told
+
+    def _ids(self, text: TextTrace) -> Ints:
+        columns = [text.tokens, np.append(-1, text.tokens[:-1])]
+        for name, key in self._looks.items():
+            first = np.where(text.arms[key].drafted > 0, text.drafts[name].tokens[:, 0], -1)
+            columns.append(np.append(first, -1))
+        return np.stack(columns, 1)
 
     def _rows(self, text: TextTrace) -> NDArray[np.int16]:
         """`RowFacts` of one text, packed `[rows, A, 2 + 4 D]`; its last row has no round."""

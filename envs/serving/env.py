@@ -59,7 +59,10 @@ class ServingEnv(gym.Env[Observation, NDArray[Any]]):
     | 2 | log(1 + tokens of its prompt that are still to be read) / 8 |
     | 3 | log(1 + time since it arrived / u) / 8 |
     | 4 | log(1 + mean time between its tokens so far / u) / 4 |
-    | per lookup | newest tokens that agree with where it would copy from, tokens it found, over 4 |
+    | per lookup | newest tokens that agree with where it copies from, tokens found, over 4 |
+    | | how likely it thinks its first 1, 2 and 4 are right; how many it thinks are, over 4 |
+    | per drafter | accepted of judged tokens and log(1 + judged) / 4, lately and overall |
+    | | accepted tokens of the last draft, over 4, and whether that was all of it |
     | the rest | `signals` of `draftgym/Router-v0`: text, progress, acceptance, last arm |
 
     From the lookups on, all are 0 until the prompt has been read. `server` is a `Box(G,)`:

@@ -86,8 +86,13 @@ def play_identical(
     """
     load = identical_load(texts, settings, size)
     play(load, make(load), range(load.count))
+    return works_of(load)
+
+
+def works_of(load: Load) -> list[Work]:
+    """Tokens of one request and seconds of each text that was written, prompts left out."""
     requests = load.requests
-    tokens, seconds = np.zeros((2, len(texts.texts)))
+    tokens, seconds = np.zeros((2, len(load.texts.texts)))
     np.add.at(tokens, requests.text, requests.tokens - 1)
     np.add.at(seconds, requests.text, requests.end - requests.first_token)
     return [Work(int(a), float(b)) for a, b in zip(tokens, seconds, strict=True)]

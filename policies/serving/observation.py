@@ -15,18 +15,22 @@ from numpy.typing import ArrayLike, NDArray
 
 from draftgym.decoding.arms import Arm
 from draftgym.decoding.observation import Observation, drafter_names, signal_names
+from draftgym.policies.serving.memory import acceptance_names
 from draftgym.policies.serving.servers import Floats, Servers
 
 OF_THE_SERVER = ("active", "deciding", "unread", "waited", "pace")
 """Numbers of a request that say how it is served, and nothing of its text; they come first."""
 MOST_FOUND = 16
 """Tokens that agree, or that were found, beyond which no more are told apart."""
+LOOKED = ("match", "found", "sure_1", "sure_2", "sure_4", "expected")
+"""What is told of each lookup."""
 
 
 def request_features(arms: Sequence[Arm], lookups: Sequence[str]) -> tuple[str, ...]:
     """Names of the numbers of a request, in order."""
-    looked = [f"{what}_{name}" for name in lookups for what in ("match", "found")]
-    return (*OF_THE_SERVER, *looked, *signal_names(arms))
+    looked = [f"{what}_{name}" for name in lookups for what in LOOKED]
+    accepted = acceptance_names(drafter_names(arms))
+    return (*OF_THE_SERVER, *looked, *accepted, *signal_names(arms))
 
 
 def server_features(arms: Sequence[Arm]) -> tuple[str, ...]:
@@ -35,9 +39,23 @@ def server_features(arms: Sequence[Arm]) -> tuple[str, ...]:
     return (*own, *(f"draft_seconds_{name}" for name in drafter_names(arms)))
 
 
-def found_by(match: ArrayLike, found: ArrayLike) -> list[NDArray[np.float64]]:
-    """What is told of one lookup: newest tokens that agree, and tokens that it found, any shape."""
-    return [np.minimum(number, MOST_FOUND) / 4 for number in (match, found)]
+def found_by(match: ArrayLike, found: ArrayLike, logprobs: Floats) -> Floats:
+    """What is told of one lookup, `LOOKED`, for any shape S of texts: S and `[6]`.
+
+    Args:
+        match: Newest tokens that agree with where it would copy from, S.
+        found: Tokens that it found, S.
+        logprobs: How likely it thinks that each goes on behind those before it, S and `[budget]`.
+
+    Returns:
+        The first two over 4; how likely it thinks that its first 1, 2 and 4 tokens are right; and
+        how many should be, over 4.
+    """
+    there = np.arange(logprobs.shape[-1]) < np.asarray(found)[..., None]
+    sure = np.exp(logprobs.cumsum(-1)) * there
+    firsts = [sure[..., i : i + 1].sum(-1) for i in (0, 1, 3)]
+    sizes = [np.minimum(number, MOST_FOUND) / 4 for number in (match, found)]
+    return np.stack([*sizes, *firsts, sure[..., :MOST_FOUND].sum(-1) / 4], -1)
 
 
 def observe(servers: Servers) -> Observation:
@@ -65,7 +83,9 @@ def _requests(servers: Servers, unit: Floats) -> NDArray[np.float32]:
         -1,
         dtype=np.float32,
     )
-    told = np.concatenate([own, servers.found, servers.signals], -1, dtype=np.float32)
+    told = np.concatenate(
+        [own, servers.found, servers.acceptance, servers.signals], -1, dtype=np.float32
+    )
     told[..., len(OF_THE_SERVER) :] *= deciding[..., None]  # the first token is not there yet
     told *= active[..., None]
     return told

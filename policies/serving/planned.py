@@ -5,19 +5,20 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from draftgym.decoding.arms import Arm
 from draftgym.decoding.drafting import LOOKUPS
 from draftgym.decoding.errors import DraftgymError
-from draftgym.policies.serving.observation import observe_requests
 from draftgym.policies.serving.planning import best_arms
-from draftgym.policies.serving.servers import Floats, Ints, Mask, Servers
+from draftgym.policies.serving.servers import Floats, Ints, Mask, RowFacts, Servers
 
-DECAY = 0.98
+DECAY = 0.998
 """Weight of the past in the running speed, per round."""
 FIRST_ROUNDS = 10.0
 """Rounds of plain decoding that it begins with."""
+EAGERNESS = 0.87
+"""What forecasts are planned at, of the running price: the best of several guesses is mostly one
+that was too high, and tokens that are not drafted cannot be accepted."""
 
 
 class Forecast(Protocol):
@@ -25,7 +26,7 @@ class Forecast(Protocol):
 
     arms: tuple[Arm, ...]
 
-    def tokens(self, requests: NDArray[np.float32], deciding: NDArray[np.bool_]) -> Floats:
+    def tokens(self, servers: Servers, facts: RowFacts) -> Floats:
         """Expected tokens `[n, K, A]`; see `draftgym.policies.serving.tokens.TokenForecast`."""
 
 
@@ -134,8 +135,9 @@ class PlannedPlayer:
         if self._forecast is None:
             tokens = facts.committed.astype(float)
         else:
-            tokens = self._forecast.tokens(observe_requests(servers), servers.deciding)
+            tokens = self._forecast.tokens(servers, facts)
         price = self._running.now(servers) if self._fixed is None else self._fixed
+        price = price * (1.0 if self._forecast is None else EAGERNESS)
         return best_arms(servers, facts, tokens, price)
 
     def learn(self, played: PlayedRound) -> None:

@@ -8,6 +8,10 @@ with and without each network, each text for itself, and the best of these round
 exact where a pass is linear in its rows, but for the little that lookups take for all; a measured
 server is taken as linear around the batch.
 
+Positions that a drafter has missed are not counted: whoever drafts later must encode them as well.
+Who counts them in the round that does it never begins: a long prompt costs more than its first
+draft brings, and the next round finds more of them.
+
 Notation: n = servers, K = places, A = arms, D = drafters.
 """
 
@@ -39,7 +43,8 @@ def best_arms(servers: Servers, facts: RowFacts, tokens: Floats, price: Floats |
     for allowed in _with_and_without(servers, facts):
         arms = np.where(allowed, values, -np.inf).argmax(-1)
         expected = np.take_along_axis(tokens, arms[..., None], -1)[..., 0]
-        earned = copies * (expected * deciding).sum(-1) - price * servers.round_seconds(arms)
+        seconds = servers.round_seconds(arms, caught_up=True)
+        earned = copies * (expected * deciding).sum(-1) - price * seconds
         better = earned > most
         best, most = np.where(better[:, None], arms, best), np.where(better, earned, most)
     return best
@@ -54,7 +59,7 @@ def _own_seconds(servers: Servers, facts: RowFacts) -> Floats:
         facts.asked.reshape(of_drafters),
         facts.steps.reshape(of_drafters),
         facts.tokens.reshape(of_drafters),
-        servers.missed(facts.asked).reshape(of_drafters),
+        np.zeros_like(facts.steps).reshape(of_drafters),
         context.reshape(flat),
         servers.alone.reshape(flat),
     )

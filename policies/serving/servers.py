@@ -130,7 +130,19 @@ class Servers(Protocol):
 
     @property
     def found(self) -> NDArray[np.float32]:
-        """What lookups found `[n, K, 2 L]`: see `policies.serving.observation.found_by`."""
+        """What lookups found `[n, K, 6 L]`: see `policies.serving.observation.found_by`."""
+
+    @property
+    def ids(self) -> Ints:
+        """Token ids that forecasts read `[n, K, 2 + L]`; -1 where there is none.
+
+        The newest token, the one before it if that was written as well, and the first that each
+        lookup found.
+        """
+
+    @property
+    def acceptance(self) -> NDArray[np.float32]:
+        """What drafts of each came to `[n, K, 6 D]` (`policies.serving.memory`)."""
 
     @property
     def signals(self) -> NDArray[np.float32]:
@@ -150,16 +162,22 @@ class Servers(Protocol):
             asked: Which drafters are asked, of one arm `[n, K, D]` or of several `[n, K, A, D]`.
         """
 
-    def round_seconds(self, arms: Ints) -> Floats:
+    def round_seconds(self, arms: Ints, caught_up: bool = False) -> Floats:
         """What a round takes `[n]`.
 
         Args:
             arms: An arm for each place `[n, K]`; read for those who decide.
+            caught_up: As if no drafter had missed anything.
         """
 
 
 def seconds_of(
-    servers: Servers, facts: RowFacts, alone: Floats, taking: Mask, rows: Ints
+    servers: Servers,
+    facts: RowFacts,
+    alone: Floats,
+    taking: Mask,
+    rows: Ints,
+    caught_up: bool = False,
 ) -> tuple[Floats, Floats]:
     """Time of drafting and of the pass `[n]` each.
 
@@ -169,9 +187,10 @@ def seconds_of(
         alone: Seconds of drafting with these arms `[n, K]`, 0 there as well.
         taking: Who has rows in the pass `[n, K]`.
         rows: How many `[n]`.
+        caught_up: As if no drafter had missed anything.
     """
     context, copies, costs = servers.context, servers.copies, servers.costs
-    missed = servers.missed(facts.asked)
+    missed = servers.missed(facts.asked) * (not caught_up)
     drafts = BatchDrafts(facts.asked, facts.steps, facts.tokens, missed, context, alone, copies)
     cached = np.where(taking, context, 0).sum(-1)
     batch = (copies * number for number in (taking.sum(-1), rows, cached))

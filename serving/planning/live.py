@@ -16,11 +16,12 @@ from draftgym.decoding.costs.server_costs import ServerCosts
 from draftgym.decoding.observation import RouterObserver, observe_together
 from draftgym.decoding.round import RoundRecord
 from draftgym.decoding.session import Session
-from draftgym.policies.serving.observation import found_by
+from draftgym.policies.serving.memory import EACH, AcceptanceMemory
+from draftgym.policies.serving.observation import LOOKED, found_by
 from draftgym.policies.serving.servers import Floats, Ints, Mask, RowFacts, seconds_of
 from draftgym.rollouts.replay.pricing import backlogs
 from draftgym.serving.batching.choosing import Writing
-from draftgym.serving.planning.options import ArmOptions
+from draftgym.serving.planning.options import ArmOptions, Looked
 
 
 class Followed:
@@ -37,6 +38,7 @@ class Followed:
     def __init__(self, session: Session, options: ArmOptions) -> None:
         self._options = options
         self.observer = RouterObserver(options.arms)
+        self.accepted = AcceptanceMemory(len(options.drafters))
         self.last_used = np.array([session.drafters[name].lag - 1 for name in options.drafters])
 
     def update(self, action: int | None, record: RoundRecord) -> None:
@@ -53,6 +55,9 @@ class Followed:
         verified = self._marks(record.drafters)
         self.observer.memory.update(chosen, committed, context, asked, verified)
         self.last_used[asked[0]] = record.context
+        depths = {one.arm.drafter: one.depth for one in record.asked}
+        depth = np.array([[depths.get(name, 0) for name in self._options.drafters]])
+        self.accepted.update(committed, depth, verified)
 
     def _marks(self, names: Collection[str]) -> Mask:
         """Which drafters these are `[1, D]`."""
@@ -76,7 +81,8 @@ class LiveBatch:
         context: Positions in the target's cache `[1, K]`.
         deciding: Whose arms the next round reads `[1, K]`.
         alone: Seconds of drafting with each arm, by the cost model `[1, K, A]`.
-        found: What lookups found `[1, K, 2 L]`.
+        found: What lookups found `[1, K, 6 L]`.
+        ids: Token ids that a forecast reads `[1, K, 2 + L]`.
     """
 
     def __init__(
@@ -109,14 +115,16 @@ class LiveBatch:
         each = *self.shape, len(self.arms)
         self._options = RowFacts.nothing(each, len(self.drafters))
         self.alone = np.zeros(each)
-        self.found = np.zeros((*self.shape, 2 * len(self.lookups)), np.float32)
+        self.found = np.zeros((*self.shape, len(LOOKED) * len(self.lookups)), np.float32)
+        self.ids = np.full((*self.shape, 2 + len(self.lookups)), -1)
         for place in self._followed:
             situation = self._of.look(self._sessions[place])
             facts, self.alone[0, place] = self._of.facts(situation)
             for name, value in vars(facts).items():
                 getattr(self._options, name)[0, place] = value
-            looked = [found_by(one.match, one.drafted) for one in self._of.found(situation)]
-            self.found[0, place] = np.ravel(looked)
+            looked = self._of.found(situation)
+            self.found[0, place] = np.ravel([_told(one) for one in looked])
+            self.ids[0, place] = _ids(self._sessions[place], looked)
 
     @property
     def arms(self) -> tuple[Arm, ...]:
@@ -175,6 +183,14 @@ class LiveBatch:
         told[0, places] = seen
         return told
 
+    @property
+    def acceptance(self) -> NDArray[np.float32]:
+        """What drafts of those who decide came to `[1, K, 6 D]`."""
+        told = np.zeros((*self.shape, len(EACH) * len(self.drafters)), np.float32)
+        for place, followed in self._followed.items():
+            told[0, place] = followed.accepted.numbers()[0]
+        return told
+
     def options(self) -> RowFacts:
         """What a round with each arm would do, `[1, K, A]`."""
         return self._options
@@ -184,10 +200,23 @@ class LiveBatch:
         axes = tuple(range(2, asked.ndim - 1))
         return np.asarray(np.expand_dims(self._missed, axes) * asked)
 
-    def round_seconds(self, arms: Ints) -> Floats:
+    def round_seconds(self, arms: Ints, caught_up: bool = False) -> Floats:
         """What a round would take by the costs `[1]`, without prompts that ride along."""
         alone = np.take_along_axis(self.alone, arms[..., None], -1)[..., 0] * self.deciding
         facts = self._options.at(arms).where(self.deciding)
         rows = (facts.drafted + 1).sum(-1)
-        draft, verify = seconds_of(self, facts, alone, self.active, rows)
+        draft, verify = seconds_of(self, facts, alone, self.active, rows, caught_up)
         return draft + verify
+
+
+def _told(one: Looked) -> Floats:
+    """What is told of a lookup."""
+    assert one.proposal is not None  # it was asked
+    return found_by(one.match, one.drafted, one.proposal.logprobs.numpy().astype(np.float64))
+
+
+def _ids(session: Session, looked: Sequence[Looked]) -> list[int]:
+    """`Servers.ids` of a text."""
+    written = [-1, *session.new_tokens[-2:]]
+    firsts = [one.proposal.token_ids[:1] if one.proposal else [] for one in looked]
+    return [written[-1], written[-2], *(first[0] if first else -1 for first in firsts)]

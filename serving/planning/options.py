@@ -10,7 +10,7 @@ Notation: A = arms, D = drafters.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from draftgym.decoding.drafting import LOOKUPS
 from draftgym.decoding.observation import drafter_names
 from draftgym.decoding.round import draft
 from draftgym.decoding.session import Session
+from draftgym.decoding.verify.proposal import Proposal
 from draftgym.policies.serving.servers import Floats, RowFacts
 
 MOST_KNOWN = 4096
@@ -34,11 +35,13 @@ class Looked:
         drafted: Tokens.
         depth: Those on the longest path.
         match: Newest tokens of the text that agree.
+        proposal: The tokens themselves; None of drafters that look nothing up.
     """
 
     drafted: int
     depth: int
     match: int
+    proposal: Proposal | None = field(default=None, compare=False)
 
 
 Situation = tuple[int, tuple[Looked, ...]]
@@ -83,7 +86,7 @@ class ArmOptions:
         if longest is None or part.nodes is not None:
             return _asked(session, part)
         length = min(part.length, longest.drafted)
-        return Looked(length, length, longest.match)
+        return Looked(length, length, longest.match, longest.proposal)
 
     def found(self, situation: Situation) -> list[Looked]:
         """What the longest chain of each lookup found."""
@@ -143,4 +146,4 @@ class ArmOptions:
 def _asked(session: Session, part: Arm) -> Looked:
     made = draft(session, part)
     (asked,) = made.asked
-    return Looked(asked.drafted, asked.depth, made.proposal.match)
+    return Looked(asked.drafted, asked.depth, made.proposal.match, made.proposal)

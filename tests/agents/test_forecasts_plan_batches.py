@@ -15,12 +15,13 @@ from draftgym.envs.load.load import Load
 from draftgym.envs.load.settings import ServerSettings
 from draftgym.envs.serving.env import make_load
 from draftgym.envs.serving.play import RulePlayer, play
+from draftgym.policies.serving.observation import observe
 from draftgym.policies.serving.planned import PlannedPlayer
 from draftgym.policies.serving.rule import FixedRule
 from draftgym.policies.serving.tokens import TokenForecast, load_forecast, save_forecast
 from tests.handmade_served import ARMS, served_traces
 
-FITTING = ForecastFitting(examples=6_000, epochs=6, batch_size=256, width=32)
+FITTING = ForecastFitting(examples=6_000, epochs=6, batch_size=256, width=32, dropout=0.0)
 TRACES = served_traces(24, 60)
 SEEDS = range(4)
 
@@ -50,13 +51,32 @@ def test_the_same_seed_fits_the_same_forecast(forecast: TokenForecast) -> None:
 
 
 def test_what_others_are_does_not_change_a_forecast(forecast: TokenForecast) -> None:
-    requests = np.random.default_rng(0).uniform(size=(2, 3, len(forecast.features)))
-    requests = requests.astype(np.float32)
-    deciding = np.array([[True, True, False], [True, False, True]])
-    together = forecast.tokens(requests, deciding)
-    alone = forecast.tokens(requests[:1, :1], deciding[:1, :1])
-    np.testing.assert_allclose(together[0, 0], alone[0, 0], rtol=1e-6)
-    assert (together[~deciding] == 1).all() and (together >= 1).all()
+    load = servers()
+    load.reset([np.random.default_rng(seed) for seed in SEEDS])
+    for step in range(12):
+        together = forecast.tokens(load, load.options())
+        requests, ids = observe(load)["requests"][load.deciding], load.ids[load.deciding]
+        for at, (request, its) in enumerate(zip(requests, ids, strict=True)):
+            alone = forecast.accepted(request[None], its[None])
+            np.testing.assert_allclose(forecast.accepted(requests, ids)[at], alone[0], rtol=1e-5)
+        assert (together[~load.deciding] == 1).all() and (together >= 1).all()
+        load.step(np.full(load.shape, step % len(ARMS)))
+    assert len(requests)
+
+
+def test_longer_drafts_commit_more_and_never_more_than_they_draft(
+    forecast: TokenForecast,
+) -> None:
+    load = servers()
+    load.reset([np.random.default_rng(seed) for seed in SEEDS])
+    for step in range(12):
+        facts = load.options()
+        tokens = forecast.tokens(load, facts)[load.deciding]
+        drafted = facts.drafted[load.deciding]
+        assert (tokens <= 1 + drafted).all() and (tokens[drafted == 0] == 1).all()
+        chains = tokens[:, 1:-1]  # of one network, by length
+        assert (np.diff(chains, axis=1) >= 0).all()
+        load.step(np.full(load.shape, step % len(ARMS)))
 
 
 def test_drafts_of_unknown_length_cannot_be_planned(forecast: TokenForecast) -> None:
@@ -79,3 +99,13 @@ def test_a_forecast_is_kept_in_a_folder(forecast: TokenForecast, tmp_path: Path)
     other = replace(TRACES.origin, target_fingerprint="0" * 32)
     with pytest.raises(DraftgymError, match="target"):
         load_forecast(tmp_path, other)
+
+
+def test_a_long_prompt_does_not_keep_a_network_from_drafting() -> None:
+    played = []
+    for prompt in (10, 100_000):  # encoding the latter takes longer than a draft can save
+        texts = [replace(text, prompt_tokens=prompt) for text in TRACES.texts]
+        load = make_load(replace(TRACES, texts=texts), ARMS, ServerSettings(1, 8, AtOnce()), 4)
+        served = play(load, PlannedPlayer(None, load, 200.0), SEEDS)
+        played.append(served.played[1:5].sum() / served.played.sum())
+    assert played[1] > 0.9 * played[0] > 0

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.report import markdown
-from benchmarks.serving.batch_contenders import ORACLE
+from benchmarks.serving.batch_contenders import MEAN, ORACLE
 from benchmarks.serving.batches import TABLE, BatchesArgs, measure
 from draftgym.agents.serving.fit import ForecastFitting
 from draftgym.decoding.errors import DraftgymError
@@ -44,10 +44,11 @@ def test_everybody_is_compared_on_the_same_texts(args: BatchesArgs) -> None:
         for name in ("plain", "ngram:8", TABLE, f"{TABLE} in cascade", "forecast, seed 0", ORACLE):
             assert name in everybody
         assert rows["plain", size]["all"] == 1.0
-        best = rows[rows["plain", size]["best_rule"], size]
-        assert best["against_best"] == pytest.approx([1.0, 1.0, 1.0])
+        for kind, (rule, *_) in rows["plain", size]["best"].items():
+            assert rows[rule, size]["best"][kind][1:] == pytest.approx([1.0, 1.0, 1.0])
+            assert rows[MEAN, size][kind] == pytest.approx(rows["forecast, seed 0", size][kind])
         assert rows[ORACLE, size]["all"] > 1.5
-    assert {row["who"] for row in result["load"]} == everybody - {ORACLE}
+    assert {row["who"] for row in result["load"]} == everybody - {ORACLE, MEAN}
     assert result["speed"][0]["median"] > 0
     assert args.json is not None and TABLE in markdown(args.json)
 

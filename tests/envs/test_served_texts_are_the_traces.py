@@ -26,7 +26,7 @@ from draftgym.envs.load.load import Load
 from draftgym.envs.load.settings import ServerSettings
 from draftgym.envs.load.texts import ServedTexts
 from draftgym.envs.serving.env import ServingEnv
-from draftgym.policies.serving.observation import observe, request_features
+from draftgym.policies.serving.observation import LOOKED, observe, request_features
 from draftgym.rollouts.replay.replay import Replay
 from draftgym.rollouts.traces.trace import TraceSet
 from tests.handmade_users import user_traces
@@ -162,8 +162,9 @@ def test_looking_up_is_paid_for_and_shows_what_is_found(
     shown = dict(
         zip(request_features(env.load.arms, env.load.lookups), seen[True][0].T, strict=True)
     )
-    assert {"match_ngram", "found_ngram"} <= shown.keys()
-    assert seen[True][0].shape[1] == seen[False][0].shape[1] + 2
+    looked = {f"{what}_ngram" for what in LOOKED}
+    assert looked <= shown.keys()
+    assert seen[True][0].shape[1] == seen[False][0].shape[1] + len(looked)
     assert seen[False][1]["draft"] == 0 < seen[True][1]["draft"]
 
 

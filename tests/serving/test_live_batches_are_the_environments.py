@@ -125,6 +125,7 @@ def test_a_live_batch_is_the_replayed_one(both: Both, seed: int) -> None:
         own = len(OF_THE_SERVER)
         seen, replayed = observe(live)["requests"], observe(load)["requests"]
         np.testing.assert_allclose(seen[0, :, own:], replayed[there][:, own:], atol=2e-5)
+        np.testing.assert_array_equal(live.ids[0], load.ids[there])
         mine, theirs = live.options(), load.options()
         for name in ("drafted", "asked", "verified", "steps", "tokens"):
             told = getattr(theirs, name)[there]

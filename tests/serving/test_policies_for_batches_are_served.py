@@ -6,7 +6,6 @@ import random
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,10 +22,17 @@ from draftgym.decoding.observation import drafter_names
 from draftgym.policies.serving.adaptive import AdaptiveLength, AdaptiveSize
 from draftgym.policies.serving.by_size import LengthBySize
 from draftgym.policies.serving.goodput import GoodputLength
-from draftgym.policies.serving.observation import request_features
+from draftgym.policies.serving.observation import OF_THE_SERVER, request_features
 from draftgym.policies.serving.rule import Batch, FixedRule, Ints, Ladder, Outcome, ServingRule
+from draftgym.policies.serving.servers import RowFacts, Servers
 from draftgym.policies.serving.stored import save_rule
-from draftgym.policies.serving.tokens import TokenForecast, TokenNetwork, save_forecast
+from draftgym.policies.serving.tokens import (
+    NetworkSize,
+    TokenForecast,
+    TokenNetwork,
+    draft_kinds,
+    save_forecast,
+)
 from draftgym.serving.batching.batcher import Batcher, BatchSettings
 from draftgym.serving.batching.policy_set import PolicySet
 from draftgym.serving.batching.requests import Finished, TextRequest
@@ -50,7 +56,10 @@ def some_forecast(arms: Sequence[Arm] = ARMS, seed: int = 0) -> TokenForecast:
     torch.manual_seed(seed)
     lookups = [name for name in drafter_names(arms) if name == "ngram"]
     features = request_features(arms, lookups)
-    network = TokenNetwork(len(features), len(arms), 16)
+    kinds = draft_kinds(arms)
+    longest = max(part.length for part in kinds.values())
+    sizes = len(features) - len(OF_THE_SERVER), 2 + len(lookups), 1, len(kinds), longest
+    network = TokenNetwork(NetworkSize(*sizes, width=16))
     with torch.no_grad():
         for weights in network.parameters():
             weights.normal_(std=0.5)
@@ -184,8 +193,8 @@ def test_every_request_may_get_another_arm(target: Target, drafters: dict[str, D
 
         arms = tuple(ARMS)
 
-        def tokens(self, requests: Any, deciding: Any) -> np.ndarray:
-            tokens = np.ones((*deciding.shape, len(ARMS)))
+        def tokens(self, servers: Servers, facts: RowFacts) -> np.ndarray:
+            tokens = np.ones((*servers.shape, len(ARMS)))
             tokens[0, [0, 1, 2], [2, 0, 4]] = 9.0
             return tokens
 
