@@ -48,6 +48,10 @@ ENGINES: dict[str, Callable[[LengthTable, str | None, str | None], Export]] = {
     "openvino": to_openvino,
 }
 CONFIDENCE = "confidence:"
+LEGEND = (
+    "held-out texts; 95 % intervals: paired bootstrap over texts, of mixed batches (up to the "
+    "largest size) over servers"
+)
 
 
 @dataclass(frozen=True)
@@ -181,11 +185,11 @@ def _tell(name: str, kept: Sequence[Kept]) -> None:
         table.add_column(column, justify="right")
     for one in kept:
         ratios = map(_interval, (one.policy, one.export, one.against, one.share))
-        table.add_row(str(one.size), *ratios)
+        table.add_row(str(one.size or "mixed"), *ratios)
     console = make_console()
     console.print()
     console.print(table)
-    console.print("held-out texts, 95 % intervals: paired bootstrap over texts", style="dim")
+    console.print(LEGEND, style="dim", highlight=False)
 
 
 def _interval(one: Interval | None) -> str:

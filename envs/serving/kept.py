@@ -1,25 +1,32 @@
-"""What an export keeps of the gain of the policy that it stands for, on batches of each size.
+"""What an export keeps of the gain of the policy that it stands for.
 
-Both write the same texts, each once, on the same servers; intervals are paired bootstraps over
-texts. The gain is what is written per second beyond plain decoding.
+On batches of each size both write the same texts, each once; intervals are paired bootstraps over
+texts. On mixed batches, of servers that have no request left at the end, over servers: each has
+drawn its own requests of the same texts. The gain is what is written per second beyond plain
+decoding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from draftgym.decoding.arms import PLAIN, Arm
+from draftgym.envs.load.arrivals import AtOnce
 from draftgym.envs.load.settings import ServerSettings
 from draftgym.envs.serving.distil import BatchPolicy
+from draftgym.envs.serving.env import make_load
 from draftgym.envs.serving.identical import play_identical
-from draftgym.envs.serving.play import RulePlayer
+from draftgym.envs.serving.play import RulePlayer, play
 from draftgym.policies.serving.rule import FixedRule, ServingRule
-from draftgym.rollouts.report.statistics import Interval, bootstrap, speed_ratio
+from draftgym.rollouts.report.statistics import Interval, Work, bootstrap, speed_ratio
 from draftgym.rollouts.traces.trace import TraceSet
+
+SERVERS, EACH = 16, 3
+"""Servers of mixed batches, and their requests for each place."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +34,14 @@ class Kept:
     """What an export keeps at a size of the batch.
 
     Attributes:
-        size: Requests in the batch.
+        size: Requests in the batch, identical ones; None for mixed ones.
         policy: Speed of the policy over plain decoding.
         export: Speed of what the engine does over plain decoding.
         against: Speed of that over the policy.
         share: Its gain as a share of the policy's; None where that has no gain to speak of.
     """
 
-    size: int
+    size: int | None
     policy: Interval
     export: Interval
     against: Interval
@@ -53,7 +60,7 @@ def measure_kept(
     settings: ServerSettings,
     sizes: Sequence[int],
 ) -> list[Kept]:
-    """Plays both at every size.
+    """Plays both at every size, and on mixed batches up to the largest.
 
     Args:
         policy: Who chooses.
@@ -72,15 +79,40 @@ def measure_kept(
     found = []
     for size in sizes:
         works = [play_identical(texts, settings, size, one.make) for one, texts in laid_out]
-        mine, its, plain = works if len(works) == 3 else (works[0], *works)
-        sums = [
-            [number for work in three for number in (work.tokens, work.seconds)]
-            for three in zip(mine, its, plain, strict=True)
-        ]
-        gain = speed_ratio(mine, plain)
-        share = bootstrap(sums, _share) if gain.low > 1 else None
-        found.append(Kept(size, gain, speed_ratio(its, plain), speed_ratio(its, mine), share))
-    return found
+        found.append(_kept(size, works))
+    mixed = [_play_mixed(one, traces, settings, sizes[-1]) for one in everybody]
+    return [*found, _kept(None, mixed)]
+
+
+def _play_mixed(
+    policy: BatchPolicy, traces: TraceSet, settings: ServerSettings, places: int
+) -> list[Work]:
+    """Tokens and seconds of each server, prompts included."""
+    settings = replace(
+        settings,
+        places=places,
+        requests=EACH * places,
+        arrivals=AtOnce(),
+        mixture=None,
+        copies=1,
+        look_up=policy.looks,
+    )
+    load = make_load(traces, [str(arm) for arm in policy.arms], settings, SERVERS)
+    served = play(load, policy.make(load), range(SERVERS))
+    pairs = zip(served.tokens, served.seconds, strict=True)
+    return [Work(int(tokens), float(seconds)) for tokens, seconds in pairs]
+
+
+def _kept(size: int | None, works: Sequence[Sequence[Work]]) -> Kept:
+    """Of the policy, the export and plain decoding; of the first two together, if they are one."""
+    mine, its, plain = works if len(works) == 3 else (works[0], *works)
+    sums = [
+        [number for work in three for number in (work.tokens, work.seconds)]
+        for three in zip(mine, its, plain, strict=True)
+    ]
+    gain = speed_ratio(mine, plain)
+    share = bootstrap(sums, _share) if gain.low > 1 else None
+    return Kept(size, gain, speed_ratio(its, plain), speed_ratio(its, mine), share)
 
 
 def _share(sums: NDArray[np.float64]) -> NDArray[np.float64]:

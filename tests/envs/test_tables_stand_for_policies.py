@@ -89,7 +89,9 @@ def chosen(table: LengthTable) -> list[int]:
 def test_what_is_kept_is_all_of_itself_and_less_of_the_oracle() -> None:
     table = rule_policy(LengthTable("small", {4: 5, 64: 3}).rule())
     for again in (table, rule_policy(LengthTable("small", {4: 5, 64: 3}).rule())):
-        for one in measure_kept(table, again, TRACES, SETTINGS, SIZES):
+        found = measure_kept(table, again, TRACES, SETTINGS, SIZES)
+        assert [one.size for one in found] == [*SIZES, None]
+        for one in found:
             assert one.share is not None and one.policy == one.export
             assert one.against.value == one.share.value == 1
     arms = tuple(parse_arm(arm) for arm in ARMS)
@@ -101,8 +103,8 @@ def test_what_is_kept_is_all_of_itself_and_less_of_the_oracle() -> None:
 
 def test_where_nothing_is_gained_nothing_can_be_kept() -> None:
     plain = rule_policy(FixedRule(parse_arm("plain")))
-    (one,) = measure_kept(plain, plain, TRACES, SETTINGS, (4,))
-    assert one.share is None and one.policy.value == one.export.value == 1
+    for one in measure_kept(plain, plain, TRACES, SETTINGS, (4,)):
+        assert one.share is None and one.policy.value == one.export.value == 1
 
 
 def test_a_host_that_was_measured_prices_only_what_it_measured() -> None:

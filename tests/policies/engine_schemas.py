@@ -88,8 +88,8 @@ SPS = {
 }
 
 TENSORRT_LLM = {
-    # API reference of Eagle3DecodingConfig and SAEnhancerConfig, 1.4.0rc4; unknown fields are
-    # refused there (StrictBaseModel)
+    # API reference of Eagle3DecodingConfig, NGramDecodingConfig and SAEnhancerConfig, 1.4.0rc4;
+    # unknown fields are refused there (StrictBaseModel)
     "type": "object",
     "properties": {
         "speculative_config": {
@@ -103,6 +103,7 @@ TENSORRT_LLM = {
                 },
                 "max_draft_len": COUNT,
                 "speculative_model": {"type": "string"},
+                "max_matching_ngram_size": POSITIVE,
                 "draft_len_schedule": {"type": "object", "minProperties": 1},
                 "sa_config": {
                     "type": "object",
@@ -174,6 +175,7 @@ def check_tensorrt_llm(body: Body) -> None:
     schedule = config["draft_len_schedule"]
     assert all(type(size) is int and size >= 1 for size in schedule)
     assert all(type(length) is int and length >= 0 for length in schedule.values())
+    assert ("max_matching_ngram_size" in config) == (config["decoding_type"] == "NGram")
     assert schedule[min(schedule)] == config["max_draft_len"] == max(schedule.values())
 
 

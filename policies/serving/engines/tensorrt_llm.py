@@ -35,6 +35,8 @@ TYPES = {
 }
 """`decoding_type` by the name of our drafter."""
 WITHOUT_WEIGHTS = ("NGram", "SA", "MTP")
+LONGEST_MATCH = 4
+"""Of our prompt lookup."""
 BEHIND_LOOKUP = ("Eagle3", "MTP", "PARD")
 """Those that take `sa_config`."""
 
@@ -65,6 +67,8 @@ def to_tensorrt_llm(
         lines.append(f"  speculative_model: {json.dumps(model)}")
     elif named not in WITHOUT_WEIGHTS:
         notes.append("the drafter's weights are missing: add speculative_model, or name --model")
+    if named == "NGram":
+        lines.append(f"  max_matching_ngram_size: {LONGEST_MATCH}")
     lines += [f"  {KEY}:", *(f"    {size}: {length}" for size, length in cut.schedule.items())]
     if cut.match is not None:
         if named not in BEHIND_LOOKUP:
