@@ -49,8 +49,8 @@ ENGINES: dict[str, Callable[[LengthTable, str | None, str | None], Export]] = {
 }
 CONFIDENCE = "confidence:"
 LEGEND = (
-    "held-out texts; 95 % intervals: paired bootstrap over texts, of mixed batches (up to the "
-    "largest size) over servers"
+    "held-out texts; 95 % intervals: paired bootstrap over texts; of mixed batches, which are "
+    "of the largest size, over servers"
 )
 
 

@@ -52,8 +52,8 @@ class TextsInTurn(ServedTexts):
     def draw(
         self, rng: np.random.Generator, count: int, mixture: Mapping[str, float] | None = None
     ) -> Ints:
-        """The next server's texts."""
-        return next(self._deals)
+        """The next server's texts, again and again if there are not so many."""
+        return np.resize(next(self._deals), count)
 
 
 def identical_load(texts: TextsInTurn, settings: ServerSettings, size: int) -> Load:

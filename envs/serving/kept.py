@@ -1,9 +1,8 @@
 """What an export keeps of the gain of the policy that it stands for.
 
 On batches of each size both write the same texts, each once; intervals are paired bootstraps over
-texts. On mixed batches, of servers that have no request left at the end, over servers: each has
-drawn its own requests of the same texts. The gain is what is written per second beyond plain
-decoding.
+texts. On mixed batches, which are full as long as requests wait, servers have texts of their own,
+and intervals are over servers. The gain is what is written per second beyond plain decoding.
 """
 
 from __future__ import annotations
@@ -16,17 +15,17 @@ from numpy.typing import NDArray
 
 from draftgym.decoding.arms import PLAIN, Arm
 from draftgym.envs.load.arrivals import AtOnce
+from draftgym.envs.load.load import Load
 from draftgym.envs.load.settings import ServerSettings
 from draftgym.envs.serving.distil import BatchPolicy
-from draftgym.envs.serving.env import make_load
-from draftgym.envs.serving.identical import play_identical
-from draftgym.envs.serving.play import RulePlayer, play
+from draftgym.envs.serving.identical import TextsInTurn, play_identical
+from draftgym.envs.serving.play import RulePlayer
 from draftgym.policies.serving.rule import FixedRule, ServingRule
 from draftgym.rollouts.report.statistics import Interval, Work, bootstrap, speed_ratio
 from draftgym.rollouts.traces.trace import TraceSet
 
-SERVERS, EACH = 16, 3
-"""Servers of mixed batches, and their requests for each place."""
+EACH = 3
+"""Requests of mixed batches for each place."""
 
 
 @dataclass(frozen=True)
@@ -80,27 +79,29 @@ def measure_kept(
     for size in sizes:
         works = [play_identical(texts, settings, size, one.make) for one, texts in laid_out]
         found.append(_kept(size, works))
-    mixed = [_play_mixed(one, traces, settings, sizes[-1]) for one in everybody]
+    mixed = [_play_mixed(one, texts, settings, sizes[-1]) for one, texts in laid_out]
     return [*found, _kept(None, mixed)]
 
 
 def _play_mixed(
-    policy: BatchPolicy, traces: TraceSet, settings: ServerSettings, places: int
+    policy: BatchPolicy, texts: TextsInTurn, settings: ServerSettings, places: int
 ) -> list[Work]:
-    """Tokens and seconds of each server, prompts included."""
+    """Tokens and seconds of each server while requests wait, prompts included."""
+    requests = EACH * places
     settings = replace(
-        settings,
-        places=places,
-        requests=EACH * places,
-        arrivals=AtOnce(),
-        mixture=None,
-        copies=1,
-        look_up=policy.looks,
+        settings, places=places, requests=requests, copies=1, arrivals=AtOnce(), mixture=None
     )
-    load = make_load(traces, [str(arm) for arm in policy.arms], settings, SERVERS)
-    served = play(load, policy.make(load), range(SERVERS))
-    pairs = zip(served.tokens, served.seconds, strict=True)
-    return [Work(int(tokens), float(seconds)) for tokens, seconds in pairs]
+    count = texts.servers
+    load = Load(texts, settings, settings.make_costs(texts.drafters), count)
+    player = policy.make(load)
+    load.reset([np.random.default_rng(seed) for seed in range(count)])
+    tokens, seconds = np.zeros((2, count))
+    while (waiting := load.waiting > 0).any():
+        played = load.step(player.choose(load))
+        player.learn(played)
+        tokens += np.where(waiting, played.committed.sum(-1), 0)
+        seconds += np.where(waiting, played.seconds, 0.0)
+    return [Work(int(a), float(b)) for a, b in zip(tokens, seconds, strict=True)]
 
 
 def _kept(size: int | None, works: Sequence[Sequence[Work]]) -> Kept:
