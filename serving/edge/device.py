@@ -28,7 +28,7 @@ from draftgym.serving.edge.protocol import METHOD, TOKEN, require
 
 FRAMING = 14
 """Bytes that HTTP/2 (9) and gRPC (5) put before a message."""
-COME_BACK = ("UNAVAILABLE", "INTERNAL", "UNKNOWN", "DEADLINE_EXCEEDED")
+COME_BACK = ("UNAVAILABLE", "CANCELLED", "INTERNAL", "UNKNOWN", "DEADLINE_EXCEEDED")
 """Endings of a connection after which a device tries again."""
 TRIES = 8
 """Connections in a row that may fail before a device gives up."""

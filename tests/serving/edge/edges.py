@@ -89,6 +89,16 @@ class SetClock:
                     loop.call_soon_threadsafe(there.set)
 
 
+class Gathered(EdgeRounds):
+    """Begins when every place can be taken."""
+
+    async def run(self) -> None:
+        """See `EdgeRounds.run`."""
+        while len(self._opening) < self.cell.shape[1]:
+            await asyncio.sleep(0.01)
+        await super().run()
+
+
 @dataclass
 class Edge:
     """A server that runs.

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
+import torch
 
 from draftgym.decoding.model.target import Target
 from draftgym.envs.cell.state import CellState
+from draftgym.envs.scheduler.observation import CELL_FEATURES, USER_FEATURES
+from draftgym.envs.scheduler.planners import CellPlanner, LearnedPlanner
 from draftgym.policies.multispin.problem import Plan
+from draftgym.policies.schedulers.learned import (
+    BELIEFS,
+    LENGTHS,
+    SHARES,
+    LearnedScheduler,
+    SchedulerHead,
+)
 from draftgym.serving.edge.device import Text, Written
-from tests.serving.edge.edges import Edge, in_threads, plain, serving, text
+from tests.serving.edge.edges import Edge, Gathered, in_threads, plain, serving, text
 
 TEMPERATURES = [0.0, 1.0]
 
@@ -30,6 +41,13 @@ class AtRandom:
     def learn(self, played: object) -> None:
         """Nothing."""
         assert played is not None
+
+
+def untrained(kind: str) -> Callable[[CellState], CellPlanner]:
+    """A network as training begins with, of any head."""
+    head = SchedulerHead(kind, 4, USER_FEATURES, CELL_FEATURES)
+    torch.manual_seed(0)
+    return partial(LearnedPlanner, LearnedScheduler(head.network(8), head))
 
 
 def write(edge: Edge, target: Target, name: str, texts: list[Text]) -> list[Written]:
@@ -50,7 +68,7 @@ def test_every_text_is_plain_decodings(target: Target, planner: str, temperature
         [text(10 * device + i, temperature, 8 + 5 * ((device + i) % 4)) for i in range(2)]
         for device in range(5)
     ]
-    with serving(target, make, users=3) as edge:
+    with serving(target, make, users=3, rounds_of=Gathered) as edge:
         names = ["small", "ngram", "small", "small", "ngram"]
         works = [partial(write, edge, target, *one) for one in zip(names, asked, strict=True)]
         written = in_threads(*works)
@@ -61,6 +79,17 @@ def test_every_text_is_plain_decodings(target: Target, planner: str, temperature
             assert its.finish_reason == "length" and its.connections <= 1
     assert totals.texts == 10 and totals.verified > totals.rounds, "passes are shared"
     assert sum(one.accepted for done in written for one in done) > 0
+
+
+@pytest.mark.parametrize("kind", [BELIEFS, LENGTHS, SHARES])
+def test_networks_plan_as_rules_do(target: Target, kind: str) -> None:
+    asked = [[text(i, 1.0)] for i in range(3)]
+    with serving(target, untrained(kind), users=3, rounds_of=Gathered) as edge:
+        works = [partial(write, edge, target, "small", one) for one in asked]
+        written = in_threads(*works)
+    for texts, done in zip(asked, written, strict=True):
+        assert done[0].tokens == plain(target, texts[0])
+    assert sum(done[0].drafted for done in written) > 0
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)

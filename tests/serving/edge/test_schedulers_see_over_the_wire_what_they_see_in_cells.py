@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,8 +24,15 @@ from draftgym.envs.scheduler.planners import RulePlanner
 from draftgym.policies.multispin.problem import Plan
 from draftgym.rollouts.decode.batched import Request
 from draftgym.serving.edge.device import EdgeDevice, Text, Written
-from draftgym.serving.edge.rounds import EdgeRounds
-from tests.serving.edge.edges import ARMS, LENGTH, SETTINGS, SetClock, serving, text
+from tests.serving.edge.edges import (
+    ARMS,
+    LENGTH,
+    SETTINGS,
+    Gathered,
+    SetClock,
+    serving,
+    text,
+)
 from tests.tiny import tiny_small_lm
 
 USERS = 3
@@ -62,16 +68,6 @@ class Watched(RulePlanner):
         if self._clock is not None:
             self._clock.seconds = self._ends[len(self._seen.plans) - 1]
         return self._seen.plans[-1]
-
-
-class Gathered(EdgeRounds):
-    """Begins when everybody is there."""
-
-    async def run(self) -> None:
-        """See `EdgeRounds.run`."""
-        while len(self._opening) < USERS:
-            await asyncio.sleep(0.01)
-        await super().run()
 
 
 def device_of(edge: Any, target: Target, name: str, snr: float, seconds: float) -> EdgeDevice:
