@@ -4,10 +4,10 @@
     $ draftgym export-policy sglang adaptive.json --traces runs/traces --policy runs/serving
 
 Without --policy the lengths are the fastest on the traces, for the costs of --costs. A policy is
-played on them at every size, and the table is the one nearest to what it does; --heldout tells what
-that loses, on other texts. Policies: a folder (forecasts and rules), a file that one of the engines
-reads, an arm (eagle3:4), `adaptive` (SGLang's rule), `goodput` (SmartSpec's), and for openvino
-confidence:0.4.
+played on them at every size, and the table is made of lengths next to its mean one; --heldout tells
+what that loses, on other texts. Policies: a folder (forecasts and rules), a file that one of these
+engines reads, an arm (eagle3:4), `adaptive` (SGLang's rule), `goodput` (SmartSpec's), and for
+openvino confidence:0.4.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 For each size of the batch the policy writes every text once, and the mean is taken of what it lets
 the network draft: 0 where it lets nothing, and rounds that a lookup served left out, for an engine
-without one plays them otherwise. The traced length that is nearest is the table's. So a policy that
-goes by size alone becomes itself.
+without one plays them otherwise. Of the traced lengths below and above it the faster one is the
+table's. So a policy that goes by size alone becomes itself.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def distil(
         DraftgymError: The policy has arms that no table can tell of.
     """
     drafter = drafter_of(policy.arms)
-    lengths = traced_ladder(traces, drafter, match).lengths
+    ladder = traced_ladder(traces, drafter, match)
     texts, schedule = policy.texts(traces, settings), dict[int, int]()
     for size in sizes:
         watched: list[Watching] = []
@@ -116,7 +116,8 @@ def distil(
             return watched[0]
 
         play_identical(texts, settings, size, watch)
-        schedule[size] = int(lengths[np.abs(lengths - watched[0].mean).argmin()])
+        around = {length: ladder.arms[length] for length in _around(ladder, watched[0].mean)}
+        schedule |= _fastest(traces, settings, Ladder(drafter, around), (size,))
     return LengthTable(drafter, schedule, match)
 
 
@@ -142,12 +143,30 @@ def tuned(
     chains = [arm for arm in map(parse_arm, traces.origin.arms) if arm.nodes is None]
     drafter = drafter or drafter_of(chains)
     ladder = traced_ladder(traces, drafter, match)
-    settings = replace(settings, look_up=False)
-    texts, schedule = TextsInTurn(traces, tuple(ladder.arms.values()), settings), dict[int, int]()
+    return LengthTable(drafter, _fastest(traces, settings, ladder, sizes), match)
+
+
+def _around(ladder: Ladder, mean: float) -> set[int]:
+    """The lengths next to a mean, below and above; one alone where it is that."""
+    lengths = ladder.lengths
+    return {
+        int(lengths[lengths <= mean].max()),
+        int(lengths[np.append(lengths[:-1] >= mean, True)].min()),
+    }
+
+
+def _fastest(
+    traces: TraceSet, settings: ServerSettings, ladder: Ladder, sizes: Sequence[int]
+) -> dict[int, int]:
+    """The length of each size that writes most tokens a second."""
+    if len(ladder.arms) == 1:
+        return dict.fromkeys(sizes, next(iter(ladder.arms)))
+    texts = TextsInTurn(traces, tuple(ladder.arms.values()), replace(settings, look_up=False))
+    found = dict[int, int]()
     for size in sizes:
-        of = texts, replace(settings, copies=size), ladder, (size,), texts.each
-        schedule |= best_lengths(*of, range(texts.servers))
-    return LengthTable(drafter, schedule, match)
+        of = texts, replace(settings, copies=size, look_up=False), ladder, (size,), texts.each
+        found |= best_lengths(*of, range(texts.servers))
+    return found
 
 
 def batch_sizes(given: Sequence[int], costs: ServerCosts) -> tuple[int, ...]:
