@@ -33,6 +33,8 @@ ORACLE, FORECAST, MEAN = "oracle of rounds", "forecast, seed", "forecasts, mean"
 ALL = "all"
 MATCHES = (2, 3, 4, 6)
 """Match lengths from which on a cascade copies, to choose from."""
+LONG = 3
+"""Tokens of a draft from which on it is worth a cascade."""
 TUNED_AT = 16
 """Requests in the batches that cascades and forecasts are made with."""
 
@@ -96,12 +98,20 @@ class Contenders:
         mine = (self.network, self.first.drafter)
         self.planned = tuple(arm for arm in self.singles if arm.drafter in (PLAIN, *mine))
         self._ladders = {"": self.ladder(None), " in cascade": self.ladder(self.first)}
-        self._fixed = {arm: FixedRule(arm) for arm in self.singles}
+        self._fixed = {arm: FixedRule(arm) for arm in (*self.singles, *self._other_cascades())}
         self._forecasts = [self._forecast(fitting, seed) for seed in range(seeds)]
 
     def ladder(self, first: Arm | None) -> Ladder:
         """The network's chains, behind a lookup if one is given."""
         return Ladder.of(self.network, self.lengths, first)
+
+    def _other_cascades(self) -> list[Arm]:
+        """Cascades of every lookup from few matching tokens on, whatever was tuned."""
+        longest = {one.drafter: one for one in sorted(self.lookups, key=lambda one: one.length)}
+        firsts = [replace(one, least=least) for one in longest.values() for least in MATCHES[:2]]
+        chains = [Arm(self.network, length) for length in self.lengths if length >= LONG]
+        made = [Cascade.of([first, chain]) for first in firsts for chain in chains]
+        return [arm for arm in made if arm not in self._ladders[" in cascade"].arms.values()]
 
     def all(self) -> Iterator[Contender]:
         """Every contender; the oracle of rounds is not among them."""

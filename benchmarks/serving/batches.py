@@ -72,7 +72,7 @@ class BatchesArgs:
             without end, and a few such texts are most of a data set's tokens.
         costs: Published costs by name, or a file of `draftgym measure-host`.
         sizes: Batch sizes of identical requests.
-        loads: Shares of what the server can bear.
+        loads: Shares of what the server can bear with the table by size; above 1 requests pile up.
         places: Places of the server under load.
         requests: Requests of each server under load.
         servers: Servers that are played at once.
@@ -88,7 +88,7 @@ class BatchesArgs:
     longest: int | None = None
     costs: str = "llama3.1-8b-h100"
     sizes: tuple[int, ...] = (1, 8, 32, 64)
-    loads: tuple[float, ...] = (0.5, 0.8, 0.95)
+    loads: tuple[float, ...] = (0.5, 0.8, 4.0)
     places: int = 64
     requests: int = 192
     servers: int = 8
