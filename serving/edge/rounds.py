@@ -107,7 +107,7 @@ class EdgeRounds:
         """
         if member.writing or member in self._opening:
             raise Refused("INVALID_ARGUMENT", "a text was opened before the last one had ended")
-        for other in [*self.members, *self._opening]:
+        for other in dict.fromkeys([*self.members, *self._opening]):
             if other is member or other.asked is None or other.asked.session != asked.session:
                 continue
             if not asked.continues(other.asked):
@@ -297,7 +297,6 @@ class EdgeRounds:
             place = self._place_for(member)
             if member.gone or place is None:
                 continue
-            self._opening.remove(member)
             asked = member.asked
             assert asked is not None  # `open` has set it
             member.place = place
@@ -308,6 +307,8 @@ class EdgeRounds:
             except Exception as error:
                 self._refuse(member, _told(error))
                 continue
+            finally:
+                self._opening.remove(member)  # until now, no other text may be opened
             member.session, member.position = session, len(asked.written)
             member.take(0, session.new_tokens)
             if session.finished:

@@ -233,6 +233,28 @@ def test_what_may_not_be_said_ends_the_stream_that_says_it(target: Target) -> No
             raw.close()
 
 
+def test_a_second_text_is_refused_while_the_first_ones_prompt_is_read(target: Target) -> None:
+    with serving(target, "fixed") as edge:
+        reading, refused = threading.Event(), threading.Event()
+        begin = edge.rounds._begin
+
+        def slowly(asked: Any) -> Any:
+            reading.set()
+            refused.wait()
+            return begin(asked)
+
+        edge.rounds._begin = slowly  # type: ignore[method-assign]
+        raw = Raw(edge)
+        raw.send(opening(target))
+        reading.wait()
+        raw.send(opening(target, 98))
+        try:
+            assert raw.ended_by() == "INVALID_ARGUMENT"
+        finally:
+            refused.set()
+        raw.close()
+
+
 WRONG_DRAFTS: dict[str, dict[str, Any]] = {
     "longer than asked": {"tokens": [1] * 5},
     "a strange token": {"tokens": [61]},
