@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from draftgym import cli
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model import target as target_module
+from draftgym.envs.load.settings import ServerSettings
 from draftgym.hub import pull as pull_module
 from draftgym.serving.http import server as server_module
 
@@ -55,6 +56,7 @@ def test_a_command_line_is_understood_or_refused(
 
     monkeypatch.setattr(target_module, "resolve_target", stop)
     monkeypatch.setattr(pull_module, "snapshot_download", stop)
+    monkeypatch.setattr(ServerSettings, "make_costs", stop)  # published costs need no loading
     # A server would listen before it loads, in a process that pytest reads the output of.
     monkeypatch.setattr(server_module, "listen", stop)
     names = st.sampled_from(options_of(verb, capsys))
