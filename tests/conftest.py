@@ -15,7 +15,7 @@ torch.set_num_threads(1)
 
 # The suite draws the same inputs every time; `make fuzz` draws new ones, and many more.
 _shared = {"deadline": None, "suppress_health_check": list(HealthCheck)}
-settings.register_profile("suite", max_examples=60, derandomize=True, database=None, **_shared)
+settings.register_profile("suite", max_examples=40, derandomize=True, database=None, **_shared)
 settings.register_profile("fuzz", max_examples=250, print_blob=True, **_shared)
 settings.load_profile("suite")
 

@@ -160,7 +160,7 @@ def test_a_stream_carries_comments_while_nothing_is_written(served: Served, held
 def test_nobody_waits_for_a_batch_that_has_died(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
-    with serve(tiny, most_running=1) as served:
+    with serve(tiny, limits=Limits(ping_seconds=0.1), most_running=1) as served:
         monkeypatch.setattr(served.batcher, "step", sys.exit)
         asked = usual(CHAT) | {"stream": stream}
         answer = httpx.post(served.address + CHAT, json=asked, timeout=PATIENCE)
