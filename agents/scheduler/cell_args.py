@@ -9,7 +9,7 @@ from pathlib import Path
 from draftgym.decoding.errors import DraftgymError
 from draftgym.envs.cell.host import read_host
 from draftgym.envs.cell.settings import CellSettings
-from draftgym.envs.cell.texts import TextTable
+from draftgym.envs.cell.texts import TextFacts
 from draftgym.envs.radio.channel_trace import read_channel_traces
 
 
@@ -86,11 +86,11 @@ class CellArgs:
         return settings
 
 
-def known_means(means: Mapping[str, float], table: TextTable) -> dict[str, float]:
+def known_means(means: Mapping[str, float], table: TextFacts) -> dict[str, float]:
     """Those of these means that belong to tasks of the table."""
     return {task: means[task] for task in table.task_names if task in means}
 
 
-def means_of(table: TextTable) -> dict[str, float]:
+def means_of(table: TextFacts) -> dict[str, float]:
     """Mean acceptance of each task over these texts."""
     return dict(zip(table.task_names, table.task_acceptance().tolist(), strict=True))

@@ -8,7 +8,7 @@ lookup is asked for every request in every round, and a second one costs more th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from draftgym.agents.serving.fit import ForecastFitting, fit_forecast
 from draftgym.decoding.arms import PLAIN, Arm, Cascade, parse_arm
@@ -19,7 +19,8 @@ from draftgym.envs.load.arrivals import AtOnce
 from draftgym.envs.load.load import Load
 from draftgym.envs.load.settings import ServerSettings
 from draftgym.envs.load.texts import ServedTexts
-from draftgym.envs.serving.play import Player, RulePlayer, play
+from draftgym.envs.serving.distil import BatchPolicy
+from draftgym.envs.serving.play import RulePlayer, play
 from draftgym.envs.serving.tune import best_lengths
 from draftgym.policies.serving.adaptive import SGLANG, AdaptiveLength
 from draftgym.policies.serving.by_size import TENSORRT_EXAMPLE, LengthBySize
@@ -37,23 +38,6 @@ LONG = 3
 """Tokens of a draft from which on it is worth a cascade."""
 TUNED_AT = 16
 """Requests in the batches that cascades and forecasts are made with."""
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One who chooses.
-
-    Attributes:
-        name: How tables call it.
-        arms: What its servers offer.
-        make: Makes a player for some servers.
-        looks: Whether it reads what lookups found, and pays for that.
-    """
-
-    name: str
-    arms: tuple[Arm, ...]
-    make: Callable[[Load], Player]
-    looks: bool = False
 
 
 class Contenders:
@@ -113,21 +97,21 @@ class Contenders:
         made = [Cascade.of([first, chain]) for first in firsts for chain in chains]
         return [arm for arm in made if arm not in self._ladders[" in cascade"].arms.values()]
 
-    def all(self) -> Iterator[Contender]:
+    def all(self) -> Iterator[BatchPolicy]:
         """Every contender; the oracle of rounds is not among them."""
         for arm, rule in self._fixed.items():
             yield self._of_rule(str(arm), (arm,), lambda load, rule=rule: rule)  # type: ignore[misc]
         for where, ladder in self._ladders.items():
             yield from self._rules(where, ladder)
         for seed, forecast in enumerate(self._forecasts):
-            yield Contender(
+            yield BatchPolicy(
                 f"{FORECAST} {seed}",
                 self.planned,
                 lambda load, forecast=forecast: PlannedPlayer(forecast, load),  # type: ignore[misc]
                 looks=True,
             )
 
-    def _rules(self, where: str, ladder: Ladder) -> Iterator[Contender]:
+    def _rules(self, where: str, ladder: Ladder) -> Iterator[BatchPolicy]:
         arms = tuple(ladder.arms.values())
         if where:
             for arm in arms[1:]:
@@ -167,8 +151,8 @@ class Contenders:
     @staticmethod
     def _of_rule(
         name: str, arms: tuple[Arm, ...], make: Callable[[Load], ServingRule]
-    ) -> Contender:
-        return Contender(name, arms, lambda load: RulePlayer(make(load), load))
+    ) -> BatchPolicy:
+        return BatchPolicy(name, arms, lambda load: RulePlayer(make(load), load))
 
     def _texts(self, arms: Sequence[Arm], look_up: bool = False) -> ServedTexts:
         costs = self._settings.make_costs(drafter_names(arms))
@@ -205,7 +189,7 @@ class Contenders:
         return fit_forecast(self._servers(texts, 128, look_up=True), fitting, seed)
 
 
-def played_arms(contenders: Sequence[Contender]) -> Mapping[bool, tuple[Arm, ...]]:
+def played_arms(contenders: Sequence[BatchPolicy]) -> Mapping[bool, tuple[Arm, ...]]:
     """Every arm of those who look and of those who do not, so that texts are laid out twice."""
     return {
         looks: tuple(

@@ -33,7 +33,6 @@ from benchmarks.serving.batch_contenders import (
     FORECAST,
     MEAN,
     ORACLE,
-    Contender,
     Contenders,
     played_arms,
 )
@@ -46,6 +45,7 @@ from draftgym.envs.load.arrivals import AtOnce, Poisson
 from draftgym.envs.load.load import Load
 from draftgym.envs.load.settings import ServerSettings
 from draftgym.envs.load.texts import ServedTexts
+from draftgym.envs.serving.distil import BatchPolicy
 from draftgym.envs.serving.identical import (
     TextsInTurn,
     identical_load,
@@ -164,7 +164,7 @@ def measure(args: BatchesArgs) -> Result:
 def identical(
     args: BatchesArgs,
     stage: Stage,
-    everybody: Sequence[Contender],
+    everybody: Sequence[BatchPolicy],
     settings: ServerSettings,
     size: int,
 ) -> list[Result]:
@@ -211,7 +211,7 @@ def rows_of(works: dict[str, list[Work]], kinds: Sequence[str], size: int) -> li
 
 
 def under_load(
-    args: BatchesArgs, stage: Stage, everybody: Sequence[Contender], settings: ServerSettings
+    args: BatchesArgs, stage: Stage, everybody: Sequence[BatchPolicy], settings: ServerSettings
 ) -> list[Result]:
     """Everybody at several arrival rates of a mixture of all kinds."""
     kinds = sorted({text.category for text in stage.texts[True].texts})
@@ -234,7 +234,7 @@ def under_load(
     return rows
 
 
-def _served(args: BatchesArgs, stage: Stage, one: Contender, settings: ServerSettings) -> Served:
+def _served(args: BatchesArgs, stage: Stage, one: BatchPolicy, settings: ServerSettings) -> Served:
     load = stage.load(settings, one.looks, args.servers)
     return play(load, one.make(load), range(args.servers))
 

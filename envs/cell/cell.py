@@ -107,6 +107,8 @@ class Cell(CellState):
         DraftgymError: Drafts are to be longer than was traced, or a mean belongs to no task.
     """
 
+    table: TextTable
+
     def __init__(self, table: TextTable, settings: CellSettings, count: int = 1) -> None:
         super().__init__(table, settings, count)
         self.server = settings.edge.server

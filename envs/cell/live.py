@@ -155,7 +155,7 @@ class LiveTable(TextTable):
         return found
 
     def confidence(self, arm: Ints, row: Ints, where: Mask) -> NDArray[np.float32]:
-        """Lets devices draft a token and tell how sure they are; see `TextTable.confidence`."""
+        """Lets devices draft a token and tell how sure they are; see `TextFacts.confidence`."""
         told = np.zeros(row.shape, np.float32)
         for place in _places(row, where):
             session = self._reading(place, int(row[place])).session

@@ -11,7 +11,7 @@ import numpy as np
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.envs.cell.settings import CellSettings
-from draftgym.envs.cell.texts import Mask, TextTable
+from draftgym.envs.cell.texts import Mask, TextFacts
 from draftgym.envs.cell.uploads import Uploads
 from draftgym.envs.cell.users import Users
 from draftgym.envs.radio.radio import best_shares, known_efficiency
@@ -41,7 +41,7 @@ class CellState:
 
     reported: Floats
 
-    def __init__(self, table: TextTable, settings: CellSettings, count: int = 1) -> None:
+    def __init__(self, table: TextFacts, settings: CellSettings, count: int = 1) -> None:
         self.table, self.settings, self.count = table, settings, count
         self.shape = count, settings.users
         self.longest = settings.longest_draft or table.longest

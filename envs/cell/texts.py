@@ -32,8 +32,8 @@ Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 
-class TextTable(ABC):
-    """Texts, laid out for lookups of many users at once.
+class TextFacts(ABC):
+    """What cells and schedulers read of texts, whoever plays their rounds.
 
     Args:
         arms: The chains.
@@ -57,8 +57,6 @@ class TextTable(ABC):
     """
 
     signals: NDArray[np.float32]
-    foreseen = False
-    """Whether rounds can be looked up without being played."""
 
     def __init__(
         self,
@@ -78,17 +76,6 @@ class TextTable(ABC):
         self._group(categories)
 
     @abstractmethod
-    def drafted(self, arm: Ints, row: Ints, lengths: Ints, where: Mask | None = None) -> Ints:
-        """Tokens that drafters find when asked for `lengths`; all arrays have one shape.
-
-        Args:
-            arm: Whose chain.
-            row: Where the round begins; no text's last row.
-            lengths: What each is asked for.
-            where: Who begins a draft; None for all. Of others nothing is read, and they get 0.
-        """
-
-    @abstractmethod
     def confidence(self, arm: Ints, row: Ints, where: Mask) -> NDArray[np.float32]:
         """Probability that drafters give the first token of their draft; all have one shape.
 
@@ -96,17 +83,6 @@ class TextTable(ABC):
             arm: Whose chain.
             row: Where the round begins.
             where: Who tells; of others nothing is read, and they get 0, as where nothing is found.
-        """
-
-    @abstractmethod
-    def committed(self, arm: Ints, row: Ints, drafted: Ints, where: Mask | None = None) -> Ints:
-        """Tokens that a round commits whose draft has so many tokens, at least 1.
-
-        Args:
-            arm: Whose chain.
-            row: Where the round began; no text's last row.
-            drafted: What `drafted` returned, or less.
-            where: Who is verified; None for all. Of others nothing is read, and they get 0.
         """
 
     @abstractmethod
@@ -172,6 +148,35 @@ class TextTable(ABC):
         self._coprime = np.ones((len(coprime), int(self._coprime_count.max())), dtype=np.int64)
         for index, row in enumerate(coprime):
             self._coprime[index, : len(row)] = row
+
+
+class TextTable(TextFacts):
+    """Texts, laid out for lookups of many users at once, with what their rounds come to."""
+
+    foreseen = False
+    """Whether rounds can be looked up without being played."""
+
+    @abstractmethod
+    def drafted(self, arm: Ints, row: Ints, lengths: Ints, where: Mask | None = None) -> Ints:
+        """Tokens that drafters find when asked for `lengths`; all arrays have one shape.
+
+        Args:
+            arm: Whose chain.
+            row: Where the round begins; no text's last row.
+            lengths: What each is asked for.
+            where: Who begins a draft; None for all. Of others nothing is read, and they get 0.
+        """
+
+    @abstractmethod
+    def committed(self, arm: Ints, row: Ints, drafted: Ints, where: Mask | None = None) -> Ints:
+        """Tokens that a round commits whose draft has so many tokens, at least 1.
+
+        Args:
+            arm: Whose chain.
+            row: Where the round began; no text's last row.
+            drafted: What `drafted` returned, or less.
+            where: Who is verified; None for all. Of others nothing is read, and they get 0.
+        """
 
 
 class ChainTable(TextTable):

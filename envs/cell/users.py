@@ -13,7 +13,7 @@ import numpy as np
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.envs.cell.settings import CellSettings
-from draftgym.envs.cell.texts import Ints, Mask, TextTable
+from draftgym.envs.cell.texts import Ints, Mask, TextFacts
 from draftgym.envs.radio.channel import Generators, chosen, draw, uniform
 from draftgym.policies.multispin.beliefs import beta_posterior, moving_average
 from draftgym.policies.multispin.uplink import Floats
@@ -52,7 +52,7 @@ class Users:
 
     def __init__(
         self,
-        table: TextTable,
+        table: TextFacts,
         settings: CellSettings,
         count: int,
         usual_speed: float,
@@ -205,7 +205,7 @@ class Users:
             belief.begin(where, self.task, newcomers)
 
 
-def _means(table: TextTable, known: Mapping[str, float]) -> Floats:
+def _means(table: TextFacts, known: Mapping[str, float]) -> Floats:
     """Mean acceptance of each task, known beforehand or of these texts."""
     names = table.task_names
     unknown = sorted(set(known) - set(names))

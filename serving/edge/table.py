@@ -19,7 +19,7 @@ from draftgym.decoding.model.device import to_host
 from draftgym.decoding.observation import Repeats, text_signals
 from draftgym.decoding.session import Session
 from draftgym.drafters.ngram.drafter import NgramDrafter
-from draftgym.envs.cell.texts import Ints, Mask, TextTable
+from draftgym.envs.cell.texts import Ints, Mask, TextFacts
 from draftgym.policies.multispin.uplink import Floats
 
 GUESS = 0.5
@@ -28,7 +28,7 @@ OTHER = "other"
 """Category of texts of which nothing is known."""
 
 
-class WireTable(TextTable):
+class WireTable(TextFacts):
     """A text per place, written by sessions.
 
     Args:
@@ -94,13 +94,13 @@ class WireTable(TextTable):
         self._sessions[place], self._indexed[place] = None, None
 
     def text(self, category: Ints, start: Ints, step: Ints, served: Ints) -> Ints:
-        """Every place has one text; see `TextTable.text`."""
+        """Every place has one text; see `TextFacts.text`."""
         return np.broadcast_to(np.arange(len(self.first)), category.shape)
 
     def confidence(self, arm: Ints, row: Ints, where: Mask) -> NDArray[np.float32]:
         """What prompt lookup would say, found here: it needs nothing of the device's.
 
-        A network's is not known before its device has drafted; see `TextTable.confidence`.
+        A network's is not known before its device has drafted; see `TextFacts.confidence`.
         """
         told = np.zeros(row.shape, np.float32)
         for cell, place in np.argwhere(where).tolist():
@@ -116,14 +116,6 @@ class WireTable(TextTable):
             self._indexed[place] = self._lookup.new_state(session.capacity)
         self._lookup.catch_up(self._indexed[place], session)
         return float(len(self._lookup.propose(self._indexed[place], session, DraftShape(1))) > 0)
-
-    def drafted(self, arm: Ints, row: Ints, lengths: Ints, where: Mask | None = None) -> Ints:
-        """Devices draft; nothing can be asked here."""
-        raise NotImplementedError("drafts come from devices")
-
-    def committed(self, arm: Ints, row: Ints, drafted: Ints, where: Mask | None = None) -> Ints:
-        """Rounds are played by `draftgym.serving.edge.rounds`; nothing can be asked here."""
-        raise NotImplementedError("rounds are played over the network")
 
     def ended(self, text: Ints, row: Ints) -> Mask:
         """Whose session has finished."""

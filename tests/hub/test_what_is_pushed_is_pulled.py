@@ -116,8 +116,9 @@ def test_cards_fill_the_fields_of_the_hub(hub: Endpoint, drafter: Path, tmp_path
     push(PushArgs(drafter, "me/head", base_model="owner/target"))
     card = ModelCard(hub.files("model", "me/head")["README.md"].decode())
     assert card.text.strip() == "# Mine"
-    assert card.data.base_model == "owner/target" and card.data.library_name == "draftgym"
-    assert card.data.tags == ["draftgym", "speculative-decoding", "eagle3"]
+    fields = card.data.to_dict()
+    assert fields["base_model"] == "owner/target" and fields["library_name"] == "draftgym"
+    assert fields["tags"] == ["draftgym", "speculative-decoding", "eagle3"]
     (result,) = card.data.eval_results
     assert (result.metric_type, result.metric_value) == ("acceptance_length", 1.75)
 
