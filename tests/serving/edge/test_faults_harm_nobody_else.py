@@ -5,10 +5,8 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import grpc
@@ -18,117 +16,20 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
 from draftgym.serving.edge import edge_v1_pb2 as wire
 from draftgym.serving.edge.device import Written
-from draftgym.serving.edge.protocol import METHOD, vocabulary_fingerprint
 from draftgym.serving.edge.rounds import EdgeRounds
 from draftgym.serving.edge.server import Access
 from tests.serving.edge.edges import (
     LENGTH,
     PATIENT,
-    Edge,
     SetClock,
-    in_threads,
     plain,
     serving,
     text,
 )
+from tests.serving.edge.raw import HONEST, Raw, opening, others_write
 
-HONEST = 2
 LONG = 1e9
 """Seconds that pass only where a test says so."""
-
-
-class Raw:
-    """A device of which a test says every message."""
-
-    def __init__(self, edge: Edge, metadata: Any = None) -> None:
-        self._channel = grpc.insecure_channel(edge.address)
-        self._out: list[Any] = []
-        self._there = threading.Condition()
-        call = self._channel.stream_stream(
-            METHOD,
-            request_serializer=lambda one: (
-                one if isinstance(one, bytes) else one.SerializeToString()
-            ),
-            response_deserializer=wire.FromServer.FromString,
-        )
-        self.messages = call(self._requests(), metadata=metadata)
-
-    def _requests(self) -> Iterator[Any]:
-        while True:
-            with self._there:
-                self._there.wait_for(lambda: bool(self._out))
-                message = self._out.pop(0)
-            if message is None:
-                return
-            yield message
-
-    def send(self, message: Any) -> None:
-        """Sends a message, or any bytes."""
-        with self._there:
-            self._out.append(message)
-            self._there.notify()
-
-    def asked_to_draft(self) -> Any:
-        """The verdict that asks for a draft."""
-        for message in self.messages:
-            if message.WhichOneof("what") == "verdict" and message.verdict.next.length:
-                return message.verdict
-        raise AssertionError("no draft was asked for")
-
-    def ended_by(self) -> str:
-        """Name of the status that ends the stream."""
-        try:
-            for _ in self.messages:
-                pass
-        except grpc.RpcError as error:
-            return str(error.code().name)
-        return "OK"
-
-    def close(self) -> None:
-        """Ends the connection without a word."""
-        self.send(None)
-        self._channel.close()
-
-
-def opening(target: Target, index: int = 99, **changes: Any) -> Any:
-    """What a device opens."""
-    one = text(index)
-    facts = {
-        "session": f"raw-{index}",
-        "prompt": one.prompt,
-        "max_new_tokens": LENGTH,
-        "drafter": "small",
-        "tokenizer": vocabulary_fingerprint(None, target.vocab_size),
-        "report": wire.Report(snr_db=20, token_seconds=0.01),
-    }
-    return wire.FromDevice(open=wire.Open(**(facts | changes)))
-
-
-@contextmanager
-def others_write(edge: Edge, target: Target, temperature: float = 1.0) -> Iterator[None]:
-    """Honest devices write meanwhile, and get plain decoding's texts."""
-    asked = [[text(10 * i + j, temperature) for j in range(3)] for i in range(HONEST)]
-    results: list[list[Written]] = []
-
-    def write(index: int) -> list[Written]:
-        device = edge.device(target, ("small", "ngram")[index % 2])
-        try:
-            return [device.write(one) for one in asked[index]]
-        finally:
-            device.close()
-
-    thread = threading.Thread(
-        target=lambda: results.extend(in_threads(*(partial(write, i) for i in range(HONEST))))
-    )
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join()
-    assert len(results) == HONEST, "every honest device has its texts"
-    for texts, done in zip(asked, results, strict=True):
-        assert [one.tokens for one in done] == [plain(target, one) for one in texts]
-        assert sum(one.connections for one in done) == 1
 
 
 def test_a_device_that_dies_in_mid_round_is_forgotten(target: Target) -> None:
@@ -189,90 +90,6 @@ def test_a_device_that_says_nothing_has_no_place(target: Target) -> None:
             clock.advance(20)
             reading.join(0.05)
         assert ended == ["DEADLINE_EXCEEDED"] and not edge.rounds.members
-
-
-WRONG: dict[str, tuple[str, Callable[[Target], list[Any]]]] = {
-    "garbage": ("INVALID_ARGUMENT", lambda target: [b"\xff\xff\xff\xff"]),
-    "nothing": ("INVALID_ARGUMENT", lambda target: [wire.FromDevice()]),
-    "a draft first": (
-        "INVALID_ARGUMENT",
-        lambda target: [wire.FromDevice(draft=wire.Draft(tokens=[1]))],
-    ),
-    "too large": ("RESOURCE_EXHAUSTED", lambda target: [b"\x0a" * 200_000]),
-    "another tokenizer": ("FAILED_PRECONDITION", lambda target: [opening(target, tokenizer="x")]),
-    "no session": ("INVALID_ARGUMENT", lambda target: [opening(target, session="")]),
-    "a long session": ("INVALID_ARGUMENT", lambda target: [opening(target, session="x" * 999)]),
-    "no prompt": ("INVALID_ARGUMENT", lambda target: [opening(target, prompt=[])]),
-    "a long prompt": ("INVALID_ARGUMENT", lambda target: [opening(target, prompt=[5] * 65)]),
-    "a strange token": ("INVALID_ARGUMENT", lambda target: [opening(target, prompt=[61])]),
-    "a long text": ("INVALID_ARGUMENT", lambda target: [opening(target, max_new_tokens=999)]),
-    "no text": ("INVALID_ARGUMENT", lambda target: [opening(target, max_new_tokens=0)]),
-    "all written": ("INVALID_ARGUMENT", lambda target: [opening(target, written=[5] * LENGTH)]),
-    "cold": ("INVALID_ARGUMENT", lambda target: [opening(target, temperature=-1.0)]),
-    "no number": ("INVALID_ARGUMENT", lambda target: [opening(target, temperature=float("nan"))]),
-    "an unknown drafter": ("INVALID_ARGUMENT", lambda target: [opening(target, drafter="mine")]),
-    "an impossible channel": (
-        "INVALID_ARGUMENT",
-        lambda target: [opening(target, report=wire.Report(snr_db=float("nan")))],
-    ),
-    "an impossible speed": (
-        "INVALID_ARGUMENT",
-        lambda target: [opening(target, report=wire.Report(token_seconds=-1.0))],
-    ),
-    "two texts": ("INVALID_ARGUMENT", lambda target: [opening(target), opening(target, 98)]),
-}
-
-
-def test_what_may_not_be_said_ends_the_stream_that_says_it(target: Target) -> None:
-    with serving(target, "fixed") as edge, others_write(edge, target):
-        for what, (code, messages) in WRONG.items():
-            raw = Raw(edge)
-            for message in messages(target):
-                raw.send(message)
-            assert raw.ended_by() == code, what
-            raw.close()
-
-
-def test_a_second_text_is_refused_while_the_first_ones_prompt_is_read(target: Target) -> None:
-    with serving(target, "fixed") as edge:
-        reading, refused = threading.Event(), threading.Event()
-        begin = edge.rounds._begin
-
-        def slowly(asked: Any) -> Any:
-            reading.set()
-            refused.wait()
-            return begin(asked)
-
-        edge.rounds._begin = slowly  # type: ignore[method-assign]
-        raw = Raw(edge)
-        raw.send(opening(target))
-        reading.wait()
-        raw.send(opening(target, 98))
-        try:
-            assert raw.ended_by() == "INVALID_ARGUMENT"
-        finally:
-            refused.set()
-        raw.close()
-
-
-WRONG_DRAFTS: dict[str, dict[str, Any]] = {
-    "longer than asked": {"tokens": [1] * 5},
-    "a strange token": {"tokens": [61]},
-    "elsewhere": {"tokens": [1], "position": 7},
-    "an impossible channel": {"tokens": [1], "report": wire.Report(snr_db=float("inf"))},
-}
-
-
-def test_a_draft_that_cannot_be_ends_its_stream(target: Target) -> None:
-    with serving(target, "fixed") as edge, others_write(edge, target):
-        for what, draft in WRONG_DRAFTS.items():
-            raw = Raw(edge)
-            raw.send(opening(target))
-            verdict = raw.asked_to_draft()
-            facts = {"position": verdict.position + len(verdict.tokens)} | draft
-            raw.send(wire.FromDevice(draft=wire.Draft(**facts)))
-            assert raw.ended_by() == "INVALID_ARGUMENT", what
-            raw.close()
 
 
 def test_wrong_drafts_change_no_text(target: Target) -> None:
