@@ -17,14 +17,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from draftgym.decoding.drafting import DraftShape
 from draftgym.decoding.errors import DraftgymError
 from draftgym.envs.radio.radio import Band, from_db
 from draftgym.serving.edge import edge_v1_pb2 as wire
 from draftgym.serving.edge.drafting import DeviceText, Drafting
 from draftgym.serving.edge.pacing import Pacer
-from draftgym.serving.edge.payload import device_rule, packed
+from draftgym.serving.edge.payload import chances_of, packed
 from draftgym.serving.edge.protocol import METHOD, TOKEN, require
+from draftgym.serving.edge.rules import device_rule
 
 FRAMING = 14
 """Bytes that HTTP/2 (9) and gRPC (5) put before a message."""
@@ -223,7 +226,9 @@ class _Writing:
         self._context: DeviceText | None = None
         self._state: Any = None
         self._draft: list[int] = []
+        self._sampled: Tensor | None = None
         self._band: Band | None = None
+        self._scalar = False
         device.measure(text.prompt)
 
     def opening(self) -> Any:
@@ -257,6 +262,9 @@ class _Writing:
             self._begin(message.opened)
         elif kind == "share":
             self._pace(message.share.share, pacer)
+        elif kind == "rejected":
+            self._pace(message.rejected.share, pacer)
+            self.send(stream, self._correction(message.rejected.accepted))
         elif kind == "verdict":
             self._write(message.verdict)
             if message.verdict.HasField("next"):
@@ -267,7 +275,8 @@ class _Writing:
     def _begin(self, opened: Any) -> None:
         text = self.text
         self._band = Band(opened.hertz, opened.noise_grows)
-        rule = device_rule(opened, text.temperature, text.seed, len(self.done.tokens))
+        self._scalar = opened.payload == wire.SCALAR
+        rule = device_rule(opened, text.temperature, text.seed)
         if self._context is None:
             self._context = DeviceText(text.prompt, text.max_new_tokens, rule)
             self._state = self.device.drafting.drafter.new_state(self._context.capacity)
@@ -298,15 +307,24 @@ class _Writing:
         drafter.catch_up(self._state, context)
         shape = DraftShape(min(length, drafter.max_draft_length))
         proposal = drafter.propose(self._state, context, shape)
-        self._draft = proposal.token_ids
+        self._draft, self._sampled = proposal.token_ids, proposal.draft_probs
         self.done.drafted += len(self._draft)
         draft = wire.Draft(
-            position=len(self.done.tokens),
-            tokens=self._draft,
-            report=self.device.report(),
-            distributions=packed(proposal.draft_probs),
+            position=len(self.done.tokens), tokens=self._draft, report=self.device.report()
         )
+        if self._scalar and self._sampled is not None:
+            draft.chances.extend(chances_of(self._sampled, self._draft))
+        else:
+            draft.distributions.extend(packed(self._sampled))
         return wire.FromDevice(draft=draft)
+
+    def _correction(self, node: int) -> Any:
+        """What a rejected token was sampled from."""
+        if self._sampled is None or node >= len(self._draft):
+            raise DraftgymError("the server rejects what was not drafted", "start the device again")
+        (told,) = packed(self._sampled[node : node + 1])
+        correction = wire.Correction(position=len(self.done.tokens), distribution=told)
+        return wire.FromDevice(correction=correction)
 
 
 def _ended(code: str, details: str) -> DraftgymError:

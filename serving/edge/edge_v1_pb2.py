@@ -24,39 +24,43 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\redge_v1.proto\x12\x10\x64raftgym.edge.v1\"\x90\x01\n\nFromDevice\x12&\n\x04open\x18\x01 \x01(\x0b\x32\x16.draftgym.edge.v1.OpenH\x00\x12(\n\x05\x64raft\x18\x02 \x01(\x0b\x32\x17.draftgym.edge.v1.DraftH\x00\x12(\n\x05\x63lose\x18\x03 \x01(\x0b\x32\x17.draftgym.edge.v1.CloseH\x00\x42\x06\n\x04what\"\x98\x01\n\nFromServer\x12*\n\x06opened\x18\x01 \x01(\x0b\x32\x18.draftgym.edge.v1.OpenedH\x00\x12,\n\x07verdict\x18\x02 \x01(\x0b\x32\x19.draftgym.edge.v1.VerdictH\x00\x12(\n\x05share\x18\x03 \x01(\x0b\x32\x17.draftgym.edge.v1.ShareH\x00\x42\x06\n\x04what\"/\n\x06Report\x12\x0e\n\x06snr_db\x18\x01 \x01(\x01\x12\x15\n\rtoken_seconds\x18\x02 \x01(\x01\"\xf0\x01\n\x04Open\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x03(\r\x12\x0f\n\x07written\x18\x03 \x03(\r\x12\x16\n\x0emax_new_tokens\x18\x04 \x01(\r\x12\x13\n\x0btemperature\x18\x05 \x01(\x01\x12\x0c\n\x04seed\x18\x06 \x01(\x04\x12\x0f\n\x07\x64rafter\x18\x07 \x01(\t\x12\x1b\n\x13\x64rafter_fingerprint\x18\x08 \x01(\t\x12\x11\n\ttokenizer\x18\t \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\n \x01(\t\x12(\n\x06report\x18\x0b \x01(\x0b\x32\x18.draftgym.edge.v1.Report\"z\n\x06Opened\x12\x12\n\nvocab_size\x18\x01 \x01(\r\x12\r\n\x05hertz\x18\x02 \x01(\x01\x12\x13\n\x0bnoise_grows\x18\x03 \x01(\x08\x12*\n\x07payload\x18\x04 \x01(\x0e\x32\x19.draftgym.edge.v1.Payload\x12\x0c\n\x04kept\x18\x05 \x01(\r\"%\n\x04Turn\x12\x0e\n\x06length\x18\x01 \x01(\r\x12\r\n\x05share\x18\x02 \x01(\x01\"\x8d\x01\n\x07Verdict\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\r\x12\x0e\n\x06tokens\x18\x03 \x03(\r\x12$\n\x04next\x18\x04 \x01(\x0b\x32\x16.draftgym.edge.v1.Turn\x12(\n\x06\x65nding\x18\x05 \x01(\x0e\x32\x18.draftgym.edge.v1.Ending\"\x16\n\x05Share\x12\r\n\x05share\x18\x01 \x01(\x01\"\x8a\x01\n\x05\x44raft\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x0e\n\x06tokens\x18\x02 \x03(\r\x12(\n\x06report\x18\x03 \x01(\x0b\x32\x18.draftgym.edge.v1.Report\x12\x35\n\rdistributions\x18\x04 \x03(\x0b\x32\x1e.draftgym.edge.v1.Distribution\",\n\x0c\x44istribution\x12\x0b\n\x03ids\x18\x01 \x01(\x0c\x12\x0f\n\x07weights\x18\x02 \x01(\x0c\"\x07\n\x05\x43lose*$\n\x07Payload\x12\n\n\x06TOKENS\x10\x00\x12\r\n\tTRUNCATED\x10\x01*(\n\x06\x45nding\x12\x08\n\x04NONE\x10\x00\x12\x08\n\x04STOP\x10\x01\x12\n\n\x06LENGTH\x10\x02\x32N\n\x04\x45\x64ge\x12\x46\n\x04Talk\x12\x1c.draftgym.edge.v1.FromDevice\x1a\x1c.draftgym.edge.v1.FromServer(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\redge_v1.proto\x12\x10\x64raftgym.edge.v1\"\xc4\x01\n\nFromDevice\x12&\n\x04open\x18\x01 \x01(\x0b\x32\x16.draftgym.edge.v1.OpenH\x00\x12(\n\x05\x64raft\x18\x02 \x01(\x0b\x32\x17.draftgym.edge.v1.DraftH\x00\x12(\n\x05\x63lose\x18\x03 \x01(\x0b\x32\x17.draftgym.edge.v1.CloseH\x00\x12\x32\n\ncorrection\x18\x04 \x01(\x0b\x32\x1c.draftgym.edge.v1.CorrectionH\x00\x42\x06\n\x04what\"\xc8\x01\n\nFromServer\x12*\n\x06opened\x18\x01 \x01(\x0b\x32\x18.draftgym.edge.v1.OpenedH\x00\x12,\n\x07verdict\x18\x02 \x01(\x0b\x32\x19.draftgym.edge.v1.VerdictH\x00\x12(\n\x05share\x18\x03 \x01(\x0b\x32\x17.draftgym.edge.v1.ShareH\x00\x12.\n\x08rejected\x18\x04 \x01(\x0b\x32\x1a.draftgym.edge.v1.RejectedH\x00\x42\x06\n\x04what\"/\n\x06Report\x12\x0e\n\x06snr_db\x18\x01 \x01(\x01\x12\x15\n\rtoken_seconds\x18\x02 \x01(\x01\"\xf0\x01\n\x04Open\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x03(\r\x12\x0f\n\x07written\x18\x03 \x03(\r\x12\x16\n\x0emax_new_tokens\x18\x04 \x01(\r\x12\x13\n\x0btemperature\x18\x05 \x01(\x01\x12\x0c\n\x04seed\x18\x06 \x01(\x04\x12\x0f\n\x07\x64rafter\x18\x07 \x01(\t\x12\x1b\n\x13\x64rafter_fingerprint\x18\x08 \x01(\t\x12\x11\n\ttokenizer\x18\t \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\n \x01(\t\x12(\n\x06report\x18\x0b \x01(\x0b\x32\x18.draftgym.edge.v1.Report\"z\n\x06Opened\x12\x12\n\nvocab_size\x18\x01 \x01(\r\x12\r\n\x05hertz\x18\x02 \x01(\x01\x12\x13\n\x0bnoise_grows\x18\x03 \x01(\x08\x12*\n\x07payload\x18\x04 \x01(\x0e\x32\x19.draftgym.edge.v1.Payload\x12\x0c\n\x04kept\x18\x05 \x01(\r\"%\n\x04Turn\x12\x0e\n\x06length\x18\x01 \x01(\r\x12\r\n\x05share\x18\x02 \x01(\x01\"\x8d\x01\n\x07Verdict\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\r\x12\x0e\n\x06tokens\x18\x03 \x03(\r\x12$\n\x04next\x18\x04 \x01(\x0b\x32\x16.draftgym.edge.v1.Turn\x12(\n\x06\x65nding\x18\x05 \x01(\x0e\x32\x18.draftgym.edge.v1.Ending\"\x16\n\x05Share\x12\r\n\x05share\x18\x01 \x01(\x01\"\x9b\x01\n\x05\x44raft\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x0e\n\x06tokens\x18\x02 \x03(\r\x12(\n\x06report\x18\x03 \x01(\x0b\x32\x18.draftgym.edge.v1.Report\x12\x35\n\rdistributions\x18\x04 \x03(\x0b\x32\x1e.draftgym.edge.v1.Distribution\x12\x0f\n\x07\x63hances\x18\x05 \x03(\x02\",\n\x0c\x44istribution\x12\x0b\n\x03ids\x18\x01 \x01(\x0c\x12\x0f\n\x07weights\x18\x02 \x01(\x0c\"+\n\x08Rejected\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\r\x12\r\n\x05share\x18\x02 \x01(\x01\"T\n\nCorrection\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x34\n\x0c\x64istribution\x18\x02 \x01(\x0b\x32\x1e.draftgym.edge.v1.Distribution\"\x07\n\x05\x43lose*0\n\x07Payload\x12\n\n\x06TOKENS\x10\x00\x12\r\n\tTRUNCATED\x10\x01\x12\n\n\x06SCALAR\x10\x02*(\n\x06\x45nding\x12\x08\n\x04NONE\x10\x00\x12\x08\n\x04STOP\x10\x01\x12\n\n\x06LENGTH\x10\x02\x32N\n\x04\x45\x64ge\x12\x46\n\x04Talk\x12\x1c.draftgym.edge.v1.FromDevice\x1a\x1c.draftgym.edge.v1.FromServer(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'edge_v1_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PAYLOAD']._serialized_start=1156
-  _globals['_PAYLOAD']._serialized_end=1192
-  _globals['_ENDING']._serialized_start=1194
-  _globals['_ENDING']._serialized_end=1234
+  _globals['_PAYLOAD']._serialized_start=1404
+  _globals['_PAYLOAD']._serialized_end=1452
+  _globals['_ENDING']._serialized_start=1454
+  _globals['_ENDING']._serialized_end=1494
   _globals['_FROMDEVICE']._serialized_start=36
-  _globals['_FROMDEVICE']._serialized_end=180
-  _globals['_FROMSERVER']._serialized_start=183
-  _globals['_FROMSERVER']._serialized_end=335
-  _globals['_REPORT']._serialized_start=337
-  _globals['_REPORT']._serialized_end=384
-  _globals['_OPEN']._serialized_start=387
-  _globals['_OPEN']._serialized_end=627
-  _globals['_OPENED']._serialized_start=629
-  _globals['_OPENED']._serialized_end=751
-  _globals['_TURN']._serialized_start=753
-  _globals['_TURN']._serialized_end=790
-  _globals['_VERDICT']._serialized_start=793
-  _globals['_VERDICT']._serialized_end=934
-  _globals['_SHARE']._serialized_start=936
-  _globals['_SHARE']._serialized_end=958
-  _globals['_DRAFT']._serialized_start=961
-  _globals['_DRAFT']._serialized_end=1099
-  _globals['_DISTRIBUTION']._serialized_start=1101
-  _globals['_DISTRIBUTION']._serialized_end=1145
-  _globals['_CLOSE']._serialized_start=1147
-  _globals['_CLOSE']._serialized_end=1154
-  _globals['_EDGE']._serialized_start=1236
-  _globals['_EDGE']._serialized_end=1314
+  _globals['_FROMDEVICE']._serialized_end=232
+  _globals['_FROMSERVER']._serialized_start=235
+  _globals['_FROMSERVER']._serialized_end=435
+  _globals['_REPORT']._serialized_start=437
+  _globals['_REPORT']._serialized_end=484
+  _globals['_OPEN']._serialized_start=487
+  _globals['_OPEN']._serialized_end=727
+  _globals['_OPENED']._serialized_start=729
+  _globals['_OPENED']._serialized_end=851
+  _globals['_TURN']._serialized_start=853
+  _globals['_TURN']._serialized_end=890
+  _globals['_VERDICT']._serialized_start=893
+  _globals['_VERDICT']._serialized_end=1034
+  _globals['_SHARE']._serialized_start=1036
+  _globals['_SHARE']._serialized_end=1058
+  _globals['_DRAFT']._serialized_start=1061
+  _globals['_DRAFT']._serialized_end=1216
+  _globals['_DISTRIBUTION']._serialized_start=1218
+  _globals['_DISTRIBUTION']._serialized_end=1262
+  _globals['_REJECTED']._serialized_start=1264
+  _globals['_REJECTED']._serialized_end=1307
+  _globals['_CORRECTION']._serialized_start=1309
+  _globals['_CORRECTION']._serialized_end=1393
+  _globals['_CLOSE']._serialized_start=1395
+  _globals['_CLOSE']._serialized_end=1402
+  _globals['_EDGE']._serialized_start=1496
+  _globals['_EDGE']._serialized_end=1574
 # @@protoc_insertion_point(module_scope)

@@ -11,6 +11,7 @@ class Payload(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     TOKENS: _ClassVar[Payload]
     TRUNCATED: _ClassVar[Payload]
+    SCALAR: _ClassVar[Payload]
 
 class Ending(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -19,29 +20,34 @@ class Ending(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     LENGTH: _ClassVar[Ending]
 TOKENS: Payload
 TRUNCATED: Payload
+SCALAR: Payload
 NONE: Ending
 STOP: Ending
 LENGTH: Ending
 
 class FromDevice(_message.Message):
-    __slots__ = ("open", "draft", "close")
+    __slots__ = ("open", "draft", "close", "correction")
     OPEN_FIELD_NUMBER: _ClassVar[int]
     DRAFT_FIELD_NUMBER: _ClassVar[int]
     CLOSE_FIELD_NUMBER: _ClassVar[int]
+    CORRECTION_FIELD_NUMBER: _ClassVar[int]
     open: Open
     draft: Draft
     close: Close
-    def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., draft: _Optional[_Union[Draft, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ...) -> None: ...
+    correction: Correction
+    def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., draft: _Optional[_Union[Draft, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., correction: _Optional[_Union[Correction, _Mapping]] = ...) -> None: ...
 
 class FromServer(_message.Message):
-    __slots__ = ("opened", "verdict", "share")
+    __slots__ = ("opened", "verdict", "share", "rejected")
     OPENED_FIELD_NUMBER: _ClassVar[int]
     VERDICT_FIELD_NUMBER: _ClassVar[int]
     SHARE_FIELD_NUMBER: _ClassVar[int]
+    REJECTED_FIELD_NUMBER: _ClassVar[int]
     opened: Opened
     verdict: Verdict
     share: Share
-    def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., verdict: _Optional[_Union[Verdict, _Mapping]] = ..., share: _Optional[_Union[Share, _Mapping]] = ...) -> None: ...
+    rejected: Rejected
+    def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., verdict: _Optional[_Union[Verdict, _Mapping]] = ..., share: _Optional[_Union[Share, _Mapping]] = ..., rejected: _Optional[_Union[Rejected, _Mapping]] = ...) -> None: ...
 
 class Report(_message.Message):
     __slots__ = ("snr_db", "token_seconds")
@@ -120,16 +126,18 @@ class Share(_message.Message):
     def __init__(self, share: _Optional[float] = ...) -> None: ...
 
 class Draft(_message.Message):
-    __slots__ = ("position", "tokens", "report", "distributions")
+    __slots__ = ("position", "tokens", "report", "distributions", "chances")
     POSITION_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     REPORT_FIELD_NUMBER: _ClassVar[int]
     DISTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
+    CHANCES_FIELD_NUMBER: _ClassVar[int]
     position: int
     tokens: _containers.RepeatedScalarFieldContainer[int]
     report: Report
     distributions: _containers.RepeatedCompositeFieldContainer[Distribution]
-    def __init__(self, position: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., report: _Optional[_Union[Report, _Mapping]] = ..., distributions: _Optional[_Iterable[_Union[Distribution, _Mapping]]] = ...) -> None: ...
+    chances: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, position: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., report: _Optional[_Union[Report, _Mapping]] = ..., distributions: _Optional[_Iterable[_Union[Distribution, _Mapping]]] = ..., chances: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Distribution(_message.Message):
     __slots__ = ("ids", "weights")
@@ -138,6 +146,22 @@ class Distribution(_message.Message):
     ids: bytes
     weights: bytes
     def __init__(self, ids: _Optional[bytes] = ..., weights: _Optional[bytes] = ...) -> None: ...
+
+class Rejected(_message.Message):
+    __slots__ = ("accepted", "share")
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    accepted: int
+    share: float
+    def __init__(self, accepted: _Optional[int] = ..., share: _Optional[float] = ...) -> None: ...
+
+class Correction(_message.Message):
+    __slots__ = ("position", "distribution")
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    DISTRIBUTION_FIELD_NUMBER: _ClassVar[int]
+    position: int
+    distribution: Distribution
+    def __init__(self, position: _Optional[int] = ..., distribution: _Optional[_Union[Distribution, _Mapping]] = ...) -> None: ...
 
 class Close(_message.Message):
     __slots__ = ()

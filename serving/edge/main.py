@@ -55,6 +55,7 @@ TOKEN_VARIABLE = "DRAFTGYM_EDGE_TOKEN"
 DRAFTERS = ("small", "ngram")
 BITS_PER_TOKEN = 24
 """Of a drafted token on the wire: ids of up to 2 million take three bytes."""
+BITS_PER_CHANCE = 32
 NOT_HERE = ("p2p", "gelato", ORACLE)
 """Rules that serve one device after the other, or read what only traces tell."""
 UNKNOWABLE = ("given", "too-high", "too-low")
@@ -76,8 +77,9 @@ class EdgeServeArgs:
         longest_draft: Longest draft; a trained scheduler brings its own.
         band_hertz: Width of the band that devices share.
         payload: What drafts of texts with a temperature carry: tokens (ids alone; the same seed
-            gives the same text), or truncated (for each token the distribution that it was sampled
-            from, as in Multi-SPIN; the textbook rejection rule).
+            gives the same text), truncated (for each token the distribution that it was sampled
+            from, as in Multi-SPIN; the textbook rejection rule), or scalar (each token's own
+            probability; the same rule, and the distribution of a rejected token on request).
         kept: Probabilities of a truncated distribution at most.
         server: File of this host as measured (draftgym measure-host); without it, a few passes
             are timed first.
@@ -106,7 +108,7 @@ class EdgeServeArgs:
     users: int = 16
     longest_draft: int = 16
     band_hertz: float = 10e6
-    payload: Literal["tokens", "truncated"] = "tokens"
+    payload: Literal["tokens", "scalar", "truncated"] = "tokens"
     kept: int = 1024
     server: Path | None = None
     dtype: str = "auto"
@@ -278,12 +280,12 @@ def cell_settings(args: EdgeServeArgs, target: Target, make: MakePlanner) -> Cel
 
 
 def _payload(args: EdgeServeArgs, target: Target) -> Payload:
-    """What a drafted token takes at most; the truncated distributions are the paper's."""
+    """What a drafted token takes at most; distributions are the paper's."""
     if args.payload == "tokens":
         return Payload("tokens", BITS_PER_TOKEN)
-    kept = min(args.kept, target.vocab_size)
-    made = make_payload("truncated", target.vocab_size, kept)
-    return replace(made, bits_per_token=made.bits_per_token + BITS_PER_TOKEN)
+    made = make_payload(args.payload, target.vocab_size, min(args.kept, target.vocab_size))
+    own = made.bits_per_token if args.payload == "truncated" else BITS_PER_CHANCE
+    return replace(made, bits_per_token=own + BITS_PER_TOKEN)
 
 
 def known_means(target: Target) -> dict[str, float]:

@@ -10,7 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
+from draftgym.decoding.model.interface import PassOutput
+from draftgym.decoding.round import Draft
 from draftgym.decoding.session import Session
+from draftgym.decoding.verify.base import Verdict
 from draftgym.serving.edge import edge_v1_pb2 as wire
 from draftgym.serving.edge.protocol import Refused
 
@@ -111,6 +114,23 @@ class Asked:
         return mine == its
 
 
+@dataclass(frozen=True)
+class Verified:
+    """What a pass said of a draft, until it is committed.
+
+    Attributes:
+        draft: The draft.
+        output: What the pass gave of it.
+        verdict: What is accepted.
+        seconds: What the pass took.
+    """
+
+    draft: Draft
+    output: PassOutput
+    verdict: Verdict
+    seconds: float
+
+
 @dataclass(eq=False)
 class Member:
     """A connected device.
@@ -123,8 +143,13 @@ class Member:
         session: The text as it is written; None where none is.
         snr_db, token_seconds: What it reported last.
         length: Tokens that it was told to draft, and has not sent yet; 0 where none.
-        arrived: The draft that is there and not verified yet; None where none is.
-        sampled: What its tokens were sampled by `[n, vocab]`; None where they were not.
+        arrived: The draft that is there and not committed yet; None where one is waited for, or
+            its correction.
+        sampled: What its tokens, or the rejected one, were sampled by `[n, vocab]`; None where
+            nothing was told.
+        chances: Its tokens' own probabilities, of payload `scalar`.
+        verified: What the pass said of it; None before.
+        rejected: Which token was rejected, while its distribution is waited for.
         accepted: Tokens of its last draft that it has not been told of.
         tokens: Tokens behind them that it has not been told.
         position: Tokens of the text that it has been told.
@@ -142,6 +167,9 @@ class Member:
     length: int = 0
     arrived: list[int] | None = None
     sampled: Tensor | None = None
+    chances: list[float] | None = None
+    verified: Verified | None = None
+    rejected: int | None = None
     accepted: int = 0
     tokens: list[int] = field(default_factory=list)
     position: int = 0

@@ -1,9 +1,12 @@
-"""What drafts of sampled texts carry beside token ids: truncated, quantised distributions.
+"""What drafts of sampled texts carry beside token ids, as messages.
 
-Multi-SPIN's payload (arXiv 2606.04581, eq. 9): for every drafted token the largest draft
-probabilities with their token ids, enough for the textbook `rejection` rule. The device samples
-from the very numbers that it sends, so truncating and quantising changes what is accepted and
-never the law of the text. Token ids alone are enough for `greedy` and `coupled`.
+* `truncated`, Multi-SPIN's payload (arXiv 2606.04581, eq. 9): for every drafted token the largest
+  draft probabilities with their token ids.
+* `scalar` (arXiv 2608.29618, Observation 1): each token's own probability, and the distribution of
+  a rejected one when the server asks for it.
+
+Both are enough for the textbook `rejection` rule (`draftgym.serving.edge.rules`); token ids alone
+are for `greedy` and `coupled`.
 """
 
 from __future__ import annotations
@@ -17,46 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from draftgym.decoding.model.device import to_host
-from draftgym.decoding.verify.base import Drafted, VerificationRule, check_draft, chosen_tokens
-from draftgym.decoding.verify.rejection import RejectionRule
-from draftgym.decoding.verify.rules import make_rule
-from draftgym.decoding.verify.seeds import derived_seed
 from draftgym.serving.edge import edge_v1_pb2 as wire
 from draftgym.serving.edge.protocol import Refused
 
-MODES = {"tokens": wire.TOKENS, "truncated": wire.TRUNCATED}
+MODES = {"tokens": wire.TOKENS, "truncated": wire.TRUNCATED, "scalar": wire.SCALAR}
 """Payloads by their names in `draftgym.envs.radio.payload`."""
 WHOLE = 2**16 - 1
 """What the weights of a distribution add up to, but for rounding."""
-
-
-class TruncatedRule(RejectionRule):
-    """Samples drafts from a few quantised probabilities; their weights are the `draft_probs`.
-
-    Args:
-        temperature: Above 0.
-        seed: Of what is sampled.
-        vocab_size: Size of the target's vocabulary.
-        kept: Probabilities of a distribution at most.
-    """
-
-    def __init__(self, temperature: float, seed: int, vocab_size: int, kept: int) -> None:
-        super().__init__(temperature, seed, vocab_size)
-        self.kept = kept
-
-    def draft(
-        self, logits: Tensor, positions: Sequence[int], vocab: Tensor | None = None
-    ) -> Drafted:
-        """Samples in proportion to `quantised` weights; see `VerificationRule.draft`."""
-        check_draft(logits, vocab, self.vocab_size)
-        weights = quantised((logits.float() / self.temperature).softmax(-1), self.kept)
-        rows = torch.tensor([self.coins.pick(row) for row in to_host(weights)], dtype=torch.long)
-        full = weights.new_zeros(len(weights), self.vocab_size)
-        if vocab is None:
-            full[:, : weights.shape[1]] = weights
-        else:
-            full[:, vocab.to(full.device)] = weights
-        return *chosen_tokens(logits, rows.to(logits.device), vocab), full
 
 
 def quantised(probs: Tensor, kept: int) -> Tensor:
@@ -74,31 +44,6 @@ def quantised(probs: Tensor, kept: int) -> Tensor:
     return torch.zeros_like(probs).scatter(-1, top.indices, (WHOLE * shares).round())
 
 
-def device_rule(opened: Any, temperature: float, seed: int, position: int) -> VerificationRule:
-    """How a device drafts.
-
-    Args:
-        opened: What the server said.
-        temperature: 0 for greedy.
-        seed: Of the text.
-        position: Tokens that the device has; it samples anew from there on.
-    """
-    if temperature and opened.payload == wire.TRUNCATED:
-        own = derived_seed(seed, "device", position)
-        return TruncatedRule(temperature, own, opened.vocab_size, opened.kept)
-    return make_rule(None, temperature, seed, opened.vocab_size)
-
-
-def server_rule(
-    mode: str, temperature: float, seed: int, position: int, vocab_size: int
-) -> VerificationRule:
-    """How a server verifies; see `device_rule`."""
-    if temperature and mode == "truncated":
-        own = derived_seed(seed, "server", position)
-        return make_rule("rejection", temperature, own, vocab_size)
-    return make_rule(None, temperature, seed, vocab_size)
-
-
 def packed(draft_probs: Tensor | None) -> list[Any]:
     """Distributions as messages; none where tokens were not sampled."""
     if draft_probs is None:
@@ -109,6 +54,31 @@ def packed(draft_probs: Tensor | None) -> list[Any]:
         numbers = ids.astype(_ids(len(row))).tobytes(), row[ids].astype("<u2").tobytes()
         found.append(wire.Distribution(ids=numbers[0], weights=numbers[1]))
     return found
+
+
+def chances_of(draft_probs: Tensor, tokens: Sequence[int]) -> list[float]:
+    """The probability of each token in its own distribution, as float32 has it.
+
+    Args:
+        draft_probs: Weights `[n, vocab]`.
+        tokens: One of each row.
+    """
+    rows = draft_probs.double()
+    own = rows[range(len(tokens)), list(tokens)] / rows.sum(-1)
+    return own.float().tolist()
+
+
+def check_chances(chances: Sequence[float], tokens: Sequence[int]) -> list[float] | None:
+    """What a draft says of its tokens; None where they were not sampled.
+
+    Raises:
+        Refused: They are no probabilities, or not of these tokens.
+    """
+    if not chances:
+        return None
+    if len(chances) != len(tokens) or not all(0 < one <= 1 for one in chances):
+        raise Refused("INVALID_ARGUMENT", "what should be probabilities are none")
+    return list(chances)
 
 
 def unpacked(

@@ -22,12 +22,10 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from draftgym.decoding.arms import Arm
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
-from draftgym.decoding.round import Draft, RoundRecord, verify_drafts
+from draftgym.decoding.round import RoundRecord
 from draftgym.decoding.session import Session
-from draftgym.decoding.verify.proposal import Proposal
 from draftgym.envs.cell.state import CellState
 from draftgym.envs.scheduler.planners import CellPlanner
 from draftgym.policies.multispin.problem import Plan
@@ -35,8 +33,9 @@ from draftgym.serving.edge import edge_v1_pb2 as wire
 from draftgym.serving.edge.cell import WireCell
 from draftgym.serving.edge.clock import Clock, SystemClock
 from draftgym.serving.edge.member import Asked, Member
-from draftgym.serving.edge.payload import server_rule, unpacked
 from draftgym.serving.edge.protocol import Limits, Refused
+from draftgym.serving.edge.rules import server_rule
+from draftgym.serving.edge.verifying import settle, take_correction, take_draft, verify
 
 T = TypeVar("T")
 ENDINGS = {"stop": wire.STOP, "length": wire.LENGTH}
@@ -74,7 +73,7 @@ class EdgeRounds:
         make_planner: Makes who plans.
         limits: What devices may do.
         clock: Where time comes from.
-        payload: What drafts of sampled texts carry: `tokens` or `truncated`.
+        payload: What drafts of sampled texts carry: `tokens`, `scalar` or `truncated`.
         kept: Probabilities of a truncated distribution at most.
 
     Attributes:
@@ -122,35 +121,14 @@ class EdgeRounds:
         self._changed.set()
 
     def receive(self, member: Member, draft: Any) -> None:
-        """A device's draft has come.
-
-        Args:
-            member: The device.
-            draft: The message.
-
-        Raises:
-            Refused: Nobody asked for it, or it cannot be one.
-        """
-        tokens = list(draft.tokens)
-        if not member.length or draft.position != member.position:
-            raise Refused("INVALID_ARGUMENT", "a draft that was not asked for")
-        if len(tokens) > member.length:
-            raise Refused(
-                "INVALID_ARGUMENT", f"{len(tokens)} tokens drafted; {member.length} were asked for"
-            )
-        if tokens and max(tokens) >= self.target.vocab_size:
-            raise Refused("INVALID_ARGUMENT", f"token {max(tokens)} is none of the target's")
-        member.sampled = None
-        if draft.distributions:
-            self._check_sampled(member)
-            size = self.target.vocab_size
-            member.sampled = unpacked(draft.distributions, tokens, size, self.kept)
-        member.arrived, member.length, member.waited_since = tokens, 0, None
+        """A device's draft has come; see `take_draft`."""
+        take_draft(member, draft, self.payload, self.target.vocab_size, self.kept)
         self._changed.set()
 
-    def _check_sampled(self, member: Member) -> None:
-        if self.payload != "truncated" or member.asked is None or not member.asked.temperature:
-            raise Refused("INVALID_ARGUMENT", "distributions where nobody reads any")
+    def correct(self, member: Member, correction: Any) -> None:
+        """The distribution of a rejected token has come; see `take_correction`."""
+        take_correction(member, correction, self.target.vocab_size, self.kept)
+        self._changed.set()
 
     def leave(self, member: Member) -> None:
         """A device's stream has ended."""
@@ -187,11 +165,31 @@ class EdgeRounds:
         self._tell(await self._compute(partial(self._plan, began)), began)
         await self._collect()
         self._dismiss()
-        here = [one for one in self.members if one.arrived is not None]
-        if not here:
-            return
-        records = await self._compute(partial(self._verify, here))
-        self._commit(here, records, began)
+        if here := [one for one in self._there() if one.verified is None]:
+            await self._compute(partial(verify, here))
+            if self._ask([one for one in here if one.rejected is not None]):
+                await self._collect()
+            self._dismiss()
+        if done := self._there():
+            self._commit(done, await self._compute(partial(settle, done)), began)
+
+    def _there(self) -> list[Member]:
+        """Those of whom nothing is waited for."""
+        return [one for one in self.members if one.arrived is not None]
+
+    def _ask(self, rejected: Sequence[Member]) -> bool:
+        """Asks for the distributions of rejected tokens; whether there are any.
+
+        The band is theirs alone meanwhile, as in `Cell`.
+        """
+        for one in rejected:
+            one.arrived, one.waited_since = None, self.clock.now()
+            told = wire.Rejected(accepted=one.rejected, share=1 / len(rejected))
+            try:
+                one.outbox.put(wire.FromServer(rejected=told))
+            except Refused as refused:
+                self._refuse(one, refused)
+        return bool(rejected)
 
     def _plan(self, now: float) -> Plan:
         """Observes and plans, when everybody's newest reports are in."""
@@ -219,7 +217,7 @@ class EdgeRounds:
                     continue
                 length = int(plan.lengths[0, place]) if drafts[place] else 0
                 one.tell((length, share))
-                one.length, one.arrived, one.sampled = length, None if length else [], None
+                one.length, one.arrived = length, None if length else []
                 one.waited_since = self.clock.now() if length else None
             except Refused as refused:
                 self._refuse(one, refused)
@@ -243,18 +241,6 @@ class EdgeRounds:
         finally:
             over.cancel()
 
-    @torch.inference_mode()
-    def _verify(self, members: Sequence[Member]) -> list[RoundRecord]:
-        """One ragged pass over all drafts that are there."""
-        sessions, drafts = [], []
-        for one in members:
-            assert one.session is not None and one.asked is not None  # it is writing
-            sessions.append(one.session)
-            tokens = torch.tensor(one.arrived, dtype=torch.long)
-            chain = Proposal.chain(tokens, torch.zeros(len(tokens)), one.sampled)
-            drafts.append(Draft(Arm(one.asked.drafter, max(1, len(tokens))), chain))
-        return verify_drafts(sessions, drafts)
-
     def _commit(
         self, members: Sequence[Member], records: Sequence[RoundRecord], began: float
     ) -> None:
@@ -265,7 +251,6 @@ class EdgeRounds:
             taken[0, one.place] = True
             drafted[0, one.place] = len(record.drafted)
             committed[0, one.place] = len(record.committed)
-            one.arrived = None
             one.take(record.accepted, record.committed[record.accepted :])
         now = self._now()
         self.cell.end(taken, drafted, committed, now, records[0].times.verify)
@@ -320,8 +305,8 @@ class EdgeRounds:
     @torch.inference_mode()
     def _begin(self, asked: Asked) -> Session:
         """A session behind its prompt's pass; what was written before is part of its prompt."""
-        position, size = len(asked.written), self.target.vocab_size
-        rule = server_rule(self.payload, asked.temperature, asked.seed, position, size)
+        size = self.target.vocab_size
+        rule = server_rule(self.payload, asked.temperature, asked.seed, size)
         known = torch.tensor([*asked.prompt, *asked.written])
         session = Session(self.target, known, rule, asked.max_new_tokens - len(asked.written), {})
         session.prefill()

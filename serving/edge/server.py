@@ -151,6 +151,8 @@ class EdgeServer:
                 elif kind == "draft":
                     _report(member, message.draft.report)
                     self.rounds.receive(member, message.draft)
+                elif kind == "correction":
+                    self.rounds.correct(member, message.correction)
                 elif kind == "close":
                     return
                 else:
