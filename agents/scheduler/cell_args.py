@@ -38,6 +38,7 @@ class CellArgs:
             token, for who reads it: trained schedulers. Rules do without, and without its time.
             Prompt lookup takes none and always tells.
         window: Verify whoever has arrived within so many seconds. Default: wait for everybody.
+        latency: Seconds that the network adds to a draft's way, there and back.
         deadline: Seconds after which a draft is no longer waited for. Default: none.
         leaving: Probability that a user leaves when its text is done.
         absence: Mean seconds until another comes.
@@ -57,6 +58,7 @@ class CellArgs:
     report_error_db: float = 0.0
     confidence: bool = False
     window: float | None = None
+    latency: float = 0.0
     deadline: float | None = None
     leaving: float = 0.0
     absence: float = 10.0

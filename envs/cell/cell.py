@@ -239,9 +239,10 @@ class Cell(CellState):
         users, starts = self.users, self.deciding
         planned = np.where(starts & (plan.shares > 0), plan.lengths, 0)
         drafted = self.table.drafted(users.arm, users.row, planned, starts)
-        bits = self.payload.draft_bits(drafted)
+        bits = self.payload.draft_bits(drafted, planned > 0)
         begun = np.maximum(drafted, 1) if self.settings.confidence else drafted
-        seconds = (begun + (0 if plan.unsent is None else plan.unsent)) * users.token_seconds
+        begun = begun if plan.unsent is None else begun + plan.unsent
+        seconds = self.draft_seconds(begun, planned > 0)
         self.uploads.start(starts, planned, drafted, seconds, bits, self.clock)
         rate = self.band.rate(self.channel.snr, plan.shares)
         self.uploads.divide(plan.shares, rate, self.clock)

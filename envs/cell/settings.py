@@ -130,6 +130,8 @@ class CellSettings:
             nothing the time of that token. Devices that draft in no time report it anyway.
         window: None plays synchronous rounds, as the papers do. A number of seconds makes the
             server verify whoever has arrived within it of the first arrival.
+        latency: Seconds that the network adds to a draft's way, there and back, whatever is sent.
+            None in the papers.
         deadline: Seconds after which the server no longer waits for a draft; its user gets the
             target's own token. None waits for as long as it takes, as in the papers.
         leaving: Probability that a user leaves when its prompt is done; else it has another.
@@ -153,6 +155,7 @@ class CellSettings:
     report_error_db: float = 0.0
     confidence: bool = False
     window: float | None = None
+    latency: float = 0.0
     deadline: float | None = None
     leaving: float = 0.0
     absence: float = 10.0
@@ -166,6 +169,7 @@ class CellSettings:
             "report_rounds_old": self.report_rounds_old >= 0,
             "report_error_db": self.report_error_db >= 0,
             "window": self.window is None or self.window >= 0,
+            "latency": 0 <= self.latency < float("inf"),
             "deadline": self.deadline is None or self.deadline > 0,
             "leaving": 0 <= self.leaving <= 1,
             "absence": 0 < self.absence < float("inf"),

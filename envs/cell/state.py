@@ -93,11 +93,15 @@ class CellState:
             active=deciding,
         )
 
+    def draft_seconds(self, tokens: Lengths, asked: Mask) -> Floats:
+        """Time of drafting so many tokens, and of asking for them where somebody is `[n, K]`."""
+        return tokens * self.users.token_seconds + asked * self.settings.latency
+
     def best_plan(self, lengths: Lengths) -> Plan:
         """These lengths, with the shares that end their uploads soonest as far as is known."""
         deciding = self.deciding
         lengths = np.where(deciding, lengths, 0)
-        begin = self.uploads.begin + lengths * self.users.token_seconds
+        begin = self.uploads.begin + self.draft_seconds(lengths, lengths > 0)
         ready = np.where(deciding, begin, self.uploads.ready)
         work = np.maximum(ready - self.clock[:, None], 0.0)
         left = self.uploads.bits_left(self.clock)

@@ -26,26 +26,33 @@ PAYLOAD_MODES = ("truncated", "scalar", "tokens")
 
 @dataclass(frozen=True)
 class Payload:
-    """Bits on the air; what frames and headers add is left out, as in both papers.
+    """Bits on the air. Neither paper counts what frames and headers add; `frame_bits` can.
 
     Attributes:
         mode: One of `PAYLOAD_MODES`.
         bits_per_token: Bits of each drafted token (Multi-SPIN's Q_tok).
         correction_bits: Bits that a device uploads after verification if a token of its draft was
             rejected.
+        frame_bits: Bits of a message around its tokens: headers, a report.
     """
 
     mode: str
     bits_per_token: int
     correction_bits: int = 0
+    frame_bits: int = 0
 
-    def draft_bits(self, drafted: ArrayLike) -> NDArray[np.int64]:
+    def draft_bits(
+        self, drafted: ArrayLike, sent: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.int64]:
         """Bits of whole drafts.
 
         Args:
-            drafted: Drafted tokens `[...]`; who drafts none uploads none.
+            drafted: Drafted tokens `[...]`.
+            sent: Who sends a message, though it may be of no token; None for who drafts some.
         """
-        return np.asarray(drafted, np.int64) * self.bits_per_token
+        drafted = np.asarray(drafted, np.int64)
+        sent = drafted > 0 if sent is None else sent
+        return np.asarray(drafted * self.bits_per_token + sent * self.frame_bits)
 
 
 def make_payload(mode: str, vocabulary: int, kept: int = 1024, precision: int = 16) -> Payload:

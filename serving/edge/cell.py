@@ -105,7 +105,7 @@ class WireCell(CellState):
         starts = self.deciding
         lengths = np.where(starts & (plan.shares > 0), plan.lengths, 0)
         self.uploads.free(starts, np.full(self.shape, now))
-        seconds, bits = lengths * self.users.token_seconds, self.payload.draft_bits(lengths)
+        seconds, bits = self.draft_seconds(lengths, lengths > 0), self.payload.draft_bits(lengths)
         self.uploads.start(starts, lengths, lengths, seconds, bits, self.clock)
         rate = self.band.rate(self.reported, plan.shares)
         self.uploads.divide(plan.shares, rate, self.clock)

@@ -131,6 +131,16 @@ def test_a_round_takes_what_its_parts_take(table: ChainTable) -> None:
     np.testing.assert_allclose(time.verify, verify)
 
 
+def test_a_network_adds_its_latency_to_rounds_in_which_somebody_drafts(table: ChainTable) -> None:
+    there, back = Cell(table, CellSettings(users=2)), Cell(table, CellSettings(users=2, latency=9))
+    for lengths in (np.array([[2, 0]]), np.zeros((1, 2), np.int64)):
+        for cell in (there, back):
+            cell.reset(np.random.default_rng(3))
+        plan = there.best_plan(lengths)
+        extra = back.step(plan).time.total - there.step(plan).time.total
+        assert extra == pytest.approx(9.0 if lengths.any() else 0.0)
+
+
 def test_an_endless_window_is_a_synchronous_round(table: ChainTable) -> None:
     together = played(Cell(table, MODES["synchronous"]), 0, 20)
     window = played(Cell(table, replace(MODES["synchronous"], window=1e9)), 0, 20)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -30,6 +32,12 @@ def test_token_ids_alone_are_a_thousandth() -> None:
     assert (tokens.bits_per_token, tokens.correction_bits) == (15, 0)
     assert make_payload("truncated", 32_000).bits_per_token / tokens.bits_per_token > 2000
     assert tokens.draft_bits(np.full((2, 3), 4)).tolist() == [[60] * 3] * 2
+
+
+def test_a_frame_is_sent_around_every_message_and_no_other() -> None:
+    framed = replace(make_payload("tokens", 32_000), frame_bits=100)
+    assert framed.draft_bits([0, 2]).tolist() == [0, 130]
+    assert framed.draft_bits([0, 2], np.array([True, True])).tolist() == [100, 130]
 
 
 @pytest.mark.parametrize(
