@@ -51,11 +51,11 @@ class Progress:
             told = f"{self.count} {self.unit} in {seconds:.1f} s, {self._speed()}"
             print(f"{self.label}: {told}", file=sys.stderr)
 
-    def add(self, count: int) -> None:
-        """Takes in a finished text with so many tokens or positions."""
+    def add(self, count: int, texts: int = 1) -> None:
+        """Takes in finished texts with so many tokens or positions."""
         self.count += count
         self._bar.set_postfix_str(self._speed(), refresh=False)
-        self._bar.update()
+        self._bar.update(texts)
 
     def _speed(self) -> str:
         return f"{self.count / (time.perf_counter() - self._start):.0f} {self.unit}/s"

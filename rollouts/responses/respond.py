@@ -2,6 +2,7 @@
 
     $ draftgym respond --prompts train --out responses
     $ draftgym respond --prompts questions.jsonl --out responses --shares 0.65 0.35
+    $ draftgym respond --prompts many.jsonl --out /shared/responses --ray auto  # on a Ray cluster
     $ draftgym train-drafter eagle3 --corpus responses
 
 A drafter learns to guess what its target will say, so it should train on what its target does say.
@@ -15,39 +16,33 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tyro
-from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.backends import Backend
 from draftgym.decoding.model.fingerprint import is_sampled
-from draftgym.decoding.model.target import Target, load_target
-from draftgym.decoding.provenance import describe_host, describe_target, note_other_device
+from draftgym.decoding.model.target import Target
+from draftgym.decoding.provenance import command_line
 from draftgym.decoding.verify.rules import make_rule
-from draftgym.decoding.verify.seeds import derived_seed
-from draftgym.drafters.training.data.corpus import read_metadata, response_schema, write_shown
-from draftgym.rollouts.decode.batched import (
-    Request,
-    Response,
-    next_requests,
-    texts_together,
-    write_batched,
-)
-from draftgym.rollouts.decode.fitting import fit_prompts
+from draftgym.drafters.training.data.corpus import read_metadata
+from draftgym.rollouts.decode.batched import Request
 from draftgym.rollouts.decode.progress import Progress
-from draftgym.rollouts.prompts.sets import Prompt, load_prompts
-from draftgym.rollouts.traces.shards import ShardWriter, shards_in, sole_writer
+from draftgym.rollouts.prompts.sets import load_prompts
+from draftgym.rollouts.responses.responder import Responder, ResponsePlan
+from draftgym.rollouts.traces.shards import numbers_in, shards_in, sole_writer
+from draftgym.rollouts.workers.options import WorkerOptions
+from draftgym.rollouts.workers.pool import Pool, open_pool
+from draftgym.rollouts.workers.shard import Shard, cut_shards
 
 Done = dict[tuple[str, float], list[int]]
 """Prompts (token ids) of the texts that are there, by question id and temperature."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RespondArgs:
+class RespondArgs(WorkerOptions):
     """What to write.
 
     Attributes:
@@ -116,55 +111,48 @@ def respond(args: RespondArgs, target: Target | None = None) -> Written:
 
     Args:
         args: Settings.
-        target: The target that they name, where it is loaded already.
+        target: The target that they name, where it is loaded already; not for workers on Ray.
 
     Raises:
         DraftgymError: Bad settings, or a folder that was written with others.
     """
     _check_args(args)
+    args = args.with_threads()
     prompts = load_prompts(
         args.prompts, limit_per_category=args.limit_per_category, turns=args.turns
     )
-    with sole_writer(args.out):
-        target = target or load_target(
-            args.target, args.dtype, args.threads, args.device, args.backend
-        )
-        settings = {  # what decides the texts, and so must not change when a run goes on
-            "fingerprint": target.fingerprint,
-            "dtype": target.precision.dtype,
-            "temperatures": list(args.temperatures),
-            "shares": None if args.shares is None else list(args.shares),
-            "max_new_tokens": args.max_new_tokens,
-            "seed": args.seed,
-        }
-        done = _read_done(args.out, settings)
-        for shard in shards_in(args.out)[:1]:
-            ties = "near ties between tokens may fall differently"
-            note_other_device(f"folder {args.out}", read_metadata(shard), target, ties)
-        fitted = fit_prompts(
-            *(target, prompts, args.max_new_tokens, args.skip_long_prompts, args.max_prompt_tokens),
-            all_turns=True,
-            with_images=True,
-        )
-        told = {"prompts": fitted.describe(), **describe_target(target), **describe_host()}
-        metadata = {"settings": settings, **told}
-        to_table = partial(_response_table, metadata=metadata, folder=args.out)
-        wanted = make_requests(fitted.pairs, args.temperatures, args.shares, args.seed)
-        written = Written(0, 0, 0)
+    make = partial(Responder, args, target)
+    with sole_writer(args.out), open_pool(make, args, args.out) as pool:
+        there = shards_in(args.out)[:1]
+        began = read_metadata(there[0]) if there else None
+        plan: ResponsePlan = pool.ask("plan", prompts, began)
+        plan.facts["command"] = command_line()  # this one, and not a worker's
+        done = _read_done(args.out, plan.settings)
+        wanted, written = plan.requests, Written(0, 0, 0)
         while wanted:  # first turns, then the second ones behind their answers, and so on
             _check_same_prompts(done, wanted)
             missing = [one for one in wanted if (one.question_id, one.temperature) not in done]
-            with ShardWriter(args.out, to_table, args.shard_texts) as writer:
-                tokens = _write(args, target, missing, len(wanted), writer)
-            there = len(wanted) - len(missing)
+            there_before = len(wanted) - len(missing)
+            with Progress("responses", "tokens", len(wanted), there_before) as bar:
+                pool.write(_cut(args, wanted, missing), plan, bar)
             written = Written(
-                written.texts + len(missing), written.tokens + tokens, written.done_before + there
+                written.texts + len(missing),
+                written.tokens + bar.count,
+                written.done_before + there_before,
             )
-            wanted = _next_turns(args, target, wanted)
+            wanted = _next_turns(args, pool, wanted)
     return written
 
 
-def _next_turns(args: RespondArgs, target: Target, requests: Sequence[Request]) -> list[Request]:
+def _cut(args: RespondArgs, wanted: Sequence[Request], missing: Sequence[Request]) -> list[Shard]:
+    """Shards of what is missing; in one process all of it is one, so that no batch runs empty."""
+    if args.ray is None:
+        number = 1 + max(numbers_in(args.out), default=-1)
+        return [Shard(number, tuple(missing))] if missing else []
+    return cut_shards(args.out, wanted, missing, args.shard_texts)
+
+
+def _next_turns(args: RespondArgs, pool: Pool, requests: Sequence[Request]) -> list[Request]:
     """What follows on responses that are in the folder."""
     import pyarrow.parquet
 
@@ -176,84 +164,9 @@ def _next_turns(args: RespondArgs, target: Target, requests: Sequence[Request]) 
         columns = ["id", "temperature", "response"]
         for row in pyarrow.parquet.read_table(shard, columns=columns).to_pylist():
             answers[row["id"], row["temperature"]] = row["response"]
-    answered = [(one, answers[one.question_id, one.temperature]) for one in longer]
-
-    def seed_of(question_id: str, temperature: float) -> int:
-        return derived_seed(args.seed, question_id, temperature)
-
-    following = next_requests(target, answered, seed_of, args.max_new_tokens)
-    return sorted(following, key=lambda one: len(one.prompt), reverse=True)
-
-
-def make_requests(
-    prompts: Sequence[tuple[Prompt, Tensor]],
-    temperatures: Sequence[float],
-    shares: Sequence[float] | None,
-    seed: int,
-) -> list[Request]:
-    """What to write, the longest prompts first.
-
-    Temperature and seed of a text depend on its question's id and on the arguments, not on the
-    other prompts: a longer prompt file changes nothing in the texts that are there.
-
-    Args:
-        prompts: Prompts with their token ids.
-        temperatures: At which to answer.
-        shares: How the prompts are dealt out to the temperatures; None answers each at all.
-        seed: Seed of everything.
-    """
-    requests = []
-    for prompt, ids in prompts:
-        question = prompt.question_id
-        chosen = temperatures if shares is None else [_dealt(question, temperatures, shares, seed)]
-        requests += [
-            Request(question, prompt.category, one, derived_seed(seed, question, one), ids, prompt)
-            for one in chosen
-        ]
-    return sorted(requests, key=lambda one: len(one.prompt), reverse=True)
-
-
-def _write(
-    args: RespondArgs,
-    target: Target,
-    requests: Sequence[Request],
-    total: int,
-    writer: ShardWriter[Response],
-) -> int:
-    """Writes all requests; returns response tokens."""
-    longest = max((len(one.prompt) for one in requests), default=0) + args.max_new_tokens
-    together = args.batch_size or texts_together(target, longest)
-    with Progress("responses", "tokens", total, total - len(requests)) as progress:
-        for response in write_batched(target, requests, args.max_new_tokens, together):
-            writer.add(response)
-            progress.add(len(response.tokens))
-    return progress.count
-
-
-def _response_table(responses: Sequence[Response], metadata: dict[str, Any], folder: Path) -> Any:
-    """The table of a shard in a folder; `metadata` says where the responses come from."""
-    import pyarrow
-
-    rows = [
-        {
-            "id": one.request.question_id,
-            "category": one.request.category,
-            "temperature": one.request.temperature,
-            "seed": one.request.seed,
-            "prompt": one.request.prompt.tolist(),
-            "response": one.tokens,
-            "shown": _shown(one.request.asked, folder),
-        }
-        for one in responses
-    ]
-    return pyarrow.Table.from_pylist(rows, response_schema(metadata))
-
-
-def _shown(asked: Prompt | None, folder: Path) -> str | None:
-    """What a corpus says of a prompt's images; nothing of others."""
-    if asked is None or not asked.images:
-        return None
-    return write_shown(asked.messages, folder)
+    asked = {(one.question_id, one.temperature) for one in longer}
+    following: list[Request] = pool.ask("following", longer, {key: answers[key] for key in asked})
+    return following
 
 
 def _read_done(folder: Path, settings: Mapping[str, Any]) -> Done:
@@ -304,17 +217,6 @@ def _check_same_prompts(done: Done, requests: Sequence[Request]) -> None:
             )
 
 
-def _dealt(
-    question: str, temperatures: Sequence[float], shares: Sequence[float], seed: int
-) -> float:
-    """The one temperature of a question, drawn by its id."""
-    draw = derived_seed(seed, question, None) / 2**63 * sum(shares)
-    bounds = accumulate(shares)
-    # The last one takes what rounding of the sum leaves over.
-    below = (one for one, bound in zip(temperatures, bounds, strict=True) if draw < bound)
-    return next(below, temperatures[-1])
-
-
 def _check_args(args: RespondArgs) -> None:
     """Raises `DraftgymError` for settings that cannot work, before anything is loaded."""
     for option in ("max_new_tokens", "batch_size", "shard_texts"):
@@ -322,6 +224,7 @@ def _check_args(args: RespondArgs) -> None:
         if value is not None and value < 1:
             name = "--" + option.replace("_", "-")
             raise DraftgymError(f"{name} is {value}", "give at least one")
+    args.check_workers()
     temperatures, shares = args.temperatures, args.shares
     if len(set(temperatures)) != len(temperatures) or not temperatures:
         raise DraftgymError(

@@ -34,7 +34,7 @@ from __future__ import annotations
 import json
 import reprlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -190,8 +190,42 @@ def read_origin(shard: Path) -> TraceOrigin:
     return origin
 
 
-def read_done(folder: Path, origin: TraceOrigin) -> dict[str, str]:
+def rows_in(shard: Path) -> int:
+    """Rows of a shard: new tokens of its texts.
+
+    Raises:
+        DraftgymError: It is damaged.
+    """
+    import pyarrow.parquet
+
+    with _refusing(shard):
+        return int(pyarrow.parquet.read_metadata(shard).num_rows)
+
+
+def read_answers(folder: Path, questions: Collection[str]) -> dict[str, list[int]]:
+    """New tokens of some texts, by question id; what else is known of them is not read.
+
+    Raises:
+        DraftgymError: A damaged shard.
+    """
+    import pyarrow.parquet
+
+    answers: dict[str, list[int]] = {one: [] for one in questions}
+    for shard in shards_in(folder):
+        with _refusing(shard):
+            table = pyarrow.parquet.read_table(shard, columns=["question_id", "token"])
+            for question, token in zip(*(one.to_pylist() for one in table.columns), strict=True):
+                if question in answers:
+                    answers[question].append(token)
+    return answers
+
+
+def read_done(folder: Path, origin: TraceOrigin | None = None) -> dict[str, str]:
     """Prompt hashes of the texts that are there, by question id.
+
+    Args:
+        folder: Where.
+        origin: Where they must come from; None does not ask.
 
     Raises:
         DraftgymError: A damaged shard, or traces of another origin.
@@ -200,7 +234,8 @@ def read_done(folder: Path, origin: TraceOrigin) -> dict[str, str]:
 
     done: dict[str, str] = {}
     for shard in shards_in(folder):
-        require_same(read_origin(shard), origin, shard)
+        if origin is not None:
+            require_same(read_origin(shard), origin, shard)
         with _refusing(shard):
             table = pyarrow.parquet.read_table(shard, columns=["question_id", "prompt_hash"])
             questions, hashes = (column.to_pylist() for column in table.columns)

@@ -28,12 +28,22 @@ class ShardWriter(Generic[Item]):
         folder: Where.
         to_table: Makes a pyarrow table of some texts.
         size: Texts per shard.
+        first: Number of the first file, where the files behind it are free, too; by default behind
+            all that are there.
+        whole: Whether an error on leaving keeps no shard of fewer texts.
     """
 
-    def __init__(self, folder: Path, to_table: Callable[[Sequence[Item]], Any], size: int) -> None:
-        self.folder, self.to_table, self.size = folder, to_table, size
+    def __init__(
+        self,
+        folder: Path,
+        to_table: Callable[[Sequence[Item]], Any],
+        size: int,
+        first: int | None = None,
+        whole: bool = False,
+    ) -> None:
+        self.folder, self.to_table, self.size, self.whole = folder, to_table, size, whole
         self._buffer: list[Item] = []
-        self._next = 1 + max((_number(shard) for shard in shards_in(folder)), default=-1)
+        self._next = 1 + max(numbers_in(folder), default=-1) if first is None else first
 
     def __enter__(self) -> Self:
         return self
@@ -44,7 +54,8 @@ class ShardWriter(Generic[Item]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.flush()  # an interrupt keeps what is finished
+        if kind is None or not self.whole:
+            self.flush()  # an interrupt keeps what is finished
 
     def add(self, text: Item) -> None:
         """Takes a finished text."""
@@ -58,12 +69,22 @@ class ShardWriter(Generic[Item]):
 
         if not self._buffer:
             return
-        shard = self.folder / f"part-{self._next:05d}.parquet"
+        shard = shard_path(self.folder, self._next)
         table = self.to_table(self._buffer)
         with replacing(shard) as unfinished:  # readers of the folder pass over it
             pyarrow.parquet.write_table(table, unfinished, compression="zstd")
         self._buffer.clear()
         self._next += 1
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    """The file of a shard."""
+    return folder / f"part-{number:05d}.parquet"
+
+
+def numbers_in(folder: Path) -> set[int]:
+    """Numbers of the whole shards of a folder."""
+    return set(map(_number, shards_in(folder)))
 
 
 def shards_in(folder: Path) -> list[Path]:

@@ -12,7 +12,8 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import load_target
 from draftgym.rollouts.decode.evaluation import EvaluateArgs, evaluate
 from draftgym.rollouts.decode.generation import GenerateArgs, generate
-from draftgym.rollouts.traces.collect import DEFAULT_ARMS, CollectArgs, collect
+from draftgym.rollouts.traces.collect import CollectArgs, collect
+from draftgym.rollouts.traces.tracer import DEFAULT_ARMS
 from tests.architectures import ARCHITECTURES
 from tests.tiny import tiny_model
 from tests.tiny_text import VOCAB, byte_tokenizer, save_drafters, save_prompts

@@ -45,7 +45,7 @@ def one_thread_and_known_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     lookup = {"ngram": Curve((1, 8), (0.0, 0.0))}
     costs = replace(COST, draft=COST.draft | lookup, catch_up=COST.catch_up | lookup)
     monkeypatch.setattr("draftgym.decoding.model.precision.usable_cores", lambda: 1)
-    monkeypatch.setattr("draftgym.rollouts.traces.collect.load_cost_model", lambda *_: costs)
+    monkeypatch.setattr("draftgym.rollouts.traces.tracer.load_cost_model", lambda *_: costs)
 
 
 def drafters(user: Path) -> tuple[Path, ...]:

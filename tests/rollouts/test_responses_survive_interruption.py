@@ -27,7 +27,8 @@ from draftgym.rollouts.decode import batched, shared_passes
 from draftgym.rollouts.decode.batched import Request, texts_together, write_batched
 from draftgym.rollouts.decode.shared_passes import SharedPasses
 from draftgym.rollouts.prompts.sets import Prompt
-from draftgym.rollouts.responses.respond import RespondArgs, make_requests, respond
+from draftgym.rollouts.responses.respond import RespondArgs, respond
+from draftgym.rollouts.responses.responder import make_requests
 from draftgym.rollouts.traces.shards import ShardWriter, shards_in
 from tests.tiny_text import save_prompts, save_target
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import draftgym.rollouts.traces.collect
+import draftgym.rollouts.traces.tracer
 from draftgym.decoding import provenance
 from draftgym.decoding.costs.calibration import calibrate
 from draftgym.decoding.drafting import Drafter
@@ -35,7 +36,7 @@ def args(
     numbered = numbered_target(target)
     costs = calibrate(target, drafters, repeats=1, contexts=(16, 64))
     monkeypatch.setattr(DecodingOptions, "load", lambda self: (numbered, drafters))
-    monkeypatch.setattr(draftgym.rollouts.traces.collect, "load_cost_model", lambda *_: costs)
+    monkeypatch.setattr(draftgym.rollouts.traces.tracer, "load_cost_model", lambda *_: costs)
     monkeypatch.setattr(draftgym.rollouts.traces.collect, "load_prompts", lambda *_, **__: PROMPTS)
     return CollectArgs(
         out=tmp_path / "traces", arms=ARMS, max_new_tokens=24, batch_size=1, shard_texts=1
@@ -93,7 +94,7 @@ def test_an_interrupted_collection_goes_on_where_it_stopped(
     args: CollectArgs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = collect(replace(args, out=args.out.with_name("whole")))
-    trace_texts, traced = draftgym.rollouts.traces.collect.trace_texts, []
+    trace_texts, traced = draftgym.rollouts.traces.tracer.trace_texts, []
 
     def dying(*arguments: object) -> object:
         for text in trace_texts(*arguments):  # type: ignore[arg-type]
@@ -103,7 +104,7 @@ def test_an_interrupted_collection_goes_on_where_it_stopped(
             yield text
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(draftgym.rollouts.traces.collect, "trace_texts", dying)
+        patch.setattr(draftgym.rollouts.traces.tracer, "trace_texts", dying)
         collect(args)
     (args.out / ".part-00007.parquet").write_bytes(b"cut off")
     assert len(read_traces(args.out).texts) == 3
@@ -116,7 +117,9 @@ def test_an_interrupted_collection_goes_on_where_it_stopped(
 def test_batches_do_not_change_traces(args: CollectArgs) -> None:
     alone = collect(replace(args, out=args.out.with_name("alone"), batch_size=1))
     assert_equal(collect(replace(args, batch_size=1)), alone)
-    together = collect(replace(args, out=args.out.with_name("together"), batch_size=4))
+    together = collect(
+        replace(args, out=args.out.with_name("together"), batch_size=4, shard_texts=len(PROMPTS))
+    )
     for mine, theirs in zip(together.texts, alone.texts, strict=True):
         np.testing.assert_array_equal(mine.tokens, theirs.tokens)
         for name, arm in mine.arms.items():
