@@ -90,7 +90,7 @@ def choose_precision(
         dtype, reason = _accelerator_dtype(dtype, where)
         return Precision(dtype, count, reason, device=str(where), device_reason=why)
     gain = packing_gain()
-    packs = gain > 1.1
+    packs = gain > 1.1 if _packs is None else _packs and gain > 0
     reason = "asked for"
     if dtype == "auto":
         ratio = _bfloat16_gain() / (gain if packs else 1.0)
@@ -103,6 +103,21 @@ def choose_precision(
         reason += f"; packed weights ({gain:.2f} times as fast)"
     compiles = dtype == "float32" and openvino_is_there()
     return Precision(dtype, count, reason, packed, compiles, device_reason=why)
+
+
+_packs: bool | None = None
+
+
+def settle_packing(packs: bool) -> None:
+    """Targets that this process loads from now on pack their weights, or do not.
+
+    For processes that are to compute the same, to the bit: packed products round otherwise.
+
+    Args:
+        packs: What another process found faster.
+    """
+    global _packs
+    _packs = packs
 
 
 def _accelerator_dtype(dtype: str, device: torch.device) -> tuple[str, str]:

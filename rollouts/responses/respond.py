@@ -14,7 +14,7 @@ columns id, category, temperature, seed, prompt and response (lists of token ids
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -129,6 +129,7 @@ def respond(args: RespondArgs, target: Target | None = None) -> Written:
         plan.facts["command"] = command_line()  # this one, and not a worker's
         done = _read_done(args.out, plan.settings)
         wanted, written = plan.requests, Written(0, 0, 0)
+        plan = replace(plan, requests=[])
         while wanted:  # first turns, then the second ones behind their answers, and so on
             _check_same_prompts(done, wanted)
             missing = [one for one in wanted if (one.question_id, one.temperature) not in done]

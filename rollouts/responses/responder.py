@@ -27,6 +27,7 @@ from draftgym.rollouts.decode.batched import (
 from draftgym.rollouts.decode.fitting import fit_prompts
 from draftgym.rollouts.prompts.prompt import Prompt
 from draftgym.rollouts.traces.shards import ShardWriter, shard_path
+from draftgym.rollouts.workers.passes import Passes
 from draftgym.rollouts.workers.shard import Amount, Shard, Told
 
 if TYPE_CHECKING:
@@ -40,11 +41,13 @@ class ResponsePlan:
     Attributes:
         settings: What decides the texts, and so must not change when a run goes on.
         facts: What else the files say of where they come from.
+        passes: How the target computes.
         requests: The first turns, the longest prompts first.
     """
 
     settings: dict[str, Any]
     facts: dict[str, Any]
+    passes: Passes
     requests: list[Request]
 
 
@@ -66,7 +69,7 @@ class Responder:
             prompts: What to answer.
             began: What the responses that are there say of their target, if there are any.
         """
-        args, target = self.args, self._load(self.args.dtype)
+        args, target = self.args, self._load()
         if began is not None:
             ties = "near ties between tokens may fall differently"
             note_other_device(f"folder {args.out}", began, target, ties)
@@ -77,7 +80,7 @@ class Responder:
         )
         facts = {"prompts": fitted.describe(), **describe_target(target), **describe_host()}
         requests = make_requests(fitted.pairs, args.temperatures, args.shares, args.seed)
-        return ResponsePlan(self._settings(target), facts, requests)
+        return ResponsePlan(self._settings(target), facts, Passes.of(target), requests)
 
     def following(
         self, requests: Sequence[Request], answers: Mapping[tuple[str, float], list[int]]
@@ -88,7 +91,7 @@ class Responder:
             requests: What was answered.
             answers: Token ids, by question id and temperature.
         """
-        args, target = self.args, self._load(self.args.dtype)
+        args, target = self.args, self._load()
         answered = [(one, answers[one.question_id, one.temperature]) for one in requests]
 
         def seed_of(question_id: str, temperature: float) -> int:
@@ -105,7 +108,7 @@ class Responder:
         Raises:
             DraftgymError: Other weights are here than where the run was planned.
         """
-        args, target = self.args, self._load(plan.settings["dtype"])
+        args, target = self.args, self._load(plan.passes)
         path, size = shard_path(args.out, shard.number), len(shard.requests)
         if told is None and path.exists():  # its writer died before it could say so
             return Amount(size, _tokens_in(path))
@@ -130,11 +133,13 @@ class Responder:
                     told(len(response.tokens))
         return Amount(size, tokens)
 
-    def _load(self, dtype: str) -> Target:
-        """The target; loaded once, in this dtype."""
+    def _load(self, passes: Passes | None = None) -> Target:
+        """The target; loaded once, to compute like that."""
         if self._target is None:
-            args = self.args
-            self._target = load_target(args.target, dtype, args.threads, args.device, args.backend)
+            args = self.args if passes is None else passes.settled(self.args)
+            self._target = load_target(
+                args.target, args.dtype, args.threads, args.device, args.backend
+            )
         return self._target
 
     def _settings(self, target: Target) -> dict[str, Any]:

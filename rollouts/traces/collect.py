@@ -103,9 +103,9 @@ def trace(args: CollectArgs) -> None:
         there = shards_in(args.out)[:1]
         began = read_origin(there[0]).host if there else None
         plan: TracePlan = pool.ask("plan", interleave_categories(prompts), began)
-        origin, requests = plan.origin, plan.requests
-        origin.host["command"] = command_line()  # this one, and not a worker's
-        done = read_done(args.out, origin)
+        plan.origin.host["command"] = command_line()  # this one, and not a worker's
+        done, requests = read_done(args.out, plan.origin), plan.requests
+        plan = replace(plan, requests=[])
         while requests:  # first turns, then the second ones behind their answers, and so on
             _check_same_prompts(done, requests)
             missing = [one for one in requests if one.question_id not in done]
@@ -113,7 +113,7 @@ def trace(args: CollectArgs) -> None:
             with Progress(
                 "tracing", "positions", len(requests), len(requests) - len(missing)
             ) as bar:
-                pool.write(shards, origin, bar)
+                pool.write(shards, plan, bar)
             requests = _next_turns(args, pool, requests)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from draftgym.rollouts.traces.counterfactual import trace_texts
 from draftgym.rollouts.traces.file import require_same, rows_in, trace_table
 from draftgym.rollouts.traces.shards import ShardWriter, shard_path
 from draftgym.rollouts.traces.trace import TextTrace, TraceOrigin
+from draftgym.rollouts.workers.passes import Passes
 from draftgym.rollouts.workers.shard import Amount, Shard, Told
 
 if TYPE_CHECKING:
@@ -46,10 +47,12 @@ class TracePlan:
 
     Attributes:
         origin: What the files say of where they come from.
+        passes: How the target computes.
         requests: The first turns.
     """
 
     origin: TraceOrigin
+    passes: Passes
     requests: list[Request]
 
 
@@ -72,7 +75,7 @@ class Tracer:
             prompts: What to trace.
             began: What the traces that are there say of their host, if there are any.
         """
-        args, (target, drafters, arms) = self.args, self._load(self.args.dtype)
+        args, (target, drafters, arms) = self.args, self._load()
         fitted = fit_prompts(
             *(target, prompts, args.max_new_tokens, args.skip_long_prompts), all_turns=True
         )
@@ -82,13 +85,14 @@ class Tracer:
         if began is not None:
             costs_stay = "costs stay those of where they began; near ties may fall differently"
             note_other_device(f"traces {args.out}", began, target, costs_stay)
-        return TracePlan(origin, requests_of_run(fitted, args.temperature, args.seed))
+        requests = requests_of_run(fitted, args.temperature, args.seed)
+        return TracePlan(origin, Passes.of(target), requests)
 
     def following(
         self, requests: Sequence[Request], answers: Mapping[str, Sequence[int]]
     ) -> list[Request]:
         """The next turns of requests that have one, behind these token ids by question id."""
-        target, _, _ = self._load(self.args.dtype)
+        target, _, _ = self._load()
         answered = [(one, list(answers[one.question_id])) for one in requests]
 
         def seed_of(question_id: str, temperature: float) -> int:
@@ -96,13 +100,13 @@ class Tracer:
 
         return next_requests(target, answered, seed_of, self.args.max_new_tokens)
 
-    def write(self, shard: Shard, origin: TraceOrigin, told: Told | None = None) -> Amount:
+    def write(self, shard: Shard, plan: TracePlan, told: Told | None = None) -> Amount:
         """Traces a shard; see `draftgym.rollouts.workers.shard.Worker`.
 
         Raises:
             DraftgymError: Other weights are here than where the run was planned.
         """
-        args, (target, drafters, arms) = self.args, self._load(origin.dtype)
+        args, (target, drafters, arms), origin = self.args, self._load(plan.passes), plan.origin
         path, size = shard_path(args.out, shard.number), len(shard.requests)
         if told is None and path.exists():  # its writer died before it could say so
             return Amount(size, rows_in(path) - size)
@@ -121,10 +125,13 @@ class Tracer:
                     told(len(text))
         return Amount(size, positions)
 
-    def _load(self, dtype: str) -> tuple[Target, Mapping[str, Drafter], list[Arm]]:
-        """Target, drafters and arms; loaded once, in this dtype."""
+    def _load(
+        self, passes: Passes | None = None
+    ) -> tuple[Target, Mapping[str, Drafter], list[Arm]]:
+        """Target, drafters and arms; loaded once, to compute like that."""
         if self._loaded is None:
-            target, drafters = replace(self.args, dtype=dtype).load()
+            args = self.args if passes is None else passes.settled(self.args)
+            target, drafters = args.load()
             trees = target.decoder.draws_trees
             arms = self._named or default_arms(drafters, trees)
             check_arms(arms, drafters, trees)
