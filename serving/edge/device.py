@@ -67,8 +67,10 @@ class Written:
         rounds: Verdicts, the first token included.
         drafted, accepted: Tokens of drafts.
         connections: Connections that it took.
+        reconnects: Connections that broke meanwhile.
         up, down: Bytes with their framing (`FRAMING`); TCP, TLS and headers come on top.
         seconds: Time from the first message to the last.
+        drafting: Seconds of it that drafts took.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -77,9 +79,11 @@ class Written:
     drafted: int = 0
     accepted: int = 0
     connections: int = 0
+    reconnects: int = 0
     up: int = 0
     down: int = 0
     seconds: float = 0.0
+    drafting: float = 0.0
 
 
 class _Stream:
@@ -132,6 +136,8 @@ class EdgeDevice:
         token: What the server asks for, if it does.
         snr_db: Tells the channel's signal-to-noise ratio, decibels.
         token_seconds: Seconds per drafted token to report; None measures it.
+        slowed: Whether a draft takes at least that long.
+        tries: Connections in a row that may fail before it gives up; None for `TRIES`.
         pacer: Makes what lets the messages of a connection go.
         sleep: Waits before another connection.
     """
@@ -145,20 +151,31 @@ class EdgeDevice:
         token_seconds: float | None = None,
         pacer: Callable[[], Pacer] = Pacer,
         sleep: Callable[[float], None] = time.sleep,
+        slowed: bool = False,
+        tries: int | None = None,
     ) -> None:
         self.drafting, self._connect, self._token = drafting, connect, token
         self._snr_db, self._token_seconds = snr_db, token_seconds
-        self._make_pacer, self._sleep = pacer, sleep
+        self._make_pacer, self._sleep, self._slowed = pacer, sleep, slowed
+        self._tries = TRIES if tries is None else tries
         self._channel: Any = None
         self._stream: _Stream | None = None
         self._grpc = require("grpc")
 
-    def write(self, text: Text, tell: Callable[[list[int]], None] = lambda tokens: None) -> Written:
+    def write(
+        self,
+        text: Text,
+        tell: Callable[[list[int]], None] = lambda tokens: None,
+        session: str | None = None,
+        written: Written | None = None,
+    ) -> Written:
         """Writes a text to its end, over as many connections as it takes.
 
         Args:
             text: The text.
-            tell: Is given each round's tokens.
+            tell: Is given each round's tokens, when `written` has them.
+            session: The text's name for the server; None makes one.
+            written: What there is of the text, which goes on from there; None begins it.
 
         Raises:
             DraftgymError: The server refuses it, or cannot be reached any more.
@@ -170,19 +187,20 @@ class EdgeDevice:
                 f"drafter knows {most} positions",
                 "shorten the prompt or lower --max-new-tokens",
             )
-        writing = _Writing(self, text, tell)
-        begin, failed = time.monotonic(), 0
+        session, written = session or new_session(), written or Written()
+        writing = _Writing(self, text, tell, session, written)
+        failed = 0
         while not writing.done.finish_reason:
             before = len(writing.done.tokens)
             try:
                 self._go_on(writing)
             except self._grpc.RpcError as error:
                 self.close()
+                written.reconnects += 1
                 failed = 1 if len(writing.done.tokens) > before else failed + 1
-                if error.code().name not in COME_BACK or failed >= TRIES:
+                if error.code().name not in COME_BACK or failed >= self._tries:
                     raise _ended(error.code().name, str(error.details())) from error
                 self._sleep(min(LONGEST_PAUSE, 0.1 * 2**failed))
-        writing.done.seconds = time.monotonic() - begin
         return writing.done
 
     def close(self) -> None:
@@ -205,10 +223,31 @@ class EdgeDevice:
             if writing.done.finish_reason:
                 return
         self.close()  # a server that ends a stream in peace, in mid-text, is going down
+        writing.done.reconnects += 1
+
+    @property
+    def token_seconds(self) -> float | None:
+        """Seconds per drafted token that it reports; None before they are known."""
+        return self._token_seconds
 
     def report(self) -> Any:
         """What the device knows of itself."""
         return wire.Report(snr_db=self._snr_db(), token_seconds=self._token_seconds or 0.0)
+
+    def lose_time(self, tokens: int, seconds: float) -> float:
+        """Waits until a draft has taken as long as it must.
+
+        Args:
+            tokens: Drafted tokens.
+            seconds: What they took.
+
+        Returns:
+            What they have taken now.
+        """
+        least = tokens * (self._token_seconds or 0.0) if self._slowed else 0.0
+        if least > seconds:
+            self._sleep(least - seconds)
+        return max(least, seconds)
 
     def measure(self, prompt: Sequence[int]) -> None:
         """Finds out how fast it drafts, once."""
@@ -219,10 +258,17 @@ class EdgeDevice:
 class _Writing:
     """A text under way on a device."""
 
-    def __init__(self, device: EdgeDevice, text: Text, tell: Callable[[list[int]], None]) -> None:
+    def __init__(
+        self,
+        device: EdgeDevice,
+        text: Text,
+        tell: Callable[[list[int]], None],
+        session: str,
+        written: Written,
+    ) -> None:
         self.device, self.text, self.tell = device, text, tell
-        self.done = Written()
-        self._session = secrets.token_hex(16)
+        self.done, self._session = written, session
+        self._before, self._begun = written.seconds, time.monotonic()
         self._context: DeviceText | None = None
         self._state: Any = None
         self._draft: list[int] = []
@@ -279,6 +325,7 @@ class _Writing:
         rule = device_rule(opened, text.temperature, text.seed)
         if self._context is None:
             self._context = DeviceText(text.prompt, text.max_new_tokens, rule)
+            self._context.add(self.done.tokens)
             self._state = self.device.drafting.drafter.new_state(self._context.capacity)
         self._context.rule = rule
 
@@ -297,17 +344,21 @@ class _Writing:
         self.done.accepted += verdict.accepted
         self.done.tokens += new
         self._draft = []
-        self.tell(new)
+        self.done.seconds = self._before + time.monotonic() - self._begun
         self.done.finish_reason = {wire.STOP: "stop", wire.LENGTH: "length"}.get(verdict.ending, "")
+        self.tell(new)
 
     def _drafted(self, length: int) -> Any:
         """A draft, as long as the server says."""
         drafter, context = self.device.drafting.drafter, self._context
         assert context is not None  # a verdict came before
+        begin = time.monotonic()
         drafter.catch_up(self._state, context)
         shape = DraftShape(min(length, drafter.max_draft_length))
         proposal = drafter.propose(self._state, context, shape)
         self._draft, self._sampled = proposal.token_ids, proposal.draft_probs
+        taken = self.device.lose_time(len(self._draft), time.monotonic() - begin)
+        self.done.drafting += taken
         self.done.drafted += len(self._draft)
         draft = wire.Draft(
             position=len(self.done.tokens), tokens=self._draft, report=self.device.report()
@@ -325,6 +376,11 @@ class _Writing:
         (told,) = packed(self._sampled[node : node + 1])
         correction = wire.Correction(position=len(self.done.tokens), distribution=told)
         return wire.FromDevice(correction=correction)
+
+
+def new_session() -> str:
+    """A text's name that nobody else can guess."""
+    return secrets.token_hex(16)
 
 
 def _ended(code: str, details: str) -> DraftgymError:

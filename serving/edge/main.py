@@ -2,6 +2,7 @@
 
     $ draftgym edge serve                                    # holds the target
     $ draftgym edge device --server HOST:50071 --prompt "Why is the sky blue?"
+    $ draftgym edge lab --devices 8 --seconds 60             # both, over links that are really slow
 
 A device holds a small LM (or copies from its own text: --drafter ngram). Each round the server's
 scheduler tells every device how much to draft and which part of the band it has, and verifies all
@@ -27,8 +28,6 @@ from draftgym.decoding.costs.batch_cost import measure_batches
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.backends import Backend
 from draftgym.decoding.model.target import Target, load_target
-from draftgym.decoding.text_stream import TextStream
-from draftgym.decoding.verify.seeds import check_seed
 from draftgym.drafters.loading import SHIPPED
 from draftgym.envs.cell.devices import MeasuredServer, Server
 from draftgym.envs.cell.host import read_host
@@ -44,14 +43,15 @@ from draftgym.envs.scheduler.planners import (
     planner_by_name,
 )
 from draftgym.policies.schedulers.learned import load_scheduler
-from draftgym.serving.edge.drafting import DraftingArgs, load_drafting
-from draftgym.serving.edge.protocol import Limits, require_edge
+from draftgym.serving.edge.devices.command import EdgeDeviceArgs, run_device
+from draftgym.serving.edge.lab.args import EdgeLabArgs
+from draftgym.serving.edge.lab.lab import run_lab
+from draftgym.serving.edge.protocol import TOKEN_VARIABLE, Limits, bytes_of, require_edge
+from draftgym.serving.edge.witness import BaseStation, RoundLog, Witness
 
 if TYPE_CHECKING:
-    from draftgym.serving.edge.device import Written
     from draftgym.serving.edge.server import Access
 
-TOKEN_VARIABLE = "DRAFTGYM_EDGE_TOKEN"
 DRAFTERS = ("small", "ngram")
 BITS_PER_TOKEN = 24
 """Of a drafted token on the wire: ids of up to 2 million take three bytes."""
@@ -101,6 +101,8 @@ class EdgeServeArgs:
         round_seconds: Time that a round waits for drafts; who is late is in the next one.
         idle_seconds: Time that a device may take for a draft, or between two texts.
         waiting: Devices that may wait for a place; more are refused.
+        radio: Unix datagram socket of a base station; it is sent every plan's shares.
+        log: Append what each round took to this file, a JSON object a line.
     """
 
     target: str = "smollm2-135m"
@@ -126,6 +128,8 @@ class EdgeServeArgs:
     round_seconds: float = 2.0
     idle_seconds: float = 60.0
     waiting: int = 16
+    radio: Path | None = None
+    log: Path | None = None
 
     def check(self) -> None:
         """Raises `DraftgymError` for settings that cannot work, before anything is loaded."""
@@ -156,6 +160,19 @@ class EdgeServeArgs:
             waiting=self.waiting,
         )
 
+    def witnesses(self) -> list[Witness]:
+        """Who is told of rounds.
+
+        Raises:
+            DraftgymError: The file cannot be written.
+        """
+        told: list[Witness] = []
+        if self.radio is not None:
+            told.append(BaseStation(self.radio))
+        if self.log is not None:
+            told.append(RoundLog(self.log))
+        return told
+
     def access(self) -> Access:
         """Who may connect.
 
@@ -167,7 +184,7 @@ class EdgeServeArgs:
         token = self.token or os.environ.get(TOKEN_VARIABLE) or None
         if self.tls_cert is None or self.tls_key is None:
             return Access(token)
-        return Access(token, _bytes_of(self.tls_cert), _bytes_of(self.tls_key))
+        return Access(token, bytes_of(self.tls_cert), bytes_of(self.tls_key))
 
 
 def serve(args: EdgeServeArgs) -> None:
@@ -207,6 +224,7 @@ async def _serve(
         args.limits,
         payload=args.payload,
         kept=min(args.kept, target.vocab_size),
+        witnesses=args.witnesses(),
     )
     server = EdgeServer(rounds, args.host, args.port, access)
     await server.start()
@@ -225,6 +243,8 @@ async def _serve(
     finally:
         await server.stop()
         done = rounds.totals
+        for witness in rounds.witnesses:
+            witness.ended(done)
         print(
             f"{done.texts} texts, {done.committed} tokens in {done.rounds} rounds of "
             f"{done.seconds / max(1, done.rounds):.3f} s, {done.late} drafts late",
@@ -305,98 +325,17 @@ def _server(args: EdgeServeArgs, target: Target, longest: int) -> Server:
     return MeasuredServer(measure_batches(target, users, (1, longest + 1), (64,), 3))
 
 
-@dataclass(frozen=True, kw_only=True)
-class EdgeDeviceArgs(DraftingArgs):
-    """Write texts as a device: draft here, have the target verify there.
-
-    Attributes:
-        server: Where `draftgym edge serve` listens, as HOST:PORT.
-        prompt: What to ask; several are answered one after the other.
-        max_new_tokens: Tokens of a text at most.
-        temperature: 0 (greedy), or above to sample.
-        seed: Of the sampling noise: the same seed gives the same text.
-        category: What kind of text it is (chat, code, math, ...), for the scheduler.
-        snr_db: Signal-to-noise ratio of the device's channel, as its modem tells it.
-        token: What the server asks for; also read from the variable DRAFTGYM_EDGE_TOKEN.
-        tls: Talk through TLS.
-        tls_ca: Certificate of who signed the server's, PEM; default: those of the system.
-    """
-
-    server: str
-    prompt: tuple[str, ...]
-    max_new_tokens: int = 128
-    temperature: float = 0.0
-    seed: int = 0
-    category: str = ""
-    snr_db: float = 20.0
-    token: str | None = None
-    tls: bool = False
-    tls_ca: Path | None = None
-
-
-def run_device(args: EdgeDeviceArgs) -> list[Written]:
-    """Writes the texts, and tells on standard error what they took.
-
-    Raises:
-        DraftgymError: Anything the user can mend.
-    """
-    check_seed(args.seed)
-    grpc = require_edge()
-    from draftgym.serving.edge.device import EdgeDevice, Text
-
-    drafting = load_drafting(args)
-    token = args.token or os.environ.get(TOKEN_VARIABLE) or None
-    options = [("grpc.keepalive_time_ms", 20_000), ("grpc.keepalive_timeout_ms", 20_000)]
-
-    def connect() -> Any:
-        if not (args.tls or args.tls_ca):
-            return grpc.insecure_channel(args.server, options)
-        roots = _bytes_of(args.tls_ca) if args.tls_ca else None
-        return grpc.secure_channel(args.server, grpc.ssl_channel_credentials(roots), options)
-
-    device = EdgeDevice(drafting, connect, token, lambda: args.snr_db)
-    done = []
-    try:
-        for prompt in args.prompt:
-            ids = drafting.encode(prompt)
-            text = Text(ids, args.max_new_tokens, args.temperature, args.seed, args.category)
-            stream = TextStream(drafting.decode, lambda piece: print(piece, end="", flush=True))
-            done.append(device.write(text, stream.add))
-            stream.close()
-            print(flush=True)
-            print(describe(done[-1]), file=sys.stderr)
-    finally:
-        device.close()
-    return done
-
-
-def describe(done: Written) -> str:
-    """What a text took, in a line."""
-    tokens = len(done.tokens)
-    return (
-        f"{tokens} tokens in {done.rounds} rounds and {done.seconds:.1f} s; "
-        f"{done.accepted} of {done.drafted} drafted tokens accepted; "
-        f"{done.up} bytes up, {done.down} down ({done.up / tokens:.0f} and "
-        f"{done.down / tokens:.0f} a token); ended by {done.finish_reason}"
-    )
-
-
-def _bytes_of(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DraftgymError(f"{path}: {error.strerror}", "name a PEM file") from error
-
-
 def main(arguments: Sequence[str]) -> None:
-    """`draftgym edge serve` and `draftgym edge device`."""
+    """`draftgym edge serve`, `draftgym edge device` and `draftgym edge lab`."""
     args = tyro.extras.subcommand_cli_from_dict(
-        {"serve": EdgeServeArgs, "device": EdgeDeviceArgs},
+        {"serve": EdgeServeArgs, "device": EdgeDeviceArgs, "lab": EdgeLabArgs},
         args=arguments,
         description=__doc__,
         prog="draftgym edge",
     )
     if isinstance(args, EdgeServeArgs):
         serve(args)
-    else:
+    elif isinstance(args, EdgeDeviceArgs):
         run_device(args)
+    else:
+        run_lab(args)

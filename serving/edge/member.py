@@ -136,6 +136,7 @@ class Member:
     """A connected device.
 
     Attributes:
+        peer: Its address.
         outbox: What it is to be told.
         asked: Its text; None before the first.
         place: Its place in the cell; None while it waits for one.
@@ -145,6 +146,7 @@ class Member:
         length: Tokens that it was told to draft, and has not sent yet; 0 where none.
         arrived: The draft that is there and not committed yet; None where one is waited for, or
             its correction.
+        arrived_at: When it came, by the server's clock.
         sampled: What its tokens, or the rejected one, were sampled by `[n, vocab]`; None where
             nothing was told.
         chances: Its tokens' own probabilities, of payload `scalar`.
@@ -157,6 +159,7 @@ class Member:
         gone: Whether its stream has ended.
     """
 
+    peer: str = ""
     outbox: Outbox = field(default_factory=Outbox)
     asked: Asked | None = None
     place: int | None = None
@@ -166,6 +169,7 @@ class Member:
     token_seconds: float = 0.0
     length: int = 0
     arrived: list[int] | None = None
+    arrived_at: float = 0.0
     sampled: Tensor | None = None
     chances: list[float] | None = None
     verified: Verified | None = None

@@ -25,16 +25,18 @@ class Pacer:
     Args:
         clock: Seconds.
         wait: Waits until the rate may have changed, or for some seconds.
+        paced: Off where the network itself keeps to rates: then nothing waits here.
     """
 
     def __init__(
         self,
         clock: Callable[[], float] = time.monotonic,
         wait: Wait = threading.Condition.wait,
+        paced: bool = True,
     ) -> None:
         self._clock, self._wait = clock, wait
         self._changed = threading.Condition()
-        self._rate, self._open = math.inf, True
+        self._rate, self._open = math.inf, paced
 
     def set_rate(self, bits_per_second: float) -> None:
         """The rate from now on.

@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from draftgym.decoding.errors import DraftgymError
@@ -17,6 +18,8 @@ METHOD = "/draftgym.edge.v1.Edge/Talk"
 """The one call there is: a stream of messages both ways."""
 TOKEN = "authorization"
 """Metadata that carries `Bearer TOKEN`."""
+TOKEN_VARIABLE = "DRAFTGYM_EDGE_TOKEN"
+"""Of the environment; other users of a host cannot see it, as they can see arguments."""
 
 
 def require(name: str) -> Any:
@@ -89,6 +92,18 @@ class Refused(Exception):
     def __init__(self, code: str, reason: str) -> None:
         super().__init__(reason)
         self.code, self.reason = code, reason
+
+
+def bytes_of(path: Path) -> bytes:
+    """What is in a file of TLS.
+
+    Raises:
+        DraftgymError: It cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DraftgymError(f"{path}: {error.strerror}", "name a PEM file") from error
 
 
 def vocabulary_fingerprint(tokenizer: Any, size: int) -> str:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -36,6 +37,7 @@ from draftgym.serving.edge.member import Asked, Member
 from draftgym.serving.edge.protocol import Limits, Refused
 from draftgym.serving.edge.rules import server_rule
 from draftgym.serving.edge.verifying import settle, take_correction, take_draft, verify
+from draftgym.serving.edge.witness import Witness, round_facts
 
 T = TypeVar("T")
 ENDINGS = {"stop": wire.STOP, "length": wire.LENGTH}
@@ -75,6 +77,7 @@ class EdgeRounds:
         clock: Where time comes from.
         payload: What drafts of sampled texts carry: `tokens`, `scalar` or `truncated`.
         kept: Probabilities of a truncated distribution at most.
+        witnesses: Who is told of plans and rounds.
 
     Attributes:
         members: Devices that are connected and have opened a text.
@@ -88,6 +91,7 @@ class EdgeRounds:
     clock: Clock = field(default_factory=SystemClock)
     payload: str = "tokens"
     kept: int = 1024
+    witnesses: Sequence[Witness] = ()
     members: list[Member] = field(default_factory=list, init=False)
     totals: Totals = field(default_factory=Totals, init=False)
 
@@ -123,6 +127,7 @@ class EdgeRounds:
     def receive(self, member: Member, draft: Any) -> None:
         """A device's draft has come; see `take_draft`."""
         take_draft(member, draft, self.payload, self.target.vocab_size, self.kept)
+        member.arrived_at = self._now()
         self._changed.set()
 
     def correct(self, member: Member, correction: Any) -> None:
@@ -162,7 +167,9 @@ class EdgeRounds:
 
     async def _round(self) -> None:
         began = self._now()
-        self._tell(await self._compute(partial(self._plan, began)), began)
+        plan = await self._compute(partial(self._plan, began))
+        planning = self._now() - began
+        self._tell(plan, began)
         await self._collect()
         self._dismiss()
         if here := [one for one in self._there() if one.verified is None]:
@@ -171,7 +178,11 @@ class EdgeRounds:
                 await self._collect()
             self._dismiss()
         if done := self._there():
-            self._commit(done, await self._compute(partial(settle, done)), began)
+            records = await self._compute(partial(settle, done))
+            facts = round_facts(self.cell, done, records, (began, planning, self._now()))
+            self._commit(done, records, began)
+            for witness in self.witnesses:
+                witness.played(facts)
 
     def _there(self) -> list[Member]:
         """Those of whom nothing is waited for."""
@@ -189,6 +200,8 @@ class EdgeRounds:
                 one.outbox.put(wire.FromServer(rejected=told))
             except Refused as refused:
                 self._refuse(one, refused)
+        if rejected:
+            self._divide(dict.fromkeys(rejected, 1 / len(rejected)))
         return bool(rejected)
 
     def _plan(self, now: float) -> Plan:
@@ -218,9 +231,20 @@ class EdgeRounds:
                 length = int(plan.lengths[0, place]) if drafts[place] else 0
                 one.tell((length, share))
                 one.length, one.arrived = length, None if length else []
+                one.arrived_at = self._now()
                 one.waited_since = self.clock.now() if length else None
             except Refused as refused:
                 self._refuse(one, refused)
+        self._divide({one: float(plan.shares[0, one.place]) for one in self.members})
+
+    def _divide(self, shares: Mapping[Member, float]) -> None:
+        """Witnesses are told how the band is divided among those who write."""
+        told: defaultdict[str, float] = defaultdict(float)  # several may have an address
+        for one in self.members:
+            if one.writing and not one.gone:
+                told[one.peer] += shares.get(one, 0.0)
+        for witness in self.witnesses:
+            witness.planned(told)
 
     async def _collect(self) -> None:
         """Waits for all drafts, or until the round is over and somebody is there."""

@@ -20,6 +20,7 @@ from draftgym.serving.edge.member import Asked, Member
 from draftgym.serving.edge.payload import MODES
 from draftgym.serving.edge.protocol import METHOD, TOKEN, Refused, require, vocabulary_fingerprint
 from draftgym.serving.edge.rounds import EdgeRounds
+from draftgym.serving.edge.witness import host_of
 
 KEEPALIVE = (
     ("grpc.keepalive_time_ms", 20_000),
@@ -121,7 +122,7 @@ class EdgeServer:
 
     async def _talk(self, requests: Any, context: Any) -> None:
         """A device's stream."""
-        member = Member()
+        member = Member(host_of(context.peer()))
         reading = asyncio.ensure_future(self._read(member, context))
         writing = asyncio.ensure_future(self._write(member, context))
         try:
