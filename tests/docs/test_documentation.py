@@ -24,7 +24,7 @@ DRAW = ROOT / "docs" / "assets" / "draw.py"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 ROOMS = ("agents", "decoding", "drafters", "envs", "policies", "rollouts", "serving")
 FENCE = re.compile(r"^(?P<fence>`{3,})(?P<kind>\w*)\n(?P<body>.*?)^(?P=fence)$", re.M | re.S)
-SEVERAL = {"train-drafter": ("eagle3", "dflash", "small-lm"), "edge": ("serve", "device")}
+SEVERAL = {"train-drafter": ("eagle3", "dflash", "small-lm"), "edge": ("serve", "device", "lab")}
 """Verbs with programs of their own behind them."""
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
