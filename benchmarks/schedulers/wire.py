@@ -1,0 +1,218 @@
+"""Environment against wire: what cells predict of a lab, and what the lab then measures.
+
+    $ draftgym measure-host --dtype bfloat16 --threads 1 --users 1 4 8 16 --out runs/host-edge.json
+    $ python -m benchmarks.schedulers.wire --lab.server runs/host-edge.json --json runs/wire.json
+
+Every scheduler runs the same labs (`draftgym edge lab`: devices and a server as processes, over
+links that are really slow; needs Linux and root), and the environment of each lab
+(`benchmarks.schedulers.lab_cell`): the same devices, prompts, channels and host. The environment
+knows of the network what was set (delay) and what a message takes beside its tokens
+(`--frame-bits`), of the rest nothing. A lab that has been run is read from its folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import tyro
+from draftgym.serving.edge.lab.args import EdgeLabArgs
+from draftgym.serving.edge.lab.channels import write_channels
+from draftgym.serving.edge.lab.lab import prompts_of, run_lab
+
+from benchmarks.report import Cell, Table
+from benchmarks.results import Result, finish
+from benchmarks.schedulers.lab_cell import LabCell, LabDevice, LabTable, play_seconds
+from draftgym.decoding.errors import DraftgymError, exit_on_user_error
+from draftgym.decoding.files import read_json
+from draftgym.decoding.model.target import Target, load_target
+from draftgym.envs.scheduler.planners import MakePlanner, planner_by_name
+from draftgym.rollouts.traces.file import read_traces
+from draftgym.rollouts.traces.trace import TraceSet
+from draftgym.serving.edge.main import EdgeServeArgs, cell_settings
+
+SCHEDULERS = (
+    "fixed",
+    "homogeneous@beta",
+    "heterogeneous@beta",
+    "checkpoints/scheduler-smollm2-135m",
+)
+AGAIN = "remove the folder, or name another with --folder"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WireArgs:
+    """Compare environments with labs.
+
+    Attributes:
+        schedulers: Who plans, as `draftgym edge serve` reads it.
+        devices: Numbers of devices.
+        seeds: Labs of each number, with channels of their own.
+        lab: All else of a lab; its scheduler, devices, seed, folder and json are not read.
+        traces: Traces of the lab's prompts, of the same length.
+        frame_bits: What a draft's message takes on the air beside its tokens, acknowledgements of
+            what came down included.
+        folder: Where labs are kept.
+        json: Write the figures to this file.
+    """
+
+    schedulers: tuple[str, ...] = SCHEDULERS
+    devices: tuple[int, ...] = (4, 8, 16)
+    seeds: tuple[int, ...] = (0,)
+    lab: EdgeLabArgs = field(
+        default_factory=lambda: EdgeLabArgs(
+            seconds=120, max_new_tokens=128, limit=150, dtype="bfloat16", threads=1, check=False
+        )
+    )
+    traces: Path = Path("runs/users-heldout")
+    frame_bits: int = 1600
+    folder: Path = Path("runs/wire")
+    json: Path | None = None
+
+    def labs(self) -> list[EdgeLabArgs]:
+        """All labs, schedulers in turn, so that what drifts drifts for all of them."""
+        return [
+            replace(self.lab, devices=devices, seed=seed, scheduler=name, json=None, folder=None)
+            for devices, seed, name in product(self.devices, self.seeds, self.schedulers)
+        ]
+
+
+def run(args: WireArgs) -> Result:
+    """Runs the labs, plays their environments, shows and writes both.
+
+    Raises:
+        DraftgymError: Anything the user can mend.
+    """
+    traces = read_traces(args.traces)
+    if traces.origin.max_new_tokens != args.lab.max_new_tokens:
+        raise DraftgymError(
+            f"{traces.origin.max_new_tokens} tokens of each text were traced",
+            f"give --lab.max-new-tokens {traces.origin.max_new_tokens}",
+        )
+    target = load_target(args.lab.target, args.lab.dtype, args.lab.threads, args.lab.device)
+    rows = []
+    for lab in args.labs():
+        predicted = predict(args, lab, traces, target)
+        rows.append({**_named(lab), "predicted": predicted, "measured": measure(args, lab)})
+        finish(tables, args, {"rows": rows}, target, last=False)
+    return finish(tables, args, {"rows": rows}, target)
+
+
+def measure(args: WireArgs, lab: EdgeLabArgs) -> Result:
+    """What a lab did, run now unless it was run before."""
+    name = f"{Path(lab.scheduler).name}-{lab.devices}-{lab.seed}"
+    folder = args.folder / name.replace("@", "-")
+    told = folder / "lab.json"
+    if not told.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        run_lab(replace(lab, folder=folder, json=told))
+    found = read_json(told, AGAIN)
+    return {**found["server"], "texts": found["texts"], "deaths": found["deaths"]}
+
+
+def predict(args: WireArgs, lab: EdgeLabArgs, traces: TraceSet, target: Target) -> Result:
+    """What the lab's environment does in the same time."""
+    devices = [
+        LabDevice(kind.drafter, kind.token_seconds or 0.0, [one.question_id for one in prompts])
+        for kind, prompts in ((lab.kind(i), prompts_of(lab, i)) for i in range(lab.devices))
+    ]
+    make: MakePlanner = planner_by_name(lab.scheduler, target)
+    served = cell_settings(
+        EdgeServeArgs(
+            target=lab.target, scheduler=lab.scheduler, users=lab.devices,
+            longest_draft=lab.longest_draft, band_hertz=lab.band_hertz, payload=lab.payload,
+            kept=lab.kept, server=lab.server, dtype=lab.dtype, threads=lab.threads,
+        ), target, make,
+    )  # fmt: skip
+    table = LabTable(traces, devices)
+    known = {task: mean for task, mean in served.means.items() if task in table.task_names}
+    args.folder.mkdir(parents=True, exist_ok=True)
+    settings = replace(
+        served,
+        payload=replace(served.make_payload(), frame_bits=args.frame_bits),
+        channel_traces=tuple(write_channels(lab, args.folder / "channels.csv")),
+        latency=2e-3 * lab.delay_ms,
+        report_rounds_old=1,  # a device tells of its channel when it drafts
+        means=known,
+    )
+    totals, rounds = play_seconds(make, LabCell(table, settings, devices), lab.seconds)
+    return {
+        "goodput": float(totals.tokens[0] / lab.seconds),
+        "rounds": rounds,
+        "round_seconds": lab.seconds / rounds,
+        "drafted": float(totals.drafted[0]),
+        "accepted": float(totals.accepted[0]),
+    }
+
+
+def _named(lab: EdgeLabArgs) -> dict[str, Any]:
+    name = Path(lab.scheduler).name
+    return {"scheduler": name, "devices": lab.devices, "seed": lab.seed}
+
+
+def tables(result: Result) -> list[Table]:
+    """The figures of each number of devices, and who is best there by either."""
+    settings, rows = result["environment"]["settings"], result["rows"]
+    first = Path(settings["schedulers"][0]).name
+    columns: dict[str, Cell] = {
+        "scheduler": lambda row: row["scheduler"],
+        "predicted, tokens/s": lambda row: f"{_mean(row, 'predicted', 'goodput'):.1f}",
+        "measured": lambda row: f"{_mean(row, 'measured', 'goodput'):.1f}",
+        "off by": lambda row: f"{_off(row):+.1%}",
+        "round, s, predicted": lambda row: f"{_mean(row, 'predicted', 'round_seconds'):.3f}",
+        "round, measured": lambda row: f"{_mean(row, 'measured', 'round_seconds'):.3f}",
+        "accepted, predicted": lambda row: _accepted(row, "predicted"),
+        "accepted, measured": lambda row: _accepted(row, "measured"),
+        f"over {first}, predicted": lambda row: _over(row, "predicted"),
+        f"over {first}, measured": lambda row: _over(row, "measured"),
+    }
+    found = []
+    for devices in sorted({row["devices"] for row in rows}):
+        here = [row for row in rows if row["devices"] == devices]
+        names = list(dict.fromkeys(row["scheduler"] for row in here))
+        by_name = [[row for row in here if row["scheduler"] == name] for name in names]
+        grouped = [
+            {"scheduler": name, "rows": mine, "first": by_name[0]}
+            for name, mine in zip(names, by_name, strict=True)
+        ]
+        notes = [f"{by}: {_ranked(grouped, by)}" for by in ("predicted", "measured")]
+        title = f"{devices} devices, {settings['lab']['seconds']:g} s, {len(by_name[0])} channels"
+        found.append(Table.of(title, grouped, columns, notes=notes))
+    return found
+
+
+def _ranked(rows: Sequence[Mapping[str, Any]], by: str) -> str:
+    best = sorted(rows, key=lambda row: _mean(row, by, "goodput"), reverse=True)
+    return " > ".join(row["scheduler"] for row in best)
+
+
+def _mean(row: Mapping[str, Any], by: str, what: str) -> float:
+    return fmean(one[by][what] for one in row["rows"])
+
+
+def _off(row: Mapping[str, Any]) -> float:
+    return _mean(row, "predicted", "goodput") / _mean(row, "measured", "goodput") - 1
+
+
+def _accepted(row: Mapping[str, Any], by: str) -> str:
+    drafted, accepted = (_mean(row, by, what) for what in ("drafted", "accepted"))
+    return f"{accepted:.0f} of {drafted:.0f}"
+
+
+def _over(row: Mapping[str, Any], by: str) -> str:
+    """Gain over the first scheduler, and from which channel's to which's where there are many."""
+    gains = [
+        mine[by]["goodput"] / its[by]["goodput"] - 1
+        for mine, its in zip(row["rows"], row["first"], strict=False)
+    ]
+    told = f"{fmean(gains):+.1%}"
+    return told if len(gains) < 2 else f"{told} ({min(gains):+.1%} to {max(gains):+.1%})"
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        run(tyro.cli(WireArgs, description=__doc__))
