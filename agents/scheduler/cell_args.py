@@ -39,6 +39,9 @@ class CellArgs:
             Prompt lookup takes none and always tells.
         window: Verify whoever has arrived within so many seconds. Default: wait for everybody.
         latency: Seconds that the network adds to a draft's way, there and back.
+        overhead: Seconds of every round beside drafts, uploads and the pass, such as planning.
+        prompt_token_seconds: Seconds that a token of a prompt takes the server, beside a pass of
+            its own for each prompt. Default: prompts take no time.
         deadline: Seconds after which a draft is no longer waited for. Default: none.
         leaving: Probability that a user leaves when its text is done.
         absence: Mean seconds until another comes.
@@ -59,6 +62,8 @@ class CellArgs:
     confidence: bool = False
     window: float | None = None
     latency: float = 0.0
+    overhead: float = 0.0
+    prompt_token_seconds: float = 0.0
     deadline: float | None = None
     leaving: float = 0.0
     absence: float = 10.0

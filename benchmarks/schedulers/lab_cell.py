@@ -7,8 +7,10 @@ prompts in its order, and follows its recording from the beginning. Only time is
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 import numpy as np
 
@@ -112,6 +114,24 @@ class LabCell(Cell):
         self.channel.which = np.arange(len(self._devices))[None]
         self.channel.elapsed = np.zeros(self.shape)
         self.reported = self.report.take(self.rng, self.channel.snr, everybody, np.ones(1, bool))
+
+
+def plan_seconds(make: MakePlanner, cell: LabCell, rounds: int = 40) -> float:
+    """Seconds that a plan takes here, the median of some rounds: a server plans by the same code.
+
+    Args:
+        make: Who plans.
+        cell: The cell; it is reset.
+        rounds: How many.
+    """
+    cell.reset(np.random.default_rng(0))
+    planner, taken = make(cell), []
+    for _ in range(rounds):
+        begin = time.perf_counter()
+        plan = planner.plan()
+        taken.append(time.perf_counter() - begin)
+        planner.learn(cell.step(plan))
+    return median(taken)
 
 
 def play_seconds(make: MakePlanner, cell: LabCell, seconds: float) -> tuple[CellTotals, int]:

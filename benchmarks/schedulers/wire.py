@@ -6,12 +6,14 @@
 Every scheduler runs the same labs (`draftgym edge lab`: devices and a server as processes, over
 links that are really slow; needs Linux and root), and the environment of each lab
 (`benchmarks.schedulers.lab_cell`): the same devices, prompts, channels and host. The environment
-knows of the network what was set (delay) and what a message takes beside its tokens
-(`--frame-bits`), of the rest nothing. A lab that has been run is read from its folder.
+knows what was set of the network (delay), what a message takes beside its tokens (`--frame-bits`),
+how long planning takes here, and what prompts take (`--prompt-token-seconds`); of the rest nothing.
+A lab that has been run is read from its folder.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -20,19 +22,19 @@ from statistics import fmean
 from typing import Any
 
 import tyro
-from draftgym.serving.edge.lab.args import EdgeLabArgs
-from draftgym.serving.edge.lab.channels import write_channels
-from draftgym.serving.edge.lab.lab import prompts_of, run_lab
 
 from benchmarks.report import Cell, Table
 from benchmarks.results import Result, finish
-from benchmarks.schedulers.lab_cell import LabCell, LabDevice, LabTable, play_seconds
+from benchmarks.schedulers.lab_cell import LabCell, LabDevice, LabTable, plan_seconds, play_seconds
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
 from draftgym.decoding.files import read_json
 from draftgym.decoding.model.target import Target, load_target
 from draftgym.envs.scheduler.planners import MakePlanner, planner_by_name
 from draftgym.rollouts.traces.file import read_traces
 from draftgym.rollouts.traces.trace import TraceSet
+from draftgym.serving.edge.lab.args import EdgeLabArgs
+from draftgym.serving.edge.lab.channels import write_channels
+from draftgym.serving.edge.lab.lab import prompt_lines, run_lab
 from draftgym.serving.edge.main import EdgeServeArgs, cell_settings
 
 SCHEDULERS = (
@@ -56,6 +58,8 @@ class WireArgs:
         traces: Traces of the lab's prompts, of the same length.
         frame_bits: What a draft's message takes on the air beside its tokens, acknowledgements of
             what came down included.
+        prompt_token_seconds: What a token of a prompt takes on this host beside a pass; of one row
+            of `draftgym measure-host --rows-each 1 400`.
         folder: Where labs are kept.
         json: Write the figures to this file.
     """
@@ -69,7 +73,8 @@ class WireArgs:
         )
     )
     traces: Path = Path("runs/users-heldout")
-    frame_bits: int = 1600
+    frame_bits: int = 1040
+    prompt_token_seconds: float = 7e-4
     folder: Path = Path("runs/wire")
     json: Path | None = None
 
@@ -116,10 +121,11 @@ def measure(args: WireArgs, lab: EdgeLabArgs) -> Result:
 
 def predict(args: WireArgs, lab: EdgeLabArgs, traces: TraceSet, target: Target) -> Result:
     """What the lab's environment does in the same time."""
-    devices = [
-        LabDevice(kind.drafter, kind.token_seconds or 0.0, [one.question_id for one in prompts])
-        for kind, prompts in ((lab.kind(i), prompts_of(lab, i)) for i in range(lab.devices))
-    ]
+    devices = []
+    for index, lines in enumerate(prompt_lines(lab)):
+        kind, asked = lab.kind(index), [json.loads(line) for line in lines.splitlines()]
+        names = [one["question_id"] for one in asked]
+        devices.append(LabDevice(kind.drafter, kind.token_seconds or 0.0, names))
     make: MakePlanner = planner_by_name(lab.scheduler, target)
     served = cell_settings(
         EdgeServeArgs(
@@ -136,11 +142,15 @@ def predict(args: WireArgs, lab: EdgeLabArgs, traces: TraceSet, target: Target) 
         payload=replace(served.make_payload(), frame_bits=args.frame_bits),
         channel_traces=tuple(write_channels(lab, args.folder / "channels.csv")),
         latency=2e-3 * lab.delay_ms,
+        prompt_token_seconds=args.prompt_token_seconds,
         report_rounds_old=1,  # a device tells of its channel when it drafts
         means=known,
     )
+    planning = plan_seconds(make, LabCell(table, settings, devices))
+    settings = replace(settings, overhead=planning)
     totals, rounds = play_seconds(make, LabCell(table, settings, devices), lab.seconds)
     return {
+        "planning_seconds": planning,
         "goodput": float(totals.tokens[0] / lab.seconds),
         "rounds": rounds,
         "round_seconds": lab.seconds / rounds,

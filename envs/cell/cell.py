@@ -11,15 +11,16 @@ papers'. With a window (asynchronous batching, ours) a step is a batch: only who
 told what to draft next, the others go on. The band is divided anew at every step, among all whose
 upload is still to be done; what they have sent counts.
 
-Two things are left out, as in the papers: what a prompt costs before its first token, and the
-downlink. Notation: n = cells, K = places of users.
+What a prompt costs before its first token is left out, as in the papers, unless
+`CellSettings.prompt_token_seconds` tells; of the downlink, `CellSettings.latency` is all there is.
+Notation: n = cells, K = places of users.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -43,9 +44,10 @@ class CellTime:
     Attributes:
         draft: Its drafting.
         upload: Its upload.
-        wait: For the window to close.
+        wait: For the window to close, and `CellSettings.overhead`.
         verify: The pass.
         reply: Uploads of distributions where a token was rejected (2608.29618), the longest one.
+        prompts: Reading the prompts of texts that begin behind this step.
     """
 
     draft: Floats
@@ -53,11 +55,12 @@ class CellTime:
     wait: Floats
     verify: Floats
     reply: Floats
+    prompts: Floats
 
     @property
     def total(self) -> Floats:
         """All pieces together."""
-        return self.draft + self.upload + self.wait + self.verify + self.reply
+        return self.draft + self.upload + self.wait + self.verify + self.reply + self.prompts
 
 
 @dataclass(frozen=True)
@@ -182,6 +185,8 @@ class Cell(CellState):
         after = before + time.total
         self.clock = after.copy()
         finished, began, new = self.users.turn_over(self.rng, taken, self.clock)
+        time = replace(time, prompts=self._reading(began))
+        after, self.clock = after + time.prompts, self.clock + time.prompts
         self.uploads.free(taken | new, np.where(new, 0.0, later) + self.clock[:, None])
         self.channel.advance(self.rng, self.clock - before)
         if new.any():
@@ -273,8 +278,9 @@ class Cell(CellState):
         verify = self.server.seconds(self.uploads.sent, self.users.context, taken)
         nothing = np.zeros_like(reply)
         everybody, each = (reply, nothing) if window is None else (nothing, reply)
-        draft, wait = until - self.clock - upload, start - until
-        return taken, committed, CellTime(draft, upload, wait, verify, everybody.max(-1)), each
+        draft, wait = until - self.clock - upload, start - until + self.settings.overhead
+        time = CellTime(draft, upload, wait, verify, everybody.max(-1), np.zeros(self.count))
+        return taken, committed, time, each
 
     def _in_turn(self) -> tuple[Mask, Ints, CellTime, Floats]:
         """A pass of each user's own, one after the other; see `_together`."""
@@ -288,15 +294,25 @@ class Cell(CellState):
         time = CellTime(
             draft=np.where(taken, ready - begin, 0.0).sum(-1),
             upload=np.where(taken, arrival - ready, 0.0).sum(-1),
-            wait=np.zeros(self.count),
+            wait=np.full(self.count, self.settings.overhead),
             verify=alone.sum(-1),
             reply=self._replies(taken, committed, alone=True).sum(-1),
+            prompts=np.zeros(self.count),
         )
         return taken, committed, time, np.zeros(self.shape)
 
     def _committed(self, taken: Mask) -> Ints:
         users = self.users
         return self.table.committed(users.arm, users.row, self.uploads.sent, taken)
+
+    def _reading(self, began: Mask) -> Floats:
+        """Seconds of reading the prompts of texts that begin, one after the other `[n]`."""
+        each = self.settings.prompt_token_seconds
+        if not each or not began.any():
+            return np.zeros(self.count)
+        nothing = np.zeros((*self.shape, 1), np.int64)
+        alone = self.server.seconds(nothing, nothing, began[..., None])
+        return np.asarray((alone + began * each * self.users.context).sum(-1))
 
     def _replies(self, taken: Mask, committed: Ints, alone: bool = False) -> Floats:
         """Seconds of uploading a distribution where a token was rejected (2608.29618) `[n, K]`.

@@ -132,6 +132,9 @@ class CellSettings:
             server verify whoever has arrived within it of the first arrival.
         latency: Seconds that the network adds to a draft's way, there and back, whatever is sent.
             None in the papers.
+        overhead: Seconds of every round beside drafts, uploads and the pass, such as planning.
+        prompt_token_seconds: Seconds that a token of a prompt takes the server, beside a pass of
+            its own for each prompt, while everybody waits; 0 leaves prompts out, as both papers do.
         deadline: Seconds after which the server no longer waits for a draft; its user gets the
             target's own token. None waits for as long as it takes, as in the papers.
         leaving: Probability that a user leaves when its prompt is done; else it has another.
@@ -156,6 +159,8 @@ class CellSettings:
     confidence: bool = False
     window: float | None = None
     latency: float = 0.0
+    overhead: float = 0.0
+    prompt_token_seconds: float = 0.0
     deadline: float | None = None
     leaving: float = 0.0
     absence: float = 10.0
@@ -170,6 +175,8 @@ class CellSettings:
             "report_error_db": self.report_error_db >= 0,
             "window": self.window is None or self.window >= 0,
             "latency": 0 <= self.latency < float("inf"),
+            "overhead": 0 <= self.overhead < float("inf"),
+            "prompt_token_seconds": 0 <= self.prompt_token_seconds < float("inf"),
             "deadline": self.deadline is None or self.deadline > 0,
             "leaving": 0 <= self.leaving <= 1,
             "absence": 0 < self.absence < float("inf"),

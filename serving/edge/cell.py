@@ -127,7 +127,7 @@ class WireCell(CellState):
         waited = np.maximum(total - verify, 0.0)
         nothing = np.zeros(1)
         draft = np.minimum(work, waited)
-        time = CellTime(draft, waited - draft, nothing, total - waited, nothing)
+        time = CellTime(draft, waited - draft, nothing, total - waited, nothing, nothing)
         self.users.learn(taken, drafted, committed, total)
         for place in np.flatnonzero(taken[0]).tolist():
             self.table.look(place)
@@ -147,7 +147,7 @@ class WireCell(CellState):
     def _quiet(self) -> CellRound:
         """A round in which nothing happened."""
         none, zeros, still = np.zeros(self.shape, bool), np.zeros(self.shape, int), np.zeros(1)
-        time = CellTime(still, still, still, still, still)
+        time = CellTime(*[still] * 6)
         present, row = self.users.active, self.users.row
         counts, shares = (zeros, zeros, row), np.zeros(self.shape)
         return CellRound(present, none, *counts, shares, time, still, none, none, none)

@@ -60,7 +60,7 @@ def hand_round(
     nothing, one = np.zeros(1), np.array([seconds])
     new = np.array([newcomers])
     taken = np.array([committed]) > 0
-    time = CellTime(one, nothing, nothing, nothing, nothing)
+    time = CellTime(one, *[nothing] * 5)
     counts = np.array([drafted]), np.array([committed]), np.zeros((1, 2), np.int64)
     shares = np.zeros((1, 2))
     return CellRound(np.array([present]), taken, *counts, shares, time, nothing, new, new, new)

@@ -141,6 +141,30 @@ def test_a_network_adds_its_latency_to_rounds_in_which_somebody_drafts(table: Ch
         assert extra == pytest.approx(9.0 if lengths.any() else 0.0)
 
 
+def test_every_round_takes_the_servers_overhead(table: ChainTable) -> None:
+    light, heavy = (Cell(table, CellSettings(users=2, overhead=one)) for one in (0.0, 7.0))
+    for cell in (light, heavy):
+        cell.reset(np.random.default_rng(3))
+    plan = light.best_plan(np.array([[2, 1]]))
+    assert heavy.step(plan).time.total - light.step(plan).time.total == pytest.approx(7.0)
+    assert heavy.clock - light.clock == pytest.approx(7.0)
+
+
+def test_prompts_are_read_in_the_round_behind_which_their_texts_begin(table: ChainTable) -> None:
+    cell = Cell(table, CellSettings(users=3, prompt_token_seconds=0.5))
+    cell.reset(np.random.default_rng(3))
+    alone, begun = float(cell.server.seconds(*np.array([[[0]], [[0]]]), np.array([[True]]))[0]), 0
+    for _ in range(40):
+        before = cell.clock.copy()
+        round_ = cell.step(cell.best_plan(np.full((1, 3), 2)))
+        tokens = cell.users.context[round_.began]
+        expected = len(tokens) * alone + 0.5 * float(tokens.sum())
+        assert float(round_.time.prompts[0]) == pytest.approx(expected)
+        assert cell.clock - before == pytest.approx(round_.time.total)
+        begun += len(tokens)
+    assert begun > 3
+
+
 def test_an_endless_window_is_a_synchronous_round(table: ChainTable) -> None:
     together = played(Cell(table, MODES["synchronous"]), 0, 20)
     window = played(Cell(table, replace(MODES["synchronous"], window=1e9)), 0, 20)
