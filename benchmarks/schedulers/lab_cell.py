@@ -114,19 +114,23 @@ class LabCell(Cell):
         self.channel.which = np.arange(len(self._devices))[None]
         self.channel.elapsed = np.zeros(self.shape)
         self.reported = self.report.take(self.rng, self.channel.snr, everybody, np.ones(1, bool))
+        self.clock = self.clock + self._reading(everybody)
+        self.uploads.free(everybody, np.broadcast_to(self.clock[:, None], self.shape))
 
 
-def plan_seconds(make: MakePlanner, cell: LabCell, rounds: int = 40) -> float:
+def plan_seconds(make: MakePlanner, cell: LabCell, rounds: int = 40, pause: float = 0.05) -> float:
     """Seconds that a plan takes here, the median of some rounds: a server plans by the same code.
 
     Args:
         make: Who plans.
         cell: The cell; it is reset.
         rounds: How many.
+        pause: Seconds of rest before each; a server rests while devices draft.
     """
     cell.reset(np.random.default_rng(0))
     planner, taken = make(cell), []
     for _ in range(rounds):
+        time.sleep(pause)
         begin = time.perf_counter()
         plan = planner.plan()
         taken.append(time.perf_counter() - begin)

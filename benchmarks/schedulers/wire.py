@@ -1,13 +1,15 @@
 """Environment against wire: what cells predict of a lab, and what the lab then measures.
 
-    $ draftgym measure-host --dtype bfloat16 --threads 1 --users 1 4 8 16 --out runs/host-edge.json
+    $ draftgym measure-host --dtype bfloat16 --threads 1 --users 1 4 8 16 --pause 0.05 \
+        --out runs/host-edge.json
     $ python -m benchmarks.schedulers.wire --lab.server runs/host-edge.json --json runs/wire.json
 
 Every scheduler runs the same labs (`draftgym edge lab`: devices and a server as processes, over
 links that are really slow; needs Linux and root), and the environment of each lab
 (`benchmarks.schedulers.lab_cell`): the same devices, prompts, channels and host. The environment
-knows what was set of the network (delay), what a message takes beside its tokens (`--frame-bits`),
-how long planning takes here, and what prompts take (`--prompt-token-seconds`); of the rest nothing.
+knows what was set of the network (delay), what a message takes beside its tokens (`--frame-bits`,
+`--message-seconds`) and a prompt (`--prompt-token-seconds`), how long planning takes here; of the
+rest nothing.
 A lab that has been run is read from its folder.
 """
 
@@ -58,6 +60,8 @@ class WireArgs:
         traces: Traces of the lab's prompts, of the same length.
         frame_bits: What a draft's message takes on the air beside its tokens, acknowledgements of
             what came down included.
+        message_seconds: What gRPC, both programs and the jitter of the slowest device add to a
+            round trip; of a lab of prompt lookup alone (`--kinds ngram --band-hertz 10e6`).
         prompt_token_seconds: What a token of a prompt takes on this host beside a pass; of one row
             of `draftgym measure-host --rows-each 1 400`.
         folder: Where labs are kept.
@@ -74,6 +78,7 @@ class WireArgs:
     )
     traces: Path = Path("runs/users-heldout")
     frame_bits: int = 1040
+    message_seconds: float = 0.008
     prompt_token_seconds: float = 7e-4
     folder: Path = Path("runs/wire")
     json: Path | None = None
@@ -141,7 +146,7 @@ def predict(args: WireArgs, lab: EdgeLabArgs, traces: TraceSet, target: Target) 
         served,
         payload=replace(served.make_payload(), frame_bits=args.frame_bits),
         channel_traces=tuple(write_channels(lab, args.folder / "channels.csv")),
-        latency=2e-3 * lab.delay_ms,
+        latency=2e-3 * lab.delay_ms + args.message_seconds,
         prompt_token_seconds=args.prompt_token_seconds,
         report_rounds_old=1,  # a device tells of its channel when it drafts
         means=known,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -22,11 +23,12 @@ from numpy.typing import ArrayLike, NDArray
 from draftgym.decoding.costs.calibration import measured_host
 from draftgym.decoding.costs.measuring import median_seconds
 from draftgym.decoding.costs.pieces import ROOM, fitting_contexts, random_session
-from draftgym.decoding.costs.timed_rounds import verification
+from draftgym.decoding.costs.timed_rounds import Piece, verification
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import parse_json
 from draftgym.decoding.model.device import clock
 from draftgym.decoding.model.target import Target
+from draftgym.decoding.session import Session
 
 USERS = (1, 2, 4, 8, 16)
 ROWS_EACH = (1, 2, 4, 9, 17)
@@ -153,12 +155,18 @@ def _place(x: ArrayLike, axis: Sequence[int]) -> tuple[NDArray[np.int64], NDArra
     return low, place - low, len(axis) - 1
 
 
+def _rested(pause: float, sessions: Sequence[Session], rows: Sequence[int]) -> Piece:
+    time.sleep(pause)
+    return verification(sessions, rows)
+
+
 def measure_batches(
     target: Target,
     users: Sequence[int] = USERS,
     rows_each: Sequence[int] = ROWS_EACH,
     contexts: Sequence[int] = CONTEXTS,
     repeats: int = 5,
+    pause: float = 0.0,
 ) -> BatchCost:
     """Times verification passes of several users on this host; takes minutes on a real one.
 
@@ -168,6 +176,7 @@ def measure_batches(
         rows_each: Rows of each user, drafted tokens and one; 1 is added.
         contexts: Cached positions, shortened to what the target can attend to.
         repeats: Timings per point, after one warm-up; the median counts.
+        pause: Seconds of rest before each: a processor that has waited is slower at first.
     """
     users, rows_each = sorted({1, *users}), sorted({1, *rows_each})
     room = max(ROOM, rows_each[-1] + 1)
@@ -179,7 +188,7 @@ def measure_batches(
             session.roll_back(contexts[at] + 1)
         points = list(itertools.product(users, rows_each))
         runs = {
-            (count, rows): partial(verification, sessions[:count], [rows] * count)
+            (count, rows): partial(_rested, pause, sessions[:count], [rows] * count)
             for count, rows in points
         }
         seconds = median_seconds(runs, repeats, partial(clock, target.device))

@@ -106,6 +106,8 @@ class HostArgs:
         rows_each: Rows of each user, one more than it drafts.
         contexts: Cached positions.
         repeats: Timings per point, after a warm-up; the median counts.
+        pause: Seconds of rest before each timing of a pass; a server that waits for devices rests,
+            and is slower for it (0.05).
         target: Embedded target, Hugging Face folder, Hub id or .gguf file.
         drafters: Drafter checkpoints beside or instead of the shipped ones.
         dtype: auto, float32, bfloat16 or float16.
@@ -122,6 +124,7 @@ class HostArgs:
     rows_each: tuple[int, ...] = ROWS_EACH
     contexts: tuple[int, ...] = CONTEXTS
     repeats: int = 5
+    pause: float = 0.0
     target: str = "smollm2-135m"
     drafters: tuple[Path, ...] = ()
     dtype: str = "float32"
@@ -137,13 +140,15 @@ def measure_host(args: HostArgs) -> MeasuredHost:
         DraftgymError: Anything the user can mend.
     """
     check_writable(args.out, "name another file with --out")
-    if min((1, *args.users, *args.rows_each, *args.contexts, args.repeats)) < 1:
+    if min((1, *args.users, *args.rows_each, *args.contexts, args.repeats)) < 1 or args.pause < 0:
         raise DraftgymError("a measurement of nothing", "give numbers of 1 and more")
     target = load_target(args.target, args.dtype, args.threads, args.device, args.backend)
     drafters = load_drafters(target, args.drafters)
     chains = [Arm(name, drafter.max_draft_length) for name, drafter in drafters.items()]
     costs = load_cost_model(target, drafters, chains)
-    batches = measure_batches(target, args.users, args.rows_each, args.contexts, args.repeats)
+    batches = measure_batches(
+        target, args.users, args.rows_each, args.contexts, args.repeats, args.pause
+    )
     host = MeasuredHost(batches, costs, {**describe_target(target), **describe_host()})
     write_text(args.out, host.to_json() + "\n")
     print_host(host)

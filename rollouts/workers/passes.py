@@ -14,7 +14,6 @@ from draftgym.decoding.model.compact.transformer import Decoder
 from draftgym.decoding.model.precision import settle_packing
 from draftgym.decoding.model.target import Target
 
-
 Settings = TypeVar("Settings")
 
 

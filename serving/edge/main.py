@@ -56,6 +56,8 @@ DRAFTERS = ("small", "ngram")
 BITS_PER_TOKEN = 24
 """Of a drafted token on the wire: ids of up to 2 million take three bytes."""
 BITS_PER_CHANCE = 32
+PAUSE = 0.05
+"""Seconds that a server waits for devices, about, between two passes."""
 NOT_HERE = ("p2p", "gelato", ORACLE)
 """Rules that serve one device after the other, or read what only traces tell."""
 UNKNOWABLE = ("given", "too-high", "too-low")
@@ -322,7 +324,7 @@ def _server(args: EdgeServeArgs, target: Target, longest: int) -> Server:
         return read_host(args.server).server
     users = sorted({1, max(1, args.users // 4), args.users})
     print("timing a few passes of the target", file=sys.stderr, flush=True)
-    return MeasuredServer(measure_batches(target, users, (1, longest + 1), (64,), 3))
+    return MeasuredServer(measure_batches(target, users, (1, longest + 1), (64,), 3, PAUSE))
 
 
 def main(arguments: Sequence[str]) -> None:
