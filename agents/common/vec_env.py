@@ -20,7 +20,8 @@ class SB3VecEnv(VecEnv, Generic[Stepped]):
     """A `gymnasium.vector.VectorEnv` behind Stable-Baselines3's interface.
 
     Information of single steps is left out, for SB3 wants a dictionary for each episode; `env` has
-    it. Returns and lengths of finished episodes are told as SB3's `Monitor` does.
+    it. Returns and lengths of finished episodes are told as SB3's `Monitor` does, and where one
+    ended because a worker was lost (`draftgym.envs.on_ray`).
 
     Args:
         env: Observations are dictionaries; finished episodes begin anew in the same step.
@@ -74,6 +75,8 @@ class SB3VecEnv(VecEnv, Generic[Stepped]):
                 "TimeLimit.truncated": bool(truncated[index] and not terminated[index]),
                 "episode": {"r": float(self._return[index]), "l": length, "t": seconds},
             }
+            if "worker_lost" in told["final_info"]:
+                infos[index]["worker_lost"] = bool(told["final_info"]["worker_lost"][index])
         self._return[done] = self._length[done] = 0
         return dict(observation), rewards.astype(np.float32), done, infos
 
