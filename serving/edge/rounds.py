@@ -177,7 +177,8 @@ class EdgeRounds:
             if self._ask([one for one in here if one.rejected is not None]):
                 await self._collect()
             self._dismiss()
-        if done := self._there():
+        # What has come during the pass is in the next round.
+        if done := [one for one in self._there() if one.verified is not None]:
             records = await self._compute(partial(settle, done))
             facts = round_facts(self.cell, done, records, (began, planning, self._now()))
             self._commit(done, records, began)

@@ -80,7 +80,7 @@ class Journal:
             self._lines = [json.dumps(one) for one in self.done]
             if body["unfinished"] is not None:
                 self.current = _parted(body["unfinished"])
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise DraftgymError(f"{path} is not what a device keeps", REMEDY) from error
 
 

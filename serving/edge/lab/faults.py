@@ -95,8 +95,7 @@ def _kill(fault: Fault, lab: Lab) -> Generator[float, None, None]:
     """A device is killed in mid-round and started again."""
     assert fault.device is not None
     one = lab.devices[fault.device]
-    one.send(signal.SIGKILL)
-    one.end(1.0)
+    one.kill()
     kept = _kept(lab, fault.device)
     tokens = len(kept["unfinished"]["tokens"]) if kept and kept["unfinished"] else 0
     lab.restart(fault.device)
@@ -118,8 +117,7 @@ def _stall(fault: Fault, lab: Lab) -> Generator[float, None, None]:
 
 def _restart(fault: Fault, lab: Lab) -> Generator[float, None, None]:
     """The server is killed and started again."""
-    lab.server.send(signal.SIGKILL)
-    lab.server.end(1.0)
+    lab.server.kill()
     lab.server.start()
     began = time.time()
     while lab.server.alive and lab.server.there not in lab.server.said:

@@ -62,8 +62,10 @@ def run_lab(args: EdgeLabArgs) -> dict[str, Any]:
             try:
                 lab.start()
                 lab.play(faults)
-            finally:
-                lab.end()
+            except BaseException:
+                lab.end(0.0)
+                raise
+            lab.end()
         texts = {one.name: read_json(path, REMEDY) for one, path in lab.journals()}
         others = {one.name: {"texts": one.texts, "unfinished": None} for one in faults}
         checked = check_texts(args, texts | others) if args.check else []
@@ -181,8 +183,10 @@ class Lab:
         deadline = time.monotonic() + grace
         for one in self.devices:
             one.send(signal.SIGCONT)
-            one.end(max(0.0, deadline - time.monotonic()))
-        self.server.end(0.0)
+        while any(one.alive for one in self.devices) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        for one in (*self.devices, self.server):
+            one.end()
 
     def journals(self) -> Iterator[tuple[Worker, Path]]:
         """Devices that have written, and what they keep."""

@@ -104,16 +104,20 @@ class Worker:
         if self.process is not None and self.alive:
             self.process.send_signal(number)
 
-    def end(self, grace: float) -> None:
-        """Waits so many seconds for its end, then asks for it, then does it."""
-        for number, patience in ((0, grace), (signal.SIGTERM, PATIENCE), (signal.SIGKILL, None)):
-            if self.process is None:
-                return
-            if number:
+    def end(self) -> None:
+        """Asks for its end, then does it."""
+        for number, patience in ((signal.SIGTERM, PATIENCE), (signal.SIGKILL, None)):
+            if self.process is not None:
                 self.send(number)
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(patience)
-                return
+                with suppress(subprocess.TimeoutExpired):
+                    self.process.wait(patience)
+                    return
+
+    def kill(self) -> None:
+        """Ends it without a word."""
+        if self.process is not None:
+            self.send(signal.SIGKILL)
+            self.process.wait()
 
     def sample(self, now: float) -> None:
         """Notes its memory; a server's once it is there: loading and timing take more."""

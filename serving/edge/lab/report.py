@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from draftgym.serving.edge.lab.lab import Lab
 
 Samples = Sequence[tuple[float, int, float]]
+LEGEND = (
+    "said: bytes of the device's messages; up, down: bytes of packets on its link, all a written "
+    "token; lost: packets; MB: resident memory"
+)
 COUNTED = ("rounds", "drafted", "accepted", "reconnects", "up", "down", "seconds", "drafting")
 
 
@@ -155,13 +159,13 @@ def show(found: Mapping[str, Any], console: Console | None = None) -> None:
 
 def device_table(devices: Sequence[Mapping[str, Any]]) -> Table:
     """A row per device."""
-    columns = ("kind", "texts", "tokens", "rounds", "accepted", "up B/token", "link B/token")
-    table = Table("device", *columns, "down B/token", "lost", "memory")
+    columns = ("texts", "tokens", "rounds", "accepted", "said", "up", "down", "lost", "MB")
+    table = Table("", "device", *columns, caption=LEGEND)
     for one in devices:
         tokens, link = max(1, one["tokens"]), one["link"]
         up, down = (link.get(way, {}) for way in ("up", "down"))
         table.add_row(
-            one["name"],
+            one["name"].rpartition("-")[2],
             one["kind"],
             str(one["texts"]),
             str(one["tokens"]),
@@ -171,7 +175,7 @@ def device_table(devices: Sequence[Mapping[str, Any]]) -> Table:
             f"{up.get('bytes', 0) / tokens:.0f}",
             f"{down.get('bytes', 0) / tokens:.0f}",
             str(sum(way.get("lost", 0) + way.get("dropped", 0) for way in (up, down))),
-            f"{one['memory'].get('last', 0):.0f} MB",
+            f"{one['memory'].get('last', 0):.0f}",
         )
     return table
 
