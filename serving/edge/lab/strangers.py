@@ -116,20 +116,24 @@ def _takes_part(facts: Facts, session: str, pause: float, **changes: Any) -> dic
     talk, tokens, drafted, accepted = Talk(facts), list[int](), 0, 0
     draft: list[int] = []
     talk.say(opening(facts, session, **changes))
-    for number, verdict in enumerate(talk.verdicts()):
-        tokens += [*draft[: verdict.accepted], *verdict.tokens]
-        accepted += verdict.accepted
-        if verdict.ending or number == ROUNDS:
-            break
-        time.sleep(pause)
-        draft = facts.prompt[: verdict.next.length]
-        if draft:
-            drafted += len(draft)
-            report = wire.Report(snr_db=20.0)
-            one = wire.Draft(position=len(tokens), tokens=draft, report=report)
-            talk.say(wire.FromDevice(draft=one))
+    said = ""
+    try:
+        for number, verdict in enumerate(talk.verdicts()):
+            tokens += [*draft[: verdict.accepted], *verdict.tokens]
+            accepted += verdict.accepted
+            if verdict.ending or number == ROUNDS:
+                break
+            time.sleep(pause)
+            draft = facts.prompt[: verdict.next.length]
+            if draft:
+                drafted += len(draft)
+                report = wire.Report(snr_db=20.0)
+                one = wire.Draft(position=len(tokens), tokens=draft, report=report)
+                talk.say(wire.FromDevice(draft=one))
+    except talk.grpc.RpcError as error:
+        said = f"; then {error.code().name} ({error.details()})"
     talk.close()
-    said = f"wrote {len(tokens)} tokens; {accepted} of {drafted} drafted ones were accepted"
+    said = f"wrote {len(tokens)} tokens; {accepted} of {drafted} drafted ones were accepted{said}"
     text = {
         "question_id": session,
         "session": session,
