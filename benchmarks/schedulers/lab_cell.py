@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from draftgym.agents.scheduler.totals import CellTotals, count_rounds
 from draftgym.decoding.errors import DraftgymError
@@ -22,7 +23,9 @@ from draftgym.envs.cell.texts import ChainTable, Ints, Mask
 from draftgym.envs.cell.users import Users
 from draftgym.envs.radio.channel import Generators
 from draftgym.envs.radio.channel_trace import TraceChannel
+from draftgym.envs.radio.radio import Band
 from draftgym.envs.scheduler.planners import MakePlanner
+from draftgym.policies.multispin.uplink import Floats
 from draftgym.rollouts.traces.trace import TraceSet
 
 
@@ -73,6 +76,21 @@ class LabTable(ChainTable):
         return np.array([picked])
 
 
+@dataclass(frozen=True)
+class LabBand(Band):
+    """A band beside which everybody has a control channel.
+
+    Attributes:
+        least: Bits per second that a device may send at any share.
+    """
+
+    least: float = 0.0
+
+    def rate(self, snr: ArrayLike, share: ArrayLike) -> Floats:
+        """See `Band.rate`."""
+        return np.maximum(super().rate(snr, share), self.least)
+
+
 class LabUsers(Users):
     """Users whose texts are of changing categories, as a lab's are."""
 
@@ -92,14 +110,20 @@ class LabCell(Cell):
         table: Its texts.
         settings: What it is made of, the devices' recordings among them.
         devices: The devices.
+        least: Bits per second that each may send at any share.
     """
 
     table: LabTable
 
     def __init__(
-        self, table: LabTable, settings: CellSettings, devices: Sequence[LabDevice]
+        self,
+        table: LabTable,
+        settings: CellSettings,
+        devices: Sequence[LabDevice],
+        least: float = 0.0,
     ) -> None:
         super().__init__(table, settings)
+        self.band = LabBand(self.band.hertz, self.band.noise_grows, least)
         self.users = LabUsers(table, settings, 1, 1 / self.pass_seconds)
         self._devices = devices
 

@@ -151,9 +151,10 @@ def predict(args: WireArgs, lab: EdgeLabArgs, traces: TraceSet, target: Target) 
         report_rounds_old=1,  # a device tells of its channel when it drafts
         means=known,
     )
-    planning = plan_seconds(make, LabCell(table, settings, devices))
+    planning = plan_seconds(make, LabCell(table, settings, devices, 1e3 * lab.least_kbit))
     settings = replace(settings, overhead=planning)
-    totals, rounds = play_seconds(make, LabCell(table, settings, devices), lab.seconds)
+    cell = LabCell(table, settings, devices, 1e3 * lab.least_kbit)
+    totals, rounds = play_seconds(make, cell, lab.seconds)
     return {
         "planning_seconds": planning,
         "goodput": float(totals.tokens[0] / lab.seconds),
