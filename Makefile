@@ -83,7 +83,7 @@ users: setup  ## Traces for schedulers: what devices of many users would draft
 scheduler: users  ## Train a scheduler of many users and compare it with the closed forms
 	$(DRAFTGYM) train-scheduler --cell.users 16 --cell.fewest 4
 	$(DRAFTGYM) evaluate --traces runs/users-heldout --known runs/users --report runs/scheduler-report \
-	    --scheduler fixed homogeneous@beta heterogeneous@beta oracle runs/scheduler/policy
+	    --scheduler fixed heterogeneous@beta heterogeneous@beta+found oracle runs/scheduler/policy
 
 edge: users  ## All figures of docs/results/schedulers.md (hours)
 	$(MAKE) --no-print-directory -f benchmarks/edge.mk RUN=$(RUN) DRAFTGYM=$(DRAFTGYM)

@@ -37,6 +37,7 @@ USUAL = (
     "homogeneous@mean",
     "heterogeneous@mean",
     "heterogeneous@beta",
+    "heterogeneous@beta+found",
     "heterogeneous@given",
 )
 """Whom a comparison compares when nobody is named."""

@@ -17,7 +17,12 @@ from draftgym.policies.folder import PolicyTarget, policy_name, read_body
 
 FIXED = "fixed"
 CLOSED_FORM = "heterogeneous@beta"
-ONLINE = (CLOSED_FORM, "heterogeneous@average")
+ONLINE = (
+    CLOSED_FORM,
+    "heterogeneous@average",
+    f"{CLOSED_FORM}+found",
+    "heterogeneous@average+found",
+)
 """Closed forms with what a server can learn while it serves: the rivals of trained schedulers."""
 ORACLE = "oracle"
 FORCED = "heterogeneous@beta, forced"

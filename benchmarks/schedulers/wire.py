@@ -115,7 +115,7 @@ def run(args: WireArgs) -> Result:
 def measure(args: WireArgs, lab: EdgeLabArgs) -> Result:
     """What a lab did, run now unless it was run before."""
     name = f"{Path(lab.scheduler).name}-{lab.devices}-{lab.seed}"
-    folder = args.folder / name.replace("@", "-")
+    folder = args.folder / name.replace("@", "-").replace("+", "-")
     told = folder / "lab.json"
     if not told.exists():
         folder.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import user_path
 from draftgym.envs.cell.cell import Cell, CellRound
 from draftgym.envs.cell.state import CellState
-from draftgym.envs.cell.texts import ChainTable
+from draftgym.envs.cell.texts import ChainTable, Mask
 from draftgym.envs.radio.channel import Generators
 from draftgym.envs.scheduler.env import (
     SchedulerBeliefEnv,
@@ -89,7 +89,7 @@ class RulePlanner:
     def plan(self) -> Plan:
         """The plan of the next step `[n, K]`."""
         problem = self.cell.problem(self._min_length)
-        plan = self.scheduler.plan(problem)
+        plan = self.scheduler.plan(problem, self._nothing() if self.scheduler.looks else None)
         lengths = np.where(self.cell.deciding, plan.lengths, 0)
         unsent = None
         if self.scheduler.early_exit is not None:
@@ -99,6 +99,12 @@ class RulePlanner:
         if self.cell.settings.window is not None:
             shares = self.cell.best_plan(lengths).shares
         return Plan(lengths, shares, plan.in_turn, unsent)
+
+    def _nothing(self) -> Mask:
+        """Whose lookup finds nothing: it takes no time, and whoever has the text can do it."""
+        users, table = self.cell.users, self.cell.table
+        looking = self.cell.deciding & (users.token_seconds == 0)
+        return looking & (table.confidence(users.arm, users.row, looking) == 0)
 
     def _cut(
         self, early_exit: EntropyExit, budget: Lengths, problem: RoundProblem
@@ -219,7 +225,7 @@ def play_rounds(
 
 
 def planner_by_name(spec: str, target: PolicyTarget, min_length: int = 0) -> MakePlanner:
-    """Who plans, as the command line names it: a rule, `rule@belief`, a folder, or `oracle`.
+    """Who plans, as the command line names it: `rule`, `rule@belief+found`, a folder, `oracle`.
 
     Args:
         spec: The name; a text with a slash is the folder of a trained scheduler.

@@ -117,6 +117,7 @@ BELIEFS: dict[str, Callable[[Sequence[float]], AcceptanceEstimator]] = {
 }
 """Estimators by name, made from the mean acceptance of each task."""
 
+FOUND = "+found"
 USUAL = "beta"
 """What a scheduler believes that is not told: the best that needs no knowledge of the prompt."""
 
@@ -129,6 +130,7 @@ class Scheduler:
         rule: What makes a plan of a problem.
         belief: Where acceptance comes from.
         early_exit: What ends drafts early; None drafts what was planned.
+        looks: Whether it wants to know which lookups find nothing.
     """
 
     def __init__(
@@ -137,11 +139,13 @@ class Scheduler:
         rule: Rule,
         belief: AcceptanceEstimator,
         early_exit: EntropyExit | None = None,
+        looks: bool = False,
     ) -> None:
         self.name = name
         self.rule = rule
         self.belief = belief
         self.early_exit = early_exit
+        self.looks = looks
 
     def begin(
         self,
@@ -152,13 +156,17 @@ class Scheduler:
         """Some users begin a new prompt; see `AcceptanceEstimator.begin`."""
         self.belief.begin(which, category, newcomers)
 
-    def plan(self, problem: RoundProblem) -> Plan:
+    def plan(self, problem: RoundProblem, nothing: NDArray[np.bool_] | None = None) -> Plan:
         """The plan of a round, or of a batch of them.
 
         Args:
             problem: The round. Its acceptance is read only by a belief that takes it as given.
+            nothing: Whose drafter is known to find nothing `[..., k]`; None where nobody looked.
         """
-        return self.rule(problem.with_acceptance(self.belief.estimate(problem.acceptance)))
+        acceptance = self.belief.estimate(problem.acceptance)
+        if nothing is not None:
+            acceptance = np.where(nothing, 0.0, acceptance)
+        return self.rule(problem.with_acceptance(acceptance))
 
     def update(self, drafted: NDArray[np.int64], accepted: NDArray[np.int64]) -> None:
         """Learns from a round that has ended.
@@ -174,17 +182,20 @@ def make_scheduler(spec: str, means: Sequence[float]) -> Scheduler:
     """Builds a scheduler.
 
     Args:
-        spec: `rule` or `rule@belief`, of `RULES` and `BELIEFS`.
+        spec: `rule` or `rule@belief`, of `RULES` and `BELIEFS`; `+found` behind it expects nothing
+            of prompt lookup that finds nothing: whoever has the text can look for itself.
         means: Mean acceptance of each task, by the index that `begin` is told.
 
     Raises:
         DraftgymError: There is no such rule or belief.
     """
-    rule, at, belief = spec.strip().partition("@")
+    plain = spec.strip().removesuffix(FOUND)
+    rule, at, belief = plain.partition("@")
     _check(spec, "rule", rule, RULES)
     _check(spec, "belief", belief := belief if at else USUAL, BELIEFS)
     early_exit = EntropyExit() if rule == "gelato" else None
-    return Scheduler(spec.strip(), RULES[rule], BELIEFS[belief](means), early_exit)
+    looks = plain != spec.strip()
+    return Scheduler(spec.strip(), RULES[rule], BELIEFS[belief](means), early_exit, looks)
 
 
 def _check(spec: str, what: str, name: str, known: Collection[str]) -> None:

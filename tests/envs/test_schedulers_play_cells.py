@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -11,13 +13,14 @@ from draftgym.envs.cell.cell import Cell
 from draftgym.envs.cell.texts import ChainTable
 from draftgym.envs.scheduler.env import SchedulerEnv, SchedulerSharesEnv
 from draftgym.envs.scheduler.planners import RulePlanner, SchedulerPolicy
-from tests.handmade_users import MODES, user_table
+from tests.handmade_users import MODES, user_table, user_traces
 
 SPECS = (
     "fixed",
     "uniform-bandwidth",
     "homogeneous@mean",
     "heterogeneous@beta",
+    "heterogeneous@average+found",
     "theorem-1@average",
 )
 
@@ -45,6 +48,36 @@ def test_a_scheduler_believes_what_the_observation_says(table: ChainTable) -> No
         active, given = cell.users.active, cell.users.means[cell.users.task]
         theirs = planner.scheduler.belief.estimate(given)
         np.testing.assert_allclose(cell.users.posterior.estimate(given)[active], theirs[active])
+
+
+def often_in_vain() -> ChainTable:
+    """Texts of which prompt lookup finds something at every third position only."""
+    made = user_traces()
+    for text in made.texts:
+        arm = text.arms["ngram:8"]
+        empty = np.arange(len(arm.drafted)) % 3 > 0
+        drafted, committed = np.where(empty, 0, arm.drafted), np.where(empty, 1, arm.committed)
+        text.arms["ngram:8"] = replace(arm, drafted=drafted, committed=committed)
+    return ChainTable(made)
+
+
+def test_who_looks_plans_nothing_for_lookups_that_find_nothing() -> None:
+    cell = Cell(often_in_vain(), MODES["churn"])
+    cell.reset(np.random.default_rng(1))
+    blind, looks = (RulePlanner(f"heterogeneous@beta{more}", cell) for more in ("", "+found"))
+    in_vain, of_lookups = 0, 0
+    for _ in range(60):
+        copies = cell.deciding & (cell.users.token_seconds == 0)
+        asked = np.full(cell.shape, cell.longest)
+        empty = copies & (cell.table.drafted(cell.users.arm, cell.users.row, asked) == 0)
+        in_vain += int(blind.plan().lengths[empty].sum())
+        plan = looks.plan()
+        assert not plan.lengths[empty].any()
+        of_lookups += int(plan.lengths[copies & ~empty].sum())
+        played = cell.step(plan)
+        for one in (blind, looks):
+            one.learn(played)
+    assert in_vain > 0 and of_lookups > 0
 
 
 def test_scheduler_plays_the_environment_as_it_plays_the_cell(table: ChainTable) -> None:
