@@ -104,7 +104,8 @@ class RulePlanner:
         """Whose lookup finds nothing: it takes no time, and whoever has the text can do it."""
         users, table = self.cell.users, self.cell.table
         looking = self.cell.deciding & (users.token_seconds == 0)
-        return looking & (table.confidence(users.arm, users.row, looking) == 0)
+        found = table.confidence(users.arm, users.row, looking) > 0
+        return np.asarray(looking & ~found)
 
     def _cut(
         self, early_exit: EntropyExit, budget: Lengths, problem: RoundProblem
