@@ -1,8 +1,6 @@
 """Environment against wire: what cells predict of a lab, and what the lab then measures.
 
-    $ draftgym measure-host --dtype bfloat16 --threads 1 --users 1 4 8 16 --pause 0.05 \
-        --out runs/host-edge.json
-    $ python -m benchmarks.schedulers.wire --lab.server runs/host-edge.json --json runs/wire.json
+    $ python -m benchmarks.schedulers.wire --json runs/wire.json
 
 Every scheduler runs the same labs (`draftgym edge lab`: devices and a server as processes, over
 links that are really slow; needs Linux and root), and the environment of each lab
@@ -10,7 +8,8 @@ links that are really slow; needs Linux and root), and the environment of each l
 knows what was set of the network (delay), what a message takes beside its tokens (`--frame-bits`,
 `--message-seconds`) and a prompt (`--prompt-token-seconds`), how long planning takes here; of the
 rest nothing.
-A lab that has been run is read from its folder.
+The host is measured anew before each lab, as machines drift. What has been run is read from its
+folder.
 """
 
 from __future__ import annotations
@@ -31,6 +30,7 @@ from benchmarks.schedulers.lab_cell import LabCell, LabDevice, LabTable, plan_se
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
 from draftgym.decoding.files import read_json
 from draftgym.decoding.model.target import Target, load_target
+from draftgym.envs.cell.host import HostArgs, measure_host
 from draftgym.envs.scheduler.planners import MakePlanner, planner_by_name
 from draftgym.rollouts.traces.file import read_traces
 from draftgym.rollouts.traces.trace import TraceSet
@@ -45,6 +45,7 @@ SCHEDULERS = (
     "heterogeneous@beta",
     "checkpoints/scheduler-smollm2-135m",
 )
+ROWS = (1, 3, 5, 9, 17)
 AGAIN = "remove the folder, or name another with --folder"
 
 
@@ -106,16 +107,38 @@ def run(args: WireArgs) -> Result:
     target = load_target(args.lab.target, args.lab.dtype, args.lab.threads, args.lab.device)
     rows = []
     for lab in args.labs():
+        lab = replace(lab, server=host_of(args, lab))
+        measured = measure(args, lab)
         predicted = predict(args, lab, traces, target)
-        rows.append({**_named(lab), "predicted": predicted, "measured": measure(args, lab)})
+        rows.append({**_named(lab), "predicted": predicted, "measured": measured})
         finish(tables, args, {"rows": rows}, target, last=False)
     return finish(tables, args, {"rows": rows}, target)
 
 
+def folder_of(args: WireArgs, lab: EdgeLabArgs) -> Path:
+    """Where a lab is kept."""
+    name = f"{Path(lab.scheduler).name}-{lab.devices}-{lab.seed}"
+    return args.folder / name.replace("@", "-").replace("+", "-")
+
+
+def host_of(args: WireArgs, lab: EdgeLabArgs) -> Path:
+    """What passes cost here, measured now unless the lab was run before."""
+    told = args.lab.server or folder_of(args, lab) / "host.json"
+    if not told.exists():
+        told.parent.mkdir(parents=True, exist_ok=True)
+        measure_host(
+            HostArgs(
+                out=told, users=(1, max(1, lab.devices // 4), lab.devices), rows_each=ROWS,
+                contexts=(128,), repeats=3, pause=0.05, target=lab.target, dtype=lab.dtype,
+                device=lab.device, threads=lab.threads,
+            )
+        )  # fmt: skip
+    return told
+
+
 def measure(args: WireArgs, lab: EdgeLabArgs) -> Result:
     """What a lab did, run now unless it was run before."""
-    name = f"{Path(lab.scheduler).name}-{lab.devices}-{lab.seed}"
-    folder = args.folder / name.replace("@", "-").replace("+", "-")
+    folder = folder_of(args, lab)
     told = folder / "lab.json"
     if not told.exists():
         folder.mkdir(parents=True, exist_ok=True)
