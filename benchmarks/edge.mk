@@ -33,11 +33,19 @@ edge: $(RESULTS)
 	$(RUN) -m benchmarks.report $(RESULTS) > $(HERE)/figures.md
 
 $(HERE)/exact-%/done:
-	$(TRAIN) --seed $*
+	$(TRAIN) --seed $* --rounds 150000
 	touch $@
 
 $(HERE)/late-%/done:
 	$(TRAIN) --seed $* --rounds 150000 $(LATE)
+	touch $@
+
+$(HERE)/exact-tilts-%/done:
+	$(TRAIN) --seed $* --rounds 150000 --actions tilts
+	touch $@
+
+$(HERE)/late-tilts-%/done:
+	$(TRAIN) --seed $* --rounds 150000 $(LATE) --actions tilts
 	touch $@
 
 $(HERE)/qwen-%/done:
@@ -56,13 +64,13 @@ $(HERE)/shares-0/done:
 	$(TRAIN) --algorithm sac --actions shares --minutes 6
 	touch $@
 
-$(HERE)/exact.json: $(call done,exact) $(addprefix $(HERE)/,lengths-0/done sac-0/done shares-0/done)
+$(HERE)/exact.json: $(call done,exact) $(call done,exact-tilts) $(addprefix $(HERE)/,lengths-0/done sac-0/done shares-0/done)
 	$(COMPARE) --settings multispin-llama2 --payloads truncated \
-	    --policies $(call group,exact) $(foreach one,lengths sac shares,$(one)=$(HERE)/$(one)-0/policy)
+	    --policies $(call group,exact) $(call group,exact-tilts) $(foreach one,lengths sac shares,$(one)=$(HERE)/$(one)-0/policy)
 
-$(HERE)/late.json: $(call done,late) $(call done,exact)
+$(HERE)/late.json: $(call done,late) $(call done,late-tilts) $(call done,exact)
 	$(COMPARE) --settings multispin-llama2 --payloads truncated $(LATE) \
-	    --policies $(call group,late) $(call group,exact)
+	    --policies $(call group,late) $(call group,late-tilts) $(call group,exact)
 
 $(HERE)/qwen.json: $(call done,qwen)
 	$(COMPARE) --settings multispin-qwen3.5 --payloads truncated --policies $(call group,qwen)

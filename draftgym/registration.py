@@ -41,7 +41,7 @@ def register_environments() -> None:
         entry_point=f"{twice}:TwoStageReplayEnv",
         vector_entry_point=f"{twice}:TwoStageReplayVectorEnv",
     )
-    for name in ("Scheduler", "SchedulerBelief", "SchedulerShares"):
+    for name in ("Scheduler", "SchedulerBelief", "SchedulerShares", "SchedulerTilt"):
         register(
             id=f"draftgym/{name}-v0",
             entry_point=f"{scheduler}.env:{name}Env",

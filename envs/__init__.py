@@ -12,6 +12,7 @@ Rooms: `router`, `scheduler`, `serving`, and what they are about: `cell`, `radio
 | `draftgym/RouterReplay-v1` | `TwoStageReplayEnv` | the same from traces |
 | `draftgym/Scheduler-v0` | `SchedulerEnv` | how many tokens each of many users drafts |
 | `draftgym/SchedulerBelief-v0` | `SchedulerBeliefEnv` | what acceptance to expect of each user |
+| `draftgym/SchedulerTilt-v0` | `SchedulerTiltEnv` | that, and a residual on the optimal shares |
 | `draftgym/SchedulerShares-v0` | `SchedulerSharesEnv` | draft lengths and shares of the band |
 | `draftgym/Serving-v0` | `ServingEnv` | an arm for each request of a server's batch |
 
@@ -23,7 +24,12 @@ and their siblings.
 from draftgym.envs.router.live import RouterEnv
 from draftgym.envs.router.replay import RouterReplayEnv
 from draftgym.envs.router.two_stage import TwoStageReplayEnv, TwoStageRouterEnv
-from draftgym.envs.scheduler.env import SchedulerBeliefEnv, SchedulerEnv, SchedulerSharesEnv
+from draftgym.envs.scheduler.env import (
+    SchedulerBeliefEnv,
+    SchedulerEnv,
+    SchedulerSharesEnv,
+    SchedulerTiltEnv,
+)
 from draftgym.envs.serving.env import ServingEnv
 
 __all__ = [
@@ -32,6 +38,7 @@ __all__ = [
     "SchedulerBeliefEnv",
     "SchedulerEnv",
     "SchedulerSharesEnv",
+    "SchedulerTiltEnv",
     "ServingEnv",
     "TwoStageReplayEnv",
     "TwoStageRouterEnv",

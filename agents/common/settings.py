@@ -217,6 +217,7 @@ class SchedulerPPO(PPOSettings):
         clip_range: PPO's clipping, of the product of all users' ratios.
         target_kl: An update ends early when the policy has moved that far, nats for all users.
         spread: Standard deviation of beliefs at first, on the scale from -1 to 1.
+        tilt_spread: The same of tilts; a wide one hides their gain behind noise.
     """
 
     batch_size: int = 1024
@@ -225,6 +226,7 @@ class SchedulerPPO(PPOSettings):
     ent_coef: float = 0.0
     target_kl: float = 0.03
     spread: float = 0.1
+    tilt_spread: float = 0.015
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from draftgym.agents.common.settings import BeliefFit, SchedulerPPO, SchedulerSA
 from draftgym.agents.scheduler.cell_args import CellArgs
 from draftgym.decoding.errors import DraftgymError
 from draftgym.envs.reward import GOODPUT, OBJECTIVES
-from draftgym.policies.schedulers.learned import BELIEFS, LENGTHS, SHARES
+from draftgym.policies.schedulers.learned import BELIEFS, LENGTHS, SHARES, TILTS
 
-ACTIONS = {"ppo": (BELIEFS, LENGTHS), "sac": (BELIEFS, SHARES)}
+ACTIONS = {"ppo": (BELIEFS, TILTS, LENGTHS), "sac": (BELIEFS, SHARES)}
 """What agents can set (heads of `draftgym.policies.schedulers.learned`), by algorithm."""
 
 
@@ -23,10 +23,11 @@ class SchedulerArgs(TrainArgs):
         traces: Folder of traces with chain arms, of training prompts.
         algorithm: ppo or sac (off-policy).
         actions: What the agent sets: beliefs (each user's acceptance; lengths and shares follow by
-            Multi-SPIN's optimisation), lengths (ppo alone: the band is divided by the optimal
+            Multi-SPIN's optimisation), tilts (ppo alone: these, and corrections of channel
+            reports for the division), lengths (ppo alone: the band is divided by the optimal
             rule), or shares (sac alone: lengths and the band; the ablation).
         fit: Before reinforcement learning, beliefs are fitted to what was accepted in recorded
-            rounds (maximum likelihood).
+            rounds (maximum likelihood), and tilts to what reports were short of.
         rounds: Rounds to train for, of all cells together, over all resumed sessions.
         cell: The cell: setting, users, radio knowledge, asynchrony, who comes and goes.
         price: Price of a second in tokens: goodput (the speed being reached) or a number.

@@ -8,6 +8,10 @@ each user,
     a^n (1 - a)^[n < longest],
 
 is known without any draft being chosen, and its gradient has no noise of exploration.
+
+A head that also tilts channel reports (`draftgym.policies.multispin.channels`) is fitted to the
+decibels by which the channel of a round was better than its report, by least squares: nothing where
+channels are known at once, and back to the mean where fading has forgotten the report.
 """
 
 from __future__ import annotations
@@ -25,9 +29,14 @@ from tqdm import tqdm
 from draftgym.agents.common.settings import BeliefFit
 from draftgym.envs.cell.cell import Cell
 from draftgym.envs.scheduler.actions import BeliefActions
-from draftgym.envs.scheduler.observation import observe_cell
+from draftgym.envs.scheduler.observation import USER_FEATURES, observe_cell
+from draftgym.policies.multispin.channels import MOST_TILT
 from draftgym.policies.schedulers.learned import box_parameters
 from draftgym.policies.schedulers.network import SchedulerNetwork
+
+DECIDING = USER_FEATURES.index("deciding")
+LEAST_SNR = 1e-9
+"""A channel that is no better is silent; keeps decibels finite."""
 
 
 class Evidence(NamedTuple):
@@ -36,18 +45,21 @@ class Evidence(NamedTuple):
     Attributes:
         users, cell: Observations `[n, K, F]` and `[n, C]`.
         accepted, rejected: Tokens `[n, K]`, one rejected at most; nothing of who did not decide.
+        better: By how much channels were better than reported, as tilts `[n, K]`; nothing of who
+            did not decide.
     """
 
     users: Tensor
     cell: Tensor
     accepted: Tensor
     rejected: Tensor
+    better: Tensor
 
 
 def fit_beliefs(
     network: SchedulerNetwork, cell: Cell, settings: BeliefFit, seed: int
 ) -> list[float]:
-    """Fits a network whose head sets beliefs; returns the mean loss of each epoch, nats per user.
+    """Fits a network whose head sets beliefs, or tilts as well; returns each epoch's mean loss.
 
     Args:
         network: The network, changed in place.
@@ -70,7 +82,7 @@ def fit_beliefs(
     for _ in tqdm(range(settings.epochs), desc="fitting beliefs", unit="epoch"):
         total = 0.0
         for batch in torch.randperm(count, generator=shuffle).split(settings.batch_size):
-            loss = negative_log_likelihood(network, Evidence(*(part[batch] for part in evidence)))
+            loss = fitting_loss(network, Evidence(*(part[batch] for part in evidence)))
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -81,12 +93,16 @@ def fit_beliefs(
     return losses
 
 
-def negative_log_likelihood(network: SchedulerNetwork, evidence: Evidence) -> Tensor:
-    """Mean over users of `-n ln a - r ln(1 - a)`."""
+def fitting_loss(network: SchedulerNetwork, evidence: Evidence) -> Tensor:
+    """Mean over users of `-n ln a - r ln(1 - a)`, and of tilts' squared error if there are any."""
     means, _ = box_parameters(network(evidence.users, evidence.cell))
-    odds = 2 * means  # a = (tanh(m) + 1) / 2 = sigmoid(2 m)
+    beliefs, tilts = means.tensor_split([evidence.accepted.shape[1]], dim=1)
+    odds = 2 * beliefs  # a = (tanh(m) + 1) / 2 = sigmoid(2 m)
     each = evidence.accepted * F.softplus(-odds) + evidence.rejected * F.softplus(odds)
-    return each.mean()
+    if not tilts.shape[1]:
+        return each.mean()
+    said = torch.tanh(tilts) * evidence.users[..., DECIDING]
+    return each.mean() + F.mse_loss(said, evidence.better)
 
 
 def _play(cell: Cell, rounds: int, seed: int) -> Evidence:
@@ -95,8 +111,8 @@ def _play(cell: Cell, rounds: int, seed: int) -> Evidence:
     rng, actions = np.random.default_rng(seed), BeliefActions(cell.shape[1], cell.longest)
     seen: list[tuple[NDArray[np.float32], ...]] = []
     for turn in range(rounds):
-        observation, (accepted, rejected) = observe_cell(cell), _outcomes(cell)
-        seen.append((observation["users"], observation["cell"], accepted, rejected))
+        observation = observe_cell(cell)
+        seen.append((observation["users"], observation["cell"], *_outcomes(cell)))
         plan = cell.best_plan(rng.integers(cell.longest + 1, size=cell.shape))
         if turn % 2:
             users = cell.users
@@ -107,11 +123,14 @@ def _play(cell: Cell, rounds: int, seed: int) -> Evidence:
     return Evidence(*(torch.from_numpy(np.concatenate(column)) for column in columns))
 
 
-def _outcomes(cell: Cell) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Accepted tokens of the longest drafts, and whether one was not, `[n, K]` each.
+def _outcomes(cell: Cell) -> tuple[NDArray[np.float32], ...]:
+    """Accepted tokens of the longest drafts, whether one was not, better channels, `[n, K]` each.
 
     A token that a drafter does not find counts as rejected: nothing is to be expected of it.
     """
     accepted = cell.acceptable
     rejected = (accepted < cell.longest) & cell.deciding
-    return np.where(cell.deciding, accepted, 0).astype(np.float32), rejected.astype(np.float32)
+    ratio = np.maximum(cell.channel.snr, LEAST_SNR) / np.maximum(cell.reported, LEAST_SNR)
+    better = np.clip(10 * np.log10(ratio) / MOST_TILT, -1.0, 1.0)
+    told = np.where(cell.deciding, accepted, 0), rejected, np.where(cell.deciding, better, 0)
+    return tuple(one.astype(np.float32) for one in told)

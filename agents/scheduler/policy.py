@@ -1,6 +1,6 @@
 """SB3's view of scheduler networks: what acts is the deployable network itself.
 
-PPO scores draft lengths (`MultiDiscrete`) or sets beliefs in a box, SAC chooses in a box
+PPO scores draft lengths (`MultiDiscrete`) or sets beliefs and tilts in a box, SAC chooses in a box
 (`draftgym.policies.schedulers.learned`).
 Who does not decide has no influence: its log-probability is 0, and critics do not see its action.
 Critics pool users as the acting network does, so that nothing anywhere asks for their order.
@@ -8,7 +8,6 @@ Critics pool users as the acting network does, so that nothing anywhere asks for
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -90,7 +89,8 @@ class ActorAndValue(nn.Module):
         if self.head.kind != LENGTHS:
             # Who does not decide draws from one distribution for ever, which no gradient moves.
             means, spreads = box_parameters(scores)
-            return torch.cat([(torch.tanh(means) * deciding), spreads * deciding], dim=1)
+            read = deciding.repeat(1, COMPONENTS[self.head.kind])
+            return torch.cat([torch.tanh(means) * read, spreads * read], dim=1)
         longer = torch.arange(self.head.outputs) > 0
         masked: Tensor = scores.masked_fill(~deciding[..., None] & longer, NEVER)
         return masked.flatten(1)
@@ -115,7 +115,8 @@ class SchedulerActorCritic(MultiInputActorCriticPolicy):
         lr_schedule: See SB3.
         head: What the network says.
         width: Of its layers.
-        spread: Standard deviation of numbers in a box at first.
+        spread: Standard deviation of a user's first number in a box at first.
+        tilt_spread: That of its second one.
         kwargs: See SB3.
     """
 
@@ -129,9 +130,11 @@ class SchedulerActorCritic(MultiInputActorCriticPolicy):
         head: SchedulerHead,
         width: int,
         spread: float = 0.1,
+        tilt_spread: float = 0.015,
         **kwargs: Any,
     ) -> None:
-        self.head, self.width, self.spread = head, width, spread
+        self.head, self.width = head, width
+        self.spreads = spread, tilt_spread
         kwargs |= {"features_extractor_class": Joined, "ortho_init": False}
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
@@ -146,7 +149,8 @@ class SchedulerActorCritic(MultiInputActorCriticPolicy):
             self.mlp_extractor.actor.outputs.bias.zero_()
             if self.head.kind != LENGTHS:
                 components = COMPONENTS[self.head.kind]
-                self.mlp_extractor.actor.outputs.bias[components:] = math.log(self.spread)
+                spreads = torch.tensor(self.spreads[:components]).log()
+                self.mlp_extractor.actor.outputs.bias[components:] = spreads
         rate = lr_schedule(1)
         self.optimizer = self.optimizer_class(self.parameters(), lr=rate, **self.optimizer_kwargs)  # type: ignore[call-arg]
 

@@ -15,6 +15,7 @@ serves any number of them. `<run>/policy` is the best by texts that were set asi
 By default the agent sets beliefs: what acceptance to expect of each user, from which lengths and
 shares of the band follow by Multi-SPIN's optimisation. They are fitted to recorded rounds first,
 which takes half a minute and most of the way; reinforcement learning goes on from there. With
+`--actions tilts` it also corrects reported channels before the band is divided by them. With
 `--actions lengths` it sets draft lengths from nothing, with `--algorithm sac --actions shares`
 lengths and shares: ablations (docs/guides/schedulers.md).
 """
@@ -53,6 +54,7 @@ from draftgym.envs.scheduler.vector import VECTOR_FORMS
 from draftgym.policies.schedulers.learned import (
     BELIEFS,
     SHARES,
+    TILTS,
     LearnedScheduler,
     SchedulerHead,
     save_scheduler,
@@ -65,9 +67,12 @@ COLLECT = (
 )
 WHAT = {
     BELIEFS: "says what acceptance to expect of every user, from which lengths and shares follow",
+    TILTS: "says what acceptance to expect of every user, for lengths, and channel, for shares",
     SHARES: "chooses every user's draft length and share of the band",
 }
 """What a policy does each round, by its head."""
+FITTED = (BELIEFS, TILTS)
+"""Heads that are fitted to recorded rounds before they are trained."""
 CELLS, ROUNDS = 48, 96
 """Cells that validation plays, and rounds of each."""
 EPISODE = 256
@@ -145,7 +150,7 @@ class SchedulerTrainer(Trainer[LearnedScheduler]):
         # SAC logs whenever so many episodes have ended, and all cells end together.
         self.log_interval = 1 if args.algorithm == "ppo" else count
         self.agent = self.make_agent()
-        if args.actions == BELIEFS and self.env.reference is None:  # any good policy will do
+        if args.actions in FITTED and self.env.reference is None:  # any good policy will do
             self.env.reference = LearnedPlanner(self.policy(), self.cells.cell)
         arms = " ".join(map(str, self.cells.cell.table.arms))
         print(f"{args.cell.users} users of {args.cell.setting}, drafting with {arms}")
@@ -157,16 +162,17 @@ class SchedulerTrainer(Trainer[LearnedScheduler]):
         common: dict[str, Any] = {"seed": args.seed, "device": "cpu", "policy_kwargs": policy}
         agent: PPO | SAC
         if isinstance(args.agent, SchedulerPPO):
-            policy |= {"spread": args.ppo.spread, "optimizer_class": AdamW}
+            policy |= {"spread": args.ppo.spread, "tilt_spread": args.ppo.tilt_spread}
+            policy["optimizer_class"] = AdamW
             policy["optimizer_kwargs"] = {"weight_decay": args.ppo.weight_decay}
-            made = args.ppo.for_sb3("spread", "weight_decay")
+            made = args.ppo.for_sb3("spread", "tilt_spread", "weight_decay")
             agent = PPO(SchedulerActorCritic, self.env, **common, **made)
         else:
             entropy = args.sac.target_entropy * float(np.prod(self.env.action_space.shape or 1))
             made = args.sac.for_sb3() | {"target_entropy": entropy}
             agent = SAC(SchedulerSAC, self.env, **common, **made)
         torch.set_num_threads(args.threads or usable_cores())
-        if args.actions == BELIEFS:
+        if args.actions in FITTED:
             fit_beliefs(acting_network(agent.policy), self.cells.cell, args.fit, args.seed)
         return agent
 

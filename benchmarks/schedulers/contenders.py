@@ -22,6 +22,7 @@ ONLINE = (
     "heterogeneous@average",
     f"{CLOSED_FORM}+found",
     "heterogeneous@average+found",
+    "alike@beta",
 )
 """Closed forms with what a server can learn while it serves: the rivals of trained schedulers."""
 ORACLE = "oracle"

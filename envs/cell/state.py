@@ -97,9 +97,14 @@ class CellState:
         """Time of drafting so many tokens, and of asking for them where somebody is `[n, K]`."""
         return tokens * self.users.token_seconds + asked * self.settings.latency
 
-    def best_plan(self, lengths: Lengths) -> Plan:
-        """These lengths, with the shares that end their uploads soonest as far as is known."""
-        deciding = self.deciding
+    def best_plan(self, lengths: Lengths, snr: Floats | None = None) -> Plan:
+        """These lengths, with the shares that end their uploads soonest as far as is known.
+
+        Args:
+            lengths: Read for those who decide `[n, K]`.
+            snr: Channels to reckon with `[n, K]`; None: as reported.
+        """
+        snr, deciding = self.reported if snr is None else snr, self.deciding
         lengths = np.where(deciding, lengths, 0)
         begin = self.uploads.begin + self.draft_seconds(lengths, lengths > 0)
         ready = np.where(deciding, begin, self.uploads.ready)
@@ -107,4 +112,4 @@ class CellState:
         left = self.uploads.bits_left(self.clock)
         bits = np.where(deciding, self.payload.draft_bits(lengths), left)
         work = np.where(bits > 0, work, 0.0)
-        return Plan(lengths, best_shares(self.band, self.reported, work, bits))
+        return Plan(lengths, best_shares(self.band, snr, work, bits))

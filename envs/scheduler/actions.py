@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.envs.cell.state import CellState
+from draftgym.policies.multispin.channels import tilt
 from draftgym.policies.multispin.curves import belief_plan
 from draftgym.policies.multispin.problem import Plan, nearest_lengths
 from draftgym.policies.multispin.uplink import Floats
@@ -95,6 +96,39 @@ class BeliefActions:
     def masks(self, cell: CellState) -> NDArray[np.bool_]:
         """Whose entries matter `[n, K]`."""
         return cell.deciding
+
+
+class TiltActions:
+    """Beliefs about acceptance, from which lengths follow, and a residual on the optimal division.
+
+    A tilt of 0 takes a user's report as it is, and the plan is that of `BeliefActions`. See
+    `Actions` and `draftgym.envs.scheduler.env.SchedulerTiltEnv`.
+    """
+
+    def __init__(self, users: int, longest: int) -> None:
+        self._longest = longest
+        self.space: spaces.Space[Any] = spaces.Box(-1.0, 1.0, (2 * users,), np.float32)
+
+    def plan(self, cell: CellState, actions: NDArray[Any]) -> Plan:
+        """Plans of n cells from acceptances, then tilts `[n, 2 K]`."""
+        beliefs, tilts = np.split(np.asarray(actions, float), 2, axis=-1)
+        planned = belief_plan(cell.problem(), beliefs, self._longest)
+        reckoned = tilt(cell.reported, np.where(cell.deciding, tilts, 0.0))
+        return cell.best_plan(planned.lengths, reckoned)
+
+    def actions(self, plan: Plan) -> NDArray[Any]:
+        """There is no belief that stands for given lengths.
+
+        Raises:
+            DraftgymError: Always.
+        """
+        raise DraftgymError(
+            "draft lengths cannot be said as beliefs", "play them in draftgym/Scheduler-v0"
+        )
+
+    def masks(self, cell: CellState) -> NDArray[np.bool_]:
+        """Whose entries matter `[n, 2 K]`."""
+        return np.tile(cell.deciding, 2)
 
 
 class ShareActions:

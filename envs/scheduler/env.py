@@ -21,6 +21,7 @@ from draftgym.envs.scheduler.actions import (
     BeliefActions,
     LengthActions,
     ShareActions,
+    TiltActions,
 )
 from draftgym.envs.scheduler.observation import observe_cell, scheduler_observation_space
 from draftgym.policies.multispin.problem import Plan
@@ -273,6 +274,37 @@ class SchedulerBeliefEnv(SchedulerEnv):
     """
 
     actions_of = BeliefActions
+
+
+class SchedulerTiltEnv(SchedulerEnv):
+    """`draftgym/SchedulerBelief-v0` in which the agent also tilts the division of the band.
+
+    ## Description
+    As `SchedulerEnv`, which has the sections on observations, rewards, information and arguments.
+    Agents that divide the band freely (`SchedulerSharesEnv`) lose most of what the optimal rule
+    gains. Here lengths are those of `SchedulerBeliefEnv`, and the optimal rule divides the band for
+    them, but by channel reports that the agent has corrected: a residual on the optimal division.
+    Where reports are late or wrong, the rule would trust what it should not.
+
+    ## Action Space
+    `Box(-1, 1, (2 K,))`. The first K entries are acceptances to reckon with, -1 being 0 and 1
+    being 1. The others are tilts of the reported signal-to-noise ratios, of up to 20 decibels up or
+    down: who is taken for weaker gets a larger share. With 0 everywhere a step is that of
+    `draftgym/SchedulerBelief-v0`. Of a user that is still drafting or uploading nothing is read:
+    its report counts as it is.
+
+    ## Observation Space
+    ## Rewards
+    ## Starting State
+    ## Episode End
+    ## Arguments
+    As `SchedulerEnv`.
+
+    ## Version History
+    * v0: first version
+    """
+
+    actions_of = TiltActions
 
 
 def question_ids(table: ChainTable, cell: Cell) -> NDArray[np.object_]:

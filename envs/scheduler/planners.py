@@ -26,6 +26,7 @@ from draftgym.envs.scheduler.env import (
     SchedulerBeliefEnv,
     SchedulerEnv,
     SchedulerSharesEnv,
+    SchedulerTiltEnv,
 )
 from draftgym.envs.scheduler.observation import CELL_FEATURES, USER_FEATURES, observe_cell
 from draftgym.policies.folder import PolicyTarget
@@ -35,6 +36,7 @@ from draftgym.policies.schedulers.learned import (
     BELIEFS,
     LENGTHS,
     SHARES,
+    TILTS,
     LearnedScheduler,
     load_scheduler,
 )
@@ -44,6 +46,7 @@ ENVIRONMENTS: dict[str, type[SchedulerEnv]] = {
     BELIEFS: SchedulerBeliefEnv,
     LENGTHS: SchedulerEnv,
     SHARES: SchedulerSharesEnv,
+    TILTS: SchedulerTiltEnv,
 }
 """The environment whose actions a network answers with, by its head."""
 

@@ -19,6 +19,7 @@ from draftgym.envs.scheduler.env import (
     SchedulerBeliefEnv,
     SchedulerEnv,
     SchedulerSharesEnv,
+    SchedulerTiltEnv,
     question_ids,
     read_table,
     round_facts,
@@ -135,8 +136,19 @@ class SchedulerSharesVectorEnv(SchedulerVectorEnv):
     single = SchedulerSharesEnv
 
 
+class SchedulerTiltVectorEnv(SchedulerVectorEnv):
+    """`draftgym/SchedulerTilt-v0` many times, stepped together; see `SchedulerVectorEnv`."""
+
+    single = SchedulerTiltEnv
+
+
 VECTOR_FORMS: dict[type[SchedulerEnv], type[SchedulerVectorEnv]] = {
     kind.single: kind
-    for kind in (SchedulerVectorEnv, SchedulerBeliefVectorEnv, SchedulerSharesVectorEnv)
+    for kind in (
+        SchedulerVectorEnv,
+        SchedulerBeliefVectorEnv,
+        SchedulerSharesVectorEnv,
+        SchedulerTiltVectorEnv,
+    )
 }
 """The vector form of each environment."""

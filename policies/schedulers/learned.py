@@ -1,9 +1,11 @@
 """A trained scheduler: a network that says what every user drafts, loaded from its folder.
 
-Three heads, by what agents choose:
+Four heads, by what agents choose:
 
 * `beliefs`: the acceptance to expect of the user's next tokens; -1 is 0 and 1 is 1, and lengths
   follow by Multi-SPIN's optimisation (`Box`; PPO, SAC)
+* `tilts`: that, and by how many decibels a user's channel is better or worse than reported, for the
+  division of the band (`Box`; PPO)
 * `lengths`: a score for every draft length (`MultiDiscrete`; PPO)
 * `shares`: a number in [-1, 1] for the draft, -1 being none and 1 the longest, rounded, and a
   weight for the user's part of the band (`Box`; SAC, the ablation)
@@ -39,8 +41,8 @@ from draftgym.policies.multispin.curves import belief_plan
 from draftgym.policies.multispin.problem import Lengths, RoundProblem, nearest_lengths
 from draftgym.policies.schedulers.network import SchedulerNetwork
 
-BELIEFS, LENGTHS, SHARES = "beliefs", "lengths", "shares"
-COMPONENTS = {BELIEFS: 1, SHARES: 2}
+BELIEFS, LENGTHS, SHARES, TILTS = "beliefs", "lengths", "shares", "tilts"
+COMPONENTS = {BELIEFS: 1, SHARES: 2, TILTS: 2}
 """Numbers of an action per user, of heads that choose in a box."""
 
 
@@ -49,7 +51,7 @@ class SchedulerHead:
     """What the outputs of a network mean.
 
     Attributes:
-        kind: `beliefs`, `lengths` or `shares`.
+        kind: `beliefs`, `tilts`, `lengths` or `shares`.
         longest: Longest draft.
         user_features: Names of the numbers of a user, in order.
         cell_features: Names of the numbers of the cell.
@@ -160,10 +162,11 @@ class LearnedScheduler:
         actions, _ = self.predict(observation, deterministic=deterministic)
         if self.head.kind == LENGTHS:
             return actions
-        if self.head.kind == BELIEFS:
+        if self.head.kind in (BELIEFS, TILTS):
             if problem is None:
                 raise ValueError("beliefs become lengths only with the problem of the round")
-            return belief_plan(problem, actions, self.head.longest).lengths
+            beliefs = actions[..., : problem.draft_seconds.shape[-1]]
+            return belief_plan(problem, beliefs, self.head.longest).lengths
         places = np.shape(observation["users"])[-2]
         return nearest_lengths(actions[..., :places], self.head.longest)
 
@@ -191,7 +194,7 @@ class LearnedScheduler:
 def box_parameters(outputs: Tensor) -> tuple[Tensor, Tensor]:
     """Means and logarithms of spreads of actions in a box, before tanh, `[n, components * K]` each.
 
-    All users' lengths come first, then all shares, as `SchedulerSharesEnv` reads them.
+    All users' first numbers come first, then all second ones, as the environments read them.
 
     Args:
         outputs: Of a network `[n, K, 2 * components]`.

@@ -31,6 +31,7 @@ from draftgym.policies.multispin.beliefs import (
     beta_posterior,
     moving_average,
 )
+from draftgym.policies.multispin.channels import alike_plan
 from draftgym.policies.multispin.heterogeneous import heterogeneous_plan
 from draftgym.policies.multispin.problem import Lengths, Plan, RoundProblem
 from draftgym.policies.multispin.uplink import Floats
@@ -103,6 +104,7 @@ RULES: dict[str, Rule] = {
     "theorem-1": common_acceptance_plan,
     "homogeneous": homogeneous_plan,
     "heterogeneous": heterogeneous_plan,
+    "alike": alike_plan,
     "gelato": selfish_plan,
 }
 """Plans by name. `gelato` also ends drafts early."""

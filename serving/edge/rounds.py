@@ -215,9 +215,9 @@ class EdgeRounds:
         self._planner.learn(self.cell.look(now))
         plan = self._planner.plan()
         lengths = np.minimum(plan.lengths, room)
-        # Plans say nothing of uploads under way, which need their part of the band.
-        late = self.cell.uploads.in_flight.any()
-        return self.cell.best_plan(lengths) if late else Plan(lengths, plan.shares)
+        # Rules' plans say nothing of uploads under way, which need their part of the band.
+        forgotten = (self.cell.sending & (plan.shares <= 0)).any()
+        return self.cell.best_plan(lengths) if forgotten else Plan(lengths, plan.shares)
 
     def _tell(self, plan: Plan, now: float) -> None:
         """Everybody who decides gets its verdict and its turn, the others their new share."""

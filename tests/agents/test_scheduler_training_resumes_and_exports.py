@@ -37,6 +37,7 @@ from tests.traces import save_traces
 MODES = {
     "ppo": {},
     "ppo lengths": {"actions": "lengths"},
+    "ppo tilts": {"actions": "tilts"},
     "sac": {"algorithm": "sac"},
     "sac shares": {"algorithm": "sac", "actions": "shares"},
 }

@@ -28,6 +28,8 @@ from benchmarks.schedulers.contenders import (
     rule_contenders,
     trained_contenders,
 )
+from benchmarks.schedulers.doubt import WAYS, DoubtArgs
+from benchmarks.schedulers.doubt import measure as measure_doubt
 from benchmarks.schedulers.figures import (
     Scenario,
     aims_met,
@@ -47,6 +49,7 @@ from draftgym.envs.cell.texts import ChainTable
 from draftgym.envs.scheduler.observation import CELL_FEATURES, USER_FEATURES
 from draftgym.policies.schedulers.learned import (
     BELIEFS,
+    LENGTHS,
     LearnedScheduler,
     SchedulerHead,
     save_scheduler,
@@ -186,6 +189,28 @@ def test_what_cannot_play_is_refused_before_anything_is_played(ground: Path) -> 
         with pytest.raises(DraftgymError, match=problem) as caught:
             compare_schedulers(args)
         assert caught.value.remedy
+
+
+def test_true_channels_are_worth_something_where_reports_are_late(ground: Path) -> None:
+    args = DoubtArgs(
+        policy=ground / "run-0/policy",
+        traces=ground / "heldout",
+        known=ground / "known",
+        users=(4,),
+        cell=CellArgs(report_rounds_old=1, deadline=0.6),
+        cells=8,
+        rounds=20,
+    )
+    rows = {row.way: row for row in fields_of(measure_doubt(args)).rows}
+    assert list(rows) == list(WAYS)
+    assert rows["as reported"].over.low == rows["as reported"].over.high == 1
+    assert rows["as they are (unknowable), shares"].over.value > 1
+    with pytest.raises(DraftgymError, match="sets lengths") as caught:
+        head = SchedulerHead(LENGTHS, 6, USER_FEATURES, CELL_FEATURES)
+        policy = LearnedScheduler(head.network(8), head)
+        save_scheduler(policy, user_table().arms, user_traces().origin, ground / "other", {})
+        measure_doubt(replace(args, policy=ground / "other"))
+    assert "beliefs" in caught.value.remedy
 
 
 def hand_tally(tokens: list[float], seconds: list[float]) -> CellTotals:

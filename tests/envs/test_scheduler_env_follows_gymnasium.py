@@ -13,11 +13,16 @@ from stable_baselines3.common.env_checker import check_env as sb3_check
 from draftgym.decoding.errors import DraftgymError
 from draftgym.envs.cell.settings import CellSettings
 from draftgym.envs.cell.texts import ChainTable
-from draftgym.envs.scheduler.env import SchedulerBeliefEnv, SchedulerEnv, SchedulerSharesEnv
+from draftgym.envs.scheduler.env import (
+    SchedulerBeliefEnv,
+    SchedulerEnv,
+    SchedulerSharesEnv,
+    SchedulerTiltEnv,
+)
 from draftgym.envs.scheduler.observation import CELL_FEATURES, USER_FEATURES
 from tests.handmade_users import MODES, a_slow_place, user_table, user_traces
 
-KINDS = [SchedulerEnv, SchedulerBeliefEnv, SchedulerSharesEnv]
+KINDS = [SchedulerEnv, SchedulerBeliefEnv, SchedulerSharesEnv, SchedulerTiltEnv]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +39,9 @@ def test_env_passes_both_checkers(kind: type[SchedulerEnv], mode: str, table: Ch
         sb3_check(kind(table, MODES[mode]))
 
 
-@pytest.mark.parametrize("name", ["Scheduler", "SchedulerBelief", "SchedulerShares"])
+@pytest.mark.parametrize(
+    "name", ["Scheduler", "SchedulerBelief", "SchedulerShares", "SchedulerTilt"]
+)
 def test_env_is_made_by_its_id_and_truncated(name: str) -> None:
     env = gym.make(f"draftgym/{name}-v0", traces=user_traces(), cell=MODES["synchronous"])
     assert env.spec is not None and env.spec.max_episode_steps == 256

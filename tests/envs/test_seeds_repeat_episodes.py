@@ -29,7 +29,7 @@ CELLS = {
     "window": CellSettings(users=3, window=0.05, deadline=5.0),
     "old reports": CellSettings(users=3, report_rounds_old=2, report_error_db=3.0),
 }
-SCHEDULERS = ("Scheduler", "SchedulerBelief", "SchedulerShares")
+SCHEDULERS = ("Scheduler", "SchedulerBelief", "SchedulerShares", "SchedulerTilt")
 VERSIONS = ("", "-v1")
 Make = Callable[..., Any]
 

@@ -21,7 +21,12 @@ from draftgym.envs.cell.texts import ChainTable
 from draftgym.envs.load.arrivals import Bursts
 from draftgym.envs.load.settings import ServerSettings
 from draftgym.envs.router.replay import RouterReplayEnv, RouterReplayVectorEnv
-from draftgym.envs.scheduler.env import SchedulerBeliefEnv, SchedulerEnv, SchedulerSharesEnv
+from draftgym.envs.scheduler.env import (
+    SchedulerBeliefEnv,
+    SchedulerEnv,
+    SchedulerSharesEnv,
+    SchedulerTiltEnv,
+)
 from draftgym.envs.scheduler.vector import VECTOR_FORMS
 from draftgym.envs.serving.env import ServingEnv
 from draftgym.envs.serving.vector import ServingVectorEnv
@@ -78,6 +83,7 @@ KINDS = {
     "lengths": cells(SchedulerEnv, "synchronous"),
     "beliefs": cells(SchedulerBeliefEnv, "everything"),
     "shares": cells(SchedulerSharesEnv, "window"),
+    "tilts": cells(SchedulerTiltEnv, "everything"),
     "serving": Kind(
         lambda: ServingEnv(PROMPTS, server=SERVER, price=50.0),
         lambda: ServingVectorEnv(COUNT, PROMPTS, server=SERVER, price=50.0),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from draftgym.agents.common.settings import BeliefFit
-from draftgym.agents.scheduler.belief_fitting import Evidence, fit_beliefs, negative_log_likelihood
+from draftgym.agents.scheduler.belief_fitting import Evidence, fit_beliefs, fitting_loss
 from draftgym.agents.scheduler.bounded_reward import BoundedReward
 from draftgym.agents.scheduler.totals import play_cells
 from draftgym.envs.cell.cell import Cell
@@ -130,8 +130,8 @@ def test_the_likelihood_is_that_of_accepted_and_rejected_tokens(table: ChainTabl
     mean = network(seen["users"], seen["cell"])[..., 0]
     chance = (torch.tanh(mean) + 1) / 2
     wanted = -(accepted * chance.log() + rejected * (1 - chance).log()).mean()
-    evidence = Evidence(seen["users"], seen["cell"], accepted, rejected)
-    found = negative_log_likelihood(network, evidence)
+    evidence = Evidence(seen["users"], seen["cell"], accepted, rejected, torch.zeros(3, 2))
+    found = fitting_loss(network, evidence)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 

@@ -25,6 +25,7 @@ from draftgym.policies.schedulers.learned import (
     BELIEFS,
     LENGTHS,
     SHARES,
+    TILTS,
     LearnedScheduler,
     SchedulerHead,
     load_scheduler,
@@ -32,7 +33,7 @@ from draftgym.policies.schedulers.learned import (
 )
 from tests.handmade_users import MODES, user_table, user_traces
 
-KINDS = (BELIEFS, LENGTHS, SHARES)
+KINDS = (BELIEFS, LENGTHS, SHARES, TILTS)
 LONGEST = 6
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -19,6 +19,7 @@ from draftgym.policies.schedulers.learned import (
     BELIEFS,
     LENGTHS,
     SHARES,
+    TILTS,
     LearnedScheduler,
     SchedulerHead,
 )
@@ -81,7 +82,7 @@ def test_every_text_is_plain_decodings(target: Target, planner: str, temperature
     assert sum(one.accepted for done in written for one in done) > 0
 
 
-@pytest.mark.parametrize("kind", [BELIEFS, LENGTHS, SHARES])
+@pytest.mark.parametrize("kind", [BELIEFS, LENGTHS, SHARES, TILTS])
 def test_networks_plan_as_rules_do(target: Target, kind: str) -> None:
     asked = [[text(i, 1.0)] for i in range(3)]
     with serving(target, untrained(kind), users=3, rounds_of=Gathered) as edge:
