@@ -304,19 +304,20 @@ class Trainer(ABC, Generic[Policy]):
         return float(value) if isinstance(value, int | float) else NOTHING
 
 
-def open_traces(folder: Path, remedy: str) -> TraceSet:
+def open_traces(folder: Path, remedy: str, mapped: bool = False) -> TraceSet:
     """Reads traces; nothing is collected unasked.
 
     Args:
         folder: Where they should be.
         remedy: How to get them, and how long that takes.
+        mapped: Whether they stay on disk.
 
     Raises:
         DraftgymError: There are none, or they are damaged.
     """
     if not folder.is_dir() or not shards_in(folder):
         raise DraftgymError(f"no traces in {folder}", remedy)
-    return read_traces(folder)
+    return read_traces(folder, mapped)
 
 
 def write_card(title: str, what: str, rows: Mapping[str, str], usage: str) -> str:

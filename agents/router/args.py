@@ -33,6 +33,8 @@ class RouterArgs(TrainArgs):
             is a tree of at most 16 tokens, 5 deep. Default: all traced arms, the rule that is the
             default of `draftgym generate` if its parts are among them, and plain; live, one arm per
             loaded drafter.
+        stream: Leave the traces on disk and read what a round looks at: for traces that do not fit
+            into memory. Takes an uncompressed copy of them, in .mapped of their folder.
         also: More folders of traces to train on, such as of other temperatures.
         cost_model: What rounds cost: a cost model's file, or published costs by name
             (llama3.1-8b-h100); default: the costs that were measured with the traces.
@@ -65,6 +67,7 @@ class RouterArgs(TrainArgs):
     live: bool = False
     init: Path | None = None
     arms: tuple[str, ...] = ()
+    stream: bool = False
     also: tuple[Path, ...] = ()
     cost_model: Path | None = None
     twice: bool = False

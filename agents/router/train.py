@@ -68,7 +68,7 @@ def train_router(args: RouterArgs) -> Path:
         experience = live_experience(args)
     else:
         first, *others = (
-            open_traces(folder, COLLECT.format(folder=folder))
+            open_traces(folder, COLLECT.format(folder=folder), args.stream)
             for folder in (args.traces, *args.also)
         )
         traces = first.mixed_with(others)

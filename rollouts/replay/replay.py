@@ -20,7 +20,12 @@ from numpy.typing import NDArray
 from draftgym.decoding.arms import Arm
 from draftgym.decoding.costs.cost_model import CostModel, note_extrapolation
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.observation import Observation, RouterMemory, drafter_names
+from draftgym.decoding.observation import (
+    TEXT_SIGNALS,
+    Observation,
+    RouterMemory,
+    drafter_names,
+)
 from draftgym.rollouts.replay.pricing import (
     backlogs,
     catch_up_table,
@@ -29,6 +34,7 @@ from draftgym.rollouts.replay.pricing import (
     worked,
 )
 from draftgym.rollouts.traces.joint import made_by
+from draftgym.rollouts.traces.mapped import Room
 from draftgym.rollouts.traces.trace import TextTrace, TraceSet
 
 
@@ -139,7 +145,8 @@ class Replay:
     def options(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """What a round with each arm would commit and cost here `[n, A]`, catching up included."""
         row = self._row
-        committed, seconds = self._committed[:, row].T, self._seconds[:, row].T
+        committed = self._committed[:, row].T.astype(np.int64)
+        seconds = self._seconds[:, row].T
         each = self._catching_up(row)  # [n, D]
         return committed, seconds + np.einsum("nd,and->na", each, self._asked[:, row])
 
@@ -158,7 +165,7 @@ class Replay:
             played: Which episodes play `[n]`.
         """
         row, context = self._row, self._context[self._row]
-        committed = np.where(played, self._committed[actions, row], 0)
+        committed = np.where(played, self._committed[actions, row], 0).astype(np.int64)
         asked, verified = self._asked[actions, row], self._verified[actions, row]
         catching_up = np.where(asked, self._catching_up(row), 0.0).sum(1)
         seconds = np.where(played, self._seconds[actions, row] + catching_up, 0.0)
@@ -182,50 +189,40 @@ class Replay:
         return self._tables[np.arange(len(self._tables)), waited]
 
     def _lay_out(self, traces: TraceSet, model: CostModel) -> None:
-        """Puts all texts behind each other."""
-        texts, names = self.texts, drafter_names(self.arms)
-        sizes = np.array([len(text.tokens) for text in texts])
+        """Puts all texts behind each other, in memory or on disk."""
+        texts, names, room = self.texts, drafter_names(self.arms), Room(traces.scratch)
+        sizes = np.array([len(text) + 1 for text in texts])
         self._last = sizes.cumsum() - 1
         self._first = self._last + 1 - sizes
-        position = np.concatenate([np.arange(size) for size in sizes])
-        self._context = position + np.repeat([text.prompt_tokens for text in texts], sizes)
+        rows, arms = int(sizes.sum()), len(self.arms)
         self._limit = traces.origin.max_new_tokens
-        self._remaining = self._limit - 1 - position
-        # What nobody knows is 0 throughout; policies that read it are refused (`replay_for`).
-        self._signals = np.nan_to_num(np.concatenate([text.signals for text in texts]))
-        self._committed = np.stack([_rows(texts, arm) for arm in self.arms])
-        self._seconds = np.stack([_costs(texts, arm, model) for arm in self.arms])
-        steps = [np.append(step_seconds(model, text), 1.0) for text in texts]
-        self._step_seconds = np.concatenate(steps)
-        self._asked, self._verified = _workers(texts, self.arms, names)
+        self._context, self._remaining = room((rows,), np.int64), room((rows,), np.int64)
+        self._signals = room((rows, len(TEXT_SIGNALS)), np.float32)
+        self._step_seconds = room((rows,), np.float64)
+        self._committed = room((arms, rows), np.int16)
+        self._seconds = room((arms, rows), np.float64)
+        self._asked = room((arms, rows, len(names)), np.bool_)
+        self._verified = room((arms, rows, len(names)), np.bool_)
+        for text, first, last in zip(texts, self._first.tolist(), self._last.tolist(), strict=True):
+            self._lay(text, slice(first, last), names, model)
         self._lags = np.array([traces.origin.lags[name] for name in names], dtype=np.int64)
         longest = int(self._context.max()) + 1
         note_extrapolation(model, longest)
         tables = [catch_up_table(model, name, longest) for name in names]
         self._tables = np.stack(tables) if tables else np.zeros((0, longest + 1))
 
-
-def _rows(texts: Sequence[TextTrace], arm: Arm) -> NDArray[np.int64]:
-    """Committed tokens by row `[R]`; a text's last row has no round."""
-    return np.concatenate([np.append(made_by(text, arm).committed, 0) for text in texts])
-
-
-def _costs(texts: Sequence[TextTrace], arm: Arm, model: CostModel) -> NDArray[np.float64]:
-    """Seconds of a round without catching up by row `[R]`."""
-    return np.concatenate([np.append(round_seconds(model, text, arm), 0.0) for text in texts])
-
-
-def _workers(
-    texts: Sequence[TextTrace], arms: Sequence[Arm], names: Sequence[str]
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Whom each arm asks, and whose proposals it verifies, by row: twice `[A, R, D]`."""
-    found = [[worked(text, arm, names) for text in texts] for arm in arms]
-    asked, verified = (
-        np.stack([_with_last_rows([one[kind] for one in of]) for of in found]) for kind in (0, 1)
-    )
-    return asked, verified
-
-
-def _with_last_rows(rounds: Sequence[NDArray[np.bool_]]) -> NDArray[np.bool_]:
-    """Facts of the rounds of all texts `[n, D]`, by row; a text's last row has no round."""
-    return np.concatenate([np.pad(one, ((0, 1), (0, 0))) for one in rounds])
+    def _lay(self, text: TextTrace, rounds: slice, names: Sequence[str], model: CostModel) -> None:
+        """Puts one text there; its last row, behind these, has no round."""
+        whole = slice(rounds.start, rounds.stop + 1)
+        position = np.arange(len(text) + 1)
+        self._context[whole] = position + text.prompt_tokens
+        self._remaining[whole] = self._limit - 1 - position
+        # What nobody knows is 0 throughout; policies that read it are refused (`replay_for`).
+        self._signals[whole] = np.nan_to_num(text.signals)
+        self._step_seconds[whole] = np.append(step_seconds(model, text), 1.0)
+        for index, arm in enumerate(self.arms):
+            self._committed[index, whole] = np.append(made_by(text, arm).committed, 0)
+            self._seconds[index, whole] = np.append(round_seconds(model, text, arm), 0.0)
+            asked, verified = worked(text, arm, names)
+            self._asked[index, rounds], self._verified[index, rounds] = asked, verified
+        self._asked[:, rounds.stop] = self._verified[:, rounds.stop] = False

@@ -8,7 +8,7 @@ Notation: n = episodes, A = arms, L = levels, R = rows of all texts, one per tok
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from draftgym.decoding.costs.published import NOTHING
 from draftgym.decoding.drafting import LOOKUPS
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.two_stage import (
+    FACTS,
     LEVELS,
     TwoStageMemory,
     decides_twice,
@@ -29,6 +30,7 @@ from draftgym.decoding.two_stage import (
 )
 from draftgym.rollouts.replay.replay import Replay, ReplayedRound
 from draftgym.rollouts.traces.joint import asked_of, matches, path_scores
+from draftgym.rollouts.traces.mapped import Room
 from draftgym.rollouts.traces.trace import TextTrace, TraceSet
 
 
@@ -61,10 +63,21 @@ class TwoStageReplay(Replay):
         model = with_free_lookup(cost_model or traces.origin.cost_model)
         super().__init__(traces, flat, count, model)
         self.memory = TwoStageMemory(arms, count)
-        self._told = np.stack([_by_row(self.texts, _first_told, arm)[:, 0] for arm in arms])
-        free = [_by_row(self.texts, _facts, arm) for arm in free_arms(arms)]
-        none = np.zeros((self._told.shape[1], 0), np.float32)
-        self._free = np.concatenate([none, *free], 1)
+        self._lay_out_decisions(arms, Room(traces.scratch))
+
+    def _lay_out_decisions(self, arms: Sequence[Arm], room: Room) -> None:
+        """Puts what decisions are told of all texts behind each other, as `_lay_out` does."""
+        rows, free = len(self._context), free_arms(arms)
+        self._told = room((len(arms), rows), np.float32)
+        self._free = room((rows, len(free) * len(FACTS)), np.float32)
+        starts = zip(self.texts, self._first.tolist(), strict=True)
+        for text, first in starts:
+            whole = slice(first, first + len(text) + 1)
+            for index, arm in enumerate(arms):
+                self._told[index, whole] = np.append(_first_told(text, arm), 0)
+            for index, arm in enumerate(free):
+                columns = slice(index * len(FACTS), (index + 1) * len(FACTS))
+                self._free[whole, columns] = np.pad(_facts(text, arm), ((0, 1), (0, 0)))
 
     @property
     def choices(self) -> tuple[Arm, ...]:
@@ -144,13 +157,6 @@ def with_free_lookup(model: CostModel) -> CostModel:
     return replace(model, catch_up=curves)
 
 
-def _by_row(
-    texts: Sequence[TextTrace], read: Callable[[TextTrace, Arm], NDArray[np.float32]], arm: Arm
-) -> NDArray[np.float32]:
-    """Facts of the rounds of all texts, by row; a text's last row has no round, and nothing."""
-    return np.concatenate([np.pad(read(text, arm), ((0, 1), (0, 0))) for text in texts])
-
-
 def _first_told(text: TextTrace, arm: Arm) -> NDArray[np.float32]:
     """How likely the first token is of which a second decision is told, by position; else -1."""
     told = np.full(len(text), -1.0, np.float32)
@@ -162,7 +168,7 @@ def _first_told(text: TextTrace, arm: Arm) -> NDArray[np.float32]:
             drafted &= matches(text, last.arm) >= last.arm.least
         asked = last.where & drafted
         told[asked] = np.exp(np.where(first, paths, -np.inf).max(1)[asked])
-    return told[:, None]
+    return told
 
 
 def _facts(text: TextTrace, arm: Arm) -> NDArray[np.float32]:

@@ -133,8 +133,12 @@ def as_traces(source: str | Path | TraceSet) -> TraceSet:
     return read_traces(Path(source))
 
 
-def read_traces(folder: Path) -> TraceSet:
+def read_traces(folder: Path, mapped: bool = False) -> TraceSet:
     """Reads every shard of a folder.
+
+    Args:
+        folder: Where.
+        mapped: Whether texts stay on disk (`draftgym.rollouts.traces.mapped`).
 
     Raises:
         DraftgymError: No shards, a damaged or foreign file, or shards of different origins.
@@ -142,18 +146,20 @@ def read_traces(folder: Path) -> TraceSet:
     shards = shards_in(folder) if folder.is_dir() else []
     if not shards:
         raise DraftgymError(f"no traces in {folder}", f"make some: draftgym collect --out {folder}")
+    from draftgym.rollouts.traces.mapped import FOLDER, mapped_texts
+
     origin = read_origin(shards[0])
     texts: list[TextTrace] = []
     for shard in shards:
         require_same(read_origin(shard), origin, shard)
-        texts += _read_texts(shard, origin)
+        texts += mapped_texts(shard, origin) if mapped else _read_texts(shard, origin)
     if origin.seeding == ONE_FOR_ALL:
         print(
             f"note: {folder}: traces of an older kind, whose sampled texts share one noise seed; "
             "intervals over them promise too much",
             file=sys.stderr,
         )
-    return TraceSet(origin, texts)
+    return TraceSet(origin, texts, folder / FOLDER if mapped else None)
 
 
 def read_origin(shard: Path) -> TraceOrigin:
@@ -164,7 +170,7 @@ def read_origin(shard: Path) -> TraceOrigin:
     """
     import pyarrow.parquet
 
-    with _refusing(shard):
+    with refusing(shard):
         stored = (pyarrow.parquet.read_schema(shard).metadata or {}).get(METADATA_KEY)
         body = parse_json(stored.decode(), "its metadata", AGAIN) if stored else {}
     if body.get("kind") != KIND:
@@ -177,7 +183,7 @@ def read_origin(shard: Path) -> TraceOrigin:
             f"reads {SCHEMA_VERSION}",
             AGAIN,
         )
-    with _refusing(shard):
+    with refusing(shard):
         told = body["origin"]
         one_for_all = body["schema_version"] == ONE_SEED_VERSION and told["temperature"]
         origin = TraceOrigin.from_json(told | ({"seeding": ONE_FOR_ALL} if one_for_all else {}))
@@ -198,7 +204,7 @@ def rows_in(shard: Path) -> int:
     """
     import pyarrow.parquet
 
-    with _refusing(shard):
+    with refusing(shard):
         return int(pyarrow.parquet.read_metadata(shard).num_rows)
 
 
@@ -212,7 +218,7 @@ def read_answers(folder: Path, questions: Collection[str]) -> dict[str, list[int
 
     answers: dict[str, list[int]] = {one: [] for one in questions}
     for shard in shards_in(folder):
-        with _refusing(shard):
+        with refusing(shard):
             table = pyarrow.parquet.read_table(shard, columns=["question_id", "token"])
             for question, token in zip(*(one.to_pylist() for one in table.columns), strict=True):
                 if question in answers:
@@ -236,7 +242,7 @@ def read_done(folder: Path, origin: TraceOrigin | None = None) -> dict[str, str]
     for shard in shards_in(folder):
         if origin is not None:
             require_same(read_origin(shard), origin, shard)
-        with _refusing(shard):
+        with refusing(shard):
             table = pyarrow.parquet.read_table(shard, columns=["question_id", "prompt_hash"])
             questions, hashes = (column.to_pylist() for column in table.columns)
             done.update(zip(questions, hashes, strict=True))
@@ -254,7 +260,7 @@ def require_same(found: TraceOrigin, wanted: TraceOrigin, where: Path) -> None:
 
 
 @contextmanager
-def _refusing(shard: Path) -> Iterator[None]:
+def refusing(shard: Path) -> Iterator[None]:
     """Whatever a damaged file makes of its reader is refused with the remedy."""
     try:
         yield
@@ -266,23 +272,33 @@ def _refusing(shard: Path) -> Iterator[None]:
 def _read_texts(shard: Path, origin: TraceOrigin) -> list[TextTrace]:
     import pyarrow.parquet
 
-    with _refusing(shard):
-        table = pyarrow.parquet.read_table(shard).combine_chunks()
-        kinds = _column_types(table.column_names, origin)
-        for name, kind in kinds.items():
-            column = table.column(name)
-            if not str(column.type).startswith(kind) or column.null_count:
-                raise ValueError(f"column {name} is {column.type}, with {column.null_count} gaps")
-        arrays = {name: _array(table.column(name)) for name in kinds}
-        starts = np.flatnonzero(arrays["position"] == 0)
-        lengths = np.diff(np.append(starts, len(table)))
-        whole = [np.arange(length) for length in lengths]
-        if len(table) and not np.array_equal(arrays["position"], np.concatenate(whole or [starts])):
-            raise ValueError("rows are missing or out of order")
-        return [
-            _read_text(arrays, slice(int(start), int(start + length)), origin)
-            for start, length in zip(starts, lengths, strict=True)
-        ]
+    with refusing(shard):
+        arrays, texts = split_texts(pyarrow.parquet.read_table(shard), origin)
+        return [read_text(arrays, rows, origin) for rows in texts]
+
+
+def split_texts(table: Any, origin: TraceOrigin) -> tuple[dict[str, NDArray[Any]], list[slice]]:
+    """The columns of a shard's table as arrays, and the rows of each text.
+
+    Raises:
+        ValueError: They are not those of traces of this origin.
+    """
+    table = table.combine_chunks()
+    kinds = _column_types(table.column_names, origin)
+    for name, kind in kinds.items():
+        column = table.column(name)
+        if not str(column.type).startswith(kind) or column.null_count:
+            raise ValueError(f"column {name} is {column.type}, with {column.null_count} gaps")
+    arrays = {name: _array(table.column(name)) for name in kinds}
+    starts = np.flatnonzero(arrays["position"] == 0)
+    lengths = np.diff(np.append(starts, len(table)))
+    whole = [np.arange(length) for length in lengths]
+    if len(table) and not np.array_equal(arrays["position"], np.concatenate(whole or [starts])):
+        raise ValueError("rows are missing or out of order")
+    return arrays, [
+        slice(int(start), int(start + length))
+        for start, length in zip(starts, lengths, strict=True)
+    ]
 
 
 def _column_types(names: Sequence[str], origin: TraceOrigin) -> dict[str, str]:
@@ -301,13 +317,18 @@ def _column_types(names: Sequence[str], origin: TraceOrigin) -> dict[str, str]:
 
 def _array(column: Any) -> NDArray[Any]:
     """A column as an array; lists of one length become rows."""
-    whole = column.combine_chunks()
+    whole = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     if str(whole.type).startswith("fixed_size_list"):
         return np.asarray(whole.flatten().to_numpy().reshape(len(whole), -1))
     return np.asarray(column.to_numpy())
 
 
-def _read_text(arrays: dict[str, NDArray[Any]], rows: slice, origin: TraceOrigin) -> TextTrace:
+def read_text(arrays: dict[str, NDArray[Any]], rows: slice, origin: TraceOrigin) -> TextTrace:
+    """The text in some rows of a shard's columns.
+
+    Raises:
+        ValueError: It is cut.
+    """
     rounds, tokens = slice(rows.start, rows.stop - 1), rows.stop - rows.start
 
     def arm(name: str) -> ArmTrace:

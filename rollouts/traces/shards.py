@@ -72,7 +72,8 @@ class ShardWriter(Generic[Item]):
         shard = shard_path(self.folder, self._next)
         table = self.to_table(self._buffer)
         with replacing(shard) as unfinished:  # readers of the folder pass over it
-            pyarrow.parquet.write_table(table, unfinished, compression="zstd")
+            options = {"compression": "zstd", **_encoding(table.schema)}
+            pyarrow.parquet.write_table(table, unfinished, **options)
         self._buffer.clear()
         self._next += 1
 
@@ -111,6 +112,19 @@ def sole_writer(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _encoding(schema: Any) -> dict[str, Any]:
+    """Floats byte by byte, the first bytes of all first: a quarter less than as they come."""
+    leaves = {
+        f"{field.name}.list.element" if "list" in str(field.type) else field.name: str(field.type)
+        for field in schema
+    }
+    floats = [name for name, kind in leaves.items() if "float" in kind or kind == "double"]
+    return {
+        "use_dictionary": [name for name in leaves if name not in floats],
+        "column_encoding": dict.fromkeys(floats, "BYTE_STREAM_SPLIT"),
+    }
 
 
 def _number(shard: Path) -> int:

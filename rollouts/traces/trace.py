@@ -15,6 +15,7 @@ import json
 import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -204,10 +205,12 @@ class TraceSet:
     Attributes:
         origin: Where they come from.
         texts: The texts.
+        scratch: Where what is made of them goes, if they are not to be held in memory.
     """
 
     origin: TraceOrigin
     texts: list[TextTrace]
+    scratch: Path | None = None
 
     @property
     def positions(self) -> int:
