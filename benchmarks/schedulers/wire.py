@@ -139,12 +139,14 @@ def host_of(args: WireArgs, lab: EdgeLabArgs) -> Path:
 def measure(args: WireArgs, lab: EdgeLabArgs) -> Result:
     """What a lab did, run now unless it was run before."""
     folder = folder_of(args, lab)
-    told = folder / "lab.json"
-    if not told.exists():
+    path = folder / "lab.json"
+    if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        run_lab(replace(lab, folder=folder, json=told))
-    found = read_json(told, AGAIN)
-    return {**found["server"], "texts": found["texts"], "deaths": found["deaths"]}
+        run_lab(replace(lab, folder=folder, json=path))
+    found = read_json(path, AGAIN)
+    told = {"texts": found["texts"], "deaths": found["deaths"]}
+    whole = lab.seconds / max(1, found["server"]["rounds"])  # what lies between rounds included
+    return {**found["server"], "round_seconds": whole, **told}
 
 
 def predict(args: WireArgs, lab: EdgeLabArgs, traces: TraceSet, target: Target) -> Result:
