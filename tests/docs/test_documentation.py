@@ -74,6 +74,8 @@ def check_options(program: str, words: list[str]) -> None:
 
 def resolve(name: str) -> object:
     """What a dotted name stands for: a module, or something in one."""
+    if name.startswith("ray.rllib.") and importlib.util.find_spec("tree") is None:
+        return None  # RLlib lacks packages that no extra of ours brings (docs/scaling.md)
     parts = name.split(".")
     for cut in range(len(parts), 0, -1):
         try:
