@@ -15,7 +15,7 @@ folder.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -204,12 +204,10 @@ def tables(result: Result) -> list[Table]:
         "predicted, tokens/s": lambda row: f"{_mean(row, 'predicted', 'goodput'):.1f}",
         "measured": lambda row: f"{_mean(row, 'measured', 'goodput'):.1f}",
         "off by": lambda row: f"{_off(row):+.1%}",
-        "round, s, predicted": lambda row: f"{_mean(row, 'predicted', 'round_seconds'):.3f}",
-        "round, measured": lambda row: f"{_mean(row, 'measured', 'round_seconds'):.3f}",
-        "accepted, predicted": lambda row: _accepted(row, "predicted"),
-        "accepted, measured": lambda row: _accepted(row, "measured"),
+        "round, s, predicted / measured": lambda row: _both(row, _round_seconds, ".3f"),
+        "accepted a round, predicted / measured": lambda row: _both(row, _accepted, ".2f"),
         f"over {first}, predicted": lambda row: _over(row, "predicted"),
-        f"over {first}, measured": lambda row: _over(row, "measured"),
+        "measured over it": lambda row: _over(row, "measured"),
     }
     found = []
     for devices in sorted({row["devices"] for row in rows}):
@@ -239,9 +237,18 @@ def _off(row: Mapping[str, Any]) -> float:
     return _mean(row, "predicted", "goodput") / _mean(row, "measured", "goodput") - 1
 
 
-def _accepted(row: Mapping[str, Any], by: str) -> str:
-    drafted, accepted = (_mean(row, by, what) for what in ("drafted", "accepted"))
-    return f"{accepted:.0f} of {drafted:.0f}"
+def _round_seconds(row: Mapping[str, Any], by: str) -> float:
+    return _mean(row, by, "round_seconds")
+
+
+def _accepted(row: Mapping[str, Any], by: str) -> float:
+    return _mean(row, by, "accepted") / _mean(row, by, "rounds")
+
+
+def _both(
+    row: Mapping[str, Any], told: Callable[[Mapping[str, Any], str], float], form: str
+) -> str:
+    return " / ".join(format(told(row, by), form) for by in ("predicted", "measured"))
 
 
 def _over(row: Mapping[str, Any], by: str) -> str:
