@@ -7,13 +7,23 @@
 Every trial trains a router for fewer rounds and is judged by its speed on texts that were set
 aside. The study lies in the run folder and goes on when the command is given again, with the trials
 that it would have drawn without a break. Prompts that results are reported on play no part in it.
+
+The same command, given several times at once, shares the study: each process takes the next trial.
+On several machines it lies in a database that all reach, with a run folder on each:
+
+    $ draftgym tune --trials 400 --storage postgresql://tuner@host/studies
+
+A process that dies takes no trial along: it is tried anew once its database has heard nothing of it
+for some minutes.
 """
 
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +42,7 @@ from draftgym.decoding.verify.seeds import check_seed
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
+    from optuna.trial import FrozenTrial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +59,7 @@ class TuneArgs(TrainArgs):
         minutes: Most minutes of a trial.
         validation: Share of the texts that trials are judged by.
         seed: Seed of the search and of every trial.
+        storage: The study's database, as Optuna names it; default: a file in the run folder.
     """
 
     traces: Path = Path("runs/traces")
@@ -56,6 +68,12 @@ class TuneArgs(TrainArgs):
     trials: int = 40
     rounds: int = 200_000
     validation: float = 0.25
+    storage: str | None = None
+
+
+HEARTBEAT, SILENCE = 60, 300
+"""Seconds between signs of life of a trial, and without any until it counts as dead."""
+DRAW = "draw"
 
 
 def tune(args: TuneArgs) -> dict[str, Any]:
@@ -79,33 +97,71 @@ def tune(args: TuneArgs) -> dict[str, Any]:
     traces = open_traces(args.traces, COLLECT.format(folder=args.traces))
     traces.check_arms(map(parse_arm, args.arms))  # now, rather than once in every trial
     check_run_folder(args.run)
+    warnings.filterwarnings(
+        "ignore", category=optuna.exceptions.ExperimentalWarning
+    )  # signs of life
     study = _open_study(args)
-    finished = sum(trial.value is not None for trial in study.trials)
-    for done in range(finished, args.trials):
-        # Each trial has a seed of its own, so that a resumed study draws what a whole one would.
-        seed = int(np.random.SeedSequence([args.seed, done]).generate_state(1)[0])
-        study.sampler = optuna.samplers.TPESampler(seed=seed)
-        study.optimize(lambda trial: _judge(args, trial), n_trials=1)
+    while len(_counted(study)) < args.trials:
+        study.optimize(lambda trial: _try(args, trial), n_trials=1)
     return _report(args, study)
 
 
+def _try(args: TuneArgs, trial: Trial) -> float:
+    """One trial, with a sampler of its own, so that a resumed study draws what a whole one would.
+
+    Its seed depends on a number that no other trial of the study has, in whichever process.
+    """
+    import optuna
+
+    others = [one for one in _counted(trial.study) if one.number != trial.number]
+    taken = {one.user_attrs[DRAW] for one in others if DRAW in one.user_attrs}
+    before = sum(one.number < trial.number and DRAW not in one.user_attrs for one in others)
+    draw = next(islice((one for one in count() if one not in taken), before, None))
+    if draw >= args.trials:  # two processes saw the last one due
+        raise optuna.TrialPruned
+    trial.set_user_attr(DRAW, draw)
+    seed = int(np.random.SeedSequence([args.seed, draw]).generate_state(1)[0])
+    # Running trials count as bad ones, so that two processes do not try the same.
+    trial.study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+    return _judge(args, trial)
+
+
+def _counted(study: Study) -> list[FrozenTrial]:
+    """Trials that are done or under way, in whichever process."""
+    from optuna.storages import fail_stale_trials
+    from optuna.trial import TrialState
+
+    fail_stale_trials(study)
+    states = [TrialState.COMPLETE, TrialState.RUNNING]
+    found: list[FrozenTrial] = study.get_trials(deepcopy=False, states=states)
+    return found
+
+
 def _open_study(args: TuneArgs) -> Study:
-    """The run folder's study, or a new one."""
+    """The study of the database or the run folder, or a new one."""
     import optuna
 
     file = args.run / "study.db"
+    told = args.storage or f"study {file}"
     try:
+        storage = optuna.storages.RDBStorage(
+            args.storage or f"sqlite:///{file}",
+            heartbeat_interval=HEARTBEAT,
+            grace_period=SILENCE,
+            engine_kwargs={} if args.storage else {"connect_args": {"timeout": 60}},
+        )
         return optuna.create_study(
             direction="maximize",
             study_name=args.algorithm,
-            storage=f"sqlite:///{file}",
+            storage=storage,
             load_if_exists=True,
         )
     except Exception as error:  # of Optuna, SQLAlchemy or SQLite, each of many kinds
         reason = str(error).splitlines()[0] if str(error) else repr(error)
-        raise DraftgymError(
-            f"cannot read the study {file}: {reason}", "name another --run, or delete the file"
-        ) from error
+        remedy = "name another --run, or delete the file"
+        if args.storage:
+            remedy = "check --storage: postgresql://USER@HOST/DATABASE, with its driver installed"
+        raise DraftgymError(f"cannot read the {told}: {reason}", remedy) from error
 
 
 def suggest_ppo(trial: Trial) -> RouterPPO:
@@ -153,9 +209,10 @@ def _router_args(args: TuneArgs, run: Path) -> RouterArgs:
 
 
 def _report(args: TuneArgs, study: Study) -> dict[str, Any]:
+    done = [trial for trial in study.trials if trial.value is not None]
     best = {
         "tokens_per_target_step": study.best_value,
-        "trials": len(study.trials),
+        "trials": len(done),
         "settings": study.best_params,
     }
     write_json(args.run / "best.json", best | {"study": plain(asdict(args))})
@@ -163,7 +220,7 @@ def _report(args: TuneArgs, study: Study) -> dict[str, Any]:
         f"--{args.algorithm}.{name.replace('_', '-')} {value}"
         for name, value in study.best_params.items()
     )
-    print(f"best of {len(study.trials)}: {study.best_value:.4f} tokens per target step")
+    print(f"best of {len(done)}: {study.best_value:.4f} tokens per target step")
     print(f"draftgym train-router --algorithm {args.algorithm} {flags}")
     return best
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import draftgym.agents.router.tune as tune_module
 from draftgym.agents.common.settings import RouterPPO
 from draftgym.agents.router.tune import TuneArgs, suggest_dqn, tune
 from draftgym.decoding.drafting import Drafter
@@ -79,6 +80,28 @@ def test_a_study_that_was_cut_draws_what_a_whole_one_draws(
     assert len({str(params) for params in whole}) == 14
     assert drawn("cut", 3, 14) == whole
     assert drawn("killed", 14, 14) == whole
+
+
+def test_processes_that_share_a_study_draw_what_no_other_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import optuna
+
+    def judge(args: TuneArgs, trial: optuna.Trial) -> float:
+        return suggest_dqn(trial).gamma
+
+    monkeypatch.setattr(tune_module, "_judge", judge)
+    args = TuneArgs(algorithm="dqn", run=tmp_path, trials=3)
+    study = tune_module._open_study(args)
+    one, other, dying = study.ask(), study.ask(), study.ask()  # as three processes do at once
+    values = [tune_module._try(args, trial) for trial in (dying, other, one)]
+    assert len(set(values)) == 3
+    surplus = study.ask()
+    with pytest.raises(optuna.TrialPruned):
+        tune_module._try(args, surplus)
+    study.tell(surplus, state=optuna.trial.TrialState.PRUNED)  # as `optimize` does
+    study.tell(dying, state=optuna.trial.TrialState.FAIL)
+    assert tune_module._try(args, study.ask()) == values[0], "what the dead one drew"
 
 
 def test_traces_that_are_not_there_are_told_before_any_trial(tmp_path: Path) -> None:
