@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -37,3 +40,15 @@ def real() -> tuple[Target, dict[str, Drafter]]:
     """The embedded target in float32 with the shipped drafters, loaded once for all tests."""
     target = load_target("smollm2-135m", "float32")
     return target, load_drafters(target)
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[Any]:
+    """A cluster of two cores on this machine."""
+    ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init("local", num_cpus=2, include_dashboard=False, logging_level="ERROR")
+        yield ray
+        ray.shutdown()

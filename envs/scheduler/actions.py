@@ -98,7 +98,7 @@ class BeliefActions:
         return cell.deciding
 
 
-class TiltActions:
+class TiltActions(BeliefActions):
     """Beliefs about acceptance, from which lengths follow, and a residual on the optimal division.
 
     A tilt of 0 takes a user's report as it is, and the plan is that of `BeliefActions`. See
@@ -106,8 +106,8 @@ class TiltActions:
     """
 
     def __init__(self, users: int, longest: int) -> None:
-        self._longest = longest
-        self.space: spaces.Space[Any] = spaces.Box(-1.0, 1.0, (2 * users,), np.float32)
+        super().__init__(users, longest)
+        self.space = spaces.Box(-1.0, 1.0, (2 * users,), np.float32)
 
     def plan(self, cell: CellState, actions: NDArray[Any]) -> Plan:
         """Plans of n cells from acceptances, then tilts `[n, 2 K]`."""
@@ -115,16 +115,6 @@ class TiltActions:
         planned = belief_plan(cell.problem(), beliefs, self._longest)
         reckoned = tilt(cell.reported, np.where(cell.deciding, tilts, 0.0))
         return cell.best_plan(planned.lengths, reckoned)
-
-    def actions(self, plan: Plan) -> NDArray[Any]:
-        """There is no belief that stands for given lengths.
-
-        Raises:
-            DraftgymError: Always.
-        """
-        raise DraftgymError(
-            "draft lengths cannot be said as beliefs", "play them in draftgym/Scheduler-v0"
-        )
 
     def masks(self, cell: CellState) -> NDArray[np.bool_]:
         """Whose entries matter `[n, 2 K]`."""

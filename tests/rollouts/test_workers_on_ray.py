@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,18 +28,6 @@ from draftgym.rollouts.workers.shard import Amount, Shard, Told, cut_shards
 from tests.tiny_text import save_drafters, save_prompts, save_target, text_target
 
 TOKENS = 10
-
-
-@pytest.fixture(scope="module")
-def ray() -> Iterator[Any]:
-    """A cluster of two cores on this machine."""
-    ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_worker_niceness", "0")
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init("local", num_cpus=2, include_dashboard=False, logging_level="ERROR")
-        yield ray
-        ray.shutdown()
 
 
 @pytest.fixture
