@@ -6,10 +6,9 @@ Every scheduler runs the same labs (`draftgym edge lab`: devices and a server as
 links that are really slow; needs Linux and root), and the environment of each lab
 (`benchmarks.schedulers.lab_cell`): the same devices, prompts, channels and host. The environment
 knows what was set of the network (delay), what a message takes beside its tokens (`--frame-bits`,
-`--message-seconds`) and a prompt (`--prompt-token-seconds`), how long planning takes here; of the
-rest nothing.
-The host is measured anew before each lab, as machines drift. What has been run is read from its
-folder.
+`--message-seconds`), how long planning takes here; of the rest nothing.
+Passes and prompts are timed anew before each lab, as machines drift. What has been run is read from
+its folder.
 """
 
 from __future__ import annotations
@@ -27,8 +26,9 @@ import tyro
 from benchmarks.report import Cell, Table
 from benchmarks.results import Result, finish
 from benchmarks.schedulers.lab_cell import LabCell, LabDevice, LabTable, plan_seconds, play_seconds
+from draftgym.decoding.costs.batch_cost import measure_batches
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
-from draftgym.decoding.files import read_json
+from draftgym.decoding.files import read_json, write_text
 from draftgym.decoding.model.target import Target, load_target
 from draftgym.envs.cell.host import HostArgs, measure_host
 from draftgym.envs.scheduler.planners import MakePlanner, planner_by_name
@@ -46,6 +46,10 @@ SCHEDULERS = (
     "checkpoints/scheduler-smollm2-135m",
 )
 ROWS = (1, 3, 5, 9, 17)
+PROMPT = 128
+"""Tokens of the prompt that is timed."""
+PAUSE = 0.05
+"""Seconds of rest before each timing: a server rests while devices draft."""
 AGAIN = "remove the folder, or name another with --folder"
 
 
@@ -63,8 +67,6 @@ class WireArgs:
             what came down included.
         message_seconds: What gRPC, both programs and the jitter of the slowest device add to a
             round trip; of a lab of prompt lookup alone (`--kinds ngram --band-hertz 10e6`).
-        prompt_token_seconds: What a token of a prompt takes on this host beside a pass; of one row
-            of `draftgym measure-host --rows-each 1 400`.
         folder: Where labs are kept.
         json: Write the figures to this file.
     """
@@ -80,7 +82,6 @@ class WireArgs:
     traces: Path = Path("runs/users-heldout")
     frame_bits: int = 1040
     message_seconds: float = 0.008
-    prompt_token_seconds: float = 7e-4
     folder: Path = Path("runs/wire")
     json: Path | None = None
 
@@ -108,8 +109,9 @@ def run(args: WireArgs) -> Result:
     rows = []
     for lab in args.labs():
         lab = replace(lab, server=host_of(args, lab))
+        reading = reading_of(args, lab, target)
         measured = measure(args, lab)
-        predicted = predict(args, lab, traces, target)
+        predicted = predict(args, lab, traces, target, reading)
         rows.append({**_named(lab), "predicted": predicted, "measured": measured})
         finish(tables, args, {"rows": rows}, target, last=False)
     return finish(tables, args, {"rows": rows}, target)
@@ -129,11 +131,20 @@ def host_of(args: WireArgs, lab: EdgeLabArgs) -> Path:
         measure_host(
             HostArgs(
                 out=told, users=(1, max(1, lab.devices // 4), lab.devices), rows_each=ROWS,
-                contexts=(128,), repeats=3, pause=0.05, target=lab.target, dtype=lab.dtype,
+                contexts=(128,), repeats=3, pause=PAUSE, target=lab.target, dtype=lab.dtype,
                 device=lab.device, threads=lab.threads,
             )
         )  # fmt: skip
     return told
+
+
+def reading_of(args: WireArgs, lab: EdgeLabArgs, target: Target) -> float:
+    """Seconds that a token of a prompt takes here beside a pass, timed as `host_of` is."""
+    path = folder_of(args, lab) / "reading.json"
+    if not path.exists():
+        (((one, whole),),) = measure_batches(target, (1,), (1, PROMPT), (1,), 3, PAUSE).seconds
+        write_text(path, json.dumps({"seconds": max(0.0, (whole - one) / (PROMPT - 1))}))
+    return float(read_json(path, AGAIN)["seconds"])
 
 
 def measure(args: WireArgs, lab: EdgeLabArgs) -> Result:
@@ -149,8 +160,10 @@ def measure(args: WireArgs, lab: EdgeLabArgs) -> Result:
     return {**found["server"], "round_seconds": whole, **told}
 
 
-def predict(args: WireArgs, lab: EdgeLabArgs, traces: TraceSet, target: Target) -> Result:
-    """What the lab's environment does in the same time."""
+def predict(
+    args: WireArgs, lab: EdgeLabArgs, traces: TraceSet, target: Target, reading: float
+) -> Result:
+    """What the lab's environment does in the same time; `reading` is `reading_of` it."""
     devices = []
     for index, lines in enumerate(prompt_lines(lab)):
         kind, asked = lab.kind(index), [json.loads(line) for line in lines.splitlines()]
@@ -172,7 +185,7 @@ def predict(args: WireArgs, lab: EdgeLabArgs, traces: TraceSet, target: Target) 
         payload=replace(served.make_payload(), frame_bits=args.frame_bits),
         channel_traces=tuple(write_channels(lab, args.folder / "channels.csv")),
         latency=2e-3 * lab.delay_ms + args.message_seconds,
-        prompt_token_seconds=args.prompt_token_seconds,
+        prompt_token_seconds=reading,
         report_rounds_old=1,  # a device tells of its channel when it drafts
         means=known,
     )
@@ -182,6 +195,7 @@ def predict(args: WireArgs, lab: EdgeLabArgs, traces: TraceSet, target: Target) 
     totals, rounds = play_seconds(make, cell, lab.seconds)
     return {
         "planning_seconds": planning,
+        "prompt_token_seconds": reading,
         "goodput": float(totals.tokens[0] / lab.seconds),
         "rounds": rounds,
         "round_seconds": lab.seconds / rounds,
