@@ -1,0 +1,1 @@
+"""What several workers and processes do that one does alone."""
