@@ -7,8 +7,8 @@ links that are really slow; needs Linux and root), and the environment of each l
 (`benchmarks.schedulers.lab_cell`): the same devices, prompts, channels and host. The environment
 knows what was set of the network (delay), what a message takes beside its tokens (`--frame-bits`,
 `--message-seconds`), how long planning takes here; of the rest nothing.
-Passes and prompts are timed anew before each lab, as machines drift. What has been run is read from
-its folder.
+Passes and prompts are timed anew before each lab, as machines drift, unless they are paced
+(`--lab.server FILE --lab.server-factor 2`). What has been run is read from its folder.
 """
 
 from __future__ import annotations
@@ -40,10 +40,11 @@ from draftgym.serving.edge.lab.lab import prompt_lines, run_lab
 from draftgym.serving.edge.main import EdgeServeArgs, cell_settings
 
 SCHEDULERS = (
-    "fixed",
-    "homogeneous@beta",
-    "heterogeneous@beta",
+    "heterogeneous@beta+found",
     "checkpoints/scheduler-smollm2-135m",
+    "heterogeneous@beta",
+    "homogeneous@beta",
+    "fixed",
 )
 ROWS = (1, 3, 5, 9, 17)
 PROMPT = 128
@@ -142,6 +143,7 @@ def reading_of(args: WireArgs, lab: EdgeLabArgs, target: Target) -> float:
     """Seconds that a token of a prompt takes here beside a pass, timed as `host_of` is."""
     path = folder_of(args, lab) / "reading.json"
     if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
         (((one, whole),),) = measure_batches(target, (1,), (1, PROMPT), (1,), 3, PAUSE).seconds
         write_text(path, json.dumps({"seconds": max(0.0, (whole - one) / (PROMPT - 1))}))
     return float(read_json(path, AGAIN)["seconds"])
@@ -174,7 +176,8 @@ def predict(
         EdgeServeArgs(
             target=lab.target, scheduler=lab.scheduler, users=lab.devices,
             longest_draft=lab.longest_draft, band_hertz=lab.band_hertz, payload=lab.payload,
-            kept=lab.kept, server=lab.server, dtype=lab.dtype, threads=lab.threads,
+            kept=lab.kept, server=lab.server, server_factor=lab.server_factor, dtype=lab.dtype,
+            threads=lab.threads,
         ), target, make,
     )  # fmt: skip
     table = LabTable(traces, devices)

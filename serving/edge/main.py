@@ -85,6 +85,8 @@ class EdgeServeArgs:
         kept: Probabilities of a truncated distribution at most.
         server: File of this host as measured (draftgym measure-host); without it, a few passes
             are timed first.
+        server_factor: With it, a pass takes so many times what that file says, at least. What is
+            measured does not depend on how busy the host is then, as long as it is fast enough.
         dtype: auto (a probe picks the faster one), float32 (a text is the same whoever else is
             served), bfloat16 or float16 (near ties may flip).
         device: auto (an accelerator that torch can use, else the processor), cpu, cuda, cuda:1,
@@ -108,13 +110,14 @@ class EdgeServeArgs:
     """
 
     target: str = "smollm2-135m"
-    scheduler: str = "heterogeneous@beta"
+    scheduler: str = "heterogeneous@beta+found"
     users: int = 16
     longest_draft: int = 16
     band_hertz: float = 10e6
     payload: Literal["tokens", "scalar", "truncated"] = "tokens"
     kept: int = 1024
     server: Path | None = None
+    server_factor: float | None = None
     dtype: str = "auto"
     device: str = "auto"
     backend: Backend = "auto"
@@ -141,6 +144,13 @@ class EdgeServeArgs:
             if not 0 < value < float("inf"):
                 option = "--" + name.replace("_", "-")
                 raise DraftgymError(f"{option} is {value}", "give a number above 0")
+        if self.server_factor is not None and (
+            self.server is None or not 0 < self.server_factor < float("inf")
+        ):
+            raise DraftgymError(
+                f"--server-factor {self.server_factor} of no host, or an impossible one",
+                "name a measured host with --server (draftgym measure-host); give a number above 0",
+            )
         rule, _, belief = self.scheduler.partition("@")
         if rule in NOT_HERE or belief in UNKNOWABLE:
             raise DraftgymError(
@@ -227,6 +237,7 @@ async def _serve(
         payload=args.payload,
         kept=min(args.kept, target.vocab_size),
         witnesses=args.witnesses(),
+        paced=None if args.server_factor is None else settings.edge.server,
     )
     server = EdgeServer(rounds, args.host, args.port, access)
     await server.start()
@@ -321,7 +332,7 @@ def known_means(target: Target) -> dict[str, float]:
 def _server(args: EdgeServeArgs, target: Target, longest: int) -> Server:
     """What verifying takes on this host, as it was measured or, in a few seconds, is."""
     if args.server is not None:
-        return read_host(args.server).server
+        return replace(read_host(args.server).server, factor=args.server_factor or 1.0)
     users = sorted({1, max(1, args.users // 4), args.users})
     print("timing a few passes of the target", file=sys.stderr, flush=True)
     return MeasuredServer(measure_batches(target, users, (1, longest + 1), (64,), 3, PAUSE))

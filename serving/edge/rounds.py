@@ -27,6 +27,7 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.round import RoundRecord
 from draftgym.decoding.session import Session
+from draftgym.envs.cell.devices import Server
 from draftgym.envs.cell.state import CellState
 from draftgym.envs.scheduler.planners import CellPlanner
 from draftgym.policies.multispin.problem import Plan
@@ -78,6 +79,7 @@ class EdgeRounds:
         payload: What drafts of sampled texts carry: `tokens`, `scalar` or `truncated`.
         kept: Probabilities of a truncated distribution at most.
         witnesses: Who is told of plans and rounds.
+        paced: A server whose passes these are to take at least; None for this host's own time.
 
     Attributes:
         members: Devices that are connected and have opened a text.
@@ -92,6 +94,7 @@ class EdgeRounds:
     payload: str = "tokens"
     kept: int = 1024
     witnesses: Sequence[Witness] = ()
+    paced: Server | None = None
     members: list[Member] = field(default_factory=list, init=False)
     totals: Totals = field(default_factory=Totals, init=False)
 
@@ -173,7 +176,10 @@ class EdgeRounds:
         await self._collect()
         self._dismiss()
         if here := [one for one in self._there() if one.verified is None]:
+            until = self._now() + self._pass_seconds(here)
             await self._compute(partial(verify, here))
+            if (left := until - self._now()) > 0:
+                await self.clock.sleep(left)
             if self._ask([one for one in here if one.rejected is not None]):
                 await self._collect()
             self._dismiss()
@@ -184,6 +190,15 @@ class EdgeRounds:
             self._commit(done, records, began)
             for witness in self.witnesses:
                 witness.played(facts)
+
+    def _pass_seconds(self, members: Sequence[Member]) -> float:
+        """What a pass over the drafts of these is to take at least."""
+        if self.paced is None:
+            return 0.0
+        drafted, present = np.zeros(self.cell.shape, np.int64), np.zeros(self.cell.shape, bool)
+        for one in members:
+            drafted[0, one.place], present[0, one.place] = len(one.arrived or []), True
+        return float(self.paced.seconds(drafted, self.cell.users.context, present)[0])
 
     def _there(self) -> list[Member]:
         """Those of whom nothing is waited for."""

@@ -53,5 +53,5 @@ def test_users_that_it_serves_read_plain_decodings_texts() -> None:
 
 def test_its_card_tells_how_it_was_made() -> None:
     card = (SHIPPED / "README.md").read_text(encoding="utf-8")
-    for told in ("train_scheduler.py", "fingerprint", "evaluate.py --scheduler"):
+    for told in ("train_scheduler.py", "fingerprint", "evaluate --scheduler"):
         assert told in card

@@ -70,6 +70,7 @@ class EdgeLabArgs:
         kept: Probabilities of a truncated distribution at most.
         server: File of this host as measured (draftgym measure-host); without it, a few passes
             are timed first.
+        server_factor: With it, a pass takes so many times what that file says, at least.
         round_seconds: Time that a round waits for drafts.
         setting: Whose radio fades: multispin-llama2 or multispin-qwen3.5.
         band_hertz: Width of the band that devices share.
@@ -100,11 +101,12 @@ class EdgeLabArgs:
     seed: int = 0
     kinds: tuple[str, ...] = ("small@0.06", "ngram")
     target: str = "smollm2-135m"
-    scheduler: str = "heterogeneous@beta"
+    scheduler: str = "heterogeneous@beta+found"
     longest_draft: int = 16
     payload: Literal["tokens", "scalar", "truncated"] = "tokens"
     kept: int = 1024
     server: Path | None = None
+    server_factor: float | None = None
     round_seconds: float = 2.0
     setting: str = "multispin-llama2"
     band_hertz: float = 1e6

@@ -146,7 +146,8 @@ def server_worker(args: EdgeLabArgs, network: Network, folder: Path, users: int)
     words = _words("serve", {
         "target": args.target, "scheduler": args.scheduler, "users": users,
         "longest-draft": args.longest_draft, "band-hertz": args.band_hertz,
-        "payload": args.payload, "kept": args.kept, "server": args.server, "dtype": args.dtype,
+        "payload": args.payload, "kept": args.kept, "server": args.server,
+        "server-factor": args.server_factor, "dtype": args.dtype,
         "device": args.device, "threads": args.threads, "round-seconds": args.round_seconds,
         "host": SERVER_ADDRESS, "port": PORT, "radio": network.radio,
         "log": folder / "rounds.jsonl",

@@ -1,4 +1,4 @@
-"""Drafts come when they come, also while others are being verified."""
+"""Drafts come when they come, also while others are being verified; passes may be paced."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from functools import partial
 import pytest
 
 from draftgym.decoding.model.target import Target
+from draftgym.envs.cell.devices import AffineServer
 from draftgym.serving.edge import rounds
+from draftgym.serving.edge.clock import SystemClock
 from draftgym.serving.edge.member import Member
+from draftgym.serving.edge.rounds import EdgeRounds
 from draftgym.serving.edge.verifying import verify
 from tests.serving.edge.edges import PATIENT, Gathered, SetClock, in_threads, plain, serving, text
 
@@ -48,3 +51,36 @@ def test_a_draft_that_comes_during_the_pass_harms_nobody(
         late.close()
     assert [one.tokens for one in done] == [plain(target, one) for one in asked]
     assert [one.connections for one in done] == [1, 1]
+
+
+class PacedRounds(EdgeRounds):
+    """Rounds whose passes take 100 s and 1 s for each device."""
+
+    def __post_init__(self) -> None:
+        self.paced = AffineServer(100.0, 1.0)
+        super().__post_init__()
+
+
+class SkippingClock(SystemClock):
+    """Pays for the time that a pass is to take at once, and notes it."""
+
+    def __init__(self) -> None:
+        self.passes: list[float] = []
+
+    async def sleep(self, seconds: float) -> None:
+        """See `Clock.sleep`."""
+        if 90 < seconds < 110:
+            self.passes.append(seconds)
+        else:
+            await super().sleep(seconds)
+
+
+def test_passes_take_what_they_are_said_to(target: Target) -> None:
+    clock = SkippingClock()
+    with serving(target, "fixed", 2, PATIENT, clock=clock, rounds_of=PacedRounds) as edge:
+        device = edge.device(target)
+        done = device.write(text(0))
+        device.close()
+    assert done.tokens == plain(target, text(0))
+    assert len(clock.passes) == edge.rounds.totals.rounds > 0
+    assert all(100 < seconds <= 101 for seconds in clock.passes)

@@ -100,6 +100,7 @@ def test_a_server_and_devices_write_plain_decodings_text(
         (["--scheduler", "heterogeneous@given"], "no server can"),
         (["--scheduler", "homogenous"], "did you mean"),
         (["--users", "0"], "--users is 0"),
+        (["--server-factor", "2"], "of no host"),
         (["--tls-cert", "cert.pem"], "half of a TLS key pair"),
         (["--tls-cert", "nowhere.pem", "--tls-key", "nowhere.pem"], "nowhere.pem"),
     ],
