@@ -55,6 +55,7 @@ def describe_device(target: Target) -> dict[str, Any]:
         "device": str(target.device),
         "device_name": target_device_name(target),
         "device_reason": target.precision.device_reason,
+        **({"spread": target.precision.spread} if target.precision.spread else {}),
     }
 
 

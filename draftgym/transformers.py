@@ -40,6 +40,7 @@ from draftgym.decoding.decoder import RoutingPolicy, SpeculativeDecoder
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.backends import Backend
+from draftgym.decoding.model.generic.spread import is_spread
 from draftgym.decoding.model.precision import choose_precision
 from draftgym.decoding.model.target import Target, wrap_model
 from draftgym.decoding.stops import Stops
@@ -240,9 +241,10 @@ def _kept_with(model: Any, backend: Backend) -> _Kept:
     kept: _Kept | None = getattr(model, _HERE, None)
     if kept is None or kept.key != (backend, states):
         setattr(model, _HERE, None)  # the old target is freed before the new one is made
-        if len({one.device for one in weights}) > 1:
+        if len({one.device for one in weights}) > 1 and not is_spread(model):
             raise DraftgymError(
-                "the model lies on several devices", "load it whole, with device_map='cuda:0'"
+                "the model lies on several devices",
+                "load it with device_map='balanced' or 'cuda:0'",
             )
         dtype, name = str(model.dtype).removeprefix("torch."), type(model).__name__
         precision = choose_precision(dtype, torch.get_num_threads(), str(model.device))

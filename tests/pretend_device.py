@@ -5,10 +5,11 @@
         ...
     assert reads.count == 1
 
-Its tensors hold real numbers, so that whole texts are written and drafters trained for real. As on
-an accelerator, an operation must find all its tensors in one place (but for single numbers), numpy
-cannot look into them, and values come to the host by copies alone. `reads` counts these, and what
-else would wait for an accelerator: shapes that depend on values.
+There are two of them, `pretend:0` and `pretend:1`. Their tensors hold real numbers, so that whole
+texts are written and drafters trained for real. As on an accelerator, an operation must find all
+its tensors in one place (but for single numbers), numpy cannot look into them, and values come to
+the host by copies alone. `reads` counts these, and what else would wait for an accelerator: shapes
+that depend on values.
 """
 
 from __future__ import annotations
@@ -69,12 +70,12 @@ _reads = Reads()
 
 
 class Pretend(Tensor):
-    """A tensor on the device; `numbers` holds its numbers."""
+    """A tensor on a device; `numbers` holds its numbers."""
 
     numbers: Tensor
 
     @staticmethod
-    def __new__(cls: type[Pretend], real: Tensor) -> Pretend:
+    def __new__(cls: type[Pretend], real: Tensor, index: int = 0) -> Pretend:
         """Wraps numbers; views share them."""
         made: Pretend = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls,
@@ -82,7 +83,7 @@ class Pretend(Tensor):
             strides=real.stride(),
             storage_offset=real.storage_offset(),
             dtype=real.dtype,
-            device=torch.device(NAME, 0),
+            device=torch.device(NAME, index),
         )
         made.numbers = real
         return made
@@ -117,6 +118,10 @@ def _is_here(device: Any) -> bool:
     return device is not None and torch.device(device).type == NAME
 
 
+def _index(device: Any) -> int:
+    return torch.device(device).index or 0
+
+
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """One operation; those of the processor alone are none of our business."""
     given = list(_tensors((args, *kwargs.values())))
@@ -145,8 +150,9 @@ def _operate(func: Any, args: Any, kwargs: dict[str, Any], here: list[Pretend]) 
     out = func(*map(_numbers, args), **told)
     if wanted is not None and not _is_here(wanted):
         return out
+    index = here[0].device.index if here else _index(wanted)
     # An operation in place gives back what it got.
-    return _pretend(out, {id(one.numbers): one for one in here})
+    return _pretend(out, {id(one.numbers): one for one in here}, index)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -167,12 +173,12 @@ def _numbers(value: Any) -> Any:
     return value
 
 
-def _pretend(value: Any, known: dict[int, Pretend]) -> Any:
-    """The same on the device."""
+def _pretend(value: Any, known: dict[int, Pretend], index: int) -> Any:
+    """The same on a device."""
     if isinstance(value, Tensor):
-        return known[id(value)] if id(value) in known else Pretend(value)
+        return known[id(value)] if id(value) in known else Pretend(value, index)
     if isinstance(value, list | tuple):
-        return type(value)([_pretend(one, known) for one in value])
+        return type(value)([_pretend(one, known, index) for one in value])
     return value
 
 
@@ -194,13 +200,15 @@ def _moved(func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
     into, dtype = told.get("device"), told.get("dtype") or tensor.dtype
     was = isinstance(tensor, Pretend)
     stays = was if into is None else _is_here(into)
+    index = _index(tensor.device if into is None else into) if stays else None
     copies = func is aten._to_copy.default or told.get("copy") or (len(args) > 4 and args[4])
-    if was == stays and dtype == tensor.dtype and not copies:
+    alike = was == stays and (not was or tensor.device.index == index)
+    if alike and dtype == tensor.dtype and not copies:
         return tensor
     moved = _numbers(tensor).to(dtype, copy=True)
     if was and not stays:
         _reads.each.append("copy")
-    return Pretend(moved) if stays else moved
+    return moved if index is None else Pretend(moved, index)
 
 
 def _copied(into: Tensor, source: Tensor, *rest: Any) -> Tensor:
@@ -213,10 +221,11 @@ def _copied(into: Tensor, source: Tensor, *rest: Any) -> Tensor:
 
 def _check(func: Any, given: list[Tensor]) -> None:
     """As on an accelerator, tensors of the processor may take part only where they are numbers."""
+    here = next(one.device for one in given if isinstance(one, Pretend))
     for one in given:
-        if not isinstance(one, Pretend) and one.dim():
+        if one.device != here and (isinstance(one, Pretend) or one.dim()):
             raise RuntimeError(
-                f"{func}: expected all tensors on one device, but found {NAME}:0 and {one.device}"
+                f"{func}: expected all tensors on one device, but found {here} and {one.device}"
             )
 
 
@@ -241,11 +250,11 @@ class _Module:
         return True
 
     def device_count(self) -> int:
-        """One."""
-        return 1
+        """Two."""
+        return 2
 
     def current_device(self) -> int:
-        """The only one."""
+        """The first."""
         return 0
 
     def synchronize(self, device: Any = None) -> None:

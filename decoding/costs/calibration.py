@@ -175,6 +175,7 @@ def _owner(target: Target, drafter: Drafter | None) -> dict[str, Any]:
         "packed": precision.packed,
         "target": target.fingerprint,
         **({"compiled": True} if precision.compiles else {}),
+        **({"spread": precision.spread} if precision.spread else {}),
         **({} if drafter is None else {"drafter": drafter.fingerprint}),
         **({} if drafter is None or drafter.compiled is None else {"drafter_compiled": True}),
     }

@@ -14,11 +14,28 @@ from typing import Any, Literal, get_args
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.compact.compiled import CompiledPass, compiled_pass
 from draftgym.decoding.model.compact.products import Products
-from draftgym.decoding.model.compact.settings import context_limit, drafters_rope, longrope_reach
+from draftgym.decoding.model.compact.settings import (
+    context_limit,
+    decoder_shape,
+    drafters_rope,
+    longrope_reach,
+)
 from draftgym.decoding.model.compact.transformer import Decoder
-from draftgym.decoding.model.fingerprint import WeightFiles, fingerprint, generic_fingerprint
+from draftgym.decoding.model.compact.weights import spread_weights
+from draftgym.decoding.model.fingerprint import (
+    WeightFiles,
+    fingerprint,
+    generic_fingerprint,
+    plain_fingerprint,
+)
+from draftgym.decoding.model.generic.spread import FETCHED, describe_spread, is_spread
 from draftgym.decoding.model.interface import TargetDecoder
-from draftgym.decoding.model.loading import check_weights, quantisation, read_decoder
+from draftgym.decoding.model.loading import (
+    check_supported,
+    check_weights,
+    quantisation,
+    read_decoder,
+)
 from draftgym.decoding.model.precision import Precision
 
 Backend = Literal["auto", "compact", "openvino", "transformers"]
@@ -86,7 +103,18 @@ def read_target(
     return read
 
 
-def plain_fingerprint(model: Any, precision: Precision, who: str, files: WeightFiles | None) -> str:
+def check_one_device(who: str, ours: bool) -> None:
+    """Raises `DraftgymError` where our own pass is asked for over several devices."""
+    if ours:
+        raise DraftgymError(
+            f"{who} lies on several devices, where transformers' pass alone can follow it",
+            "name one --device, or leave out --backend and the number of bits",
+        )
+
+
+def compact_fingerprint(
+    model: Any, precision: Precision, who: str, files: WeightFiles | None
+) -> str:
     """The fingerprint of a loaded model, whichever pass runs it.
 
     Args:
@@ -109,6 +137,9 @@ def _read(
     files: WeightFiles | None,
     form: str,
 ) -> ReadTarget:
+    if is_spread(model):
+        check_one_device(who, bool(form) or backend in OWN)
+        return _generic(model, precision, who, _spread_fingerprint(model, precision, who, files))
     if backend != "transformers":
         try:
             return _compiled(_compact(model, precision, who, files), backend, form)
@@ -118,10 +149,26 @@ def _read(
             print(f"note: transformers drives {who} ({error.problem})", file=sys.stderr)
         return _generic(model, precision, who, generic_fingerprint(model, files))
     try:  # the same target, whichever pass runs it: drafters of the one fit the other
-        found = plain_fingerprint(model, precision, who, files)
+        found = compact_fingerprint(model, precision, who, files)
     except DraftgymError:
         found = generic_fingerprint(model, files)
     return _generic(model, precision, who, found)
+
+
+def _spread_fingerprint(
+    model: Any, precision: Precision, who: str, files: WeightFiles | None
+) -> str:
+    """The fingerprint that the model has as a whole, found without having all of it in memory.
+
+    Where the compact decoder knows the architecture, it is trusted to read the model right.
+    """
+    try:
+        check_supported(model.config, who)
+    except DraftgymError:
+        return generic_fingerprint(model, files)
+    shape, rope = decoder_shape(model), model.config.rope_parameters
+    weights = lambda: spread_weights(model, precision.torch_dtype)  # noqa: E731
+    return plain_fingerprint(shape, rope, weights, files)
 
 
 def _compiled(read: ReadTarget, backend: Backend, form: str) -> ReadTarget:
@@ -154,7 +201,8 @@ def _generic(model: Any, precision: Precision, who: str, found: str) -> ReadTarg
     from draftgym.decoding.model.generic.check import check_drives
     from draftgym.decoding.model.generic.decoder import GenericDecoder
 
-    if not quantisation(model.config):  # quantisers place what they load themselves
+    divided = is_spread(model)
+    if not divided and not quantisation(model.config):  # quantisers place what they load themselves
         model.to(precision.torch_device)
     model.eval().requires_grad_(False)
     parts = dissect(model, who)
@@ -165,5 +213,10 @@ def _generic(model: Any, precision: Precision, who: str, found: str) -> ReadTarg
             f"note: transformers' pass over {who} verifies chains, not trees: {why}",
             file=sys.stderr,
         )
+    if divided:
+        told = describe_spread(model, parts.layers)
+        precision = replace(precision, device=str(decoder.device), spread=told)
+        if FETCHED in told:
+            print(f"note: {who} is slow where its weights do not stay ({told})", file=sys.stderr)
     rope = getattr(parts.config, "rope_parameters", None) or {}
     return ReadTarget(decoder, limit, drafters_rope(rope), found, precision)

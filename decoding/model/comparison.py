@@ -61,10 +61,18 @@ class _Widening:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.kept: list[tuple[nn.Parameter, Tensor]] = []
+        self.fetched: list[tuple[nn.Module, str, nn.Parameter]] = []
 
     def begin(self, *_: Any) -> None:
-        """Widens the parameters."""
-        self.kept = [(parameter, parameter.data) for parameter in self.module.parameters()]
+        """Widens the parameters. Those that hooks fetch come in the dtype of what stands there."""
+        for part in self.module.modules():
+            for name, parameter in part._parameters.items():
+                if parameter is not None and parameter.is_meta:
+                    self.fetched.append((part, name, parameter))
+        for part, name, parameter in self.fetched:
+            part._parameters[name] = nn.Parameter(parameter.detach().float(), requires_grad=False)
+        here = [one for one in self.module.parameters() if not one.is_meta]
+        self.kept = [(parameter, parameter.data) for parameter in here]
         for parameter, data in self.kept:
             parameter.data = data.float()
 
@@ -72,4 +80,6 @@ class _Widening:
         """Puts them back."""
         for parameter, data in self.kept:
             parameter.data = data
-        self.kept = []
+        for part, name, parameter in self.fetched:
+            part._parameters[name] = parameter
+        self.kept, self.fetched = [], []

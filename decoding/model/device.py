@@ -40,7 +40,9 @@ def choose_device(name: str = "auto") -> tuple[torch.device, str]:
     kind, _, index = name.partition(":")
     if kind not in KINDS[1:] or (index and not index.isdecimal()):
         raise DraftgymError(
-            f"unknown device {name!r}", "choose auto, cpu, cuda, cuda:1 (the second), mps or xpu"
+            f"unknown device {name!r}",
+            "choose auto, cpu, cuda, cuda:1 (the second), mps or xpu; for a target over several "
+            "balanced, balanced_low_0, sequential or a .json map of its modules",
         )
     if kind == "cpu":
         return torch.device("cpu"), "asked for"

@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Protocol
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import keep_text
 from draftgym.decoding.model.compact.transformer import Decoder
 from draftgym.decoding.model.embedded import cache_folder
+from draftgym.decoding.model.generic.spread import state_of
+from draftgym.decoding.model.interface import DecoderShape
 from draftgym.decoding.model.precision import usable_cores
 
 DIGITS = 32
@@ -72,12 +75,30 @@ def fingerprint(
         rope_parameters: Rotary settings of its config.
         files: Where the weights were read from, if from files: these are hashed once only.
     """
-    facts = settings(decoder.shape) | {"rope": plain_rope(rope_parameters)}
+    weights = lambda: _weights(decoder)  # noqa: E731
+    return plain_fingerprint(decoder.shape, rope_parameters, weights, files)
+
+
+def plain_fingerprint(
+    shape: DecoderShape,
+    rope_parameters: Mapping[str, Any],
+    weights: Callable[[], Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]],
+    files: WeightFiles | None = None,
+) -> str:
+    """The same of weights as the compact decoder names them, of which few need be in memory.
+
+    Args:
+        shape: Sizes of the decoder.
+        rope_parameters: Rotary settings of its config.
+        weights: Gives them by name.
+        files: Where the weights are read from, if from files: these are hashed once only.
+    """
+    facts = settings(shape) | {"rope": plain_rope(rope_parameters)}
     known = files.known() if files else None
-    weights = known or hash_tensors(_weights(decoder))
+    found = known or hash_tensors(weights())
     if files and not known:
-        files.keep(weights)
-    return hash_facts(facts, weights)
+        files.keep(found)
+    return hash_facts(facts, found)
 
 
 def generic_fingerprint(model: Any, files: WeightFiles | None = None) -> str:
@@ -92,7 +113,7 @@ def generic_fingerprint(model: Any, files: WeightFiles | None = None) -> str:
     if config is not model.config:  # the language model of one that also sees or hears
         facts["beside"] = _told_by(model.config)
     known = files.known("transformers") if files else None
-    weights = known or hash_tensors(model.state_dict())
+    weights = known or hash_tensors(state_of(model))
     if files and not known:
         files.keep(weights, "transformers")
     return hash_facts(facts, weights)
@@ -124,23 +145,33 @@ def hash_facts(facts: Mapping[str, Any], weights: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
 
 
-def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of named tensors, hexadecimal; a tensor under two names is read once."""
+def hash_tensors(tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 of named tensors, hexadecimal.
+
+    Args:
+        tensors: By name. They may come one by one: none is kept. One under two names is read once,
+            where it is still there.
+    """
     threads = usable_cores()
-    distinct = {id(tensor): tensor for tensor in tensors.values()}
-    digests: dict[int, Future[str]] = {}
+    named = tensors.items() if isinstance(tensors, Mapping) else tensors
+    known: dict[int, tuple[ReferenceType[Tensor], Future[str]]] = {}
+    lines: list[tuple[str, tuple[int, ...], Future[str]]] = []
     with ThreadPoolExecutor(threads) as pool:  # hashlib lets other threads run
         waiting: deque[Future[str]] = deque()
-        for key, tensor in distinct.items():
-            digests[key] = pool.submit(_digest, _plain_numbers(tensor))
-            waiting.append(digests[key])
+        for name, tensor in named:
+            before, digest = known.get(id(tensor), (None, None))
+            if digest is None or before is None or before() is not tensor:
+                digest = pool.submit(_digest, _plain_numbers(tensor))
+                known[id(tensor)] = ref(tensor), digest
+                waiting.append(digest)
+            lines.append((name, tuple(tensor.shape), digest))
             if len(waiting) > threads:  # few rounded copies at a time
                 waiting.popleft().result()
-    lines = [
-        f"{name} {tuple(tensor.shape)} {digests[id(tensor)].result()}"
-        for name, tensor in sorted(tensors.items())
-    ]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    text = "\n".join(
+        f"{name} {shape} {found.result()}"
+        for name, shape, found in sorted(lines, key=lambda line: line[0])
+    )
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def settings(config: Any) -> dict[str, Any]:

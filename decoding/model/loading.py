@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging import ERROR, getLogger
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from draftgym.decoding.model.compact.products import Products
 from draftgym.decoding.model.compact.settings import COMPACT_ROPES, SUPPORTED_MODELS, context_limit
 from draftgym.decoding.model.compact.transformer import Decoder
 from draftgym.decoding.model.compact.weights import extract_decoder
+from draftgym.decoding.model.generic.spread import SHOWN, parameters_of
 from draftgym.decoding.model.text import one_line
 
 LONGEST_CONTEXT = 1 << 22
@@ -53,11 +56,15 @@ def quiet_transformers() -> Iterator[None]:
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    placing = getLogger("accelerate.big_modeling")  # where weights lie, we say ourselves
+    level = placing.level
+    placing.setLevel(ERROR)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
+        placing.setLevel(level)
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
@@ -94,6 +101,7 @@ def load_model(
     dtype: torch.dtype,
     who: str,
     tensors: dict[str, torch.Tensor] | None = None,
+    places: str | dict[str, int | str] | None = None,
 ) -> Any:
     """Loads a transformers causal LM.
 
@@ -103,9 +111,12 @@ def load_model(
         dtype: Dtype of its weights in memory.
         who: What messages call it, as in `target 'mine'`.
         tensors: Its weights, where they do not lie in a folder.
+        places: Which of its modules go where, as transformers' `device_map`; default: all into the
+            processor's memory.
 
     Raises:
-        DraftgymError: The weights cannot be read, or are not those of the configuration.
+        DraftgymError: The weights cannot be read, or are not those of the configuration, or the
+            places are not those of its modules.
     """
     import transformers
 
@@ -120,7 +131,12 @@ def load_model(
             "is no encoder with a decoder",
         )
     method = quantisation(config)
-    with _telling(who, PACKAGE if method else UNREADABLE), quiet_transformers():
+    scratch = None  # for what stays on disk and is not stored as it is read
+    if places is not None:
+        scratch = TemporaryDirectory(prefix="draftgym-")
+        given |= {"device_map": places, "offload_folder": scratch.name}
+    remedy = PACKAGE if method else UNREADABLE if places is None else SHOWN
+    with _telling(who, remedy), quiet_transformers():
         kind = kinds[type(config)]
         model, report = kind.from_pretrained(
             source,
@@ -144,6 +160,7 @@ def load_model(
                 f"{who} stores {key} as {kind}, which is no real number",
                 "quantised weights mean nothing without what belongs to them: " + UNQUANTISED,
             )
+    model.draftgym_scratch = scratch  # goes when the model goes
     return model
 
 
@@ -245,7 +262,7 @@ def check_complete(report: dict[str, Any], who: str) -> None:
 
 def check_weights(model: Any, who: str) -> None:
     """Raises `DraftgymError` when a weight is no real number, or NaN or infinite."""
-    for key, weight in model.named_parameters():
+    for key, weight in parameters_of(model):
         if quantisation(model.config) and not weight.is_floating_point():
             continue
         if not weight.is_floating_point() or weight.is_meta:

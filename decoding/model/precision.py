@@ -19,6 +19,7 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.compact.graph import openvino_is_there
 from draftgym.decoding.model.compact.products import packing_gain
 from draftgym.decoding.model.device import choose_device
+from draftgym.decoding.model.generic.spread import DeviceMap, device_map, first_device
 
 DTYPES = {
     "float32": torch.float32,
@@ -44,6 +45,7 @@ class Precision:
         compiles: Whether passes over few rows may be compiled; of a target, whether they are.
         device: Where, as torch names it.
         device_reason: Why there.
+        spread: Of a target on several devices, how its layers lie; `device` has its embedding.
     """
 
     dtype: str
@@ -53,6 +55,7 @@ class Precision:
     compiles: bool = False
     device: str = "cpu"
     device_reason: str = "asked for"
+    spread: str = ""
 
     @property
     def torch_device(self) -> torch.device:
@@ -66,7 +69,7 @@ class Precision:
 
 
 def choose_precision(
-    dtype: str = "auto", threads: int | None = None, device: str = "cpu"
+    dtype: str = "auto", threads: int | None = None, device: str | DeviceMap = "cpu"
 ) -> Precision:
     """Settles device, dtype and threads.
 
@@ -74,7 +77,8 @@ def choose_precision(
         dtype: `auto`, `float32`, `bfloat16` or `float16`.
         threads: CPU threads, or None for every core this process may use. A forked process has one:
             torch's others stay with its parent, and a pass would wait for them for ever.
-        device: See `choose_device`.
+        device: See `choose_device`; of a target on several, as `load_target` takes them, the first
+            accelerator decides.
 
     Raises:
         DraftgymError: Unknown dtype, no such device, or a thread count below one.
@@ -83,7 +87,8 @@ def choose_precision(
         raise DraftgymError(f"unknown dtype {dtype!r}", f"choose auto, {', '.join(DTYPES)}")
     if threads is not None and threads < 1:
         raise DraftgymError(f"--threads {threads} is below one", "give at least one thread")
-    where, why = choose_device(device)
+    places = device_map(device)
+    where, why = choose_device(str(device) if places is None else first_device(places))
     count = 1 if _forked else threads or usable_cores()
     torch.set_num_threads(count)
     if where.type != "cpu":

@@ -20,7 +20,8 @@ from draftgym.decoding.model.backends import (
     OWN,
     Backend,
     check_backend,
-    plain_fingerprint,
+    check_one_device,
+    compact_fingerprint,
     read_target,
 )
 from draftgym.decoding.model.compact.transformer import Decoder
@@ -31,6 +32,7 @@ from draftgym.decoding.model.generation_config import (
     asked_settings,
     tell_ignored_settings,
 )
+from draftgym.decoding.model.generic.spread import DeviceMap, device_map
 from draftgym.decoding.model.interface import ModelInputs, TargetDecoder
 from draftgym.decoding.model.loading import load_config, load_model, reads_images
 from draftgym.decoding.model.messages import Message, encode_messages
@@ -85,7 +87,10 @@ class Target:
 
     @property
     def device(self) -> torch.device:
-        """Where it computes, and where all that belongs to its sessions lies."""
+        """Where it computes, and where all that belongs to its sessions lies.
+
+        Of a target on several devices, the one that has its embedding; caches lie with the layers.
+        """
         return self.decoder.device
 
     @property
@@ -246,7 +251,7 @@ def load_target(
     name: str = "smollm2-135m",
     dtype: str = "auto",
     threads: int | None = None,
-    device: str = "auto",
+    device: str | DeviceMap = "auto",
     backend: Backend = "auto",
 ) -> Target:
     """Loads a target.
@@ -256,7 +261,10 @@ def load_target(
             behind it rounds the weights (`draftgym.decoding.model.few_bits`).
         dtype: `auto` (a probe decides), `float32`, `bfloat16` or `float16`.
         threads: CPU threads; None leaves it to the probe.
-        device: `auto` (an accelerator where there is one), `cpu`, `cuda`, `cuda:1`, `mps` or `xpu`.
+        device: `auto` (an accelerator where there is one), `cpu`, `cuda`, `cuda:1`, `mps` or `xpu`;
+            for a target on several devices `balanced`, `balanced_low_0`, `sequential` (transformers
+            divides it over the accelerators), a map from modules to devices as its `device_map`, or
+            the `.json` file of one.
         backend: `compact` (our own pass), `openvino` (ours, compiled for few rows),
             `transformers` (its pass; any causal LM), or `auto`: our own where it computes what
             transformers computes, compiled where that is faster, else transformers'.
@@ -270,18 +278,20 @@ def load_target(
         precision = choose_precision(dtype, threads, device)
         torch.set_num_threads(precision.threads)
         check_backend(backend)
+        places = device_map(device)
+        check_one_device(f"target {name!r}", places is not None and (backend in OWN or bool(form)))
         config = load_config(source, f"target {name!r}", compact=backend in OWN or bool(form))
         processor = load_processor(source, config, name) if reads_images(config) else None
         files = weight_files(source)
         model_dtype = torch.float32 if form else precision.torch_dtype
-        model = load_model(source, config, model_dtype, f"target {name!r}")
+        model = load_model(source, config, model_dtype, f"target {name!r}", places=places)
         if processor is None:
             tokenizer = load_tokenizer(source, f"target {name!r}")
         else:
             tokenizer = processor.inner.tokenizer
         if not form:
             return wrap_model(model, tokenizer, name, precision, files, backend, processor)
-        rounded_from = plain_fingerprint(model, precision, f"target {name!r}", files)
+        rounded_from = compact_fingerprint(model, precision, f"target {name!r}", files)
         round_model(model, form)
         target = wrap_model(model, tokenizer, name, precision, None, backend, processor, form)
         return replace(target, rounded_from=rounded_from)

@@ -82,7 +82,9 @@ class DrafterArgs:
     (of the target's passes; its drafter then learns in float32)."""
     device: str = "auto"
     """Where target and drafter compute: auto (an accelerator that torch can use, else the
-    processor), cpu, cuda, cuda:1, mps or xpu. A run may go on elsewhere than it began."""
+    processor), cpu, cuda, cuda:1, mps or xpu; for a target over several accelerators balanced,
+    balanced_low_0, sequential or a .json file of transformers' device_map. A run may go on
+    elsewhere than it began."""
     backend: Backend = "auto"
     """Whose pass runs the target: auto (draftgym's own where it computes what transformers
     computes, else transformers'), compact (draftgym's own), openvino (its own, compiled for few

@@ -56,12 +56,14 @@ def check_agrees(model: Any, who: str) -> None:
     vocab = min(model.lm_head.weight.shape[0], model.model.embed_tokens.weight.shape[0])
     limit = context_limit(model.config)
     count = min(ROWS, limit)
-    tokens = (torch.arange(count) * 7919 + 13) % vocab
-    spread = (torch.linspace(0, 1, count).double() ** 2 * (limit - 1)).round().long()
+    device = model.model.embed_tokens.weight.device
+    tokens = ((torch.arange(count) * 7919 + 13) % vocab).to(device)
+    spread = (torch.linspace(0, 1, count).double() ** 2 * (limit - 1)).round().long().to(device)
     # transformers counts a window in rows, not in positions: where these jump, it must not bind.
     _compare(model, tokens, spread, count, who)
     if getattr(model.config, "sliding_window", None):
-        _compare(model, tokens, torch.arange(limit - count, limit), SMALL_WINDOW, who)
+        last = torch.arange(limit - count, limit, device=device)
+        _compare(model, tokens, last, SMALL_WINDOW, who)
 
 
 def _compare(model: Any, tokens: Tensor, positions: Tensor, window: int, who: str) -> None:
@@ -113,7 +115,7 @@ def _their_pass(model: Any, tokens: Tensor, positions: Tensor) -> list[Tensor]:
     try:
         with widened([body.embed_tokens, *body.layers, body.norm, model.lm_head]):
             # The mask is given, as positions that jump would be taken for several texts.
-            seen = torch.ones(1, len(tokens), dtype=torch.long)
+            seen = torch.ones(1, len(tokens), dtype=torch.long, device=tokens.device)
             output = model(
                 tokens[None], position_ids=positions[None], attention_mask=seen, use_cache=False
             )

@@ -7,6 +7,7 @@ the tensors out of the loaded model, and the settings out of its configuration
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +24,7 @@ from draftgym.decoding.model.compact.settings import (
     rope_kinds,
 )
 from draftgym.decoding.model.compact.transformer import Decoder
+from draftgym.decoding.model.generic.spread import present
 
 
 def extract_decoder(
@@ -54,6 +56,25 @@ def extract_decoder(
     norm = final_norm(model, dtype).to(where)
     scale = embedding_scale(model, dtype)
     return Decoder(decoder_shape(model), layers, embedding, norm, head, rotaries, products, scale)
+
+
+def spread_weights(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """The weights of the decoder that `extract_decoder` would build, by name, one after the other.
+
+    For a model that lies on several devices, or partly on none.
+    """
+    body = model.model
+    tables = {"embedding": body.embed_tokens, "head": model.lm_head}
+    for name, module in tables.items():
+        with present(module):
+            yield name, module.weight.detach().to(dtype)
+    with present(body.norm):
+        yield "final_norm", final_norm(model, dtype)
+    for index, layer in enumerate(body.layers):
+        with present(layer):
+            for name, value in vars(layer_weights(model, index, dtype)).items():
+                if value is not None:
+                    yield f"{index}.{name}", value
 
 
 def _moved(layer: LayerWeights, device: torch.device) -> LayerWeights:

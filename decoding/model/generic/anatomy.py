@@ -51,14 +51,14 @@ class Anatomy:
         return {k: v for k, v in inputs.items() if self.open or k in self.arguments}
 
     @property
-    def embedding(self) -> Tensor:
-        """Input embedding `[rows, d]`."""
-        weight: Tensor = self.model.get_input_embeddings().weight
-        return weight.detach()
+    def table(self) -> nn.Module:
+        """The input embedding, whose weight is `[rows, d]`."""
+        found: nn.Module = self.model.get_input_embeddings()
+        return found
 
     @property
     def head_weight(self) -> Tensor:
-        """The head `[vocab, d]`."""
+        """The head `[vocab, d]`, where and as it is kept."""
         weight: Any = self.head.weight
         return weight.detach()  # type: ignore[no-any-return]
 

@@ -101,9 +101,12 @@ class GenericCache:
         if isinstance(rows, int):
             self.length += rows
             return
+        there = {rows.device: rows}  # layers may lie on several devices
         for layer in self.store.layers:
-            if isinstance(layer, RowsLayer):
-                layer.gather(self.length, rows)
+            if isinstance(layer, RowsLayer) and layer.is_initialized:
+                if layer.device not in there:
+                    there[layer.device] = rows.to(layer.device)
+                layer.gather(self.length, there[layer.device])
         self.length += len(rows)
 
     def roll_back(self, length: int) -> None:

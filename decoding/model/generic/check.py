@@ -125,16 +125,16 @@ def _tree_distance(decoder: GenericDecoder) -> float:
         visible[node, path] = True
     depths = torch.tensor([len(path) - 1 for path in paths])
     visible, depths = visible.to(tokens.device), depths.to(tokens.device)
+    *_, branch, accepted = (torch.tensor(path, device=tokens.device) for path in paths)
     cache = decoder.new_cache(len(tokens))
     decoder.forward([NewRows(cache, text)])
     cache.keep(TEXT)
     out = decoder.forward([NewRows(cache, nodes, TEXT + depths, visible)])[0]
     furthest = 0.0
-    for path in paths[-2:]:
-        theirs = _whole(decoder, torch.cat([text, nodes[path]]))[TEXT:]
-        furthest = max(furthest, distance(out.logits[path], theirs))
-    accepted = paths[-1]
-    cache.keep(torch.tensor(accepted, device=tokens.device))
+    for rows in (branch, accepted):
+        theirs = _whole(decoder, torch.cat([text, nodes[rows]]))[TEXT:]
+        furthest = max(furthest, distance(out.logits[rows], theirs))
+    cache.keep(accepted)
     behind = decoder.forward([NewRows(cache, following)])[0].logits
     theirs = _whole(decoder, torch.cat([text, nodes[accepted], following]))[-1:]
     return max(furthest, distance(behind, theirs))
@@ -149,8 +149,9 @@ def _paths(parents: Sequence[int]) -> list[list[int]]:
 
 
 def _tokens(decoder: GenericDecoder, count: int) -> Tensor:
+    rows: Any = decoder.parts.table.weight
     numbers = torch.arange(count, device=decoder.device)
-    return (numbers * 7919 + 13) % len(decoder.embedding)
+    return (numbers * 7919 + 13) % len(rows)
 
 
 def _whole(decoder: GenericDecoder, tokens: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from draftgym.decoding.model.generic.anatomy import Anatomy, generic_shape
 from draftgym.decoding.model.generic.cache import GenericCache, Shown, new_cache
 from draftgym.decoding.model.generic.masks import tree_masks
 from draftgym.decoding.model.generic.positions import image_positions
+from draftgym.decoding.model.generic.spread import computes_on, weight_on
 from draftgym.decoding.model.interface import NewRows, PassOutput
 
 ROWS_TOGETHER = 1024
@@ -40,26 +41,37 @@ class GenericDecoder:
         self.shape = generic_shape(parts)
         self.draws_trees = False  # until it is tried
         self.one_by_one = False
+        self._copies: dict[nn.Module, Tensor] = {}
 
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of hidden states and taps."""
-        return self.embedding.dtype
+        weight: Any = self.parts.table.weight
+        return weight.dtype  # type: ignore[no-any-return]
 
     @property
     def device(self) -> torch.device:
-        """Where the model lies."""
-        return self.embedding.device
+        """Where the model lies; of one on several devices, where its embedding computes."""
+        return computes_on(self.parts.table)
 
     @property
     def embedding(self) -> Tensor:
         """Input embedding `[rows, d]`."""
-        return self.parts.embedding
+        return self._on_device(self.parts.table)
 
     @property
     def head(self) -> Tensor:
         """Language-model head `[vocab, d]`."""
-        return self.parts.head_weight
+        return self._on_device(self.parts.head)
+
+    def _on_device(self, module: nn.Module) -> Tensor:
+        """A weight for drafters; where it is kept elsewhere, a copy is made for the first."""
+        weight: Any = module.weight
+        if weight.device == self.device:
+            return weight.detach()  # type: ignore[no-any-return]
+        if module not in self._copies:
+            self._copies[module] = weight_on(module, self.device)
+        return self._copies[module]
 
     def new_cache(self, capacity: int) -> GenericCache:
         """An empty cache for one sequence."""
@@ -100,11 +112,12 @@ class GenericDecoder:
                 behind -= len(part)
                 needed = min(len(part), max(1, wanted - behind))
                 logits.append(self._call(cache, part, masks, needed).logits[0])
-        hidden = _last(before_head, wanted)
+        hidden = _last(before_head, wanted).to(self.device)
         tapped = hidden.new_empty(count, 0, self.shape.hidden)
         if tap_layers:
-            tapped = torch.stack([_last(tap, count) for tap in taps], dim=1)
-        scores = torch.cat(logits)[-wanted:].float() if with_logits else logits[0][:0].float()
+            tapped = torch.stack([_last(tap, count).to(self.device) for tap in taps], dim=1)
+        scores = torch.cat(logits)[-wanted:] if with_logits else logits[0][:0]
+        scores = scores.to(self.device).float()
         return PassOutput(scores, hidden, tapped)
 
     def _portions(self, cache: GenericCache, tokens: Tensor) -> list[Tensor]:
@@ -158,12 +171,13 @@ class GenericDecoder:
         Each architecture has these last steps in its own `forward`, so that runs, over a body that
         gives the states at once. A hook cannot keep a body from running, which would cost a pass.
         """
+        hidden = hidden.to(computes_on(self.parts.head))
         output = _BodyOutput(hidden[None])
         tokens = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
         given = self.parts.head.register_forward_pre_hook(lambda *_: (hidden[None],))
         with given, patch.object(self.parts.body, "forward", lambda *_, **__: output):
             logits: Tensor = self.parts.model(input_ids=tokens, use_cache=False).logits
-        return logits[0].float()
+        return logits[0].to(self.device).float()
 
 
 class _BodyOutput:

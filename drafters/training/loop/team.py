@@ -23,6 +23,7 @@ from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.generic.spread import device_map, first_device
 from draftgym.decoding.model.precision import usable_cores
 
 T = TypeVar("T")
@@ -101,12 +102,13 @@ class Team:
             one.grad = total.view_as(one).to(one.dtype) if used else None
 
     def own_device(self, asked: str) -> str:
-        """The device of this process: of several GPUs, each has one.
+        """The device of this process: of several GPUs, each has one. A map says so itself.
 
         Raises:
             DraftgymError: A device of which there is one alone, or more processes than GPUs.
         """
-        if self.size == 1 or asked == "cpu" or not torch.cuda.is_available():
+        a_map = asked.endswith(".json")  # `cuda` in it is each process's own
+        if self.size == 1 or asked == "cpu" or a_map or not torch.cuda.is_available():
             return asked
         if asked not in ("auto", "cuda"):
             raise DraftgymError(
@@ -149,7 +151,9 @@ def joined(device: str) -> Iterator[Team]:
     team = Team(
         rank, size, int(told.get("LOCAL_RANK", rank)), int(told.get("LOCAL_WORLD_SIZE", size))
     )
-    on_gpus = team.own_device(device).startswith("cuda")
+    places = device_map(team.own_device(device))
+    first = team.own_device(device) if places is None else first_device(places)
+    on_gpus = first.startswith("cuda")
     if on_gpus:
         torch.cuda.set_device(team.local_rank)
     backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
