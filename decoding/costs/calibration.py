@@ -86,6 +86,11 @@ def load_cost_model(
         DraftgymError: A cached file is damaged, no drafter can serve an arm, or the budget is no
             number.
     """
+    if getattr(target.decoder, "shared", False):
+        raise DraftgymError(
+            f"processes share target {target.name!r}, and each would time its rounds otherwise",
+            "choose a policy that asks for no costs, as ngram:8 or eagle3:3x6",
+        )
     budget = _budget()
     arms = None if arms is None else list(arms)
     check_arms(arms or (), drafters, target.decoder.draws_trees)

@@ -42,7 +42,7 @@ def choose_device(name: str = "auto") -> tuple[torch.device, str]:
         raise DraftgymError(
             f"unknown device {name!r}",
             "choose auto, cpu, cuda, cuda:1 (the second), mps or xpu; for a target over several "
-            "balanced, balanced_low_0, sequential or a .json map of its modules",
+            "balanced, balanced_low_0, sequential, tensor-parallel or a .json map of its modules",
         )
     if kind == "cpu":
         return torch.device("cpu"), "asked for"

@@ -21,7 +21,7 @@ from draftgym.decoding.model.compact.products import Products
 from draftgym.decoding.model.compact.settings import COMPACT_ROPES, SUPPORTED_MODELS, context_limit
 from draftgym.decoding.model.compact.transformer import Decoder
 from draftgym.decoding.model.compact.weights import extract_decoder
-from draftgym.decoding.model.generic.spread import SHOWN, parameters_of
+from draftgym.decoding.model.generic.spread import SHOWN, loading_options, parameters_of
 from draftgym.decoding.model.text import one_line
 
 LONGEST_CONTEXT = 1 << 22
@@ -134,7 +134,7 @@ def load_model(
     scratch = None  # for what stays on disk and is not stored as it is read
     if places is not None:
         scratch = TemporaryDirectory(prefix="draftgym-")
-        given |= {"device_map": places, "offload_folder": scratch.name}
+        given |= loading_options(places, scratch.name)
     remedy = PACKAGE if method else UNREADABLE if places is None else SHOWN
     with _telling(who, remedy), quiet_transformers():
         kind = kinds[type(config)]

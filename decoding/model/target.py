@@ -32,6 +32,7 @@ from draftgym.decoding.model.generation_config import (
     asked_settings,
     tell_ignored_settings,
 )
+from draftgym.decoding.model.generic.shared import TENSOR_PARALLEL, as_first
 from draftgym.decoding.model.generic.spread import DeviceMap, device_map
 from draftgym.decoding.model.interface import ModelInputs, TargetDecoder
 from draftgym.decoding.model.loading import load_config, load_model, reads_images
@@ -264,7 +265,8 @@ def load_target(
         device: `auto` (an accelerator where there is one), `cpu`, `cuda`, `cuda:1`, `mps` or `xpu`;
             for a target on several devices `balanced`, `balanced_low_0`, `sequential` (transformers
             divides it over the accelerators), a map from modules to devices as its `device_map`, or
-            the `.json` file of one.
+            the `.json` file of one. `tensor-parallel` divides it among the processes of an
+            initialised `torch.distributed`, all of which must do the same with it.
         backend: `compact` (our own pass), `openvino` (ours, compiled for few rows),
             `transformers` (its pass; any causal LM), or `auto`: our own where it computes what
             transformers computes, compiled where that is faster, else transformers'.
@@ -276,6 +278,8 @@ def load_target(
     _, form = form_of(name)
     try:
         precision = choose_precision(dtype, threads, device)
+        if device == TENSOR_PARALLEL:
+            precision = as_first(precision)
         torch.set_num_threads(precision.threads)
         check_backend(backend)
         places = device_map(device)

@@ -21,6 +21,7 @@ import tyro
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import write_text
 from draftgym.decoding.model.backends import Backend
+from draftgym.decoding.model.generic.shared import TENSOR_PARALLEL
 from draftgym.decoding.model.precision import choose_precision
 from draftgym.decoding.model.target import Target, load_target
 from draftgym.decoding.provenance import check_run_folder, write_run_config
@@ -252,6 +253,11 @@ def _features(args: DrafterArgs, target: Target, tap_layers: Sequence[int]) -> F
 def _check_args(args: DrafterArgs) -> None:
     """Raises `DraftgymError` for settings that cannot work, before anything is loaded."""
     check_trainer(args.trainer)
+    if args.device == TENSOR_PARALLEL:
+        raise DraftgymError(
+            "processes that train a drafter divide the texts, and cannot divide the target, too",
+            "let one process spread it: --device balanced",
+        )
     if isinstance(args, DFlashArgs) and (args.drafter.block_size or 2) < 2:
         raise DraftgymError(
             f"--drafter.block-size is {args.drafter.block_size}",

@@ -14,7 +14,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,10 @@ from draftgym.decoding.costs.calibration import load_cost_model
 from draftgym.decoding.decoder import Generation, SpeculativeDecoder
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import check_unicode, parse_json
+from draftgym.decoding.model.generic.shared import TENSOR_PARALLEL
 from draftgym.decoding.model.images import open_image
 from draftgym.decoding.text_stream import TextStream
+from draftgym.drafters.training.loop.team import joined
 from draftgym.policies.registry import default_policy, make_policy
 from draftgym.rollouts.decode.options import CatchUpOptions
 from draftgym.rollouts.report.table import make_console, print_stats
@@ -191,4 +193,25 @@ def _emit(piece: str) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """`draftgym generate`."""
-    generate(tyro.cli(GenerateArgs, args=arguments, description=__doc__, prog="draftgym generate"))
+    args = tyro.cli(GenerateArgs, args=arguments, description=__doc__, prog="draftgym generate")
+    if args.device == TENSOR_PARALLEL:
+        generate_together(args)
+    else:
+        generate(args)
+
+
+def generate_together(args: GenerateArgs) -> None:
+    """The same by the processes that torchrun has started, of which one prints.
+
+    Raises:
+        DraftgymError: As `generate`; or a chat, whose turns one process alone could read.
+    """
+    if args.chat:
+        raise DraftgymError(
+            f"a chat has one reader, and --device {TENSOR_PARALLEL} several",
+            "give the turn with --prompt, or spread the target by --device balanced",
+        )
+    with joined(args.device) as team:
+        if args.prompt == "-":
+            args = replace(args, prompt=team.led(read_standard_input))
+        generate(args if team.leads else replace(args, stats=False))

@@ -45,7 +45,7 @@ class DecodingOptions:
             processor), cpu, cuda, cuda:1 (the second one), mps (Apple) or xpu (Intel). Another
             device rounds otherwise, so that near ties may flip between two of them. For a target
             over several accelerators: balanced, balanced_low_0, sequential, or a .json file of
-            transformers' device_map.
+            transformers' device_map; for draftgym generate under torchrun tensor-parallel.
         backend: Whose pass runs the target: auto (draftgym's own where it computes what
             transformers computes, else transformers'), compact (draftgym's own), openvino (its
             own, compiled for few rows) or transformers.

@@ -18,6 +18,7 @@ from draftgym.decoding.model.generic.anatomy import Anatomy, generic_shape
 from draftgym.decoding.model.generic.cache import GenericCache, Shown, new_cache
 from draftgym.decoding.model.generic.masks import tree_masks
 from draftgym.decoding.model.generic.positions import image_positions
+from draftgym.decoding.model.generic.shared import check_alike, is_part, is_shared
 from draftgym.decoding.model.generic.spread import computes_on, weight_on
 from draftgym.decoding.model.interface import NewRows, PassOutput
 
@@ -34,6 +35,7 @@ class GenericDecoder:
     Attributes:
         one_by_one: Whether the model must go on from its cache token by token: several recurrent
             ones start from nothing where they get more, so that drafts save them no time.
+        shared: Whether several processes run it together.
     """
 
     def __init__(self, parts: Anatomy) -> None:
@@ -41,6 +43,7 @@ class GenericDecoder:
         self.shape = generic_shape(parts)
         self.draws_trees = False  # until it is tried
         self.one_by_one = False
+        self.shared = is_shared(parts.model)
         self._copies: dict[nn.Module, Tensor] = {}
 
     @property
@@ -67,7 +70,7 @@ class GenericDecoder:
     def _on_device(self, module: nn.Module) -> Tensor:
         """A weight for drafters; where it is kept elsewhere, a copy is made for the first."""
         weight: Any = module.weight
-        if weight.device == self.device:
+        if weight.device == self.device and not is_part(weight):
             return weight.detach()  # type: ignore[no-any-return]
         if module not in self._copies:
             self._copies[module] = weight_on(module, self.device)
@@ -88,6 +91,8 @@ class GenericDecoder:
         self, batch: Sequence[NewRows], tap_layers: Sequence[int] = (), with_logits: bool = True
     ) -> list[PassOutput]:
         """One pass for each sequence; see `TargetDecoder.forward`."""
+        if self.shared:
+            check_alike(batch, self.device)
         return [self._pass(rows, tap_layers, with_logits) for rows in batch]
 
     def _pass(self, rows: NewRows, tap_layers: Sequence[int], with_logits: bool) -> PassOutput:

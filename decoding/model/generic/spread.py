@@ -1,9 +1,9 @@
-"""A model whose modules lie on several devices, as transformers' `device_map` loads it.
+"""A model that lies on several devices, as transformers' `device_map` loads it.
 
 accelerate's hooks run it: each module is given its input on its own device. The weights of a module
 may also be kept in the processor's memory (beside accelerators) or on disk. Such a module has them
 for the time of its pass, and empty (`meta`) tensors otherwise: who reads weights does so while they
-are `present`.
+are `present`. So he does where processes share the model (`shared`).
 """
 
 from __future__ import annotations
@@ -12,15 +12,25 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import read_json, user_path
 from draftgym.decoding.model.device import KINDS, choose_device
+from draftgym.decoding.model.generic.shared import (
+    TENSOR_PARALLEL,
+    check_together,
+    is_part,
+    is_shared,
+    sharing_options,
+    whole,
+)
 
-WAYS = ("balanced", "balanced_low_0", "sequential")
+WAYS = ("balanced", "balanced_low_0", "sequential", TENSOR_PARALLEL)
 """How transformers divides a model by itself."""
 DISK, FETCHED = "disk", "fetched"
 DeviceMap = Mapping[str, int | str]
@@ -67,6 +77,9 @@ def first_device(places: str | Mapping[str, int | str]) -> str:
         DraftgymError: There is nothing to divide over.
     """
     kind = choose_device()[0].type
+    if places == TENSOR_PARALLEL:
+        check_together()
+        return kind if kind == "cpu" else f"{kind}:{torch.accelerator.current_device_index()}"
     if isinstance(places, str):
         if kind == "cpu":
             raise DraftgymError(
@@ -83,13 +96,27 @@ def _named(place: int | str) -> str:
 
 
 def is_spread(model: Any) -> bool:
-    """Whether accelerate's hooks run a model, because it lies in several places or on disk."""
+    """Whether a model lies in several places, or on disk, or processes share it."""
     places = set(getattr(model, "hf_device_map", {}).values())
-    return len(places) > 1 or DISK in places
+    return len(places) > 1 or DISK in places or is_shared(model)
+
+
+def loading_options(places: str | dict[str, int | str], scratch: str) -> dict[str, Any]:
+    """What `from_pretrained` is told.
+
+    Args:
+        places: From `device_map`.
+        scratch: A folder for what stays on disk and is not stored as it is read.
+    """
+    if places == TENSOR_PARALLEL:
+        return sharing_options()
+    return {"device_map": places, "offload_folder": scratch}
 
 
 def describe_spread(model: Any, layers: nn.ModuleList) -> str:
     """Where its layers lie, as in `layers: 16 on cuda:0, 16 on cuda:1`."""
+    if is_shared(layers):
+        return f"layers: {len(layers)}, each among {dist.get_world_size()} processes"
     places = Counter(_place(layer) for layer in layers)
     return "layers: " + ", ".join(f"{count} {place}" for place, count in places.items())
 
@@ -121,6 +148,9 @@ def present(module: nn.Module) -> Iterator[None]:
     """Has all weights of a module and its parts where it computes, for a while."""
     with ExitStack() as stack:
         for part in module.modules():
+            found = {name: one for name, one in part._parameters.items() if one is not None}
+            wholes = {name: whole(one) for name, one in found.items() if is_part(one)}
+            stack.enter_context(patch.dict(part._parameters, wholes))
             for hook in _fetching(part):
                 hook.pre_forward(part)
                 stack.callback(hook.post_forward, part, None)
@@ -140,7 +170,7 @@ def state_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _present_one(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
-    if not tensor.is_meta:
+    if not tensor.is_meta and not is_part(tensor):
         return tensor
     owner, _, leaf = name.rpartition(".")
     module = model.get_submodule(owner)

@@ -23,6 +23,7 @@ from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.generic.shared import TENSOR_PARALLEL
 from draftgym.decoding.model.generic.spread import device_map, first_device
 from draftgym.decoding.model.precision import usable_cores
 
@@ -107,6 +108,8 @@ class Team:
         Raises:
             DraftgymError: A device of which there is one alone, or more processes than GPUs.
         """
+        if self.size > 1 and asked == TENSOR_PARALLEL:
+            return f"cuda:{self.local_rank}" if torch.cuda.is_available() else "cpu"
         a_map = asked.endswith(".json")  # `cuda` in it is each process's own
         if self.size == 1 or asked == "cpu" or a_map or not torch.cuda.is_available():
             return asked
