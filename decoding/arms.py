@@ -78,6 +78,8 @@ class Arm:
     @property
     def whole(self) -> Arm:
         """The arm that verifies all that this one drafts, whatever it must match."""
+        if not (self.least or self.sure or self.ask or self.stop):
+            return self
         return replace(self, least=0, sure=0.0, ask=None, stop=None)
 
     def ending_in(self, last: Arm) -> Arm:

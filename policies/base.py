@@ -40,8 +40,10 @@ class Policy(ABC):
         name: How tables call it.
         arms: What it chooses from; an action is an index into this.
         observes: Whether it reads observations. The decoder skips building them where it is False.
-        reads_states: Whether it reads what only the target can tell: its hidden state, or how sure
-            it was. Published traces do not hold that, and refuse such a policy.
+        reads_states: Whether it reads the target's hidden state. Traces that hold none refuse such
+            a policy.
+        reads_confidence: Whether it reads how sure the target was. Published traces do not hold
+            that, and refuse such a policy.
         levels: What it chooses from a second time, while an arm drafts; none decides once a round
             (`draftgym.decoding.two_stage`).
         watches: Whether it is asked after every drafted token whether to go on
@@ -52,6 +54,7 @@ class Policy(ABC):
     arms: tuple[Arm, ...]
     observes: bool
     reads_states: bool = False
+    reads_confidence: bool = False
     levels: tuple[float, ...] = ()
     watches: bool = False
 

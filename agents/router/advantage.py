@@ -213,7 +213,8 @@ def as_examples(walked: Sequence[Rollout], traces: TraceSet, price: float) -> Ex
     signals = torch.from_numpy(np.concatenate([one.signals for one in walked]))
     rows = torch.from_numpy(np.concatenate([one.rows for one in walked]))
     # Kept once and looked up: many walks pass the same rows.
-    hidden = torch.from_numpy(np.concatenate([text.hidden for text in traces.texts if len(text)]))
+    states = [text.hidden for text in traces.texts if len(text)]
+    hidden = torch.from_numpy(np.concatenate(states, dtype=np.float32))
     return Examples(
         lambda batch: (signals[batch], hidden[rows[batch]]), torch.from_numpy(advantage).float()
     )

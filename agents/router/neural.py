@@ -190,7 +190,7 @@ def searched_threshold(
 @torch.inference_mode()
 def predict_rows(course: Course, network: DifferenceNetwork) -> NDArray[np.float32]:
     """Predicted difference at each row of some texts `[R]`."""
-    return course.rows(lambda text: network(torch.tensor(text.hidden)).numpy())
+    return course.rows(lambda text: network(torch.tensor(text.hidden).float()).numpy())
 
 
 def _actions(predicted: NDArray[np.float32], thresholds: Any) -> NDArray[np.int64]:
@@ -205,7 +205,7 @@ def _thresholds(values: NDArray[Any], totals: Totals) -> list[Threshold]:
 
 def _positions(traces: TraceSet, arms: Sequence[Arm]) -> tuple[Tensor, Tensor]:
     """Hidden states `[N, d]` and differences `[N]` at every position."""
-    hidden = np.concatenate([text.hidden[:-1] for text in traces.texts])
+    hidden = np.concatenate([text.hidden[:-1] for text in traces.texts], dtype=np.float32)
     first, second = (
         np.concatenate([made_by(text, arm).committed for text in traces.texts]) for arm in arms
     )

@@ -113,7 +113,7 @@ def simple_routers(training: Training, pairs: Sequence[Pair]) -> Routers:
         "ucb-time": [TimedBandit(training.arms, origin.cost_model)],
         **stopping_rules(training),
     }
-    for pair in dict.fromkeys(pairs if origin.states else ()):
+    for pair in dict.fromkeys(pairs if origin.holds_states else ()):
         name = "/".join(map(str, pair))
         tuning = tune_pair(training.traces, pair, count=100)
         threshold = float(tuning.thresholds[tuning.best])

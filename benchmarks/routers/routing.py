@@ -195,7 +195,7 @@ def _pairs(args: RoutingArgs, training: Training, tuner: Tuner) -> list[Pair]:
 
     None where traces do not tell what its routers read.
     """
-    if not training.traces.origin.states:
+    if not training.traces.origin.holds_states:
         return []  # they read the target's hidden states, or how sure it was
     first, second = map(parse_arm, args.pair)
     training.traces.check_arms([first, second])

@@ -203,7 +203,7 @@ class ChainTable(TextTable):
     foreseen = True
 
     def __init__(self, traces: TraceSet, arms: Sequence[str] | None = None) -> None:
-        traces.require_states("a cell of users")
+        traces.require_confidence("a cell of users")
         chains = _chains(traces, arms)
         self.texts = [text for text in traces.texts if len(text)]
         if not self.texts:

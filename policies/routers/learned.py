@@ -135,7 +135,8 @@ class LearnedPolicy(Policy):
         self, observation: Mapping[str, NDArray[np.float32]], count: int, deterministic: bool
     ) -> NDArray[np.int64]:
         """The best-scored arm, or one drawn as in training."""
-        scores: NDArray[Any] = self._scores(observation["signals"], observation["hidden"])
+        hidden = observation["hidden"] if self.reads_states else observation["hidden"][:, :0]
+        scores: NDArray[Any] = self._scores(observation["signals"], hidden)
         if not deterministic and self.exploration_rate is None:
             scores = scores + self.rng.gumbel(size=scores.shape)
         best = np.asarray(scores.argmax(-1), dtype=np.int64)

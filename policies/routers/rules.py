@@ -89,7 +89,7 @@ class EntropyPolicy(Policy):
         DraftgymError: The threshold is negative or not a number.
     """
 
-    observes = reads_states = True
+    observes = reads_confidence = True
 
     def __init__(
         self,

@@ -42,10 +42,12 @@ def drafting_seconds(model: CostModel, text: TextTrace, arm: Arm) -> NDArray[np.
     """What drafting with this arm takes at each position `[n]`, without catching up."""
     seconds = np.zeros(len(text))
     for part in asked_of(text, arm):
-        facts = np.stack([part.drafted.drafted, part.drafted.depth], 1)
-        kinds, kind = np.unique(facts, axis=0, return_inverse=True)  # there are few
-        costs = [model.draft_seconds(Asking(part.arm, *one)) for one in kinds.tolist()]
-        seconds += np.where(part.where, np.array(costs)[kind.reshape(-1)], 0.0)
+        made, deep = part.drafted, 1 + part.drafted.depth.max(initial=0)
+        kinds = made.drafted * deep + made.depth
+        costs = np.zeros(kinds.max(initial=0) + 1)
+        for kind in _distinct(kinds):  # there are few
+            costs[kind] = model.draft_seconds(Asking(part.arm, *divmod(kind, int(deep))))
+        seconds += np.where(part.where, costs[kinds], 0.0)
     return seconds
 
 
@@ -56,11 +58,17 @@ def _pass_seconds(
     known = sorted(model.target_pass)
     beyond = np.maximum(contexts - known[-1], 0)
     seconds = np.empty(len(rows))
-    for count in np.unique(rows).tolist():
+    for count in _distinct(rows):
         costs = [model.target_pass[context](count) for context in known]
         every = np.interp(contexts, known, costs) + beyond * slope_beyond(known, costs)
         np.copyto(seconds, every, where=rows == count)
     return seconds
+
+
+def _distinct(numbers: NDArray[np.int64]) -> list[int]:
+    """Which small numbers occur, ascending; without sorting."""
+    found: list[int] = np.flatnonzero(np.bincount(numbers)).tolist()
+    return found
 
 
 def worked(

@@ -30,7 +30,6 @@ from draftgym.rollouts.replay.pricing import (
     backlogs,
     catch_up_table,
     round_seconds,
-    step_seconds,
     worked,
 )
 from draftgym.rollouts.traces.joint import made_by
@@ -203,10 +202,13 @@ class Replay:
         self._seconds = room((arms, rows), np.float64)
         self._asked = room((arms, rows, len(names)), np.bool_)
         self._verified = room((arms, rows, len(names)), np.bool_)
+        longest = max(text.prompt_tokens + len(text) for text in texts) + 1
+        steps = np.array([model.step_seconds(context) for context in range(longest)])
         for text, first, last in zip(texts, self._first.tolist(), self._last.tolist(), strict=True):
             self._lay(text, slice(first, last), names, model)
+            self._step_seconds[first:last] = steps[self._context[first:last]]
+        self._step_seconds[self._last] = 1.0
         self._lags = np.array([traces.origin.lags[name] for name in names], dtype=np.int64)
-        longest = int(self._context.max()) + 1
         note_extrapolation(model, longest)
         tables = [catch_up_table(model, name, longest) for name in names]
         self._tables = np.stack(tables) if tables else np.zeros((0, longest + 1))
@@ -219,7 +221,6 @@ class Replay:
         self._remaining[whole] = self._limit - 1 - position
         # What nobody knows is 0 throughout; policies that read it are refused (`replay_for`).
         self._signals[whole] = np.nan_to_num(text.signals)
-        self._step_seconds[whole] = np.append(step_seconds(model, text), 1.0)
         for index, arm in enumerate(self.arms):
             self._committed[index, whole] = np.append(made_by(text, arm).committed, 0)
             self._seconds[index, whole] = np.append(round_seconds(model, text, arm), 0.0)

@@ -87,7 +87,7 @@ def tune(args: TuneEntropyArgs) -> Tuning:
     if not (firsts and seconds):
         raise DraftgymError("a side of the threshold has no arm", "give --autoregressive eagle3:2")
     traces = read_traces(args.traces)
-    traces.require_states("a threshold of entropy")
+    traces.require_confidence("a threshold of entropy")
     refuse_held_out(text.question_id for text in traces.texts)
     tunings = [tune_pair(traces, pair, args.thresholds) for pair in product(firsts, seconds)]
     best = max(tunings, key=lambda tuning: tuning.speeds.max())

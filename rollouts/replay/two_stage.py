@@ -140,6 +140,8 @@ def replay_for(
     """
     if getattr(policy, "reads_states", False):
         traces.require_states(f"policy {policy.name}")
+    if getattr(policy, "reads_confidence", False):
+        traces.require_confidence(f"policy {policy.name}")
     if getattr(policy, "watches", False):
         raise DraftgymError(
             f"policy {policy.name} watches tokens being drafted, and traces do not hold that",

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import tyro
 
@@ -36,7 +37,7 @@ from draftgym.rollouts.traces.file import (
     rows_in,
 )
 from draftgym.rollouts.traces.shards import shards_in, sole_writer
-from draftgym.rollouts.traces.trace import TraceSet
+from draftgym.rollouts.traces.trace import States, TraceSet
 from draftgym.rollouts.traces.tracer import TracePlan, Tracer
 from draftgym.rollouts.workers.options import WorkerOptions
 from draftgym.rollouts.workers.pool import Pool, open_pool
@@ -61,6 +62,8 @@ class CollectArgs(DecodingOptions, WorkerOptions):
         turns: Trace at most this many turns of each prompt.
         skip_long_prompts: Leave out prompts that do not fit the target with `max_new_tokens`, and
             count them; else they are refused before anything is written.
+        states: How the target's hidden states are stored: float32, float16 (half of nearly all that
+            traces take) or none (a tenth; for policies that do not read them).
         batch_size: Texts that the target writes in one pass. More is faster until arithmetic is the
             limit, and takes more memory.
         shard_texts: Texts per file: what is traced together, what a worker does in one go, and what
@@ -75,6 +78,7 @@ class CollectArgs(DecodingOptions, WorkerOptions):
     turns: int | None = None
     skip_long_prompts: bool = False
     max_new_tokens: int = 128
+    states: States = "float32"
     batch_size: int = 64
     shard_texts: int = 64
 
@@ -155,6 +159,10 @@ def _check_args(args: CollectArgs) -> list[Arm]:
         if getattr(args, option) < 1:
             name = "--" + option.replace("_", "-")
             raise DraftgymError(f"{name} is {getattr(args, option)}", "give at least one")
+    if args.states not in get_args(States):
+        raise DraftgymError(
+            f"--states is {args.states!r}", f"choose from {', '.join(get_args(States))}"
+        )
     args.check_workers()
     arms = single_arms(map(parse_arm, args.arms or ()))  # what joint arms do follows from these
     if not arms and args.arms is not None:

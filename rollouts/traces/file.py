@@ -9,7 +9,8 @@
     token              int32                 its id
     entropy ..         float32               `draftgym.decoding.observation.TEXT_SIGNALS`
     hidden             float32[d]            final hidden state that the token was chosen from;
-                                             not in traces whose origin has no `states`
+                                             float16, or left out, where the origin's `states`
+                                             says so (`draftgym collect --states`)
     <arm>.committed    int16                 what a round whose anchor is this token would do;
     <arm>.drafted      int16                 0 in the last row of a text, which needs no round
     <arm>.depth        int16
@@ -87,9 +88,11 @@ def trace_table(texts: Sequence[TextTrace], origin: TraceOrigin) -> Any:
     signals = np.concatenate([text.signals for text in texts])
     for index, name in enumerate(TEXT_SIGNALS):
         columns[name] = pa.array(signals[:, index])
-    if origin.states:
-        hidden = np.concatenate([text.hidden for text in texts])
-        columns["hidden"] = pa.FixedSizeListArray.from_arrays(hidden.ravel(), hidden.shape[1])
+    if origin.holds_states:
+        hidden = np.concatenate([_stored(text, origin.states) for text in texts])
+        columns["hidden"] = pa.FixedSizeListArray.from_arrays(
+            pa.array(hidden.ravel()), hidden.shape[1]
+        )
     for arm in origin.arms:
         for part in PARTS:
             rows = [np.append(getattr(text.arms[arm], part), 0) for text in texts]
@@ -103,6 +106,24 @@ def trace_table(texts: Sequence[TextTrace], origin: TraceOrigin) -> Any:
     body = {"kind": KIND, "schema_version": SCHEMA_VERSION, "origin": origin.to_json()}
     table = pa.table(columns)
     return table.replace_schema_metadata({METADATA_KEY: json.dumps(body).encode()})
+
+
+def _stored(text: TextTrace, states: str) -> NDArray[Any]:
+    """Hidden states as they are stored.
+
+    Raises:
+        DraftgymError: One is too large for that.
+    """
+    if text.hidden.dtype == states:
+        return text.hidden
+    largest, limit = float(np.abs(text.hidden).max()), float(np.finfo(states).max)
+    if largest > limit:
+        raise DraftgymError(
+            f"a hidden state of text {text.question_id!r} has an entry of size {largest:g}, and "
+            f"{states} ends at {limit:g}",
+            "collect with --states float32, into another folder",
+        )
+    return text.hidden.astype(states)
 
 
 def _lists(texts: Sequence[TextTrace]) -> Iterator[tuple[str, list[NDArray[Any]]]]:
@@ -152,7 +173,7 @@ def read_traces(folder: Path, mapped: bool = False) -> TraceSet:
     texts: list[TextTrace] = []
     for shard in shards:
         require_same(read_origin(shard), origin, shard)
-        texts += mapped_texts(shard, origin) if mapped else _read_texts(shard, origin)
+        texts += mapped_texts(shard, origin) if mapped else read_texts(shard, origin)
     if origin.seeding == ONE_FOR_ALL:
         print(
             f"note: {folder}: traces of an older kind, whose sampled texts share one noise seed; "
@@ -269,7 +290,12 @@ def refusing(shard: Path) -> Iterator[None]:
         raise DraftgymError(f"cannot read {shard}: {reason}", f"delete it and {AGAIN}") from error
 
 
-def _read_texts(shard: Path, origin: TraceOrigin) -> list[TextTrace]:
+def read_texts(shard: Path, origin: TraceOrigin) -> list[TextTrace]:
+    """The texts of one shard.
+
+    Raises:
+        DraftgymError: It is damaged, or not of this origin.
+    """
     import pyarrow.parquet
 
     with refusing(shard):
@@ -290,6 +316,8 @@ def split_texts(table: Any, origin: TraceOrigin) -> tuple[dict[str, NDArray[Any]
         if not str(column.type).startswith(kind) or column.null_count:
             raise ValueError(f"column {name} is {column.type}, with {column.null_count} gaps")
     arrays = {name: _array(table.column(name)) for name in kinds}
+    if origin.holds_states and arrays["hidden"].dtype != origin.states:
+        raise ValueError(f"hidden states are {arrays['hidden'].dtype}, not {origin.states}")
     starts = np.flatnonzero(arrays["position"] == 0)
     lengths = np.diff(np.append(starts, len(table)))
     whole = [np.arange(length) for length in lengths]
@@ -311,7 +339,7 @@ def _column_types(names: Sequence[str], origin: TraceOrigin) -> dict[str, str]:
         **dict.fromkeys(("prompt_tokens", "position", "token"), "int32"),
         **dict.fromkeys(TEXT_SIGNALS, "float"),
         **dict.fromkeys((*arms, *matches), "int16"),
-        **dict.fromkeys((*lists, *(["hidden"] if origin.states else [])), "fixed_size_list<"),
+        **dict.fromkeys((*lists, *(["hidden"] if origin.holds_states else [])), "fixed_size_list<"),
     }
 
 
@@ -352,7 +380,7 @@ def read_text(arrays: dict[str, NDArray[Any]], rows: slice, origin: TraceOrigin)
         int(arrays["prompt_tokens"][rows.start]),
         arrays["token"][rows].astype(np.int64),
         np.column_stack([arrays[name][rows] for name in TEXT_SIGNALS]),
-        arrays["hidden"][rows] if origin.states else np.zeros((tokens, 0), np.float32),
+        arrays["hidden"][rows] if origin.holds_states else np.zeros((tokens, 0), np.float32),
         {name: arm(name) for name in origin.arms},
         ending(LOGPROBS),
         {name: Drafts(column, parents.get(name)) for name, column in ending(TOKENS).items()},

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,6 +107,7 @@ def matches(text: TextTrace, arm: Arm) -> NDArray[np.int64]:
     return text.matches[draft_key(arm)]
 
 
+@lru_cache(maxsize=8)  # for each arm several callers ask in turn
 def _verified(text: TextTrace, arm: Arm) -> ArmTrace:
     """What an arm of one drafter would have verified."""
     if arm.sure:

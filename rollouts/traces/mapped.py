@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from draftgym.decoding.files import replacing
-from draftgym.rollouts.traces.file import TEXT_COLUMNS, read_text, refusing, split_texts
+from draftgym.rollouts.traces.file import TEXT_COLUMNS, TOKENS, read_text, refusing, split_texts
 from draftgym.rollouts.traces.trace import TextTrace, TraceOrigin
 
 FOLDER = ".mapped"
@@ -73,11 +73,15 @@ class StoredText(TextTrace):
         rows = self._shard.rows[self._index]
         return int(rows.stop - rows.start - 1)
 
+    def holds_drafts(self, key: str) -> bool:
+        """See `TextTrace.holds_drafts`; asked of every text, so that nothing of it is read."""
+        return f"{key}{TOKENS}" in self._shard.arrays
+
     def __getattr__(self, name: str) -> Any:
         """Everything else is read."""
         if name.startswith("_"):
             raise AttributeError(name)
-        if name == "hidden" and self._shard.origin.states:
+        if name == "hidden" and self._shard.origin.holds_states:
             return self._shard.arrays["hidden"][self._shard.rows[self._index]]
         return getattr(_whole(self._shard, self._index), name)
 

@@ -35,7 +35,13 @@ from draftgym.drafters.suffix.drafter import SuffixDrafter
 from draftgym.rollouts.traces.counterfactual import hash_prompt, trace_arms
 from draftgym.rollouts.traces.file import trace_table
 from draftgym.rollouts.traces.shards import ShardWriter, shards_in, sole_writer
-from draftgym.rollouts.traces.trace import ArmTrace, TextTrace, TraceOrigin, TraceSet
+from draftgym.rollouts.traces.trace import (
+    UNPUBLISHED,
+    ArmTrace,
+    TextTrace,
+    TraceOrigin,
+    TraceSet,
+)
 
 UNKNOWN = "not published"
 """Stands where a trace names hashes of weights; nothing that is loaded has it."""
@@ -130,7 +136,7 @@ def trace_published(published: PublishedTraces, arms: Sequence[str] = ()) -> Tra
         cost_model=named_cost_model(published.costs, names),
         host={"published": published.source, "left_out": dict(published.left_out)}
         | describe_host(),
-        states=False,
+        states=UNPUBLISHED,
     )
     texts = [_trace(one, published, chosen, lookups) for one in published.texts]
     return TraceSet(origin, texts)

@@ -16,7 +16,7 @@ import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,9 +54,9 @@ class Drafts:
     parents: NDArray[np.int8] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TextTrace:
-    """A text with every arm's counterfactuals.
+    """A text with every arm's counterfactuals; equal to itself alone.
 
     Position i stands for the round whose anchor is the i-th new token. The last token of a text
     needs no round; what a router would observe there is kept all the same.
@@ -68,8 +68,8 @@ class TextTrace:
         prompt_tokens: Their number.
         tokens: New tokens `[m]`.
         signals: `TEXT_SIGNALS` of each, float32 `[m, 4]`; NaN where nobody knows them.
-        hidden: The target's final hidden state that each was chosen from, float32 `[m, d]`; d is 0
-            where nobody knows them.
+        hidden: The target's final hidden state that each was chosen from, float32 or float16
+            (`TraceOrigin.states`) `[m, d]`; d is 0 where traces do not hold them.
         arms: One trace per arm that drafts, by the arm's text.
         logprobs: What the drafters themselves thought: log-probability of every token that was
             drafted at temperature 1, float32 `[n, budget]`, 0 behind their end; of the longest
@@ -87,7 +87,7 @@ class TextTrace:
     prompt_tokens: int
     tokens: NDArray[np.int64]
     signals: NDArray[np.float32]
-    hidden: NDArray[np.float32]
+    hidden: NDArray[np.float32] | NDArray[np.float16]
     arms: dict[str, ArmTrace]
     logprobs: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     drafts: dict[str, Drafts] = field(default_factory=dict)
@@ -98,11 +98,19 @@ class TextTrace:
         """Positions at which a round can begin."""
         return len(self.tokens) - 1
 
+    def holds_drafts(self, key: str) -> bool:
+        """Whether the tokens are there that are called so (`draft_key`)."""
+        return key in self.drafts
+
 
 SAMPLING = ("verification", "temperature", "seed", "seeding")
 """Facts of an origin that say how texts were sampled."""
 PER_TEXT, ONE_FOR_ALL = "per text", "one for all"
 """How texts got their noise: each its own (`text_seed`), or, before version 3, all the same."""
+States = Literal["float32", "float16", "none"]
+"""How hidden states are stored that were there to store."""
+NO_STATES, UNPUBLISHED = "none", "not published"
+"""Texts without hidden states, and those of which nobody told how sure the target was, either."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +132,8 @@ class TraceOrigin:
         host: Processor, versions, revision, command, what became of the prompts; the same.
         seeding: `PER_TEXT`, or `ONE_FOR_ALL` in old traces of sampled texts: those share their
             noise by position, so that intervals over them promise too much.
-        states: Whether texts hold what only the target can tell: hidden states and confidence.
+        states: How texts hold the target's hidden states: `float32` or `float16`; `none` where they
+            were left out, `not published` where confidence is not known, either.
     """
 
     target: str
@@ -140,7 +149,12 @@ class TraceOrigin:
     cost_model: CostModel = field(compare=False)
     host: dict[str, Any] = field(default_factory=dict, compare=False)
     seeding: str = PER_TEXT
-    states: bool = True
+    states: str = "float32"
+
+    @property
+    def holds_states(self) -> bool:
+        """Whether texts hold the target's hidden states."""
+        return self.states not in (NO_STATES, UNPUBLISHED)
 
     @property
     def name(self) -> str:
@@ -159,10 +173,12 @@ class TraceOrigin:
         return [f"{name}: {mine} / {theirs}" for name, mine, theirs in pairs if mine != theirs]
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON types; that texts hold states goes without saying."""
+        """As JSON types; that hidden states are float32 goes without saying."""
         body = asdict(replace(self, arms=tuple(self.arms)))
-        if self.states:
+        if self.states == TraceOrigin.states:
             del body["states"]
+        elif self.states == UNPUBLISHED:
+            body["states"] = False  # as published traces have always said it
         return body
 
     @classmethod
@@ -172,6 +188,11 @@ class TraceOrigin:
         Raises:
             DraftgymError: Its costs are no cost model, or a fact is missing or of another kind.
         """
+        states = UNPUBLISHED if body.get("states") is False else body.get("states", cls.states)
+        if states not in (*get_args(States), UNPUBLISHED):
+            raise DraftgymError(
+                f"states of these traces are {reprlib.repr(states)}", "collect them again"
+            )
         for name, kind in _FACTS.items():
             value = body.get(name)
             if not isinstance(value, kind) or isinstance(value, bool):
@@ -181,7 +202,8 @@ class TraceOrigin:
         if not all(isinstance(arm, str) for arm in body["arms"]):
             raise DraftgymError("arms of these traces are no text", "collect them again")
         costs = CostModel.from_json(json.dumps(body["cost_model"]))
-        return cls(**{**body, "arms": tuple(body["arms"]), "cost_model": costs})
+        arms = tuple(body["arms"])
+        return cls(**{**body, "arms": arms, "cost_model": costs, "states": states})
 
     def describe(self) -> dict[str, Any]:
         """What a file of figures says: instead of the costs, where they were measured."""
@@ -253,7 +275,8 @@ class TraceSet:
             if differences:
                 raise DraftgymError(
                     f"traces of other origins cannot be mixed ({'; '.join(differences)})",
-                    "collect all of them with the same target, drafters, arms and token limit",
+                    "collect all of them with the same target, drafters, arms, token limit and "
+                    "--states",
                 )
             texts += other.texts
         return replace(self, texts=texts)
@@ -303,21 +326,39 @@ class TraceSet:
         return True
 
     def require_states(self, who: str) -> None:
-        """Raises `DraftgymError` where what only the target can tell is not there.
+        """Raises `DraftgymError` where the target's hidden states are not there.
+
+        Args:
+            who: Reads them, as the subject of a sentence.
+        """
+        if self.origin.states == NO_STATES:
+            raise DraftgymError(
+                f"{who} reads the target's hidden states, which these traces do not hold: they "
+                "were collected with --states none",
+                "leave it out, or collect traces with --states float16",
+            )
+        if not self.origin.holds_states:
+            raise _untold(who, "the target's hidden states")
+
+    def require_confidence(self, who: str) -> None:
+        """Raises `DraftgymError` where nobody knows how sure the target was.
 
         Args:
             who: Reads it, as the subject of a sentence.
         """
-        if not self.origin.states:
-            raise DraftgymError(
-                f"{who} reads the target's hidden states or how sure it was, which these traces do "
-                "not hold: who published them did not tell",
-                "leave it out, or collect traces of your own with draftgym collect",
-            )
+        if self.origin.states == UNPUBLISHED:
+            raise _untold(who, "how sure the target was")
 
     def _hold_drafts_of(self, arm: Arm) -> bool:
         """Whether the tokens that an arm of one drafter drafted are there."""
-        return all(draft_key(arm) in text.drafts for text in self.texts)
+        return all(text.holds_drafts(draft_key(arm)) for text in self.texts)
+
+
+def _untold(who: str, what: str) -> DraftgymError:
+    return DraftgymError(
+        f"{who} reads {what}, which these traces do not hold: who published them did not tell",
+        "leave it out, or collect traces of your own with draftgym collect",
+    )
 
 
 def draft_key(arm: Arm) -> str:

@@ -162,6 +162,7 @@ def describe_origin(
         max_new_tokens=args.max_new_tokens,
         cost_model=costs,
         host={**describe_host(), **describe_device(target)},
+        states=args.states,
     )
 
 

@@ -81,7 +81,7 @@ def test_the_origin_says_what_it_is(traces: TraceSet) -> None:
     origin = traces.origin
     assert origin.target == "Llama-3.1-8B-Instruct" and origin.verification == "greedy"
     assert "2601.11580" in origin.host["published"]
-    assert not origin.states and not traces.tells_drafts
+    assert not origin.holds_states and not traces.tells_drafts
     assert origin.cost_model.host["costs"] == "llama3.1-8b-h100"
     assert not any(text.hidden.size for text in traces.texts)
     assert all(np.isnan(text.signals[:, :3]).all() for text in traces.texts)

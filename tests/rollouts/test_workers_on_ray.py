@@ -47,6 +47,7 @@ def args(tmp_path: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch) -> Coll
         prompts=str(prompts),
         max_new_tokens=TOKENS,
         shard_texts=3,
+        states="float16",
         dtype="float32",
         threads=1,
     )
