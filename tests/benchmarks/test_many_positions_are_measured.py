@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.routers import many_positions
-from benchmarks.routers.many_positions import PAGES, ManyPositionsArgs, measure, multiply, watch
+from benchmarks.scaling import many_positions
+from benchmarks.scaling.many_positions import PAGES, ManyPositionsArgs, measure, multiply, watch
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target

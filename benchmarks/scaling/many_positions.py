@@ -1,8 +1,8 @@
 """What training a router takes on traces of many positions: memory, and time until it begins.
 
     $ draftgym collect --prompts train --dtype float32 --out runs/traces
-    $ python -m benchmarks.routers.many_positions --traces runs/traces --positions 1000000
-    $ python -m benchmarks.routers.many_positions --traces runs/traces --positions 10000000 \
+    $ python -m benchmarks.scaling.many_positions --traces runs/traces --positions 1000000
+    $ python -m benchmarks.scaling.many_positions --traces runs/traces --positions 10000000 \
         --ways stream --states float16
 
 Traces of that many positions are made of those that are there: each text is written again under
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,6 +31,7 @@ import tyro
 
 from benchmarks.report import Cell, Table, number, titled
 from benchmarks.results import Result, check, finish
+from benchmarks.scaling.commands import draftgym
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
 from draftgym.rollouts.traces.file import read_done, read_origin, read_texts, rows_in, trace_table
 from draftgym.rollouts.traces.mapped import FOLDER
@@ -137,8 +137,8 @@ def train(args: ManyPositionsArgs, traces: Path, stream: bool) -> dict[str, Any]
     run = traces.with_name(f"{traces.name}-{'stream' if stream else 'memory'}")
     shutil.rmtree(run, ignore_errors=True)  # it would be resumed
     options = {"--traces": traces, "--run": run, "--rounds": args.rounds, "--threads": args.threads}
-    given = [str(one) for pair in options.items() if pair[1] is not None for one in pair]
-    command = [sys.executable, "-m", "draftgym", "train-router", *given]
+    given = [one for pair in options.items() if pair[1] is not None for one in pair]
+    command = draftgym("train-router", *given)
     if stream:
         command.append("--stream")
     marks = {"laid_out": run / "config.json", "first_update": run / "metrics.jsonl"}
