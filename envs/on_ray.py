@@ -38,9 +38,14 @@ class EnvHost:
         self._env: VectorEnv[Any, Any, Any] | None = None
 
     def call(self, method: str, *arguments: Any, **named: Any) -> Any:
-        """What a method of the environment gives, or the `DraftgymError` that it raises."""
+        """What a method of the environment gives, or the `DraftgymError` that it raises.
+
+        A step of episodes that another process played, which is gone, gives None.
+        """
         try:
             if self._env is None:
+                if method == "step":
+                    return None
                 self._env = self._make()
             if method == "spaces":
                 env = self._env
@@ -160,11 +165,12 @@ class RayVectorEnv(VectorEnv[Any, Any, Any]):
 
     def _outcome(self, index: int, call: Any) -> tuple[Any, ...]:
         """What a worker's step gave; where it is gone, the end of its episodes."""
-        try:
-            outcome: tuple[Any, ...] = self._get(call)
+        outcome: tuple[Any, ...] | None = None
+        with suppress(self._ray.exceptions.RayActorError):
+            outcome = self._get(call)
+        if outcome is not None:
             return outcome
-        except self._ray.exceptions.RayActorError:
-            self.lost += 1
+        self.lost += 1
         count, seen = self._sizes[index], self._seen[index]
         seeds = self.np_random.integers(2**31, size=count).tolist()
         again, told = self._get(self.actors[index].call.remote("reset", seed=seeds))

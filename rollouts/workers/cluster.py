@@ -64,6 +64,6 @@ def room_for(ray: Any, cpus: float, gpus: float) -> int:
     for node in ray.nodes():
         if node["Alive"]:
             has = node["Resources"]
-            each = [has.get(kind, 0) // one for kind, one in (("CPU", cpus), ("GPU", gpus)) if one]
-            rooms += int(min(each))
+            each = [has.get(kind, 0) / one for kind, one in (("CPU", cpus), ("GPU", gpus)) if one]
+            rooms += int(min(each) + 1e-6)  # ten tenths are a little less than one
     return rooms

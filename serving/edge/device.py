@@ -192,15 +192,14 @@ class EdgeDevice:
         failed = 0
         while not writing.done.finish_reason:
             before = len(writing.done.tokens)
-            try:
-                self._go_on(writing)
-            except self._grpc.RpcError as error:
-                self.close()
-                written.reconnects += 1
-                failed = 1 if len(writing.done.tokens) > before else failed + 1
-                if error.code().name not in COME_BACK or failed >= self._tries:
-                    raise _ended(error.code().name, str(error.details())) from error
-                self._sleep(min(LONGEST_PAUSE, 0.1 * 2**failed))
+            ending = self._go_on(writing)
+            if ending is None:
+                break
+            written.reconnects += 1
+            failed = 1 if len(writing.done.tokens) > before else failed + 1
+            if ending[0] not in COME_BACK or failed >= self._tries:
+                raise _ended(*ending)
+            self._sleep(min(LONGEST_PAUSE, 0.1 * 2**failed))
         return writing.done
 
     def close(self) -> None:
@@ -211,7 +210,20 @@ class EdgeDevice:
             self._channel.close()
         self._stream = self._channel = None
 
-    def _go_on(self, writing: _Writing) -> None:
+    def _go_on(self, writing: _Writing) -> tuple[str, str] | None:
+        """Writes until the text is done, or tells how its connection ended: status and reason."""
+        done = False
+        try:
+            self._talk(writing)
+            done = bool(writing.done.finish_reason)
+        except self._grpc.RpcError as error:
+            return error.code().name, str(error.details())
+        finally:
+            if not done:
+                self.close()
+        return None if done else ("UNAVAILABLE", "it ended in the middle of a text")
+
+    def _talk(self, writing: _Writing) -> None:
         if self._stream is None:
             self._channel, self._pacer = self._connect(), self._make_pacer()
             self._stream = _Stream(self._channel, self._token, self._pacer)
@@ -222,8 +234,6 @@ class EdgeDevice:
             writing.take(message, self._stream, self._pacer)
             if writing.done.finish_reason:
                 return
-        self.close()  # a server that ends a stream in peace, in mid-text, is going down
-        writing.done.reconnects += 1
 
     @property
     def token_seconds(self) -> float | None:

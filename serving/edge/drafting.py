@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from draftgym.decoding.drafting import Drafter, DraftShape
@@ -198,7 +199,11 @@ def shipped_small_lm() -> Path:
     """The shipped small LM as a whole model; made once, with its target."""
     weights = hashlib.sha256((SHIPPED_PART / "model.safetensors").read_bytes()).hexdigest()[:16]
     folder = cache_folder() / "small-lm" / weights
-    if not (folder / "config.json").is_file():
-        target = load_target("smollm2-135m", "bfloat16", device="cpu")
-        assemble_small_lm(SHIPPED_PART, folder, target)
+    config = folder / "config.json"
+    if not config.is_file():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f".{folder.name}.lock")):  # devices begin together
+            if not config.is_file():
+                target = load_target("smollm2-135m", "bfloat16", device="cpu")
+                assemble_small_lm(SHIPPED_PART, folder, target)
     return folder

@@ -12,7 +12,6 @@ drafts in one pass. Texts are those of plain decoding, whoever else is served.
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
@@ -46,7 +45,13 @@ from draftgym.policies.schedulers.learned import load_scheduler
 from draftgym.serving.edge.devices.command import EdgeDeviceArgs, run_device
 from draftgym.serving.edge.lab.args import EdgeLabArgs
 from draftgym.serving.edge.lab.lab import run_lab
-from draftgym.serving.edge.protocol import TOKEN_VARIABLE, Limits, bytes_of, require_edge
+from draftgym.serving.edge.protocol import (
+    Limits,
+    address_of,
+    key_pair,
+    require_edge,
+    token_of,
+)
 from draftgym.serving.edge.witness import BaseStation, RoundLog, Witness
 
 if TYPE_CHECKING:
@@ -189,14 +194,14 @@ class EdgeServeArgs:
         """Who may connect.
 
         Raises:
-            DraftgymError: A file of TLS cannot be read.
+            DraftgymError: A file of TLS cannot be used, or the token cannot be sent.
         """
         from draftgym.serving.edge.server import Access
 
-        token = self.token or os.environ.get(TOKEN_VARIABLE) or None
+        token = token_of(self.token)
         if self.tls_cert is None or self.tls_key is None:
             return Access(token)
-        return Access(token, bytes_of(self.tls_cert), bytes_of(self.tls_key))
+        return Access(token, *key_pair(self.tls_cert, self.tls_key))
 
 
 def serve(args: EdgeServeArgs) -> None:
@@ -211,7 +216,22 @@ def serve(args: EdgeServeArgs) -> None:
     target = load_target(args.target, args.dtype, args.threads, args.device, args.backend)
     make = planner_by_name(args.scheduler, target)
     settings = cell_settings(args, target, make)
+    check_message_bytes(args, target, settings)
     asyncio.run(_serve(args, target, make, settings, access))
+
+
+def check_message_bytes(args: EdgeServeArgs, target: Target, settings: CellSettings) -> None:
+    """Raises `DraftgymError` where devices could not send what they may."""
+    from draftgym.serving.edge.payload import largest_message
+
+    longest, size = settings.longest_draft or args.longest_draft, target.vocab_size
+    carried = {"tokens": 0, "scalar": 1, "truncated": longest}[args.payload]
+    needed = largest_message(args.limits, size, longest, carried, min(args.kept, size))
+    if needed > args.message_bytes:
+        raise DraftgymError(
+            f"messages may have {needed} bytes, and --message-bytes is {args.message_bytes}",
+            f"give --message-bytes {needed}, or lower --kept, --prompt-tokens or --new-tokens",
+        )
 
 
 async def _serve(
@@ -244,8 +264,8 @@ async def _serve(
     secured = "with TLS" if access.certificate else "without TLS"
     law = rounds.cell.verification
     print(
-        f"{args.host}:{server.port}: serving {target.name} to {args.users} devices, {secured}, "
-        f"scheduler {args.scheduler}\n"
+        f"{address_of(args.host, server.port)}: serving {target.name} to {args.users} devices, "
+        f"{secured}, scheduler {args.scheduler}\n"
         f"  a pass is taken for {1e3 * law.fixed:.1f} ms + {1e3 * law.per_user:.1f} ms a device + "
         f"{1e3 * law.per_token:.2f} ms a drafted token\n"
         f'  device: draftgym edge device --server HOST:{server.port} --prompt "Who are you?"',

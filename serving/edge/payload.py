@@ -21,7 +21,7 @@ from torch import Tensor
 
 from draftgym.decoding.model.device import to_host
 from draftgym.serving.edge import edge_v1_pb2 as wire
-from draftgym.serving.edge.protocol import Refused
+from draftgym.serving.edge.protocol import LONGEST_NAME, Limits, Refused
 
 MODES = {"tokens": wire.TOKENS, "truncated": wire.TRUNCATED, "scalar": wire.SCALAR}
 """Payloads by their names in `draftgym.envs.radio.payload`."""
@@ -79,6 +79,46 @@ def check_chances(chances: Sequence[float], tokens: Sequence[int]) -> list[float
     if len(chances) != len(tokens) or not all(0 < one <= 1 for one in chances):
         raise Refused("INVALID_ARGUMENT", "what should be probabilities are none")
     return list(chances)
+
+
+def largest_message(
+    limits: Limits, vocab_size: int, longest: int, distributions: int, kept: int
+) -> int:
+    """Bytes of the largest message of a device that keeps to what a server asks for.
+
+    Args:
+        limits: What devices may do.
+        vocab_size: Size of the target's vocabulary.
+        longest: Longest draft.
+        distributions: Distributions that a message carries at most.
+        kept: Probabilities of each at most.
+    """
+    token, report = vocab_size - 1, wire.Report(snr_db=1.0, token_seconds=1.0)
+    name = "\N{GRINNING FACE}" * LONGEST_NAME  # four bytes each
+    opening = wire.Open(
+        session=name,
+        prompt=[token] * limits.prompt_tokens,
+        written=[token] * limits.new_tokens,
+        max_new_tokens=limits.new_tokens,
+        temperature=1.0,
+        seed=2**64 - 1,
+        drafter=name,
+        drafter_fingerprint=name,
+        tokenizer=name,
+        category=name,
+        report=report,
+    )
+    ids = bytes(np.dtype(_ids(vocab_size)).itemsize * kept)
+    one = wire.Distribution(ids=ids, weights=bytes(2 * kept))
+    draft = wire.Draft(
+        position=limits.new_tokens,
+        tokens=[token] * longest,
+        report=report,
+        distributions=[one] * distributions,
+        chances=[1.0] * longest,
+    )
+    said = wire.FromDevice(open=opening), wire.FromDevice(draft=draft)
+    return max(int(one.ByteSize()) for one in said)
 
 
 def unpacked(

@@ -8,14 +8,19 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import os
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from draftgym.decoding.errors import DraftgymError
 
 METHOD = "/draftgym.edge.v1.Edge/Talk"
 """The one call there is: a stream of messages both ways."""
+LONGEST_NAME = 128
+"""Characters of a session's name and of other texts that a device sends."""
 TOKEN = "authorization"
 """Metadata that carries `Bearer TOKEN`."""
 TOKEN_VARIABLE = "DRAFTGYM_EDGE_TOKEN"
@@ -104,6 +109,68 @@ def bytes_of(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise DraftgymError(f"{path}: {error.strerror}", "name a PEM file") from error
+
+
+def key_pair(certificate: Path, key: Path) -> tuple[bytes, bytes]:
+    """A certificate and its key, PEM.
+
+    Raises:
+        DraftgymError: They cannot be read, or used together.
+    """
+    pair = bytes_of(certificate), bytes_of(key)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+    except ssl.SSLError as error:
+        raise DraftgymError(
+            f"{certificate} and {key} are no certificate and key: {_reason(error)}",
+            "name PEM files that belong together, the key without a password",
+        ) from error
+    return pair
+
+
+def authorities(path: Path) -> bytes:
+    """Certificates of who may sign, PEM.
+
+    Raises:
+        DraftgymError: They cannot be read.
+    """
+    read = bytes_of(path)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except ssl.SSLError as error:
+        raise DraftgymError(f"{path}: {_reason(error)}", "name a PEM file") from error
+    return read
+
+
+def _reason(error: ssl.SSLError) -> str:
+    return (error.reason or str(error)).lower().replace("_", " ")
+
+
+def token_of(given: str | None) -> str | None:
+    """What devices must send: as an option gives it, or the environment; None for nothing.
+
+    Raises:
+        DraftgymError: No header can carry it.
+    """
+    token = given or os.environ.get(TOKEN_VARIABLE) or None
+    if token is not None and not (
+        token.isascii() and token.isprintable() and token == token.strip()
+    ):
+        raise DraftgymError(
+            "the token has characters that no header can carry", "use letters, digits and - . _ ~"
+        )
+    return token
+
+
+def address_of(host: str, port: int) -> str:
+    """Host and port as gRPC reads them; addresses of IPv6 in brackets."""
+    bare = ":" in host and not host.startswith("[")
+    return f"[{host}]:{port}" if bare else f"{host}:{port}"
+
+
+def host_of(peer: str) -> str:
+    """The address in what gRPC calls a peer, such as `ipv4:10.0.0.7:50123`."""
+    return unquote(peer.partition(":")[2].rpartition(":")[0]).strip("[]")
 
 
 def vocabulary_fingerprint(tokenizer: Any, size: int) -> str:

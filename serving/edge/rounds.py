@@ -181,7 +181,7 @@ class EdgeRounds:
             if (left := until - self._now()) > 0:
                 await self.clock.sleep(left)
             if self._ask([one for one in here if one.rejected is not None]):
-                await self._collect()
+                await self._collect(corrections=True)
             self._dismiss()
         # What has come during the pass is in the next round.
         if done := [one for one in self._there() if one.verified is not None]:
@@ -262,13 +262,19 @@ class EdgeRounds:
         for witness in self.witnesses:
             witness.planned(told)
 
-    async def _collect(self) -> None:
-        """Waits for all drafts, or until the round is over and somebody is there."""
+    async def _collect(self, corrections: bool = False) -> None:
+        """Waits for all drafts, or until the round is over and somebody is there.
+
+        Args:
+            corrections: Whether only distributions of rejected tokens are waited for: the pass is
+                over, and drafts that come now are in the next round.
+        """
         over = asyncio.ensure_future(self.clock.sleep(self.limits.round_seconds))
         try:
             while True:
                 writing = [one for one in self.members if one.writing and not one.gone]
-                missing = [one for one in writing if one.arrived is None]
+                expected = [one for one in writing if one.rejected is not None or not corrections]
+                missing = [one for one in expected if one.arrived is None]
                 if not missing:
                     return
                 if over.done() and (len(missing) < len(writing) or self._may_enter()):
@@ -308,7 +314,7 @@ class EdgeRounds:
             return
         if member.place is not None:
             self.cell.leave(member.place)
-        member.session, member.newcomer, member.length = None, False, 0
+        member.session, member.length = None, 0
         member.waited_since = self.clock.now()
         self.totals.texts += 1
         try:
@@ -341,6 +347,7 @@ class EdgeRounds:
                 continue
             self.cell.report(place, member.snr_db, member.token_seconds)
             self.cell.enter(place, session, asked.drafter, asked.category, member.newcomer)
+            member.newcomer = False
 
     @torch.inference_mode()
     def _begin(self, asked: Asked) -> Session:
@@ -380,11 +387,14 @@ class EdgeRounds:
 
     def _give_up(self, error: Exception) -> None:
         """A round failed: its texts end here, and devices that come back go on with them."""
-        if not isinstance(error, DraftgymError):
+        why = "the server's log says why"  # an accelerator's errors are longer than headers may be
+        if isinstance(error, DraftgymError):
+            why = error.problem
+        else:
             traceback.print_exception(error, file=sys.stderr)
         for one in self.members:
             if one.writing:
-                self._refuse(one, Refused("UNAVAILABLE", f"a round failed: {error}"))
+                self._refuse(one, Refused("UNAVAILABLE", f"a round failed: {why}"))
 
     def _now(self) -> float:
         """Seconds on the cell's clock."""

@@ -18,9 +18,17 @@ from draftgym.decoding.verify.rules import check_temperature
 from draftgym.serving.edge import edge_v1_pb2 as wire
 from draftgym.serving.edge.member import Asked, Member
 from draftgym.serving.edge.payload import MODES
-from draftgym.serving.edge.protocol import METHOD, TOKEN, Refused, require, vocabulary_fingerprint
+from draftgym.serving.edge.protocol import (
+    LONGEST_NAME,
+    METHOD,
+    TOKEN,
+    Refused,
+    address_of,
+    host_of,
+    require,
+    vocabulary_fingerprint,
+)
 from draftgym.serving.edge.rounds import EdgeRounds
-from draftgym.serving.edge.witness import host_of
 
 KEEPALIVE = (
     ("grpc.keepalive_time_ms", 20_000),
@@ -30,8 +38,6 @@ KEEPALIVE = (
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
 )
 """Both sides ask whether the other is there: a dead connection ends within 40 seconds."""
-LONGEST_NAME = 128
-"""Characters of a session's name and of other texts that a device sends."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,7 @@ class EdgeServer:
         self._server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(service, {method: handler}),)
         )
-        self.port = self._listen(f"{host}:{port}")
+        self.port = self._listen(address_of(host, port))
         self._tasks: list[asyncio.Task[None]] = []
 
     def _listen(self, address: str) -> int:
@@ -100,7 +106,8 @@ class EdgeServer:
             return int(self._server.add_secure_port(address, credentials))
         except RuntimeError as error:
             raise DraftgymError(
-                f"cannot listen on {address}", "choose another --port, or end who listens there"
+                f"cannot listen on {address}",
+                "choose another --host or --port, or end who listens there",
             ) from error
 
     async def start(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -120,12 +121,24 @@ class RoundLog:
 
     def played(self, facts: RoundFacts) -> None:
         """See `Witness.played`."""
-        self._file.write(json.dumps(asdict(facts)) + "\n")
+        self._add(asdict(facts))
 
     def ended(self, totals: Any) -> None:
         """See `Witness.ended`."""
-        self._file.write(json.dumps({"totals": asdict(totals)}) + "\n")
-        self._file.close()
+        self._add({"totals": asdict(totals)})
+        with suppress(OSError):
+            self._file.close()
+
+    def _add(self, told: Mapping[str, Any]) -> None:
+        """Appends a line; a disk that is full ends the log, and not the rounds."""
+        if self._file.closed:
+            return
+        try:
+            self._file.write(json.dumps(told) + "\n")
+        except OSError as error:
+            print(f"{self._file.name}: {error.strerror}; the log ends here", file=sys.stderr)
+            with suppress(OSError):
+                self._file.close()
 
 
 def round_facts(
@@ -161,8 +174,3 @@ def round_facts(
         snr_db=[one.snr_db for one in members],
         token_seconds=[one.token_seconds for one in members],
     )
-
-
-def host_of(peer: str) -> str:
-    """The address in what gRPC calls a peer, such as `ipv4:10.0.0.7:50123`."""
-    return peer.partition(":")[2].rpartition(":")[0]

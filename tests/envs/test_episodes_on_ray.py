@@ -16,7 +16,7 @@ from stable_baselines3 import PPO
 
 from draftgym.agents.common.vec_env import SB3VecEnv
 from draftgym.decoding.errors import DraftgymError
-from draftgym.envs.on_ray import RayVectorEnv, joined
+from draftgym.envs.on_ray import EnvHost, RayVectorEnv, joined
 from draftgym.envs.router.replay import RouterReplayEnv, RouterReplayVectorEnv
 from tests.handmade_traces import handmade_traces
 
@@ -80,6 +80,24 @@ def test_a_lost_worker_is_a_truncated_episode(ray: Any, traces: Any) -> None:
     assert env.observation_space.contains(now) and infos["_question_id"].all()
     assert not env.step(np.zeros(4, np.int64))[3].any()
     env.close()
+
+
+def test_a_worker_lost_between_two_steps_is_a_truncated_episode(ray: Any, traces: Any) -> None:
+    """Ray has started it again by the next step, with no episode."""
+    env = RayVectorEnv(lambda: RouterReplayVectorEnv(2, traces), workers=1)
+    env.reset(seed=0)
+    kill_workers("EnvHost")
+    ray.get(env.actors[0].__ray_ready__.remote())
+    assert env.step(np.zeros(2, np.int64))[3].all() and env.lost == 1
+    assert not env.step(np.zeros(2, np.int64))[3].any()
+    env.close()
+
+
+def test_a_process_steps_no_episodes_of_another(traces: Any) -> None:
+    host = EnvHost(lambda: RouterReplayVectorEnv(2, traces))
+    assert host.call("step", np.zeros(2, np.int64)) is None
+    host.call("reset", seed=[0, 1])
+    assert len(host.call("step", np.zeros(2, np.int64))) == 5
 
 
 def test_stable_baselines_learns_though_a_worker_is_lost(ray: Any, traces: Any) -> None:

@@ -22,6 +22,7 @@ from draftgym.rollouts.responses.respond import RespondArgs, respond
 from draftgym.rollouts.traces.collect import CollectArgs, trace
 from draftgym.rollouts.traces.file import read_origin
 from draftgym.rollouts.traces.shards import shard_path, shards_in
+from draftgym.rollouts.workers.cluster import room_for
 from draftgym.rollouts.workers.options import WorkerOptions
 from draftgym.rollouts.workers.pool import open_pool
 from draftgym.rollouts.workers.shard import Amount, Shard, Told, cut_shards
@@ -156,6 +157,18 @@ def test_shards_are_the_same_wherever_a_run_goes_on(tmp_path: Path) -> None:
     shard_path(tmp_path, 0).touch()
     shard_path(tmp_path, 2).touch()
     assert cut_shards(tmp_path, wanted, wanted[3:6], 3) == [whole[1]]
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "count"), [(1, 0, 24), (1, 1, 2), (1, 0.1, 20), (6, 0.5, 2), (17, 0, 0)]
+)
+def test_machines_have_room_for_shares_of_accelerators(
+    cpus: float, gpus: float, count: int
+) -> None:
+    machines = [{"CPU": 16.0, "GPU": 2.0}, {"CPU": 8.0}]
+    nodes = [{"Alive": True, "Resources": one} for one in machines]
+    nodes.append({"Alive": False, "Resources": {"CPU": 99.0, "GPU": 99.0}})
+    assert room_for(SimpleNamespace(nodes=lambda: nodes), cpus, gpus) == count
 
 
 def test_settings_that_cannot_work_are_refused() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import signal
 import sys
 import time
@@ -21,7 +20,7 @@ from draftgym.rollouts.prompts.sets import load_prompts
 from draftgym.serving.edge.devices.channel import RecordedSnr, find_trace
 from draftgym.serving.edge.drafting import Drafting, DraftingArgs, load_drafting
 from draftgym.serving.edge.pacing import Pacer
-from draftgym.serving.edge.protocol import TOKEN_VARIABLE, bytes_of, require_edge
+from draftgym.serving.edge.protocol import authorities, require_edge, token_of
 
 if TYPE_CHECKING:
     from draftgym.serving.edge.device import EdgeDevice, Text, Written
@@ -130,7 +129,11 @@ def run_device(args: EdgeDeviceArgs) -> list[Written]:
         signal.signal(signal.SIGTERM, _stop)
     done: list[Written] = []
     try:
-        for question_id, text in _texts(args, drafting, asked, len(journal.done)):
+        written = len(journal.done)
+        for index, (question_id, text) in enumerate(_texts(args, drafting, asked)):
+            if index < written:
+                journal.check(index, text, question_id)
+                continue
             done.append(_write(args, device, journal, text, question_id, since))
     except TimeIsUp:
         pass
@@ -148,17 +151,17 @@ def _device(args: EdgeDeviceArgs, drafting: Drafting, snr_db: Callable[[], float
     from draftgym.serving.edge.device import EdgeDevice
 
     options = [("grpc.keepalive_time_ms", 20_000), ("grpc.keepalive_timeout_ms", 20_000)]
+    roots = authorities(args.tls_ca) if args.tls_ca else None
 
     def connect() -> Any:
         if not (args.tls or args.tls_ca):
             return grpc.insecure_channel(args.server, options)
-        roots = bytes_of(args.tls_ca) if args.tls_ca else None
         return grpc.secure_channel(args.server, grpc.ssl_channel_credentials(roots), options)
 
     return EdgeDevice(
         drafting,
         connect,
-        args.token or os.environ.get(TOKEN_VARIABLE) or None,
+        token_of(args.token),
         snr_db,
         args.token_seconds,
         pacer=Pacer if args.pace else partial(Pacer, paced=False),
@@ -168,14 +171,13 @@ def _device(args: EdgeDeviceArgs, drafting: Drafting, snr_db: Callable[[], float
 
 
 def _texts(
-    args: EdgeDeviceArgs, drafting: Drafting, asked: list[tuple[str, str, str]], begin: int
+    args: EdgeDeviceArgs, drafting: Drafting, asked: list[tuple[str, str, str]]
 ) -> Iterator[tuple[str, Text]]:
-    """What is to be written, from the text with an index on."""
+    """What is to be written: name and text."""
     from draftgym.serving.edge.device import Text
 
     forever = args.seconds is not None
-    everything = itertools.cycle(asked) if forever else iter(asked)
-    for name, category, prompt in itertools.islice(everything, begin, None):
+    for name, category, prompt in itertools.cycle(asked) if forever else asked:
         ids = drafting.encode(prompt)
         yield name, Text(ids, args.max_new_tokens, args.temperature, args.seed, category)
 

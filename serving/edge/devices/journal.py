@@ -50,13 +50,24 @@ class Journal:
         Raises:
             DraftgymError: The file's text under way is another one.
         """
-        facts = {"question_id": question_id, **asdict(text), "prompt": list(text.prompt)}
         if self.current is None:
-            self.current = {"session": new_session(), **facts}, Written()
+            self.current = {"session": new_session(), **_facts(text, question_id)}, Written()
         known, written = self.current
-        if {name: value for name, value in known.items() if name != "session"} != facts:
-            raise DraftgymError(f"{self._path} is of another text than {question_id!r}", REMEDY)
+        self._check(known, text, question_id)
         return str(known["session"]), written
+
+    def check(self, index: int, text: Text, question_id: str) -> None:
+        """Sees that a finished text is the one that is to be written.
+
+        Raises:
+            DraftgymError: It is another one.
+        """
+        self._check(self.done[index], text, question_id)
+
+    def _check(self, known: dict[str, Any], text: Text, question_id: str) -> None:
+        wanted = _facts(text, question_id)
+        if {name: known.get(name) for name in wanted} != wanted:
+            raise DraftgymError(f"{self._path} is of another text than {question_id!r}", REMEDY)
 
     def save(self) -> None:
         """Keeps what there is, whole or not at all."""
@@ -82,6 +93,11 @@ class Journal:
                 self.current = _parted(body["unfinished"])
         except (AttributeError, KeyError, TypeError) as error:
             raise DraftgymError(f"{path} is not what a device keeps", REMEDY) from error
+
+
+def _facts(text: Text, question_id: str) -> dict[str, Any]:
+    """What is asked, as files tell it."""
+    return {"question_id": question_id, **asdict(text), "prompt": list(text.prompt)}
 
 
 def record(facts: dict[str, Any], written: Written) -> dict[str, Any]:

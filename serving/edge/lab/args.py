@@ -10,7 +10,6 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.verify.seeds import check_seed
 from draftgym.envs.cell.settings import edge_setting
 
-MEGABIT = 1e6
 SHORTEST_STEP = 0.01
 
 

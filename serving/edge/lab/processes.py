@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -189,13 +189,3 @@ def _words(verb: str, options: dict[str, object]) -> list[str]:
         verb,
         *(one for pair in given for one in pair),
     ]
-
-
-def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
-    """Whether something happens within some seconds."""
-    until = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > until:
-            return False
-        time.sleep(LOOK)
-    return True

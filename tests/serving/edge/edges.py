@@ -80,6 +80,16 @@ class SetClock:
             with self._lock:
                 self._sleeping.remove(one)
 
+    @property
+    def sleepers(self) -> int:
+        """How many wait."""
+        return len(self._sleeping)
+
+    def awaited(self, seconds: float) -> bool:
+        """Whether somebody waits for no more than so many seconds."""
+        with self._lock:
+            return any(until <= self.seconds + seconds for until, *_ in self._sleeping)
+
     def advance(self, seconds: float) -> None:
         """Goes on, and wakes whose time has come."""
         with self._lock:
@@ -134,6 +144,7 @@ def serving(
     port: int = 0,
     settings: CellSettings = SETTINGS,
     rounds_of: type[EdgeRounds] = EdgeRounds,
+    host: str = "127.0.0.1",
 ) -> Iterator[Edge]:
     """Runs a server in a thread of its own."""
     make = partial(RulePlanner, planner) if isinstance(planner, str) else planner
@@ -145,7 +156,7 @@ def serving(
         torch.set_num_threads(1)
         cell = make_cell(users, settings)
         rounds = rounds_of(target, cell, make, limits, clock or SystemClock())
-        server = EdgeServer(rounds, "127.0.0.1", port, access)
+        server = EdgeServer(rounds, host, port, access)
         await server.start()
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
         ends.append(partial(loop.call_soon_threadsafe, stop.set))

@@ -59,6 +59,12 @@ def test_what_is_no_journal_or_of_another_text_is_refused(tmp_path: Path) -> Non
     journal.save()
     with pytest.raises(DraftgymError, match="another text"):
         Journal(path).begin(text(1), "b")
+    journal.current[1].finish_reason = "length"  # type: ignore[index]
+    journal.save()
+    again = Journal(path)
+    again.check(0, text(0), "a")
+    with pytest.raises(DraftgymError, match="another text"):
+        again.check(0, text(1), "a")
     unknown = '{"texts": [], "unfinished": 1}'
     for damaged in ("{", "{}", '{"texts": 3, "unfinished": null}', unknown):
         path.write_text(damaged, encoding="utf-8")

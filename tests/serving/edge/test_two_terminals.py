@@ -85,12 +85,18 @@ def test_a_server_and_devices_write_plain_decodings_text(
         pem, key = certificate(tmp_path)
         serve = ["--token", "secret", "--tls-cert", pem, "--tls-key", key]
         device = ["--token", "secret", "--tls-ca", pem]
+    state = ["--state", str(tmp_path / "state.json")]
     with server(folder, *serve) as address:
-        for drafter in ("ngram", str(folder)):
-            ask(address, folder, drafter, *device)
+        for drafter, more in (("ngram", state), (str(folder), [])):
+            ask(address, folder, drafter, *device, *more)
             shown = capsys.readouterr()
             assert shown.out == target.decode(plain.tokens) + "\n"
             assert re.search(r"24 tokens in \d+ rounds .* bytes up, \d+ down", shown.err)
+    ask(address, folder, "ngram", *device, *state)
+    assert capsys.readouterr().out == "", "it is written already"
+    with pytest.raises(SystemExit):
+        ask(address, folder, "ngram", *device, *state, "--seed", "1")
+    assert "of another text" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -103,6 +109,9 @@ def test_a_server_and_devices_write_plain_decodings_text(
         (["--server-factor", "2"], "of no host"),
         (["--tls-cert", "cert.pem"], "half of a TLS key pair"),
         (["--tls-cert", "nowhere.pem", "--tls-key", "nowhere.pem"], "nowhere.pem"),
+        (["--token", "Grüße"], "no header can carry"),
+        (["--message-bytes", "2000"], "--message-bytes is 2000"),
+        (["--host", "nowhere.invalid"], "choose another --host or --port"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(
@@ -111,6 +120,26 @@ def test_settings_that_cannot_work_are_refused(
     with pytest.raises(SystemExit):
         run("edge", ["serve", "--target", str(folder), *EXACT, *options])
     assert what in capsys.readouterr().err
+
+
+def test_files_that_are_no_key_pair_are_named(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pem, key = certificate(tmp_path)
+    (tmp_path / "other").mkdir()
+    _, other = certificate(tmp_path / "other")
+    empty = tmp_path / "empty.pem"
+    empty.write_text("nothing", encoding="utf-8")
+    for pair in ((pem, other), (pem, pem), (str(empty), key)):
+        with pytest.raises(SystemExit):
+            run(
+                "edge",
+                ["serve", "--target", str(folder), "--tls-cert", pair[0], "--tls-key", pair[1]],
+            )
+        assert "are no certificate and key" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        ask("localhost:1", folder, "ngram", "--tls-ca", str(empty))
+    assert "name a PEM file" in capsys.readouterr().err
 
 
 def test_a_device_says_when_nobody_listens(
