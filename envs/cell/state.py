@@ -1,8 +1,8 @@
 """What is known of cells before a round is planned, whoever plays it: schedulers read this alone.
 
 `draftgym.envs.cell.cell.Cell` plays rounds by models of radio, devices and server;
-`draftgym.serving.edge.cell.WireCell` is told what really happened. Both are this, so a scheduler
-plans and observes alike in an environment and over a network.
+`draftgym.serving.edge.server.cell.WireCell` is told what really happened. Both are this, so a
+scheduler plans and observes alike in an environment and over a network.
 """
 
 from __future__ import annotations

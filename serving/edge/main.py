@@ -52,10 +52,10 @@ from draftgym.serving.edge.protocol import (
     require_edge,
     token_of,
 )
-from draftgym.serving.edge.witness import BaseStation, RoundLog, Witness
+from draftgym.serving.edge.server.witness import BaseStation, RoundLog, Witness
 
 if TYPE_CHECKING:
-    from draftgym.serving.edge.server import Access
+    from draftgym.serving.edge.server.server import Access
 
 DRAFTERS = ("small", "ngram")
 BITS_PER_TOKEN = 24
@@ -196,7 +196,7 @@ class EdgeServeArgs:
         Raises:
             DraftgymError: A file of TLS cannot be used, or the token cannot be sent.
         """
-        from draftgym.serving.edge.server import Access
+        from draftgym.serving.edge.server.server import Access
 
         token = token_of(self.token)
         if self.tls_cert is None or self.tls_key is None:
@@ -241,10 +241,10 @@ async def _serve(
     settings: CellSettings,
     access: Access,
 ) -> None:
-    from draftgym.serving.edge.cell import WireCell
-    from draftgym.serving.edge.rounds import EdgeRounds
-    from draftgym.serving.edge.server import EdgeServer
-    from draftgym.serving.edge.table import WireTable
+    from draftgym.serving.edge.server.cell import WireCell
+    from draftgym.serving.edge.server.rounds import EdgeRounds
+    from draftgym.serving.edge.server.server import EdgeServer
+    from draftgym.serving.edge.server.table import WireTable
 
     arms = [Arm(drafter, settings.longest_draft or args.longest_draft) for drafter in DRAFTERS]
     table = WireTable(args.users, arms, settings.means, args.new_tokens)

@@ -1,1 +1,1 @@
-"""A device as a command: what it writes, what it keeps of it, the channel that it reports."""
+"""A device: what it drafts with and writes, what it keeps of it, the channel that it reports."""

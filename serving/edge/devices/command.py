@@ -18,12 +18,12 @@ from draftgym.decoding.text_stream import TextStream
 from draftgym.decoding.verify.seeds import check_seed
 from draftgym.rollouts.prompts.sets import load_prompts
 from draftgym.serving.edge.devices.channel import RecordedSnr, find_trace
-from draftgym.serving.edge.drafting import Drafting, DraftingArgs, load_drafting
-from draftgym.serving.edge.pacing import Pacer
+from draftgym.serving.edge.devices.drafting import Drafting, DraftingArgs, load_drafting
+from draftgym.serving.edge.devices.pacing import Pacer
 from draftgym.serving.edge.protocol import authorities, require_edge, token_of
 
 if TYPE_CHECKING:
-    from draftgym.serving.edge.device import EdgeDevice, Text, Written
+    from draftgym.serving.edge.devices.device import EdgeDevice, Text, Written
     from draftgym.serving.edge.devices.journal import Journal
 
 READY = "ready"
@@ -148,7 +148,7 @@ def run_device(args: EdgeDeviceArgs) -> list[Written]:
 
 def _device(args: EdgeDeviceArgs, drafting: Drafting, snr_db: Callable[[], float]) -> EdgeDevice:
     grpc = require_edge()
-    from draftgym.serving.edge.device import EdgeDevice
+    from draftgym.serving.edge.devices.device import EdgeDevice
 
     options = [("grpc.keepalive_time_ms", 20_000), ("grpc.keepalive_timeout_ms", 20_000)]
     roots = authorities(args.tls_ca) if args.tls_ca else None
@@ -174,7 +174,7 @@ def _texts(
     args: EdgeDeviceArgs, drafting: Drafting, asked: list[tuple[str, str, str]]
 ) -> Iterator[tuple[str, Text]]:
     """What is to be written: name and text."""
-    from draftgym.serving.edge.device import Text
+    from draftgym.serving.edge.devices.device import Text
 
     forever = args.seconds is not None
     for name, category, prompt in itertools.cycle(asked) if forever else asked:

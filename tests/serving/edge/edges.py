@@ -22,14 +22,14 @@ from draftgym.envs.cell.settings import CellSettings, edge_setting
 from draftgym.envs.cell.state import CellState
 from draftgym.envs.radio.payload import Payload
 from draftgym.envs.scheduler.planners import CellPlanner, RulePlanner
-from draftgym.serving.edge.cell import WireCell
-from draftgym.serving.edge.clock import Clock, SystemClock
-from draftgym.serving.edge.device import EdgeDevice, Text
-from draftgym.serving.edge.drafting import Drafting
+from draftgym.serving.edge.devices.device import EdgeDevice, Text
+from draftgym.serving.edge.devices.drafting import Drafting
 from draftgym.serving.edge.protocol import Limits, vocabulary_fingerprint
-from draftgym.serving.edge.rounds import EdgeRounds
-from draftgym.serving.edge.server import Access, EdgeServer
-from draftgym.serving.edge.table import WireTable
+from draftgym.serving.edge.server.cell import WireCell
+from draftgym.serving.edge.server.clock import Clock, SystemClock
+from draftgym.serving.edge.server.rounds import EdgeRounds
+from draftgym.serving.edge.server.server import Access, EdgeServer
+from draftgym.serving.edge.server.table import WireTable
 from tests.tiny import tiny_small_lm
 
 LENGTH = 24
@@ -57,7 +57,7 @@ def drafting(target: Target, name: str = "small") -> Drafting:
 
 
 class SetClock:
-    """Time goes on when a test says so; see `draftgym.serving.edge.clock.Clock`."""
+    """Time goes on when a test says so; see `draftgym.serving.edge.server.clock.Clock`."""
 
     def __init__(self) -> None:
         self.seconds = 0.0

@@ -16,7 +16,7 @@ import pytest
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
-from draftgym.serving.edge.device import EdgeDevice
+from draftgym.serving.edge.devices.device import EdgeDevice
 from draftgym.serving.edge.protocol import METHOD
 from tests.serving.edge.edges import PATIENT, SetClock, drafting, plain, serving, text
 from tests.serving.edge.raw import Raw, others_write

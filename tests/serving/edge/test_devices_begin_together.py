@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from draftgym.serving.edge import drafting
+from draftgym.serving.edge.devices import drafting
 from tests.serving.edge.edges import in_threads
 
 

@@ -12,7 +12,7 @@ import pytest
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
 from draftgym.serving.edge.devices.journal import Journal
-from draftgym.serving.edge.witness import BaseStation, RoundFacts, RoundLog
+from draftgym.serving.edge.server.witness import BaseStation, RoundFacts, RoundLog
 from tests.serving.edge.edges import plain, serving, text
 
 

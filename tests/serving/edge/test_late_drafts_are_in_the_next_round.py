@@ -12,11 +12,11 @@ import pytest
 
 from draftgym.decoding.model.target import Target
 from draftgym.envs.cell.devices import AffineServer
-from draftgym.serving.edge import rounds
-from draftgym.serving.edge.clock import SystemClock
-from draftgym.serving.edge.member import Member
-from draftgym.serving.edge.rounds import EdgeRounds
-from draftgym.serving.edge.verifying import verify
+from draftgym.serving.edge.server import rounds
+from draftgym.serving.edge.server.clock import SystemClock
+from draftgym.serving.edge.server.member import Member
+from draftgym.serving.edge.server.rounds import EdgeRounds
+from draftgym.serving.edge.server.verifying import verify
 from tests.serving.edge.edges import PATIENT, Gathered, SetClock, in_threads, plain, serving, text
 
 

@@ -15,8 +15,8 @@ from draftgym.decoding.verify.proposal import Proposal
 from draftgym.serving.edge import edge_v1_pb2 as wire
 from draftgym.serving.edge.payload import chances_of, packed, quantised, unpacked
 from draftgym.serving.edge.protocol import Refused
-from draftgym.serving.edge.rounds import EdgeRounds
 from draftgym.serving.edge.rules import DeviceRule, ScalarRule, ServerRule, device_rule, server_rule
+from draftgym.serving.edge.server.rounds import EdgeRounds
 from tests.serving.edge.edges import LENGTH, Edge, in_threads, plain, serving, text
 from tests.serving.edge.test_faults_harm_nobody_else import Raw, opening
 

@@ -145,7 +145,7 @@ def test_files_that_are_no_key_pair_are_named(
 def test_a_device_says_when_nobody_listens(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("draftgym.serving.edge.device.TRIES", 1)
+    monkeypatch.setattr("draftgym.serving.edge.devices.device.TRIES", 1)
     with pytest.raises(SystemExit):
         ask("localhost:1", folder, "ngram")
     assert "draftgym edge serve" in capsys.readouterr().err

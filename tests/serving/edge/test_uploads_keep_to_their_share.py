@@ -11,7 +11,7 @@ import pytest
 
 from draftgym.decoding.model.target import Target
 from draftgym.envs.radio.radio import from_db
-from draftgym.serving.edge.pacing import Pacer
+from draftgym.serving.edge.devices.pacing import Pacer
 from tests.serving.edge.edges import plain, serving, text
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from draftgym.decoding.model.target import Target
 from draftgym.serving.edge import edge_v1_pb2 as wire
-from draftgym.serving.edge.device import EdgeDevice
-from draftgym.serving.edge.witness import RoundLog
+from draftgym.serving.edge.devices.device import EdgeDevice
+from draftgym.serving.edge.server.witness import RoundLog
 from tests.serving.edge.edges import PATIENT, Gathered, SetClock, plain, serving, text
 from tests.serving.edge.raw import Raw, opening
 from tests.serving.edge.test_faults_harm_nobody_else import AlwaysNothing, AlwaysOne, eventually

@@ -20,10 +20,10 @@ from draftgym.decoding.model.interface import PassOutput
 from draftgym.decoding.round import Draft, RoundRecord, commit_draft, verify_batch
 from draftgym.decoding.verify.base import Verdict
 from draftgym.decoding.verify.proposal import Proposal
-from draftgym.serving.edge.member import Member, Verified
 from draftgym.serving.edge.payload import chances_of, check_chances, unpacked
 from draftgym.serving.edge.protocol import Refused
 from draftgym.serving.edge.rules import ScalarRule
+from draftgym.serving.edge.server.member import Member, Verified
 
 
 def take_draft(member: Member, draft: Any, payload: str, vocab_size: int, kept: int) -> None:

@@ -18,7 +18,7 @@ from draftgym.envs.cell.state import CellState
 from draftgym.envs.cell.texts import Ints, Mask
 from draftgym.envs.radio.radio import from_db
 from draftgym.policies.multispin.problem import Plan
-from draftgym.serving.edge.table import WireTable
+from draftgym.serving.edge.server.table import WireTable
 
 
 class WireCell(CellState):

@@ -1,7 +1,7 @@
 """The server's side of the wire: who may connect, what may be said, and what goes wrong.
 
-One stream per device. What a stream reads goes to `draftgym.serving.edge.rounds`; what the rounds
-have to say waits in the device's outbox, so that nobody waits for a slow reader.
+One stream per device. What a stream reads goes to `draftgym.serving.edge.server.rounds`; what the
+rounds have to say waits in the device's outbox, so that nobody waits for a slow reader.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Any
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.verify.rules import check_temperature
 from draftgym.serving.edge import edge_v1_pb2 as wire
-from draftgym.serving.edge.member import Asked, Member
 from draftgym.serving.edge.payload import MODES
 from draftgym.serving.edge.protocol import (
     LONGEST_NAME,
@@ -28,7 +27,8 @@ from draftgym.serving.edge.protocol import (
     require,
     vocabulary_fingerprint,
 )
-from draftgym.serving.edge.rounds import EdgeRounds
+from draftgym.serving.edge.server.member import Asked, Member
+from draftgym.serving.edge.server.rounds import EdgeRounds
 
 KEEPALIVE = (
     ("grpc.keepalive_time_ms", 20_000),

@@ -23,8 +23,8 @@ from draftgym.decoding.drafting import DraftShape
 from draftgym.decoding.errors import DraftgymError
 from draftgym.envs.radio.radio import Band, from_db
 from draftgym.serving.edge import edge_v1_pb2 as wire
-from draftgym.serving.edge.drafting import DeviceText, Drafting
-from draftgym.serving.edge.pacing import Pacer
+from draftgym.serving.edge.devices.drafting import DeviceText, Drafting
+from draftgym.serving.edge.devices.pacing import Pacer
 from draftgym.serving.edge.payload import chances_of, packed
 from draftgym.serving.edge.protocol import METHOD, TOKEN, require
 from draftgym.serving.edge.rules import device_rule

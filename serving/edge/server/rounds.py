@@ -32,13 +32,13 @@ from draftgym.envs.cell.state import CellState
 from draftgym.envs.scheduler.planners import CellPlanner
 from draftgym.policies.multispin.problem import Plan
 from draftgym.serving.edge import edge_v1_pb2 as wire
-from draftgym.serving.edge.cell import WireCell
-from draftgym.serving.edge.clock import Clock, SystemClock
-from draftgym.serving.edge.member import Asked, Member
 from draftgym.serving.edge.protocol import Limits, Refused
 from draftgym.serving.edge.rules import server_rule
-from draftgym.serving.edge.verifying import settle, take_correction, take_draft, verify
-from draftgym.serving.edge.witness import Witness, round_facts
+from draftgym.serving.edge.server.cell import WireCell
+from draftgym.serving.edge.server.clock import Clock, SystemClock
+from draftgym.serving.edge.server.member import Asked, Member
+from draftgym.serving.edge.server.verifying import settle, take_correction, take_draft, verify
+from draftgym.serving.edge.server.witness import Witness, round_facts
 
 T = TypeVar("T")
 ENDINGS = {"stop": wire.STOP, "length": wire.LENGTH}

@@ -18,8 +18,8 @@ from typing import Any, Protocol
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.round import RoundRecord
-from draftgym.serving.edge.cell import WireCell
-from draftgym.serving.edge.member import Member
+from draftgym.serving.edge.server.cell import WireCell
+from draftgym.serving.edge.server.member import Member
 
 
 @dataclass(frozen=True)

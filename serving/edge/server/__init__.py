@@ -1,0 +1,1 @@
+"""The server: its streams, its rounds, and the cell that schedulers see."""
