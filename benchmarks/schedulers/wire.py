@@ -37,7 +37,7 @@ from draftgym.rollouts.traces.trace import TraceSet
 from draftgym.serving.edge.lab.args import EdgeLabArgs
 from draftgym.serving.edge.lab.channels import write_channels
 from draftgym.serving.edge.lab.lab import prompt_lines, run_lab
-from draftgym.serving.edge.main import EdgeServeArgs, cell_settings
+from draftgym.serving.edge.server.command import EdgeServeArgs, cell_settings
 
 SCHEDULERS = (
     "heterogeneous@beta+found",

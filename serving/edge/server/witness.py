@@ -14,12 +14,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.round import RoundRecord
-from draftgym.serving.edge.server.cell import WireCell
-from draftgym.serving.edge.server.member import Member
+
+if TYPE_CHECKING:
+    from draftgym.serving.edge.server.cell import WireCell
+    from draftgym.serving.edge.server.member import Member
 
 
 @dataclass(frozen=True)

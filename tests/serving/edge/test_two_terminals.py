@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pytest
 
+import draftgym.serving.edge
 from draftgym.cli import run
 from draftgym.decoding.decoder import PlainPolicy, SpeculativeDecoder
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import load_target
-from draftgym.serving.edge import main, protocol
+from draftgym.serving.edge import protocol
+from draftgym.serving.edge.server import command
 from tests.tiny_text import save_target
 
 QUESTION = "Grüße, why? Grüße, why?"
@@ -156,4 +158,17 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DraftgymError, match=r"grpc.*\n.*draftgym\[edge\]"):
         protocol.require_edge()
     with pytest.raises(DraftgymError, match="not installed"):
-        main.serve(main.EdgeServeArgs())
+        command.serve(command.EdgeServeArgs())
+
+
+@pytest.mark.parametrize("words", [["serve"], ["lab"], ["device", "--server", "x:1"]])
+def test_commands_name_protobuf_where_it_is_missing(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(draftgym.serving, "edge", draftgym.serving.edge)
+    for name in [name for name in sys.modules if name.startswith("draftgym.serving.edge")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "google.protobuf", None)
+    with pytest.raises(SystemExit):
+        run("edge", words)
+    assert "pip install 'draftgym[edge]'" in capsys.readouterr().err
