@@ -33,6 +33,7 @@ class WorkersArgs(TargetOptions):
         limit_per_category: Prompts of each category.
         max_new_tokens: Tokens of a text.
         shard_texts: Texts of a shard.
+        arms: What is asked at every position; default: as `draftgym collect`.
         dtype: Of the target.
         workers: Numbers of workers, of one core each.
         repeats: How often each way is timed.
@@ -40,9 +41,10 @@ class WorkersArgs(TargetOptions):
     """
 
     prompts: str = "train"
-    limit_per_category: int = 4
+    limit_per_category: int = 8
     max_new_tokens: int = 64
-    shard_texts: int = 4
+    shard_texts: int = 8
+    arms: tuple[str, ...] = ()
     dtype: str = "float32"
     workers: tuple[int, ...] = (1, 2)
     repeats: int = 3
@@ -66,7 +68,8 @@ def ways(args: WorkersArgs) -> dict[str, Callable[[Path], list[str]]]:
             "collect", "--out", out, "--prompts", args.prompts, "--dtype", args.dtype,
             "--limit-per-category", args.limit_per_category, "--shard-texts", args.shard_texts,
             "--max-new-tokens", args.max_new_tokens, "--target", args.target,
-            "--device", args.device, "--backend", args.backend, *more,
+            "--device", args.device, "--backend", args.backend,
+            *(["--arms", *args.arms] if args.arms else []), *more,
         )  # fmt: skip
 
     plain = {f"plain loop, {n} threads": ["--threads", n] for n in sorted({1, *args.workers})}
