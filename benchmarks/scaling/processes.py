@@ -30,6 +30,7 @@ class ProcessesArgs(TargetOptions):
 
     Attributes:
         corpus: The target's responses.
+        validation: Texts to measure on, which takes time of its own; see `draftgym train-drafter`.
         drafter: eagle3, dflash or small-lm.
         features: See `draftgym train-drafter`; without it the target runs, too.
         dtype: Of the target.
@@ -41,6 +42,7 @@ class ProcessesArgs(TargetOptions):
     """
 
     corpus: Path = Path("runs/responses")
+    validation: Path | None = None
     drafter: str = "eagle3"
     features: Path | None = None
     dtype: str = "float32"
@@ -61,7 +63,8 @@ def measure(args: ProcessesArgs) -> Result:
 
 def ways(args: ProcessesArgs) -> dict[str, Callable[[Path], list[str]]]:
     """One process with one thread, and with as many as the most processes have; then several."""
-    most = max(args.processes)
+    most, given = max(args.processes), {"features": args.features, "validation": args.validation}
+    more = [word for name, path in given.items() if path for word in (f"--{name}", path)]
 
     def command(count: int, threads: int, run: Path) -> list[str]:
         alone = draftgym(
@@ -69,8 +72,7 @@ def ways(args: ProcessesArgs) -> dict[str, Callable[[Path], list[str]]]:
             "--target", args.target, "--dtype", args.dtype, "--device", args.device,
             "--backend", args.backend, "--threads", threads, "--trainer.updates", args.updates,
             "--trainer.batch-size", args.batch_size, "--trainer.parts", most,
-            "--trainer.measure-minutes", 0,
-            *(["--features", args.features] if args.features else []),
+            "--trainer.measure-minutes", 0, *more,
         )  # fmt: skip
         if count == 1:
             return alone
