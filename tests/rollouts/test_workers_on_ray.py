@@ -160,7 +160,7 @@ def test_shards_are_the_same_wherever_a_run_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cpus", "gpus", "count"), [(1, 0, 24), (1, 1, 2), (1, 0.1, 20), (6, 0.5, 2), (17, 0, 0)]
+    ("cpus", "gpus", "count"), [(1, 0, 24), (1, 1, 2), (0.5, 0.1, 20), (6, 0.5, 2), (17, 0, 0)]
 )
 def test_machines_have_room_for_shares_of_accelerators(
     cpus: float, gpus: float, count: int
