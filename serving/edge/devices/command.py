@@ -23,8 +23,9 @@ from draftgym.serving.edge.devices.pacing import Pacer
 from draftgym.serving.edge.protocol import authorities, require_edge, token_of
 
 if TYPE_CHECKING:
-    from draftgym.serving.edge.devices.device import EdgeDevice, Text, Written
+    from draftgym.serving.edge.devices.device import EdgeDevice
     from draftgym.serving.edge.devices.journal import Journal
+    from draftgym.serving.edge.devices.writing import Text, Written
 
 READY = "ready"
 """What a device says that waits for its beginning."""
@@ -174,7 +175,7 @@ def _texts(
     args: EdgeDeviceArgs, drafting: Drafting, asked: list[tuple[str, str, str]]
 ) -> Iterator[tuple[str, Text]]:
     """What is to be written: name and text."""
-    from draftgym.serving.edge.devices.device import Text
+    from draftgym.serving.edge.devices.writing import Text
 
     forever = args.seconds is not None
     for name, category, prompt in itertools.cycle(asked) if forever else asked:

@@ -10,7 +10,7 @@ from typing import Any
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import read_json, write_text
-from draftgym.serving.edge.devices.device import Text, Written, new_session
+from draftgym.serving.edge.devices.writing import Text, Written, new_session
 
 REMEDY = "remove the file: its texts are begun anew"
 

@@ -37,33 +37,12 @@ from draftgym.serving.edge.rules import server_rule
 from draftgym.serving.edge.server.cell import WireCell
 from draftgym.serving.edge.server.clock import Clock, SystemClock
 from draftgym.serving.edge.server.member import Asked, Member
+from draftgym.serving.edge.server.totals import Totals
 from draftgym.serving.edge.server.verifying import settle, take_correction, take_draft, verify
 from draftgym.serving.edge.server.witness import Witness, round_facts
 
 T = TypeVar("T")
 ENDINGS = {"stop": wire.STOP, "length": wire.LENGTH}
-
-
-@dataclass
-class Totals:
-    """What a server has done.
-
-    Attributes:
-        rounds: Passes over drafts.
-        seconds: What rounds took, from the plan to the verdict.
-        verified: Drafts verified, empty ones included.
-        late: Times that a round did not wait for a draft any longer.
-        drafted, committed: Tokens.
-        texts: Texts that were written to their end.
-    """
-
-    rounds: int = 0
-    seconds: float = 0.0
-    verified: int = 0
-    late: int = 0
-    drafted: int = 0
-    committed: int = 0
-    texts: int = 0
 
 
 @dataclass(eq=False)
@@ -300,11 +279,7 @@ class EdgeRounds:
             one.take(record.accepted, record.committed[record.accepted :])
         now = self._now()
         self.cell.end(taken, drafted, committed, now, records[0].times.verify)
-        self.totals.rounds += 1
-        self.totals.seconds += now - began
-        self.totals.verified += len(members)
-        self.totals.drafted += int(drafted.sum())
-        self.totals.committed += int(committed.sum())
+        self.totals.add(now - began, records)
         for one in members:
             self._end_if_done(one)
 

@@ -22,8 +22,9 @@ from draftgym.envs.cell.settings import CellSettings, edge_setting
 from draftgym.envs.cell.state import CellState
 from draftgym.envs.radio.payload import Payload
 from draftgym.envs.scheduler.planners import CellPlanner, RulePlanner
-from draftgym.serving.edge.devices.device import EdgeDevice, Text
+from draftgym.serving.edge.devices.device import EdgeDevice
 from draftgym.serving.edge.devices.drafting import Drafting
+from draftgym.serving.edge.devices.writing import Text
 from draftgym.serving.edge.protocol import Limits, vocabulary_fingerprint
 from draftgym.serving.edge.server.cell import WireCell
 from draftgym.serving.edge.server.clock import Clock, SystemClock

@@ -12,7 +12,7 @@ import grpc
 
 from draftgym.decoding.model.target import Target
 from draftgym.serving.edge import edge_v1_pb2 as wire
-from draftgym.serving.edge.devices.device import Written
+from draftgym.serving.edge.devices.writing import Written
 from draftgym.serving.edge.protocol import METHOD, vocabulary_fingerprint
 from tests.serving.edge.edges import (
     LENGTH,

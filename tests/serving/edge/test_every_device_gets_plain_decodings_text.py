@@ -23,7 +23,7 @@ from draftgym.policies.schedulers.learned import (
     LearnedScheduler,
     SchedulerHead,
 )
-from draftgym.serving.edge.devices.device import Text, Written
+from draftgym.serving.edge.devices.writing import Text, Written
 from tests.serving.edge.edges import Edge, Gathered, in_threads, plain, serving, text
 
 TEMPERATURES = [0.0, 1.0]

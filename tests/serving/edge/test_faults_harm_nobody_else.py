@@ -15,7 +15,7 @@ import pytest
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
 from draftgym.serving.edge import edge_v1_pb2 as wire
-from draftgym.serving.edge.devices.device import Written
+from draftgym.serving.edge.devices.writing import Written
 from draftgym.serving.edge.server.rounds import EdgeRounds
 from draftgym.serving.edge.server.server import Access
 from tests.serving.edge.edges import (

@@ -25,7 +25,8 @@ from draftgym.envs.scheduler.planners import CellPlanner, LearnedPlanner, RulePl
 from draftgym.policies.multispin.problem import Plan
 from draftgym.policies.schedulers.learned import TILTS, LearnedScheduler, SchedulerHead
 from draftgym.rollouts.decode.batched import Request
-from draftgym.serving.edge.devices.device import EdgeDevice, Text, Written
+from draftgym.serving.edge.devices.device import EdgeDevice
+from draftgym.serving.edge.devices.writing import Text, Written
 from tests.serving.edge.edges import (
     ARMS,
     LENGTH,
