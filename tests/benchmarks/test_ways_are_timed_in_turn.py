@@ -7,11 +7,13 @@ import os
 import sys
 from dataclasses import replace
 from functools import partial
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.scaling import processes, workers
+from benchmarks.scaling import cores, processes, workers
 from benchmarks.scaling.commands import rates, table_of
 from draftgym.decoding.errors import DraftgymError
 from tests.handmade_users import user_traces
@@ -83,3 +85,17 @@ def test_a_run_tells_its_rate(tmp_path: Path) -> None:
     lines = [json.dumps({"tokens_per_second": rate}) for rate in (10.0, 12.5)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     assert processes.rate_of(tmp_path) == 12.5
+
+
+def test_processes_at_once_are_counted_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cores.products("bfloat16", 0.001) > 0
+    monkeypatch.setattr(cores, "products", lambda dtype, seconds: 10.0)
+    threads = SimpleNamespace(get_context=lambda way: SimpleNamespace(Pool=ThreadPool))
+    monkeypatch.setattr(cores, "multiprocessing", threads)
+    args = cores.CoresArgs(processes=(1, 3), repeats=2, json=tmp_path / "cores.json")
+    result = cores.measure(args)
+    assert result["rates"] == {"1 at once": [10.0, 10.0], "3 at once": [30.0, 30.0]}
+    (table,) = cores.tables(result)
+    assert table.rows[1][-1] == "3.00 (3.00 to 3.00)"
