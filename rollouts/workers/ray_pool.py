@@ -11,12 +11,14 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.rollouts.decode.progress import Progress
@@ -28,6 +30,8 @@ OURS = "DRAFTGYM_"
 """How the names of environment variables begin that workers are told of."""
 PATIENCE = 60.0
 """Seconds without any worker before that is said."""
+LULL = 0.05
+"""Seconds before an actor that is about to end is asked again whether it has."""
 
 
 class Host:
@@ -49,13 +53,14 @@ class Host:
     ) -> None:
         self._make, self._shared = make, shared
         self._worker: Worker | None = None
+        self._life = uuid4().hex
         os.environ.update(settings)
         with suppress(OSError):
             os.chdir(home)
 
-    def ready(self) -> int:
-        """The process, once it runs."""
-        return os.getpid()
+    def ready(self) -> str:
+        """Which of the actor's lives this is, once it runs."""
+        return self._life
 
     def call(self, method: str, *arguments: Any) -> Any:
         """What a method of the worker answers, or a `DraftgymError`."""
@@ -109,6 +114,8 @@ class RayPool:
         self.actors = [kind.remote(make, shared, home, ours) for _ in range(count)]
         self._pending: dict[Any, tuple[Any, _Job | None]] = {}
         self._idle: list[Any] = []
+        self._lives: dict[Any, str] = {}
+        self._over: set[str] = set()
         for actor in self.actors:
             self._await(actor)
 
@@ -137,8 +144,6 @@ class RayPool:
             while waiting and self._idle:
                 self._start(self._idle.pop(), waiting.popleft())
             for actor, job, result in self._ended():
-                if job is None:
-                    continue
                 if not job.failure:
                     self._idle.append(actor)
                     open_jobs -= 1
@@ -162,8 +167,8 @@ class RayPool:
         """An actor is idle once it runs (again), however long that takes."""
         self._pending[actor.ready.remote()] = (actor, None)
 
-    def _ended(self) -> Iterator[tuple[Any, _Job | None, Any]]:
-        """Calls that have ended: whose, for what, and what came of it."""
+    def _ended(self) -> Iterator[tuple[Any, _Job, Any]]:
+        """Jobs that have ended: whose they were, which, and what came of them."""
         ray, errors = self._ray, self._ray.exceptions
         if not self._pending:
             raise DraftgymError(
@@ -181,15 +186,21 @@ class RayPool:
                     continue  # it will not come again
                 job.failure = _reason(ray, error)
                 if isinstance(error, errors.RayTaskError):  # who knows what state it is in
+                    self._over.add(self._lives[actor])
                     ray.kill(actor, no_restart=False)
                 self._await(actor)
                 yield actor, job, None
                 continue
             if isinstance(result, DraftgymError):
                 raise result
-            if job is None:
+            if job is not None:
+                yield actor, job, result
+            elif result in self._over:  # a kill takes a while
+                time.sleep(LULL)
+                self._await(actor)
+            else:
+                self._lives[actor] = result
                 self._idle.append(actor)
-            yield actor, job, result
 
 
 def _reason(ray: Any, error: Exception) -> str:

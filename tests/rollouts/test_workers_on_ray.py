@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Timer
 from types import SimpleNamespace
 from typing import Any
 
@@ -115,6 +117,8 @@ class Scripted:
             os.kill(os.getpid(), signal.SIGKILL)
         if wish == "fail":
             raise RuntimeError("a kernel failed")
+        if wish == "rest":
+            time.sleep(1)
         if wish == "refuse":
             raise DraftgymError("a wrong setting", "another one")
         (self.out / f"{shard.number}").write_text(plan)
@@ -133,9 +137,18 @@ def play(ray: Any, out: Path, *wishes: str) -> None:
         pool.write(shards, "plan", bar)
 
 
-def test_a_shard_that_fails_every_time_is_given_up_and_named(ray: Any, tmp_path: Path) -> None:
+def test_a_shard_that_fails_every_time_is_given_up_and_named(
+    ray: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What follows a failure is not begun by the worker that is about to end for it."""
+    kill = ray.kill
+
+    def kill_late(actor: Any, no_restart: bool = True) -> None:
+        Timer(0.0 if no_restart else 0.5, kill, (actor,), {"no_restart": no_restart}).start()
+
+    monkeypatch.setattr(ray, "kill", kill_late)
     with pytest.raises(DraftgymError) as refused:
-        play(ray, tmp_path, "die", "a", "fail", "b")
+        play(ray, tmp_path, "die", "a", "fail", "rest")
     assert refused.value.problem == (
         "given up after 2 tries each: shard 0 (questions 'die'): its worker died; "
         "shard 2 (questions 'fail'): RuntimeError: a kernel failed"
