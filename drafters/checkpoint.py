@@ -17,6 +17,7 @@ from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.compact.products import Products, pack_linears
 from draftgym.decoding.model.device import to_host
+from draftgym.decoding.model.loading import all_finite
 from draftgym.decoding.model.target import Target
 from draftgym.drafters.compiled import NetworkDrafter, compile_drafter
 from draftgym.drafters.dflash.drafter import DFlashDrafter
@@ -194,7 +195,7 @@ def _check_tensor(folder: Path, name: str, value: Tensor, wanted: Tensor) -> Non
             f"{folder}: {name} is stored as {value.dtype}",
             "use a checkpoint that is not quantised (float32, float16 or bfloat16)",
         )
-    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+    if value.is_floating_point() and not all_finite(value):
         raise DraftgymError(
             f"{folder}: {name} holds NaN or infinite weights",
             "use an earlier checkpoint, or train again with a lower --trainer.lr",

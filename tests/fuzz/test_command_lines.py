@@ -15,9 +15,15 @@ from hypothesis import strategies as st
 from draftgym import cli
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model import target as target_module
+from draftgym.drafters.training.objectives import small_lm as objective_module
 from draftgym.envs.load.settings import ServerSettings
 from draftgym.hub import pull as pull_module
+from draftgym.serving.edge.devices import drafting as device_module
+from draftgym.serving.http import main as serve_module
 from draftgym.serving.http import server as server_module
+
+RESOLVERS = (target_module, objective_module, device_module)
+"""Who has `resolve_target` by name; imported before it is replaced, so only then."""
 
 VERBS = sorted(cli.COMMANDS)
 VALUES = st.sampled_from(
@@ -54,10 +60,12 @@ def test_a_command_line_is_understood_or_refused(
     def stop(*_: object) -> str:
         raise DraftgymError("nothing is loaded here", "-")
 
-    monkeypatch.setattr(target_module, "resolve_target", stop)
+    for module in RESOLVERS:
+        monkeypatch.setattr(module, "resolve_target", stop)
     monkeypatch.setattr(pull_module, "snapshot_download", stop)
     monkeypatch.setattr(ServerSettings, "make_costs", stop)  # published costs need no loading
-    # A server would listen before it loads, in a process that pytest reads the output of.
+    # A server checks its target, then all else, and would listen before it loads.
+    monkeypatch.setattr(serve_module, "resolve_target", str)
     monkeypatch.setattr(server_module, "listen", stop)
     names = st.sampled_from(options_of(verb, capsys))
     option = st.tuples(names, st.lists(VALUES, max_size=2)).map(lambda one: [one[0], *one[1]])

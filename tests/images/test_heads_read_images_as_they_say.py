@@ -30,27 +30,66 @@ from tests.feature_context import FeatureContext, HeardRule
 from tests.images.heads import ASKED, image_head, texts_about
 from tests.tiny_images import picture
 
-QUERIES = (None, 0, 1, 2, 5)
-LENGTH = 16
+PAIRS: list[tuple[str, int | None]] = [
+    *(("llava", queries) for queries in (None, 0, 1, 2, 5)),
+    *(("qwen2_5_vl", queries) for queries in (0, 2)),
+    *(("idefics3", queries) for queries in (1, 5)),
+    *(("fast_vlm", queries) for queries in (None, 2)),
+]
+"""Every way to read images, and every kind of target with images that are kept and that are not.
+
+How a kind lays out its images meets a head's way in the positions of its image tokens alone.
+"""
+LENGTH = 12
 SHOWN = ([picture(1)], [picture(1), picture(2, 16, 40)])
 SEEDS = [[1], [], [2, 3]]
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
 
 
-@pytest.fixture(params=QUERIES, ids=str)
-def head(request: pytest.FixtureRequest, target: Target) -> Eagle3Drafter:
-    """A head for each way to read images."""
-    return image_head(target, request.param)
+@pytest.fixture(params=PAIRS, ids=lambda pair: f"{pair[0]}-{pair[1]}")
+def pair(request: pytest.FixtureRequest) -> tuple[str, int | None]:
+    """A kind of target, and a way to read images."""
+    return request.param
 
 
 @pytest.fixture
-def batch(target: Target, head: Eagle3Drafter, tmp_path: Path) -> FeatureBatch:
-    """What the target says of one picture, of none, and of two."""
-    return target_features(target, texts_about(target, tmp_path, SEEDS), head.tap_layers)
+def target(pair: tuple[str, int | None], targets: dict[str, Target]) -> Target:
+    """It, loaded as a user does."""
+    return targets[pair[0]]
 
 
-@pytest.mark.parametrize("arm", ["eagle3:3", "eagle3:3x6"])
-@pytest.mark.parametrize("images", [*SHOWN, []], ids=("one", "two", "none"))
+@pytest.fixture
+def head(pair: tuple[str, int | None], target: Target) -> Eagle3Drafter:
+    """A head for it that reads them so."""
+    return image_head(target, pair[1])
+
+
+@pytest.fixture(scope="module")
+def batches(
+    targets: dict[str, Target], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, FeatureBatch]:
+    """What each target says of one picture, of none, and of two."""
+    return {
+        kind: target_features(
+            target,
+            texts_about(target, tmp_path_factory.mktemp(kind), SEEDS),
+            image_head(target, None).tap_layers,
+        )
+        for kind, target in targets.items()
+    }
+
+
+@pytest.fixture
+def batch(pair: tuple[str, int | None], batches: dict[str, FeatureBatch]) -> FeatureBatch:
+    """What the target says."""
+    return batches[pair[0]]
+
+
+@pytest.mark.parametrize(
+    ("arm", "images"),
+    [("eagle3:3", SHOWN[0]), ("eagle3:3x6", SHOWN[1]), ("eagle3:3x6", [])],
+    ids=("one", "two", "none"),
+)
 def test_drafts_never_change_text(
     target: Target, head: Eagle3Drafter, arm: str, images: list[Any]
 ) -> None:
@@ -136,8 +175,9 @@ def test_hidden_images_have_no_say_and_compressed_ones_do(
     anchors = batch.prompt_lengths[:, None]
     paths = batch.tokens.new_zeros(len(anchors), 1, 2)
     before = unroller.outputs(batch, anchors, paths)[0]
-    batch.taps[0, image] += 1.0
-    after = unroller.outputs(batch, anchors, paths)[0]
+    taps = batch.taps.clone()
+    taps[0, image] += 1.0
+    after = unroller.outputs(replace(batch, taps=taps), anchors, paths)[0]
     assert torch.equal(before, after) == (queries == 0)
 
 
@@ -159,9 +199,9 @@ def test_an_image_takes_the_rows_that_its_queries_leave(
         assert state.length == positions - pieces + left
 
 
-def test_fresh_queries_leave_text_as_it_is(target: Target) -> None:
+def test_fresh_queries_leave_text_as_it_is(targets: dict[str, Target]) -> None:
     """Training begins with a global vector of nothing."""
-    config = image_head(target, 2).network.config
+    config = image_head(targets["llava"], 2).network.config
     assert not ImageQueries(config, 2).text_proj.weight.any()
 
 
@@ -180,7 +220,10 @@ def test_checkpoints_survive_a_round_trip(
         assert torch.equal(value, stored[name].to(torch.bfloat16).to(value.dtype)), name
 
 
-def test_other_formats_have_no_place_for_queries(target: Target, tmp_path: Path) -> None:
+def test_other_formats_have_no_place_for_queries(
+    targets: dict[str, Target], tmp_path: Path
+) -> None:
+    target = targets["llava"]
     save_checkpoint(image_head(target, 2).network, tmp_path / "head", target)
     with pytest.raises(DraftgymError, match="image_queries is 2"):
         convert(ConvertArgs(tmp_path / "head", tmp_path / "other", "speculators", target.name))
