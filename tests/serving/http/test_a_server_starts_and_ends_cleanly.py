@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,22 @@ from draftgym.serving.http.main import ServeArgs
 from draftgym.serving.http.naming import policy_name, public_name
 from draftgym.serving.http.server import listen
 from tests.serving.clients.served import PATIENCE, Tiny
+from tests.serving.http.processes import ROOT, Running, Starter
 from tests.serving.http.test_mistakes_are_told_in_openais_shape import CHAT, error_of, usual
 
-ROOT = Path(__file__).resolve().parents[3]
+EXACT = ("--dtype", "float32", "--threads", "1", "--policy", "ngram:4")
 
 
-def command(tiny: Tiny, port: int, *options: str) -> list[str]:
-    exact = ["--dtype", "float32", "--threads", "1", "--policy", "ngram:4"]
-    target = ["--target", str(tiny.folder), "--port", str(port)]
-    return [sys.executable, str(ROOT / "serve.py"), *target, *exact, *options]
+@pytest.fixture(scope="module")
+def starter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starter]:
+    """Who starts them."""
+    starter = Starter(tmp_path_factory.mktemp("servers"))
+    yield starter
+    starter.close()
+
+
+def options(tiny: Tiny, port: int, *more: str) -> list[str]:
+    return ["--target", str(tiny.folder), "--port", str(port), *EXACT, *more]
 
 
 def free_port() -> int:
@@ -38,34 +44,11 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-@contextmanager
-def process(
-    tiny: Tiny, port: int, *options: str, folder: Path | None = None
-) -> Iterator[subprocess.Popen[str]]:
-    """A server of its own, started in a folder."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    running = subprocess.Popen(
-        command(tiny, port, *options),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-        cwd=folder,
-    )
-    try:
-        yield running
-    finally:
-        running.kill()
-        running.wait()
-        if running.stdout is not None:
-            running.stdout.close()
-
-
 def client_of(port: int) -> httpx.Client:
     return httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE, trust_env=False)
 
 
-def wait_for(client: httpx.Client, status: int, running: subprocess.Popen[str]) -> httpx.Response:
+def wait_for(client: httpx.Client, status: int, running: Running) -> httpx.Response:
     """Waits until the server's health is that."""
     ends = time.monotonic() + PATIENCE
     while time.monotonic() < ends:
@@ -74,7 +57,7 @@ def wait_for(client: httpx.Client, status: int, running: subprocess.Popen[str]) 
             if answer.status_code == status:
                 return answer
         except httpx.TransportError:
-            assert running.poll() is None, running.communicate()[0]
+            assert not running.ended.is_set(), running.said()
         time.sleep(0.02)
     raise AssertionError(f"health was never {status}")
 
@@ -82,16 +65,17 @@ def wait_for(client: httpx.Client, status: int, running: subprocess.Popen[str]) 
 class SlowReader:
     """A client whose stream is far larger than what lies between it and the server.
 
-    The server cannot end it before it reads on.
+    The server cannot end it before it reads on: small segments keep the system's buffers small.
     """
 
     def __init__(self, port: int) -> None:
-        asked = {"max_tokens": 1200, "ignore_eos": True, "n": 4, "stream": True}
+        asked = {"max_tokens": 300, "ignore_eos": True, "n": 4, "stream": True}
         asked |= {"logprobs": True, "top_logprobs": 20}
         body = json.dumps(usual(CHAT) | asked).encode()
         head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         self.connection = socket.socket()
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
         self.connection.settimeout(PATIENCE)
         self.connection.connect(("127.0.0.1", port))
         self.connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
@@ -107,9 +91,9 @@ class SlowReader:
         return last
 
 
-def test_a_term_lets_running_requests_end_and_takes_no_others(tiny: Tiny) -> None:
+def test_a_term_lets_running_requests_end_and_takes_no_others(tiny: Tiny, starter: Starter) -> None:
     port = free_port()
-    with process(tiny, port) as running, client_of(port) as client:
+    with starter.server(options(tiny, port)) as running, client_of(port) as client:
         wait_for(client, 200, running)
         reader = SlowReader(port)
         running.send_signal(signal.SIGTERM)
@@ -118,39 +102,41 @@ def test_a_term_lets_running_requests_end_and_takes_no_others(tiny: Tiny) -> Non
         refused = client.post(CHAT, json=usual(CHAT))
         assert error_of(refused, 503)["code"] == "draining"
         assert refused.headers["connection"] == "close" and refused.headers["retry-after"]
-        assert running.poll() is None
+        assert not running.ended.is_set()
         assert b"data: [DONE]" in reader.rest()
-        assert running.wait(PATIENCE) == 0
-        assert running.stdout is not None and "Traceback" not in running.stdout.read()
+        assert running.wait() == 0
+        assert "Traceback" not in running.said()
 
 
 @pytest.mark.parametrize("again", [True, False])
-def test_a_second_signal_or_the_time_limit_ends_at_once(tiny: Tiny, again: bool) -> None:
+def test_a_second_signal_or_the_time_limit_ends_at_once(
+    tiny: Tiny, starter: Starter, again: bool
+) -> None:
     port = free_port()
-    options = ["--drain-seconds", "3600" if again else "0.5"]
-    with process(tiny, port, *options) as running, client_of(port) as client:
+    told = options(tiny, port, "--drain-seconds", "3600" if again else "0.5")
+    with starter.server(told) as running, client_of(port) as client:
         wait_for(client, 200, running)
         reader = SlowReader(port)
         running.send_signal(signal.SIGTERM)
         if again:
             wait_for(client, 503, running)
             running.send_signal(signal.SIGTERM)
-        assert running.wait(PATIENCE) == 0
+        assert running.wait() == 0
         reader.connection.close()
 
 
-def test_a_server_that_was_killed_starts_again_at_its_port(tiny: Tiny) -> None:
+def test_a_server_that_was_killed_starts_again_at_its_port(tiny: Tiny, starter: Starter) -> None:
     port = free_port()
     texts = []
     for _ in range(2):
-        with process(tiny, port) as running, client_of(port) as client:
+        with starter.server(options(tiny, port)) as running, client_of(port) as client:
             wait_for(client, 200, running)
             asked = usual(CHAT) | {"max_tokens": 30, "seed": 3}
             answer = client.post(CHAT, json=asked)
             texts.append(answer.json()["choices"][0]["message"]["content"])
             reader = SlowReader(port)
-            running.kill()
-            running.wait(PATIENCE)
+            running.send_signal(signal.SIGKILL)
+            assert running.wait() == -signal.SIGKILL
             reader.connection.close()
     assert texts[0] == texts[1]
 
@@ -169,12 +155,12 @@ def made(target):
 
 @pytest.mark.parametrize("told", [False, True])
 def test_a_server_listens_while_it_loads_and_ends_when_it_is_told(
-    tiny: Tiny, tmp_path: Path, told: bool
+    tiny: Tiny, starter: Starter, tmp_path: Path, told: bool
 ) -> None:
     (tmp_path / "slow.py").write_text(SLOW)
     port = free_port()
     with (
-        process(tiny, port, "--drafters", "slow:made", folder=tmp_path) as running,
+        starter.server(options(tiny, port, "--drafters", "slow:made"), tmp_path) as running,
         client_of(port) as client,
     ):
         answer = wait_for(client, 503, running)
@@ -187,11 +173,20 @@ def test_a_server_listens_while_it_loads_and_ends_when_it_is_told(
             wait_for(client, 200, running)
             assert client.post(CHAT, json=usual(CHAT) | {"max_tokens": 2}).status_code == 200
         running.send_signal(signal.SIGTERM)
-        assert running.wait(PATIENCE) == 0
+        assert running.wait() == 0
 
 
-def test_it_says_where_it_is_what_it_serves_and_how_to_ask(tiny: Tiny) -> None:
-    with process(tiny, 0, "--policies", "fast=ngram:8") as running:
+def test_it_says_where_it_is_what_it_serves_and_how_to_ask(tiny: Tiny, tmp_path: Path) -> None:
+    """In a process that begins with nothing, as a user's does."""
+    told = options(tiny, 0, "--policies", "fast=ngram:8")
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "serve.py"), *told],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+    ) as running:
         assert running.stdout is not None
         said = ""
         for line in running.stdout:
@@ -207,25 +202,24 @@ def test_it_says_where_it_is_what_it_serves_and_how_to_ask(tiny: Tiny) -> None:
     assert f"curl {address}/v1/chat/completions" in said and f'base_url="{address}/v1"' in said
 
 
-def fails(tiny: Tiny, port: int, *options: str) -> str:
+def fails(starter: Starter, told: list[str]) -> str:
     """What a server says that cannot start."""
-    done = subprocess.run(
-        command(tiny, port, *options), capture_output=True, text=True, timeout=PATIENCE
-    )
-    assert done.returncode == 2, done
-    assert "Traceback" not in done.stderr and "remedy:" in done.stderr
-    return done.stderr
+    with starter.server(told) as running:
+        assert running.wait() == 2, running.said()
+    said = running.said()
+    assert "Traceback" not in said and "remedy:" in said
+    return said
 
 
-def test_a_port_that_is_taken_is_named(tiny: Tiny) -> None:
+def test_a_port_that_is_taken_is_named(tiny: Tiny, starter: Starter) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        said = fails(tiny, port)
+        said = fails(starter, options(tiny, port))
     assert f"port {port}" in said and "--port" in said
 
 
-def test_a_model_that_cannot_be_loaded_ends_the_process(tiny: Tiny) -> None:
-    said = fails(tiny, 0, "--policies", "x=eagle3:3")
+def test_a_model_that_cannot_be_loaded_ends_the_process(tiny: Tiny, starter: Starter) -> None:
+    said = fails(starter, options(tiny, 0, "--policies", "x=eagle3:3"))
     assert "eagle3" in said
 
 
