@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 import transformers
 
+from draftgym.decoding.costs.calibration import calibrate, measured_host
+from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.model.compact.transformer import Decoder
 from draftgym.decoding.model.precision import Precision
@@ -128,6 +132,17 @@ def tiny_drafters(target: Target) -> dict[str, Drafter]:
     neural = (tiny_eagle3(target), tiny_dflash(target), tiny_small_lm(target))
     made = (*neural, NgramDrafter(shortest=1))
     return {drafter.name: drafter for drafter in made}
+
+
+_measured: dict[str, CostModel] = {}
+
+
+def tiny_costs(target: Target, drafters: Mapping[str, Drafter]) -> CostModel:
+    """What rounds of tiny models cost on this host, measured once for all tests."""
+    of = json.dumps(measured_host(target, drafters), sort_keys=True)
+    if of not in _measured:
+        _measured[of] = calibrate(target, drafters, repeats=1, contexts=(16, 64))
+    return _measured[of]
 
 
 PROMPTS = [Prompt(f"p{i}", "chat", (f"{i}",)) for i in range(4)]

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 from draftgym.decoding.arms import parse_arm, single_arms
-from draftgym.decoding.costs.calibration import calibrate
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.verify.rules import make_rule
@@ -17,7 +16,7 @@ from draftgym.rollouts.traces.counterfactual import trace_texts
 from draftgym.rollouts.traces.file import trace_table
 from draftgym.rollouts.traces.shards import ShardWriter
 from draftgym.rollouts.traces.trace import TraceOrigin, TraceSet
-from tests.tiny import ARMS, PROMPTS, numbered_target
+from tests.tiny import ARMS, PROMPTS, numbered_target, tiny_costs
 
 NOISE_SEED = 5
 
@@ -50,7 +49,7 @@ def tiny_traces(
         temperature=temperature,
         seed=NOISE_SEED,
         max_new_tokens=max_new_tokens,
-        cost_model=calibrate(target, used, repeats=1, contexts=(16, 64)),
+        cost_model=tiny_costs(target, used),
     )
     texts = trace_texts(target, drafters, drafting, requests, max_new_tokens)
     return TraceSet(origin, list(texts))

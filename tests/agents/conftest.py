@@ -13,18 +13,17 @@ from draftgym.agents.router.args import RouterArgs
 from draftgym.agents.router.train import (
     train_router,
 )
-from draftgym.decoding.costs.calibration import calibrate
 from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.model.target import Target
 from tests.agents.router_runs import TINY, TINY_DQN, Train
-from tests.tiny import ARMS, PROMPTS, numbered_target
+from tests.tiny import ARMS, PROMPTS, numbered_target, tiny_costs
 from tests.traces import save_traces, tiny_traces
 
 
 @pytest.fixture(scope="module")
 def costs(target: Target, drafters: dict[str, Drafter]) -> CostModel:
-    return calibrate(target, drafters, repeats=1, contexts=(16, 64))
+    return tiny_costs(target, drafters)
 
 
 @pytest.fixture(scope="module")

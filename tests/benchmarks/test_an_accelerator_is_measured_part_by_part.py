@@ -49,6 +49,7 @@ def args(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bench.AcceleratorAr
     tests.mkdir(parents=True)
     (tests / "test_nothing.py").write_text("def test_nothing():\n    pass\n")
     monkeypatch.setattr(parts, "ROOT", tmp_path)
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # its pytest starts in half a second
     return bench.AcceleratorArgs(
         out=tmp_path / "gpu",
         policies=("ngram:3", "eagle3:2x4", "mine:2"),

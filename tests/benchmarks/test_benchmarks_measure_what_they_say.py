@@ -18,12 +18,11 @@ from benchmarks.system.losslessness import NEAR_TIE, LosslessnessArgs, larger_th
 from benchmarks.system.router_overhead import Sample, TimedRouterEnv, collect, summarise
 from benchmarks.system.switch_cost import SwitchCostArgs
 from draftgym.decoding.arms import parse_arm
-from draftgym.decoding.costs.calibration import calibrate
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target, load_target
 from draftgym.rollouts.decode.interleaved import write_together
-from tests.tiny import PROMPTS, numbered_target
+from tests.tiny import PROMPTS, numbered_target, tiny_costs
 from tests.tiny_text import save_drafters, save_prompts, save_target
 
 
@@ -130,7 +129,7 @@ def test_routings_pieces_add_up_to_the_step(
         arms=arms,
         prompts=PROMPTS,
         max_new_tokens=24,
-        latency=calibrate(numbered, drafters, repeats=1, contexts=(16, 64)),
+        latency=tiny_costs(numbered, drafters),
     )
     ticks = count()
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(ticks)))

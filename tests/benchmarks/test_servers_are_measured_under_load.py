@@ -131,11 +131,14 @@ def test_what_came_back_is_judged(outcome: dict[str, Any], verdict: str) -> None
     assert Outcome(Delivery(wish), **outcome).verdict == verdict
 
 
-def test_a_soak_of_seconds_finds_nothing_wrong(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_soak_of_seconds_finds_nothing_wrong(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(soak, "SAMPLE", 0.05)
     args = SoakArgs(
         target=str(tiny.folder),
         json=tmp_path / "soak.json",
-        minutes=0.1,
+        minutes=0.06,
         clients=4,
         wishes=8,
         longest=12,

@@ -9,7 +9,6 @@ import pytest
 
 from draftgym.agents.scheduler.cell_args import CellArgs
 from draftgym.agents.scheduler.totals import play_cells
-from draftgym.decoding.costs.calibration import calibrate
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
@@ -25,7 +24,7 @@ from draftgym.envs.cell.host import (
 )
 from tests.handmade_host import handmade_host
 from tests.handmade_users import user_table
-from tests.tiny import tiny_drafters
+from tests.tiny import tiny_costs, tiny_drafters
 
 
 @pytest.fixture
@@ -94,7 +93,7 @@ def test_files_without_a_host_are_refused_with_a_remedy(file: Path, text: str) -
 def test_this_host_is_measured(
     target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    costs = calibrate(target, some := _some(target), repeats=1, contexts=(16,))
+    costs = tiny_costs(target, some := _some(target))
     monkeypatch.setattr(measuring, "load_target", lambda *_: target)
     monkeypatch.setattr(measuring, "load_drafters", lambda *_: some)
     monkeypatch.setattr(measuring, "load_cost_model", lambda *_: costs)

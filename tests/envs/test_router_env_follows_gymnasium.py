@@ -11,14 +11,13 @@ import pytest
 from gymnasium.utils.env_checker import check_env as gymnasium_check
 from stable_baselines3.common.env_checker import check_env as sb3_check
 
-from draftgym.decoding.costs.calibration import calibrate
 from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.decoder import PlainPolicy, SpeculativeDecoder
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
 from draftgym.envs.router.live import RouterEnv
-from tests.tiny import ARMS, PROMPTS, numbered_target
+from tests.tiny import ARMS, PROMPTS, numbered_target, tiny_costs
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +27,7 @@ def numbered(target: Target) -> Target:
 
 @pytest.fixture(scope="module")
 def costs(numbered: Target, drafters: dict[str, Drafter]) -> CostModel:
-    return calibrate(numbered, drafters, repeats=1, contexts=(16, 64))
+    return tiny_costs(numbered, drafters)
 
 
 @pytest.fixture

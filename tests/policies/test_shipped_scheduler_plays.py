@@ -12,6 +12,8 @@ from benchmarks.schedulers.cells_live import CellsLiveArgs, play_live
 from benchmarks.system.losslessness import larger_than_rounding
 from draftgym.agents.scheduler.cell_args import CellArgs
 from draftgym.agents.scheduler.totals import play_cells
+from draftgym.decoding.drafting import Drafter
+from draftgym.decoding.model.target import Target
 from draftgym.envs.cell.cell import Cell
 from draftgym.envs.cell.settings import CellSettings
 from draftgym.envs.cell.texts import ChainTable
@@ -36,8 +38,11 @@ def test_it_serves_any_number_of_users(users: int) -> None:
 
 
 @pytest.mark.real_model
-def test_users_that_it_serves_read_plain_decodings_texts() -> None:
+def test_users_that_it_serves_read_plain_decodings_texts(
+    real: tuple[Target, dict[str, Drafter]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Live: real devices' drafts, one ragged pass of the real target, temperatures 0 and 1."""
+    monkeypatch.setattr(CellsLiveArgs, "load", lambda _: real)
     args = CellsLiveArgs(
         scheduler=(str(SHIPPED),),
         cell=CellArgs(users=3, arms=tuple(read_body(SHIPPED)["arms"])),

@@ -7,6 +7,7 @@ from itertools import cycle
 import pytest
 import torch
 
+import tests.tiny
 from draftgym.decoding.arms import Arm, parse_arm
 from draftgym.decoding.decoder import SpeculativeDecoder
 from draftgym.decoding.drafting import Drafter, DraftShape, Place, PrefixView
@@ -48,7 +49,7 @@ JOINT = [
 ]
 ARMS = [*SINGLE, *JOINT]
 PROMPTS = [torch.tensor([5, 9, 5, 9, 5, 9, 7]), torch.tensor([8, 30, 12])]
-LIMIT = 30
+LIMIT = 22
 CHAINS = [DraftShape(1), DraftShape(4)]
 TREES = [DraftShape(1, 4), DraftShape(3, 6), DraftShape(4, 24)]
 
@@ -98,7 +99,8 @@ def decode_cycling(
 def test_walks_cost_what_the_same_rounds_cost_when_decoded(
     target: Target, drafters: dict[str, Drafter], temperature: float
 ) -> None:
-    traces = tiny_traces(target, drafters, temperature, [*map(str, ARMS)])
+    names, prompts = [*map(str, ARMS)], tests.tiny.PROMPTS[:2]
+    traces = tiny_traces(target, drafters, temperature, names, prompts, max_new_tokens=30)
     arms = [*ARMS, PLAIN_ARM]
     for prompt, text in enumerate(price_traces(traces, arms)):
         for turns in ([arms[0], PLAIN_ARM, arms[4], arms[2]], [*reversed(arms)], [arms[1]]):

@@ -12,7 +12,6 @@ import pytest
 import draftgym.rollouts.traces.collect
 import draftgym.rollouts.traces.tracer
 from draftgym.decoding import provenance
-from draftgym.decoding.costs.calibration import calibrate
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
@@ -21,7 +20,7 @@ from draftgym.rollouts.traces.collect import CollectArgs, collect
 from draftgym.rollouts.traces.file import read_traces, trace_table
 from draftgym.rollouts.traces.shards import ShardWriter
 from draftgym.rollouts.traces.trace import TextTrace, TraceSet
-from tests.tiny import ARMS, PROMPTS, numbered_target
+from tests.tiny import ARMS, PROMPTS, numbered_target, tiny_costs
 from tests.traces import shards, tiny_traces
 
 
@@ -34,7 +33,7 @@ def args(
 ) -> CollectArgs:
     """Collects traces of the tiny models."""
     numbered = numbered_target(target)
-    costs = calibrate(target, drafters, repeats=1, contexts=(16, 64))
+    costs = tiny_costs(target, drafters)
     monkeypatch.setattr(DecodingOptions, "load", lambda self: (numbered, drafters))
     monkeypatch.setattr(draftgym.rollouts.traces.tracer, "load_cost_model", lambda *_: costs)
     monkeypatch.setattr(draftgym.rollouts.traces.collect, "load_prompts", lambda *_, **__: PROMPTS)

@@ -138,6 +138,15 @@ def test_without_a_watch_the_latest_weights_are_the_checkpoint(
     assert not trainer.latest.exists()
 
 
+CUTS = {
+    "eagle3": [("update", 1), ("update", 9), ("watch", 3)],
+    "dflash": [("update", 9)],
+    "vsd": [("update", 9)],
+    "small": [("watch", 3)],
+}
+"""Where runs of each kind are interrupted: every way once, every kind in some way."""
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_interrupted_run_keeps_the_same_best_and_stops_at_the_same_update(
     target: Target, tmp_path: Path, kind: str
@@ -151,7 +160,7 @@ def test_an_interrupted_run_keeps_the_same_best_and_stops_at_the_same_update(
             watch.hook = lambda: None
             raise KeyboardInterrupt
 
-    for where, calls in [("update", 1), ("update", 9), ("watch", 3)]:
+    for where, calls in CUTS[kind]:
         part, folder = objective_of(kind, target), tmp_path / f"{where}-{calls}"
         if where == "update":
             part = stopping_after(part, calls, KeyboardInterrupt())
