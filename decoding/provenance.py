@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -178,8 +179,9 @@ def command_line() -> str:
     return shlex.join([*script, *sys.argv[1:]])
 
 
+@cache
 def git_revision() -> str | None:
-    """Commit of the code, with `-dirty` if files were changed since; None outside a clone."""
+    """Commit of the code when first asked, `-dirty` if files were changed; None outside a clone."""
     if not (ROOT / ".git").exists():
         return None
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"]

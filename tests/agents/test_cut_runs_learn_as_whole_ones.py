@@ -33,7 +33,7 @@ from tests.handmade_users import user_traces
 from tests.tiny import ARMS
 from tests.traces import tiny_traces
 
-ROUNDS = 192
+ROUNDS = 128
 CELL = CellArgs(users=3, fewest=1, deadline=2.0, leaving=0.3, absence=1.0, report_rounds_old=1)
 SAC = SchedulerSAC(n_envs=4, learning_starts=32, batch_size=8, gradient_steps=2, width=8)
 DQN = RouterDQN(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -44,15 +44,20 @@ MODES = {
 Train = Callable[..., SchedulerArgs]
 
 
-@pytest.fixture
-def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
-    """Trains a tiny scheduler with changed settings; returns the settings."""
-    monkeypatch.setattr("draftgym.agents.scheduler.train.CELLS", 4)  # validation plays fewer
-    monkeypatch.setattr("draftgym.agents.scheduler.train.ROUNDS", 24)
-    save_traces(user_traces(texts=18), tmp_path)
-    settings = SchedulerArgs(
-        traces=tmp_path,
-        run=tmp_path / "run",
+@pytest.fixture(scope="module", autouse=True)
+def _short_validation() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("draftgym.agents.scheduler.train.CELLS", 4)
+        patch.setattr("draftgym.agents.scheduler.train.ROUNDS", 8)
+        yield
+
+
+def tiny_settings(folder: Path) -> SchedulerArgs:
+    """Those of a tiny scheduler, its traces in the folder."""
+    save_traces(user_traces(texts=18), folder)
+    return SchedulerArgs(
+        traces=folder,
+        run=folder / "run",
         rounds=64,
         validation=0.3,
         threads=1,
@@ -64,12 +69,31 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
         ),
     )
 
+
+@pytest.fixture
+def train(tmp_path: Path) -> Train:
+    """Trains a tiny scheduler with changed settings; returns the settings."""
+    settings = tiny_settings(tmp_path)
+
     def run(**changes: object) -> SchedulerArgs:
         args = replace(settings, **changes)  # type: ignore[arg-type]
         train_scheduler(args)
         return args
 
     return run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], SchedulerArgs]:
+    """The settings of a mode's finished run, the same for all tests that only read it."""
+
+    @cache
+    def of(mode: str) -> SchedulerArgs:
+        args = replace(tiny_settings(tmp_path_factory.mktemp("mode")), **MODES[mode])
+        train_scheduler(args)
+        return args
+
+    return of
 
 
 def trainer_of(args: SchedulerArgs) -> SchedulerTrainer:
@@ -99,18 +123,20 @@ def observations(args: SchedulerArgs, count: int) -> Observation:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_exported_scheduler_acts_as_sb3s(train: Train, mode: str) -> None:
-    args = train(**MODES[mode])
+def test_the_exported_scheduler_acts_as_sb3s(
+    trained: Callable[[str], SchedulerArgs], tmp_path: Path, mode: str
+) -> None:
+    args = trained(mode)
     trainer, batch = trainer_of(args), observations(args, 200)
     agent = trainer.agent
     torch.manual_seed(0)
     with torch.no_grad():  # agents so young say nearly the same everywhere
         for weight in agent.policy.parameters():
             weight.add_(0.3 * torch.randn_like(weight))
-    trainer.run = args.run / "last"
+    trainer.run = tmp_path
     trainer.export(trainer.policy(), None)
     wanted, _ = agent.predict(batch, deterministic=True)
-    actions, _ = load_scheduler(args.run / "last" / "policy", trainer.origin).predict(
+    actions, _ = load_scheduler(tmp_path / "policy", trainer.origin).predict(
         batch, deterministic=True
     )
     assert len(np.unique(wanted)) > 2
@@ -119,15 +145,17 @@ def test_the_exported_scheduler_acts_as_sb3s(train: Train, mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_exported_scheduler_samples_as_sb3s(train: Train, mode: str) -> None:
-    args = train(**MODES[mode])
+def test_the_exported_scheduler_samples_as_sb3s(
+    trained: Callable[[str], SchedulerArgs], tmp_path: Path, mode: str
+) -> None:
+    args = trained(mode)
     trainer = trainer_of(args)
     outputs = acting_network(trainer.agent.policy).outputs
     with torch.no_grad():  # far from the middle and wide, where kinds of noise differ most
         outputs.bias.copy_(torch.linspace(1.0, -0.5, outputs.out_features))
-    trainer.run = args.run / "last"
+    trainer.run = tmp_path
     trainer.export(trainer.policy(), None)
-    policy = load_scheduler(args.run / "last" / "policy", trainer.origin)
+    policy = load_scheduler(tmp_path / "policy", trainer.origin)
     seen = observations(args, 8)
     one = {name: value[seen["users"][..., 1].argmax(0)[:1]] for name, value in seen.items()}
     many = {name: np.repeat(value, 20_000, axis=0) for name, value in one.items()}
@@ -141,8 +169,10 @@ def test_the_exported_scheduler_samples_as_sb3s(train: Train, mode: str) -> None
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_what_was_trained_with_few_users_serves_many(train: Train, mode: str) -> None:
-    args = train(**MODES[mode])
+def test_what_was_trained_with_few_users_serves_many(
+    trained: Callable[[str], SchedulerArgs], mode: str
+) -> None:
+    args = trained(mode)
     policy = load_scheduler(args.run / "policy", user_traces().origin)
     for users in (1, 2 * args.cell.users):
         cell = Cell(user_table(), replace(args.cell, users=users).settings(), 2)

@@ -20,6 +20,9 @@ from tests.tiny_text import VOCAB, byte_tokenizer
 
 ROWS = 264
 """Of the target; its tokenizer has 257 tokens."""
+PROMPT = torch.tensor([5, 9, ROWS - 1, 5, 9, ROWS - 2, 5, 9])
+"""With ids that not all drafters have."""
+LENGTH = 30
 KINDS = ["small", "eagle3", "eagle3-some", "dflash", "dflash-some"]
 
 
@@ -54,24 +57,29 @@ def save(kind: str, rows: int, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.fixture(scope="module")
+def expected(target: Target) -> dict[float, list[int]]:
+    """Plain decoding's texts by temperature."""
+    decoder = SpeculativeDecoder(target, {}, PlainPolicy())
+    return {heat: decoder.generate(PROMPT, LENGTH, heat).tokens for heat in (0.0, 1.0)}
+
+
 @pytest.mark.parametrize("rows", [257, 260, 272])
 @pytest.mark.parametrize("kind", KINDS)
 def test_padding_is_never_drafted_and_texts_stay(
-    target: Target, tmp_path: Path, kind: str, rows: int, temperature: float
+    target: Target, expected: dict[float, list[int]], tmp_path: Path, kind: str, rows: int
 ) -> None:
     drafter = load_folder(save(kind, rows, tmp_path), target)
-    prompt = torch.tensor([5, 9, ROWS - 1, 5, 9, ROWS - 2, 5, 9])  # ids that not all drafters have
-    expected = SpeculativeDecoder(target, {}, PlainPolicy()).generate(prompt, 40, temperature)
     policy = PlainPolicy()
-    drafted: list[int] = []
-    for arm in (Arm(drafter.name, 4), Arm(drafter.name, 3, 9)):
-        policy.arms = (arm,)
-        decoder = SpeculativeDecoder(target, {drafter.name: drafter}, policy)
-        result = decoder.generate(prompt, 40, temperature)
-        assert result.tokens == expected.tokens
-        drafted += [token for item in result.rounds for token in item.record.drafted]
-    assert drafted and max(drafted) < min(rows, ROWS)
+    for temperature, text in expected.items():
+        drafted: list[int] = []
+        for arm in (Arm(drafter.name, 4), Arm(drafter.name, 3, 9)):
+            policy.arms = (arm,)
+            decoder = SpeculativeDecoder(target, {drafter.name: drafter}, policy)
+            result = decoder.generate(PROMPT, LENGTH, temperature)
+            assert result.tokens == text
+            drafted += [token for item in result.rounds for token in item.record.drafted]
+        assert drafted and max(drafted) < min(rows, ROWS)
 
 
 @pytest.mark.parametrize("kind", KINDS)

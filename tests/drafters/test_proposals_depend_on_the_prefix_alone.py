@@ -75,17 +75,16 @@ def top_length(drafter: Drafter) -> int:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-@pytest.mark.parametrize("name", NAMES)
 def test_every_history_of_a_prefix_gives_the_same_proposal(
-    target: Target, drafters: dict[str, Drafter], name: str, temperature: float
+    target: Target, drafters: dict[str, Drafter], temperature: float
 ) -> None:
-    drafter = drafters[name]
     sessions = [write(target, drafters, arms, temperature) for arms in HISTORIES.values()]
     assert len({tuple(session.tokens.tolist()) for session in sessions}) == 1
-    proposals = [propose(session, drafter, top_length(drafter)) for session in sessions]
-    assert len(proposals[0]) > 0
-    for other in proposals[1:]:
-        assert_same(proposals[0], other)
+    for drafter in map(drafters.__getitem__, NAMES):
+        proposals = [propose(session, drafter, top_length(drafter)) for session in sessions]
+        assert len(proposals[0]) > 0
+        for other in proposals[1:]:
+            assert_same(proposals[0], other)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -149,19 +148,20 @@ def test_proposing_twice_gives_the_same(
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-@pytest.mark.parametrize("arm", [arm for arms in TREES.values() for arm in arms])
+@pytest.mark.parametrize("name", TREES)
 def test_every_history_of_a_prefix_gives_the_same_tree(
-    target: Target, drafters: dict[str, Drafter], arm: str, temperature: float
+    target: Target, drafters: dict[str, Drafter], name: str, temperature: float
 ) -> None:
-    chosen = parse_arm(arm)
-    drafter = drafters[chosen.drafter]
+    drafter = drafters[name]
     sessions = [write(target, drafters, arms, temperature) for arms in HISTORIES.values()]
-    trees = [propose(session, drafter, chosen.shape) for session in sessions]
-    assert not trees[0].is_chain
-    for other in trees[1:]:
-        assert_same(trees[0], other)
-    propose(sessions[0], drafter, DraftShape(3))  # no draft leaves a trace either
-    assert_same(propose(sessions[0], drafter, chosen.shape), trees[0])
+    for arm in TREES[name]:
+        shape = parse_arm(arm).shape
+        trees = [propose(session, drafter, shape) for session in sessions]
+        assert not trees[0].is_chain
+        for other in trees[1:]:
+            assert_same(trees[0], other)
+        propose(sessions[0], drafter, DraftShape(3))  # no draft leaves a trace either
+        assert_same(propose(sessions[0], drafter, shape), trees[0])
 
 
 def test_other_prefixes_give_other_proposals(target: Target, drafters: dict[str, Drafter]) -> None:
