@@ -15,7 +15,7 @@ from draftgym.policies.registry import make_policy
 from draftgym.rollouts.decode.interleaved import DecodeSettings, decode_each
 from draftgym.rollouts.prompts.sets import Prompt
 
-TOKENS = 12
+TOKENS = 10
 QUESTIONS = [
     Prompt(
         "81",
@@ -23,14 +23,6 @@ QUESTIONS = [
         (
             "Write two sentences about a trip to Hawaii.",
             "Rewrite your answer. Start every sentence with the letter A.",
-        ),
-    ),
-    Prompt(
-        "111",
-        "math",
-        (
-            "A shop sells pens at 2 dollars each. What do 7 pens cost?",
-            "And what do they cost with 50% off?",
         ),
     ),
     Prompt(

@@ -22,7 +22,7 @@ def test_shipped_policies_write_the_targets_text(
     target, drafters = real
     router = shipped_router(target)
     assert set(drafters) >= set(NEEDED) and router is not None
-    settings = DecodeSettings(16, temperature, seed=5)
+    settings = DecodeSettings(12, temperature, seed=5)
     ids = target.encode(PROMPT)
     expected = write(SpeculativeDecoder(target, {}, PlainPolicy()), ids, settings).tokens
     specs = [*NEEDED, "random", "entropy:1.5", str(router)]

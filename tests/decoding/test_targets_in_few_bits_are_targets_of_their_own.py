@@ -142,15 +142,15 @@ def test_what_cannot_be_rounded_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.real_model
-@pytest.mark.parametrize("form", FORMS)
-def test_the_embedded_target_in_few_bits_has_drafters_and_a_router(form: str) -> None:
-    target = load_target(f"smollm2-135m:{form}", "float32")
+@pytest.mark.parametrize(("form", "backend"), [("int8", "compact"), ("q4", "auto")])
+def test_the_embedded_target_in_few_bits_has_drafters_and_a_router(form: str, backend: Any) -> None:
+    target = load_target(f"smollm2-135m:{form}", "float32", backend=backend)
     assert shipped_router(target) is not None
     drafters = load_drafters(target)
     assert {"eagle3", "dflash", "small"} <= set(drafters)
     prompt = target.encode("Name three fruits.")
-    plain = SpeculativeDecoder(target, {}, PlainPolicy()).generate(prompt, 24)
+    plain = SpeculativeDecoder(target, {}, PlainPolicy()).generate(prompt, 16)
     policy = FixedPolicy(parse_arm("eagle3:3x6"))
-    drafted = SpeculativeDecoder(target, drafters, policy).generate(prompt, 24)
+    drafted = SpeculativeDecoder(target, drafters, policy).generate(prompt, 16)
     assert drafted.tokens == plain.tokens
-    assert len(drafted.rounds) < 24
+    assert len(drafted.rounds) < 16

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +107,7 @@ def test_transformers_own_pass(device: str, name: str) -> None:
 
 
 @on_each_device
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("kind", PADDED)
+@pytest.mark.parametrize(("kind", "rule"), zip(PADDED, cycle(RULES)))
 def test_drafters_of_a_smaller_vocabulary(
     device: str, kind: str, rule: str, tmp_path: Path
 ) -> None:
@@ -125,8 +125,7 @@ def test_drafters_of_a_smaller_vocabulary(
 
 
 @on_each_device
-@pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("form", "size"), zip(FORMATS, cycle(SIZES)))
 def test_published_checkpoints(device: str, form: str, size: str, tmp_path: Path) -> None:
     """With copies of the target's tables, which are left out."""
     here = built("cpu")[0]

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from draftgym import SpeculativeDecoder, load_target, make_policy
+from draftgym import SpeculativeDecoder, make_policy
+from draftgym.decoding.drafting import Drafter
+from draftgym.decoding.model.target import Target
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("agents", "checkpoints", "decoding", "drafters", "envs", "policies", "rollouts", "serving")
@@ -121,14 +123,14 @@ def test_the_sdist_holds_real_files_and_no_link(sdist: Path) -> None:
 
 @pytest.mark.real_model
 def test_the_wheel_writes_plain_decodings_text_with_the_shipped_router(
-    bare: Path, tmp_path: Path
+    bare: Path, tmp_path: Path, real: tuple[Target, dict[str, Drafter]]
 ) -> None:
     where = run(bare / "python", "-c", "import draftgym; print(draftgym.__file__)", cwd=tmp_path)
     assert Path(where.strip()).is_relative_to(bare.parent)
     prompt, exact = "Name three fruits.", ("--dtype", "float32", "--threads", "1")
     ask = ("generate", "--prompt", prompt, "--policy", "router", "--max-new-tokens", "16", *exact)
     text = run(bare / "draftgym", *ask, cwd=tmp_path)
-    target = load_target("smollm2-135m", "float32", 1)
+    target, _ = real
     plain = SpeculativeDecoder(target, {}, make_policy("plain", {}, target))
     assert text == target.decode(plain.generate(prompt, max_new_tokens=16).tokens) + "\n"
     assert len(text.split()) > 3

@@ -125,14 +125,13 @@ def test_paths_behind_images_are_verified_as_decoding_does(target: Target, tmp_p
             assert bool(verified.best[row, column, 0]) == (path[0] == said)
 
 
-@pytest.mark.parametrize("queries", [None, 2])
-def test_a_head_is_trained_on_them(
-    folders: dict[str, Path], targets: dict[str, Target], tmp_path: Path, queries: int | None
-) -> None:
-    """All of it as a user does it, with two objectives."""
+@pytest.fixture(scope="module")
+def answers(targets: dict[str, Target], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one target says to enough prompts to train on, half of which show a picture."""
+    folder = tmp_path_factory.mktemp("answers")
     lines = []
     for number in range(44):
-        picture(number % 4).save(tmp_path / f"{number % 4}.png")
+        picture(number % 4).save(folder / f"{number % 4}.png")
         lines.append(
             {
                 "question_id": str(number),
@@ -140,13 +139,21 @@ def test_a_head_is_trained_on_them(
                 "images": [[f"{number % 4}.png"]] if number % 2 else [],
             }
         )
-    prompts = tmp_path / "prompts.jsonl"
+    prompts = folder / "prompts.jsonl"
     prompts.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    out = tmp_path / "responses"
+    out = folder / "responses"
     how = RespondArgs(out=out, prompts=str(prompts), temperatures=(0.0,), max_new_tokens=LENGTH)
     respond(how, targets["llava"])
+    return out
+
+
+@pytest.mark.parametrize("queries", [None, 2])
+def test_a_head_is_trained_on_them(
+    folders: dict[str, Path], answers: Path, tmp_path: Path, queries: int | None
+) -> None:
+    """All of it as a user does it, with two objectives."""
     args = Eagle3Args(
-        out,
+        answers,
         tmp_path / "run",
         target=str(folders["llava"]),
         dtype="float32",

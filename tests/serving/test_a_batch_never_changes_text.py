@@ -48,8 +48,9 @@ def strange(target: Target, count: int, seed: int) -> list[TextRequest]:
     return requests
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma2", "qwen3"])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("kind", "seed"), [("llama", 0), ("llama", 1), ("gemma2", 1), ("gemma2", 2), ("qwen3", 2)]
+)
 def test_every_text_is_plain_decodings(kind: str, seed: int) -> None:
     target = tiny_target(kind)
     requests = strange(target, 24, seed)

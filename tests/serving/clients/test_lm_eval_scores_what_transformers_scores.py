@@ -12,7 +12,7 @@ import pytest
 from tests.serving.clients.served import NAME, PATIENCE, Served, Tiny
 
 WORDS = ("sea", "hill", "cloud", "stone", "river")
-EXAMPLES = 20
+EXAMPLES = 10
 CHOICES = """
 task: tiny_choices
 dataset_path: json
@@ -38,7 +38,7 @@ metric_list: [{{metric: exact_match}}]
 
 
 def write_tasks(folder: Path, tiny: Tiny) -> None:
-    """Two tasks of 20 examples: a choice of endings, and a text of which half is what is wanted."""
+    """Two tasks of 10 examples: a choice of endings, and a text of which half is what is wanted."""
     lines = []
     for number in range(EXAMPLES):
         question = f"{number} {WORDS[number % 5]} and a"
