@@ -136,21 +136,30 @@ def test_expected_rounds_are_exact_for_every_text(depth: int, seed: int) -> None
         assert expected_rounds(chances) == pytest.approx(rounds[text] / probability)
 
 
+SEEDS = range(80)
+LIMIT = 8
+
+
+@pytest.fixture(scope="module")
+def sampled(target: Target) -> list[Text]:
+    """Texts of plain decoding with coupled noise, other than that of `SEEDS`."""
+    plain = SpeculativeDecoder(target, {}, FixedPolicy(parse_arm("plain")))
+    tokens = [plain.generate(PROMPT, LIMIT, 0.6, seed + 1000).tokens for seed in SEEDS]
+    return [Text(torch.cat([PROMPT, torch.tensor(one)]), len(PROMPT)) for one in tokens]
+
+
 @pytest.mark.parametrize("arm", ["eagle3:3x9", "dflash:3"])
 def test_live_rejection_takes_the_expected_rounds_on_average(
-    target: Target, drafters: dict[str, Drafter], arm: str
+    target: Target, drafters: dict[str, Drafter], sampled: list[Text], arm: str
 ) -> None:
     """Coupled texts have the same law as texts of rejection, and so have their rounds."""
-    parsed, limit, seeds = parse_arm(arm), 8, range(80)
+    parsed = parse_arm(arm)
     drafter = drafters[parsed.drafter]
     live, expected = [], []
     decoder = SpeculativeDecoder(target, drafters, FixedPolicy(parsed))
-    plain = SpeculativeDecoder(target, {}, FixedPolicy(parse_arm("plain")))
-    for seed in seeds:
-        live.append(len(decoder.generate(PROMPT, limit, 0.6, seed, "rejection").rounds))
-        tokens = plain.generate(PROMPT, limit, 0.6, seed + 1000).tokens
-        text = Text(torch.cat([PROMPT, torch.tensor(tokens)]), len(PROMPT))
-        made, logits = recorded(target, drafter, text, ForcedRule(text.tokens, 0.6), limit)
+    for seed, text in zip(SEEDS, sampled, strict=True):
+        live.append(len(decoder.generate(PROMPT, LIMIT, 0.6, seed, "rejection").rounds))
+        made, logits = recorded(target, drafter, text, ForcedRule(text.tokens, 0.6), LIMIT)
         if parsed.shape.is_tree:
             walked = rounds_at_each(drafter, made, [parsed.shape])[0].walked()
             expected.append(float(len(walked.committed)))
@@ -159,7 +168,7 @@ def test_live_rejection_takes_the_expected_rounds_on_average(
             expected.append(expected_rounds(chances_at_each(drafter, made, wanted, 3)))
     error = (np.var(live) / len(live) + np.var(expected) / len(expected)) ** 0.5
     assert abs(np.mean(live) - np.mean(expected)) < 4 * error
-    assert np.mean(expected) < limit - 1 - 4 * error, "or nothing was ever accepted"
+    assert np.mean(expected) < LIMIT - 1 - 4 * error, "or nothing was ever accepted"
 
 
 @pytest.mark.parametrize("arm", ["eagle3:3", "eagle3:4x9", "dflash:4x9"])

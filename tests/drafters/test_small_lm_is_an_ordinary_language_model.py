@@ -234,6 +234,7 @@ def test_tied_embeddings_are_stored_once(tmp_path: Path) -> None:
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
+@pytest.mark.parametrize("folder", ["a draft vocabulary"], indirect=True)
 def test_a_part_is_refused_by_another_target(target: Target, folder: Path, tmp_path: Path) -> None:
     pack_small_lm(folder, tmp_path / "part", target)
     other = load_target(str(save_target(tmp_path / "other", seed=5)), "float32", 1)
@@ -244,6 +245,7 @@ def test_a_part_is_refused_by_another_target(target: Target, folder: Path, tmp_p
     assert load_small_lm(folder, other)  # a whole folder serves any target of its vocabulary
 
 
+@pytest.mark.parametrize("folder", ["a draft vocabulary"], indirect=True)
 def test_only_what_the_target_can_give_back_is_left_out(
     target: Target, folder: Path, tmp_path: Path
 ) -> None:
@@ -255,6 +257,7 @@ def test_only_what_the_target_can_give_back_is_left_out(
     assert not (tmp_path / "part").exists()
 
 
+@pytest.mark.parametrize("folder", ["a draft vocabulary"], indirect=True)
 def test_another_vocabulary_is_refused(target: Target, folder: Path) -> None:
     with pytest.raises(DraftgymError, match=r"257 tokens, target .* has 61") as caught:
         load_small_lm(folder, tiny_target())
@@ -267,6 +270,7 @@ def test_another_vocabulary_is_refused(target: Target, folder: Path) -> None:
         load_small_lm(folder, target)
 
 
+@pytest.mark.parametrize("folder", ["a draft vocabulary"], indirect=True)
 @pytest.mark.parametrize("form", ["whole", "part"])
 @pytest.mark.parametrize("damage", ["no weights", "short", "a tensor missing"])
 def test_damaged_folders_are_refused(

@@ -112,12 +112,12 @@ def test_walks_cost_what_the_same_rounds_cost_when_decoded(
         assert walk_single(text, arms[1]).seconds == pytest.approx(live, rel=1e-9)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize(
-    ("name", "trees"),
+    ("name", "trees", "temperature"),
     [
-        *((name, True) for name in ("eagle3", "dflash", "small", "suffix")),
-        *((name, False) for name in ("small", "ngram")),
+        *(("eagle3", True, 0.0), ("eagle3", True, 0.8), ("dflash", True, 0.8)),
+        *(("small", True, 0.8), ("suffix", True, 0.0)),
+        *(("small", False, 0.0), ("ngram", False, 0.8)),
     ],
 )
 def test_drafting_at_many_positions_together_is_drafting_one_at_a_time(
