@@ -14,7 +14,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 import tyro
@@ -33,14 +32,12 @@ class CoresArgs:
     """Measure cores.
 
     Attributes:
-        dtype: Of the matrices.
         processes: Numbers of processes at once, of one thread each.
         seconds: How long each measurement takes.
         repeats: How often each number is measured.
         json: Write the figures to this file.
     """
 
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
     processes: tuple[int, ...] = (1, 2)
     seconds: float = 5.0
     repeats: int = 5
@@ -54,18 +51,17 @@ def measure(args: CoresArgs) -> Result:
     with multiprocessing.get_context("spawn").Pool(max(args.processes)) as pool:
         for _ in range(args.repeats):
             for count, rates in zip(args.processes, found.values(), strict=True):
-                asked = [(args.dtype, args.seconds)] * count
-                rates.append(sum(pool.starmap(products, asked, chunksize=1)))
-    facts = {"target": "products of matrices", "dtype": args.dtype}
+                asked = [args.seconds] * count
+                rates.append(sum(pool.map(products, asked, chunksize=1)))
+    facts = {"target": "products of matrices", "dtype": "bfloat16"}
     return finish(tables, args, {"rates": found}, facts=facts)
 
 
-def products(dtype: str, seconds: float) -> float:
+def products(seconds: float) -> float:
     """Matrices that one thread multiplies a second."""
     torch.set_num_threads(1)
-    kind: torch.dtype = getattr(torch, dtype)
-    rows = torch.randn(ROWS, WIDTH).to(kind)
-    layers = [torch.randn(WIDTH, INNER).to(kind) for _ in range(LAYERS)]
+    rows = torch.randn(ROWS, WIDTH).bfloat16()
+    layers = [torch.randn(WIDTH, INNER).bfloat16() for _ in range(LAYERS)]
     _pass(rows, layers)
     began, done = time.perf_counter(), 0
     while (took := time.perf_counter() - began) < seconds:
