@@ -6,13 +6,15 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
@@ -107,6 +109,33 @@ def check_run_folder(folder: Path, option: str = "--run") -> None:
         raise DraftgymError(
             f"cannot write to {folder}: {error.strerror}", f"name another folder with {option}"
         ) from error
+
+
+@contextmanager
+def sole_writer(folder: Path, option: str = "--out") -> Iterator[None]:
+    """Makes the folder that `option` names and keeps other writers out.
+
+    The lock vanishes with its process, however that ends.
+
+    Raises:
+        DraftgymError: Another process writes there, or it cannot be made.
+    """
+    check_run_folder(folder, option)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise DraftgymError(
+            f"another process is writing to {folder}", f"wait for it, or name another {option}"
+        ) from None
+    except OSError as error:
+        raise DraftgymError(
+            f"cannot write to {folder}: {error.strerror}", f"name another folder with {option}"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_run_config(

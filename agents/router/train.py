@@ -30,7 +30,7 @@ from draftgym.agents.router.network import agent_arguments, deployable_network
 from draftgym.decoding.arms import Arm, parse_arm
 from draftgym.decoding.costs.cost_model import CostModel, write_cost_model
 from draftgym.decoding.costs.published import named_cost_model
-from draftgym.decoding.provenance import check_run_folder
+from draftgym.decoding.provenance import sole_writer
 from draftgym.decoding.two_stage import LEVELS
 from draftgym.envs.reward import Reward
 from draftgym.envs.router.replay import RouterReplayVectorEnv
@@ -61,19 +61,19 @@ def train_router(args: RouterArgs) -> Path:
         DraftgymError: Bad settings, no traces, or a run folder that cannot be resumed with them.
     """
     check_args(args)
-    check_run_folder(args.run)
-    if args.live:
-        from draftgym.agents.router.live import live_experience  # loads models
+    with sole_writer(args.run, "--run"):
+        if args.live:
+            from draftgym.agents.router.live import live_experience  # loads models
 
-        experience = live_experience(args)
-    else:
-        first, *others = (
-            open_traces(folder, COLLECT.format(folder=folder), args.stream)
-            for folder in (args.traces, *args.also)
-        )
-        traces = first.mixed_with(others)
-        experience = replayed_experience(traces, args)
-    RouterTrainer(args, experience, args.run).train()
+            experience = live_experience(args)
+        else:
+            first, *others = (
+                open_traces(folder, COLLECT.format(folder=folder), args.stream)
+                for folder in (args.traces, *args.also)
+            )
+            traces = first.mixed_with(others)
+            experience = replayed_experience(traces, args)
+        RouterTrainer(args, experience, args.run).train()
     return args.run / POLICY
 
 

@@ -45,7 +45,7 @@ from draftgym.agents.scheduler.cell_args import known_means, means_of
 from draftgym.agents.scheduler.policy import SchedulerActorCritic, SchedulerSAC, acting_network
 from draftgym.agents.scheduler.totals import play_cells
 from draftgym.decoding.model.precision import usable_cores
-from draftgym.decoding.provenance import check_run_folder
+from draftgym.decoding.provenance import sole_writer
 from draftgym.envs.cell.cell import Cell
 from draftgym.envs.cell.texts import ChainTable
 from draftgym.envs.scheduler.observation import CELL_FEATURES, USER_FEATURES
@@ -89,9 +89,9 @@ def train_scheduler(args: SchedulerArgs) -> Path:
         DraftgymError: Bad settings, no traces, or a run folder that cannot be resumed with them.
     """
     check_args(args)
-    check_run_folder(args.run)
-    traces = open_traces(args.traces, COLLECT.format(folder=args.traces))
-    SchedulerTrainer(args, traces, args.run).train()
+    with sole_writer(args.run, "--run"):
+        traces = open_traces(args.traces, COLLECT.format(folder=args.traces))
+        SchedulerTrainer(args, traces, args.run).train()
     return args.run / POLICY
 
 

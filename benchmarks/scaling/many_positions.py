@@ -33,9 +33,10 @@ from benchmarks.report import Cell, Table, number, titled
 from benchmarks.results import Result, check, finish
 from benchmarks.scaling.commands import draftgym
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
+from draftgym.decoding.provenance import sole_writer
 from draftgym.rollouts.traces.file import read_done, read_origin, read_texts, rows_in, trace_table
 from draftgym.rollouts.traces.mapped import FOLDER
-from draftgym.rollouts.traces.shards import ShardWriter, numbers_in, shards_in, sole_writer
+from draftgym.rollouts.traces.shards import ShardWriter, numbers_in, shards_in
 from draftgym.rollouts.traces.trace import States, TextTrace
 
 SHARD_TEXTS = 64

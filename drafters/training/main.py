@@ -11,6 +11,7 @@ A run folder is resumed when it exists. Watch it with `tensorboard --logdir runs
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,7 @@ from draftgym.decoding.model.backends import Backend
 from draftgym.decoding.model.generic.shared import TENSOR_PARALLEL
 from draftgym.decoding.model.precision import choose_precision
 from draftgym.decoding.model.target import Target, load_target
-from draftgym.decoding.provenance import check_run_folder, write_run_config
+from draftgym.decoding.provenance import sole_writer, write_run_config
 from draftgym.drafters.dflash.network import default_taps as default_dflash_taps
 from draftgym.drafters.eagle3.network import default_taps
 from draftgym.drafters.training.build import (
@@ -174,7 +175,10 @@ def train(args: Eagle3Args | DFlashArgs | SmallLMArgs) -> Path:
         The checkpoint folder, with the best measured weights.
     """
     _check_args(args)
-    with joined(args.device) as team:
+    with (
+        joined(args.device) as team,
+        sole_writer(args.run, "--run") if team.leads else nullcontext(),
+    ):
         return _train(args, team)
 
 
@@ -265,7 +269,6 @@ def _check_args(args: DrafterArgs) -> None:
         )
     if isinstance(args, NeuralArgs) and args.objective == "replay":
         check_replay(args.terms.replay)
-    check_run_folder(args.run)
 
 
 def _check_parts(args: DrafterArgs, parts: int) -> None:

@@ -28,7 +28,12 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import write_json, write_text
 from draftgym.decoding.model.backends import Backend
 from draftgym.decoding.model.target import Target, load_target
-from draftgym.decoding.provenance import describe_host, describe_target, note_other_device
+from draftgym.decoding.provenance import (
+    describe_host,
+    describe_target,
+    note_other_device,
+    sole_writer,
+)
 from draftgym.decoding.session import Session
 from draftgym.decoding.verify.rules import make_rule
 from draftgym.decoding.verify.sampling import SamplingSettings
@@ -49,7 +54,7 @@ from draftgym.rollouts.responses.wished_texts import (
     wished,
 )
 from draftgym.rollouts.responses.wishes import WISHES, opening_of, prompt_of
-from draftgym.rollouts.traces.shards import ShardWriter, shards_in, sole_writer
+from draftgym.rollouts.traces.shards import ShardWriter, shards_in
 
 
 @dataclass(frozen=True, kw_only=True)

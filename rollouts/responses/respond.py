@@ -25,14 +25,14 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.backends import Backend
 from draftgym.decoding.model.fingerprint import is_sampled
 from draftgym.decoding.model.target import Target
-from draftgym.decoding.provenance import command_line
+from draftgym.decoding.provenance import command_line, sole_writer
 from draftgym.decoding.verify.rules import make_rule
 from draftgym.drafters.training.data.corpus import read_metadata
 from draftgym.rollouts.decode.batched import Request
 from draftgym.rollouts.decode.progress import Progress
 from draftgym.rollouts.prompts.sets import load_prompts
 from draftgym.rollouts.responses.responder import Responder, ResponsePlan
-from draftgym.rollouts.traces.shards import numbers_in, shards_in, sole_writer
+from draftgym.rollouts.traces.shards import numbers_in, shards_in
 from draftgym.rollouts.workers.options import WorkerOptions
 from draftgym.rollouts.workers.pool import Pool, open_pool
 from draftgym.rollouts.workers.shard import Shard, cut_shards

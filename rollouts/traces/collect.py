@@ -23,7 +23,7 @@ import tyro
 
 from draftgym.decoding.arms import Arm, parse_arm, single_arms
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.provenance import command_line
+from draftgym.decoding.provenance import command_line, sole_writer
 from draftgym.rollouts.decode.batched import Request
 from draftgym.rollouts.decode.options import DecodingOptions
 from draftgym.rollouts.decode.progress import Progress
@@ -36,7 +36,7 @@ from draftgym.rollouts.traces.file import (
     read_traces,
     rows_in,
 )
-from draftgym.rollouts.traces.shards import shards_in, sole_writer
+from draftgym.rollouts.traces.shards import shards_in
 from draftgym.rollouts.traces.trace import States, TraceSet
 from draftgym.rollouts.traces.tracer import TracePlan, Tracer
 from draftgym.rollouts.workers.options import WorkerOptions

@@ -6,17 +6,13 @@ written again by the next run, token for token, since a text depends on its requ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-from filelock import FileLock, Timeout
-
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import replacing
-from draftgym.decoding.provenance import check_run_folder
 
 Item = TypeVar("Item")
 
@@ -91,27 +87,6 @@ def numbers_in(folder: Path) -> set[int]:
 def shards_in(folder: Path) -> list[Path]:
     """Whole shards of a folder, in the order in which they were written."""
     return sorted(folder.glob("part-*.parquet"), key=_number)
-
-
-@contextmanager
-def sole_writer(folder: Path) -> Iterator[None]:
-    """Makes a folder and keeps other writers out; the lock vanishes with its process."""
-    check_run_folder(folder, "--out")
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise DraftgymError(
-            f"another process is writing to {folder}", "wait for it, or name another --out"
-        ) from None
-    except OSError as error:
-        raise DraftgymError(
-            f"cannot write to {folder}: {error.strerror}", "name another folder with --out"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _encoding(schema: Any) -> dict[str, Any]:

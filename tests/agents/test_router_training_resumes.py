@@ -151,7 +151,8 @@ def test_a_run_folder_says_how_it_was_made(train: Train, costs: CostModel) -> No
     assert body["provenance"]["rounds"] == 32 and body["arms"] == list(ARMS)
     names = {path.name.partition(".tfevents")[0] for path in args.run.iterdir()}
     assert names == {
-        *("config.json", "cost_model.json", "model.zip", "policy", "metrics.jsonl", "events.out")
+        *("config.json", "cost_model.json", "model.zip", "policy", "metrics.jsonl", "events.out"),
+        ".lock",
     }
 
 
