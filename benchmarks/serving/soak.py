@@ -232,9 +232,14 @@ def _memory(args: SoakArgs, log: Log) -> tuple[float, float]:
     minute = 6 * min(args.minutes, 10)
     ends = 60 * args.minutes
     windows = (minute, 3 * minute), (ends - 2 * minute, ends)
-    sizes = [[size for at, size in log.memory if low <= at <= high] for low, high in windows]
-    early, late = (float(np.median(some)) if some else 0.0 for some in sizes)
+    early, late = (_median(log.memory, *window) for window in windows)
     return early, late
+
+
+def _median(memory: Sequence[tuple[float, int]], low: float, high: float) -> float:
+    """Of a window; where nobody looked in it (a busy machine), what was seen nearest to it."""
+    seen = [size for at, size in memory if low <= at <= high]
+    return float(np.median(seen or min(memory, key=lambda one: abs(one[0] - low))[1]))
 
 
 def _fault(one: Outcome) -> Json:

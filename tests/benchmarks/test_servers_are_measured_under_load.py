@@ -152,3 +152,11 @@ def test_a_soak_of_seconds_finds_nothing_wrong(
     assert [fault for fault in faults_of(result) if not fault.startswith("memory")] == []
     assert result["verdicts"]["right"] > 0 and result["malformed"] > 0
     assert result["memory"]["early"] > 0
+
+
+def test_memory_is_told_though_nobody_looked_for_a_while() -> None:
+    log = soak.Log()
+    log.memory += [(0.1, 100), (50.0, 130), (59.0, 140)]
+    args = SoakArgs(minutes=1.0)  # windows: 6 to 18 s, 48 to 60 s
+    memory = soak.summarise(args, log)["memory"]
+    assert memory == {"early": 100.0, "late": 135.0, "growth": pytest.approx(0.35)}
