@@ -21,12 +21,12 @@ from draftgym.decoding.given import (
     token_ids,
 )
 from draftgym.decoding.model.interface import ModelInputs
-from draftgym.decoding.model.messages import Message
+from draftgym.decoding.model.prompts.messages import Message
 from draftgym.decoding.model.target import Target
+from draftgym.decoding.observers.two_stage import observer_of
 from draftgym.decoding.round import RoundRecord, play_round
 from draftgym.decoding.session import Session
-from draftgym.decoding.stops import NO_STOPS, StopReason, Stops
-from draftgym.decoding.two_stage import observer_of
+from draftgym.decoding.text.stops import NO_STOPS, StopReason, Stops
 from draftgym.decoding.verify.base import VerificationRule
 from draftgym.decoding.verify.rules import make_rule
 from draftgym.decoding.verify.sampling import PLAIN_SAMPLING, SamplingSettings

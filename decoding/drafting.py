@@ -267,7 +267,7 @@ class Drafter(ABC):
         """What `propose` would draft at each of some places of a text, in each of some shapes.
 
         Here one place after the other; a drafter that can take many in one pass does better
-        (`draftgym.drafters.batched`).
+        (`draftgym.drafters.positions.batched`).
 
         Args:
             context: The whole text, with taps of all positions but the last.

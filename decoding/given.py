@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.model.messages import Message
+from draftgym.decoding.model.prompts.messages import Message
 
 
 def check_target(given: Any) -> None:

@@ -15,7 +15,7 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.device import to_host, upload
 from draftgym.decoding.model.interface import ModelInputs, NewRows, PassOutput, SequenceCache
 from draftgym.decoding.model.target import Target
-from draftgym.decoding.stops import NO_STOPS, StopCheck, StopReason, Stops
+from draftgym.decoding.text.stops import NO_STOPS, StopCheck, StopReason, Stops
 from draftgym.decoding.verify.base import Verdict, VerificationRule
 from draftgym.decoding.verify.best import best_scores
 from draftgym.decoding.verify.proposal import Proposal

@@ -14,9 +14,9 @@ from draftgym.decoding.model.compact.cache import KVCache
 from draftgym.decoding.model.device import read_together, upload
 from draftgym.decoding.verify.base import Candidates, VerificationRule
 from draftgym.decoding.verify.proposal import Proposal
-from draftgym.drafters.batched import BatchDrafter, Shapes
-from draftgym.drafters.forest import Forest, Step
-from draftgym.drafters.paths import Paths
+from draftgym.drafters.positions.batched import BatchDrafter, Shapes
+from draftgym.drafters.positions.forest import Forest, Step
+from draftgym.drafters.positions.paths import Paths
 from draftgym.drafters.tree import Frontier, children_per_node, grow_trees, scratch_rows
 
 

@@ -2,9 +2,9 @@
 
 A draft step is a layer or a few over one row or a few: torch starts some sixty operations for it,
 and drafting takes a third longer than reading the weights would. As one graph
-(`draftgym.decoding.model.compact.graph`) it takes little more. What it gives differs from torch's
-by rounding alone. Compiled are the drafts of a text that is being written; those at many places at
-once are torch's, as are those of a long text.
+(`draftgym.decoding.model.compact.compiled.graph`) it takes little more. What it gives differs from
+torch's by rounding alone. Compiled are the drafts of a text that is being written; those at many
+places at once are torch's, as are those of a long text.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ import torch
 from draftgym.decoding.drafting import DraftShape, PrefixView
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.compact.cache import KVCache
-from draftgym.decoding.model.compact.compiled import (
+from draftgym.decoding.model.compact.compiled.graph import (
+    CompiledGraph,
+    Graph,
+    Pair,
+    has_forked,
+)
+from draftgym.decoding.model.compact.compiled.passes import (
     LARGEST,
     MOST_POSITIONS,
     MOST_ROWS,
     SMALLEST,
     STEP,
 )
-from draftgym.decoding.model.compact.graph import (
-    CompiledGraph,
-    Graph,
-    Pair,
-    has_forked,
-)
 from draftgym.decoding.model.compact.rows import LayerWeights
 from draftgym.decoding.model.interface import DecoderShape, NewRows
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.verify.greedy import GreedyRule
-from draftgym.drafters.batched import BatchDrafter
 from draftgym.drafters.modules import DraftConfig, DraftLayer, Projections, network_fingerprint
-from draftgym.drafters.recorded import RecordedText
+from draftgym.drafters.positions.batched import BatchDrafter
+from draftgym.drafters.positions.recorded import RecordedText
 
 
 class DraftGraph(Graph):

@@ -19,7 +19,7 @@ from draftgym.decoding.model.compact.layers import (
     rotate,
 )
 from draftgym.decoding.model.fingerprint import hash_facts, hash_tensors, plain_rope, settings
-from draftgym.drafters.paths import Paths
+from draftgym.drafters.positions.paths import Paths
 from draftgym.drafters.vocabulary import to_maps
 
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"

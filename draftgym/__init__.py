@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from draftgym.agents.scheduler.args import SchedulerArgs
     from draftgym.agents.scheduler.train import train_scheduler
     from draftgym.decoding.arms import Arm, parse_arm
-    from draftgym.decoding.chat import Chat
     from draftgym.decoding.decoder import SpeculativeDecoder
     from draftgym.decoding.drafting import Drafter
     from draftgym.decoding.errors import DraftgymError
     from draftgym.decoding.model.target import Target, load_target
-    from draftgym.decoding.stops import Stops
+    from draftgym.decoding.text.chat import Chat
+    from draftgym.decoding.text.stops import Stops
     from draftgym.decoding.verify.sampling import SamplingSettings
     from draftgym.drafters.loading import load_drafters
     from draftgym.policies.base import Policy
@@ -45,7 +45,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 # Loaded when first used: a program that decodes never imports a training library.
 _HOME = {
     "Arm": "decoding.arms",
-    "Chat": "decoding.chat",
+    "Chat": "decoding.text.chat",
     "CollectArgs": "rollouts.traces.collect",
     "Drafter": "decoding.drafting",
     "DraftgymError": "decoding.errors",
@@ -54,7 +54,7 @@ _HOME = {
     "SamplingSettings": "decoding.verify.sampling",
     "SchedulerArgs": "agents.scheduler.args",
     "SpeculativeDecoder": "decoding.decoder",
-    "Stops": "decoding.stops",
+    "Stops": "decoding.text.stops",
     "Target": "decoding.model.target",
     "collect": "rollouts.traces.collect",
     "load_drafters": "drafters.loading",

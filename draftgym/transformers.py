@@ -43,7 +43,7 @@ from draftgym.decoding.model.backends import Backend
 from draftgym.decoding.model.generic.spread import is_spread
 from draftgym.decoding.model.precision import choose_precision
 from draftgym.decoding.model.target import Target, wrap_model
-from draftgym.decoding.stops import Stops
+from draftgym.decoding.text.stops import Stops
 from draftgym.decoding.verify.processed import (
     ProcessedCoupled,
     ProcessedGreedy,

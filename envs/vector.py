@@ -20,7 +20,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.observation import Observation
+from draftgym.decoding.observers.observation import Observation
 from draftgym.envs.options import never_begun
 
 Seeds = int | Sequence[int | None]

@@ -16,7 +16,7 @@ import gymnasium as gym
 import tyro
 
 import draftgym  # noqa: F401 - registers the environments
-from draftgym.decoding.observation import signal_names
+from draftgym.decoding.observers.observation import signal_names
 
 
 def speed(env: Any, choose: Callable[[Any], int], episodes: int) -> float:

@@ -45,9 +45,9 @@ class Policy(ABC):
         reads_confidence: Whether it reads how sure the target was. Published traces do not hold
             that, and refuse such a policy.
         levels: What it chooses from a second time, while an arm drafts; none decides once a round
-            (`draftgym.decoding.two_stage`).
+            (`draftgym.decoding.observers.two_stage`).
         watches: Whether it is asked after every drafted token whether to go on
-            (`draftgym.decoding.watching`). Traces do not hold what it is told.
+            (`draftgym.decoding.observers.watching`). Traces do not hold what it is told.
     """
 
     name: str

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.verify.base import Drafted, VerificationRule
-from draftgym.drafters.recorded import ForcedRule
+from draftgym.drafters.positions.recorded import ForcedRule
 from draftgym.drafters.training.data.corpus import Text
 from draftgym.drafters.training.data.features import FeatureBatch, target_features
 

@@ -42,7 +42,7 @@ from draftgym.agents.router.regression import (
 )
 from draftgym.decoding.arms import Arm, parse_arm
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.observation import signal_names
+from draftgym.decoding.observers.observation import signal_names
 from draftgym.policies.base import Policy
 from draftgym.policies.folder import PolicyTarget
 from draftgym.policies.routers.learned import LearnedPolicy, RouterNetwork, save_learned_policy

@@ -30,8 +30,8 @@ from draftgym.agents.router.network import agent_arguments, deployable_network
 from draftgym.decoding.arms import Arm, parse_arm
 from draftgym.decoding.costs.cost_model import CostModel, write_cost_model
 from draftgym.decoding.costs.published import named_cost_model
+from draftgym.decoding.observers.two_stage import LEVELS
 from draftgym.decoding.provenance import sole_writer
-from draftgym.decoding.two_stage import LEVELS
 from draftgym.envs.reward import Reward
 from draftgym.envs.router.replay import RouterReplayVectorEnv
 from draftgym.envs.router.two_stage import TwoStageReplayVectorEnv

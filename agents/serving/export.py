@@ -25,7 +25,7 @@ from draftgym.agents.serving.named import named_policy
 from draftgym.decoding.drafting import LOOKUPS
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import write_json, write_text
-from draftgym.decoding.observation import drafter_names
+from draftgym.decoding.observers.observation import drafter_names
 from draftgym.envs.load.settings import ServerSettings
 from draftgym.envs.serving.distil import BatchPolicy, batch_sizes, distil, tuned
 from draftgym.envs.serving.kept import Kept, measure_kept, rule_policy

@@ -9,7 +9,7 @@ from pathlib import Path
 from draftgym.decoding.arms import parse_arm
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import parse_json, user_path
-from draftgym.decoding.observation import drafter_names
+from draftgym.decoding.observers.observation import drafter_names
 from draftgym.envs.load.settings import ServerSettings
 from draftgym.envs.serving.distil import BatchPolicy, drafter_of, traced_ladder
 from draftgym.envs.serving.kept import rule_policy

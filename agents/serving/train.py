@@ -25,7 +25,7 @@ from draftgym.agents.serving.fit import ForecastFitting, fit_forecast
 from draftgym.decoding.arms import PLAIN, parse_arm
 from draftgym.decoding.drafting import LOOKUPS
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.observation import drafter_names
+from draftgym.decoding.observers.observation import drafter_names
 from draftgym.decoding.provenance import check_run_folder, describe_host, plain
 from draftgym.envs.load.arrivals import AtOnce
 from draftgym.envs.load.settings import ServerSettings

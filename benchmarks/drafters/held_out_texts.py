@@ -19,7 +19,7 @@ from tqdm import tqdm
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.verify.rules import make_rule
-from draftgym.drafters.recorded import RecordedText
+from draftgym.drafters.positions.recorded import RecordedText
 from draftgym.drafters.training.data.corpus import Text
 from draftgym.drafters.training.data.features import FeatureCache
 from draftgym.rollouts.prompts.sets import load_prompts

@@ -4,7 +4,7 @@
 |---|---|---|
 | greedy | at temperature 0 | those of decoding |
 | coupled | at a temperature above 0 | those of decoding with the text's seed |
-| rejection | the same | expected, given the text (`draftgym.drafters.recorded`) |
+| rejection | the same | expected, given the text (`draftgym.drafters.positions.recorded`) |
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.drafters.held_out_texts import HeldOutText, Recordings
 from draftgym.decoding.arms import Arm
 from draftgym.decoding.drafting import Drafter
-from draftgym.drafters.recorded import (
+from draftgym.drafters.positions.recorded import (
     ForcedRule,
     Rounds,
     chances_at_each,

@@ -7,8 +7,8 @@
 The target writes each prompt's text once per temperature; no drafter changes it. What a drafter
 would have proposed at each of its positions then tells the rounds of decoding, of chains and of
 trees: under greedy and coupled verification the very rounds, under rejection their expectation
-given the text (`draftgym.drafters.recorded`). Acceptance lengths are compared over the same
-prompts, with intervals from a paired bootstrap.
+given the text (`draftgym.drafters.positions.recorded`). Acceptance lengths are compared over the
+same prompts, with intervals from a paired bootstrap.
 
 The JSON file has every prompt and is written after every checkpoint. The same command goes on where
 it stopped, and measures no weights twice; checkpoints may be added. Texts and the target's features

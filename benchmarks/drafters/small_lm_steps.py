@@ -20,7 +20,7 @@ import tyro
 from benchmarks.report import Json, Table, number, titled
 from benchmarks.results import Record, Result, TargetOptions, check, finish
 from draftgym.decoding.errors import exit_on_user_error
-from draftgym.decoding.model.compact.compiled import compiled_pass
+from draftgym.decoding.model.compact.compiled.passes import compiled_pass
 from draftgym.decoding.model.compact.products import Products
 from draftgym.decoding.model.compact.transformer import Decoder
 from draftgym.decoding.model.device import clock

@@ -6,7 +6,7 @@
         --texts runs/scenes/heldout --heads runs/eagle3/latest runs/vispec/latest
 
 A proposal depends on the committed text alone, so rounds are counted on the recorded greedy texts
-(`draftgym.drafters.recorded`). *Blind* is the same head, whose images are hidden from it
+(`draftgym.drafters.positions.recorded`). *Blind* is the same head, whose images are hidden from it
 (`image_queries` 0): what it still knows of them it reads off the target's states of text.
 """
 
@@ -33,7 +33,7 @@ from draftgym.drafters.eagle3.drafter import Eagle3Drafter
 from draftgym.drafters.eagle3.image_drafter import eagle3_drafter
 from draftgym.drafters.eagle3.network import Eagle3Network
 from draftgym.drafters.fitting import check_fits
-from draftgym.drafters.recorded import RecordedText, rounds_at_each
+from draftgym.drafters.positions.recorded import RecordedText, rounds_at_each
 from draftgym.drafters.training.data.corpus import Text, load_corpus
 from draftgym.drafters.training.data.features import FeatureCache
 from draftgym.rollouts.report.statistics import bootstrap

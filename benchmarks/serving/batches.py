@@ -40,7 +40,7 @@ from benchmarks.serving.batch_tables import tables
 from draftgym.agents.serving.fit import ForecastFitting
 from draftgym.decoding.arms import Arm, parse_arm
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
-from draftgym.decoding.observation import drafter_names
+from draftgym.decoding.observers.observation import drafter_names
 from draftgym.envs.load.arrivals import AtOnce, Poisson
 from draftgym.envs.load.load import Load
 from draftgym.envs.load.settings import ServerSettings

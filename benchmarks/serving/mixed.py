@@ -19,7 +19,7 @@ import torch
 from benchmarks.serving.load import event_of
 from draftgym.decoding.decoder import PlainPolicy, SpeculativeDecoder
 from draftgym.decoding.model.target import Target
-from draftgym.decoding.stops import Stops
+from draftgym.decoding.text.stops import Stops
 from draftgym.decoding.verify.sampling import SamplingSettings
 from draftgym.serving.http.api.asking import seed_of_choice
 

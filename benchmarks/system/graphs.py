@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.results import Record
+from benchmarks.system.accelerator.fixed import FixedPass
 from draftgym.decoding.model.compact.cache import KVCache
-from draftgym.decoding.model.compact.fixed import FixedPass
 from draftgym.decoding.model.compact.transformer import Decoder
 from draftgym.decoding.model.device import clock
 from draftgym.decoding.model.interface import NewRows, PassOutput

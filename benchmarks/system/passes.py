@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks.report import Cell, Json, Table, number, titled
 from benchmarks.results import Record, Result, TargetOptions, check, finish
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
-from draftgym.decoding.model.compact.compiled import CompiledPass
+from draftgym.decoding.model.compact.compiled.passes import CompiledPass
 from draftgym.decoding.model.compact.products import Products
 from draftgym.decoding.model.compact.rows import TorchRowWork
 from draftgym.decoding.model.compact.transformer import Decoder

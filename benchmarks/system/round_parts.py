@@ -30,7 +30,7 @@ from draftgym.decoding.decoder import SpeculativeDecoder
 from draftgym.decoding.errors import exit_on_user_error
 from draftgym.decoding.model.compact import rows, transformer
 from draftgym.decoding.model.compact.cache import KVCache
-from draftgym.decoding.model.compact.compiled import CompiledPass
+from draftgym.decoding.model.compact.compiled.passes import CompiledPass
 from draftgym.decoding.model.compact.products import Products
 from draftgym.decoding.model.compact.rows import TorchRowWork
 from draftgym.decoding.model.compact.transformer import Decoder

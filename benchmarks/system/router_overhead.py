@@ -32,7 +32,7 @@ from draftgym.decoding.arms import PLAIN, Arm, default_arms
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError, exit_on_user_error
 from draftgym.decoding.model.target import Target
-from draftgym.decoding.observation import Observation, signal_names
+from draftgym.decoding.observers.observation import Observation, signal_names
 from draftgym.decoding.round import RoundRecord
 from draftgym.envs.router.live import RouterEnv
 from draftgym.policies.registry import make_policy, shipped_router

@@ -32,7 +32,7 @@ from draftgym.decoding.arms import PLAIN, Arm, parse_arm
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import exit_on_user_error
 from draftgym.decoding.model.target import Target
-from draftgym.drafters.batched import BatchDrafter
+from draftgym.drafters.positions.batched import BatchDrafter
 from draftgym.envs.router.replay import RouterReplayVectorEnv
 from draftgym.policies.routers.rules import RandomPolicy
 from draftgym.rollouts.decode.batched import requests_of_run

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.model.compact.compiled import CompiledPass, compiled_pass
+from draftgym.decoding.model.compact.compiled.passes import CompiledPass, compiled_pass
 from draftgym.decoding.model.compact.products import Products
 from draftgym.decoding.model.compact.settings import (
     context_limit,

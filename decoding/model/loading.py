@@ -23,7 +23,7 @@ from draftgym.decoding.model.compact.settings import COMPACT_ROPES, SUPPORTED_MO
 from draftgym.decoding.model.compact.transformer import Decoder
 from draftgym.decoding.model.compact.weights import extract_decoder
 from draftgym.decoding.model.generic.spread import SHOWN, loading_options, parameters_of
-from draftgym.decoding.model.text import one_line
+from draftgym.decoding.model.prompts.text import one_line
 
 LONGEST_CONTEXT = 1 << 22
 """Rotary angles of more positions would take gigabytes."""

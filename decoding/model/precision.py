@@ -16,7 +16,7 @@ from functools import cache
 import torch
 
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.model.compact.graph import openvino_is_there
+from draftgym.decoding.model.compact.compiled.graph import openvino_is_there
 from draftgym.decoding.model.compact.products import packing_gain
 from draftgym.decoding.model.device import choose_device
 from draftgym.decoding.model.generic.spread import DeviceMap, device_map, first_device

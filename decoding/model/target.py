@@ -36,10 +36,10 @@ from draftgym.decoding.model.generic.shared import TENSOR_PARALLEL, as_first
 from draftgym.decoding.model.generic.spread import DeviceMap, device_map
 from draftgym.decoding.model.interface import ModelInputs, TargetDecoder
 from draftgym.decoding.model.loading import load_config, load_model, reads_images
-from draftgym.decoding.model.messages import Message, encode_messages
 from draftgym.decoding.model.precision import Precision, choose_precision
-from draftgym.decoding.model.processor import Processor, image_tokens, load_processor
-from draftgym.decoding.model.text import (
+from draftgym.decoding.model.prompts.messages import Message, encode_messages
+from draftgym.decoding.model.prompts.processor import Processor, image_tokens, load_processor
+from draftgym.decoding.model.prompts.text import (
     check_tokens,
     load_tokenizer,
     stop_tokens,

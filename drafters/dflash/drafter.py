@@ -15,16 +15,16 @@ from torch import Tensor
 
 from draftgym.decoding.drafting import MAX_TREE_NODES, DraftContext, DraftShape
 from draftgym.decoding.model.compact.cache import KVCache
-from draftgym.decoding.model.compact.graph import Graph, places_seen
+from draftgym.decoding.model.compact.compiled.graph import Graph, places_seen
 from draftgym.decoding.model.compact.products import Products
 from draftgym.decoding.model.device import upload
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.verify.base import Drafted
 from draftgym.decoding.verify.proposal import Proposal
-from draftgym.drafters.batched import Shapes
 from draftgym.drafters.compiled import DraftGraph, NetworkDrafter
 from draftgym.drafters.dflash.network import DFlashNetwork
 from draftgym.drafters.modules import in_cache, rotary_table
+from draftgym.drafters.positions.batched import Shapes
 from draftgym.drafters.tree import best_prefixes
 from draftgym.drafters.vocabulary import from_d2t
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from draftgym.decoding.drafting import MAX_TREE_NODES, DraftContext
 from draftgym.decoding.model.compact.cache import KVCache
-from draftgym.decoding.model.compact.graph import Graph, places_seen
+from draftgym.decoding.model.compact.compiled.graph import Graph, places_seen
 from draftgym.decoding.model.compact.layers import all_before
 from draftgym.decoding.model.compact.rows import CosSin
 from draftgym.decoding.model.device import upload
@@ -24,7 +24,7 @@ from draftgym.drafters.autoregressive import AutoregressiveDrafter
 from draftgym.drafters.compiled import DraftGraph, NetworkDrafter
 from draftgym.drafters.eagle3.network import Eagle3Network
 from draftgym.drafters.modules import in_cache, rotary_table
-from draftgym.drafters.paths import Paths
+from draftgym.drafters.positions.paths import Paths
 from draftgym.drafters.tree import scratch_rows
 from draftgym.drafters.vocabulary import from_d2t
 

@@ -16,12 +16,12 @@ from torch import Tensor
 from draftgym.decoding.drafting import DraftContext
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.compact.cache import ROWS_TOGETHER, KVCache
-from draftgym.decoding.model.compact.graph import Graph
+from draftgym.decoding.model.compact.compiled.graph import Graph
 from draftgym.decoding.model.compact.layers import all_before
 from draftgym.drafters.eagle3.drafter import Eagle3Drafter
 from draftgym.drafters.eagle3.images import image_rows, see
 from draftgym.drafters.eagle3.network import Eagle3Network
-from draftgym.drafters.paths import Paths
+from draftgym.drafters.positions.paths import Paths
 
 
 class ImageCache(KVCache):

@@ -18,13 +18,13 @@ from draftgym.decoding.drafting import (
     DraftContext,
 )
 from draftgym.decoding.model.compact.cache import KVCache
-from draftgym.decoding.model.compact.compiled import CompiledPass
+from draftgym.decoding.model.compact.compiled.passes import CompiledPass
 from draftgym.decoding.model.compact.transformer import Decoder
 from draftgym.decoding.model.device import upload
 from draftgym.decoding.model.fingerprint import fingerprint, hash_facts, hash_tensors
 from draftgym.decoding.model.interface import NewRows
 from draftgym.drafters.autoregressive import AutoregressiveDrafter
-from draftgym.drafters.paths import Paths
+from draftgym.drafters.positions.paths import Paths
 from draftgym.drafters.tree import scratch_rows
 
 

@@ -28,14 +28,14 @@ from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import replacing
-from draftgym.decoding.model.compact.compiled import compiled_pass
+from draftgym.decoding.model.compact.compiled.passes import compiled_pass
 from draftgym.decoding.model.compact.products import Products
 from draftgym.decoding.model.compact.settings import SUPPORTED_MODELS, context_limit
 from draftgym.decoding.model.device import to_host
 from draftgym.decoding.model.fingerprint import fits, other_target
 from draftgym.decoding.model.loading import load_config, load_model, read_decoder
+from draftgym.decoding.model.prompts.text import load_tokenizer
 from draftgym.decoding.model.target import Target, load_target
-from draftgym.decoding.model.text import load_tokenizer
 from draftgym.drafters.fitting import only_padding_differs
 from draftgym.drafters.formats.files import WEIGHTS, read_tensors
 from draftgym.drafters.small_lm.drafter import SmallLMDrafter

@@ -26,7 +26,7 @@ from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.device import to_host
 from draftgym.decoding.model.target import Target
-from draftgym.decoding.observation import Repeats, text_signals
+from draftgym.decoding.observers.observation import Repeats, text_signals
 from draftgym.decoding.round import Draft, draft, verify_drafts
 from draftgym.decoding.session import Session
 from draftgym.envs.cell.texts import Ints, Mask, TextTable

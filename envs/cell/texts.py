@@ -49,7 +49,7 @@ class TextFacts(ABC):
         context: Tokens before and at a row, prompt included, less one: the target's cache `[R]`.
         remaining: Tokens that may follow a row `[R]`.
         limit: Tokens of a text at most.
-        signals: `draftgym.decoding.observation.TEXT_SIGNALS`, float32 `[R, 4]`.
+        signals: `draftgym.decoding.observers.observation.TEXT_SIGNALS`, float32 `[R, 4]`.
         longest: Longest draft that every arm may be asked for.
 
     Raises:

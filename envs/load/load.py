@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from draftgym.decoding.arms import Arm
 from draftgym.decoding.costs.server_costs import ServerCosts
-from draftgym.decoding.observation import RouterMemory
+from draftgym.decoding.observers.observation import RouterMemory
 from draftgym.envs.load.requests import Requests
 from draftgym.envs.load.settings import ServerSettings
 from draftgym.envs.load.texts import ServedTexts

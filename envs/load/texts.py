@@ -14,7 +14,7 @@ from draftgym.decoding.arms import Arm
 from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.drafting import LOOKUPS
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.observation import drafter_names
+from draftgym.decoding.observers.observation import drafter_names
 from draftgym.policies.serving.observation import found_by
 from draftgym.policies.serving.servers import Ints, RowFacts
 from draftgym.rollouts.replay.pricing import drafting_seconds, worked
@@ -42,8 +42,8 @@ class ServedTexts:
         context: Tokens before a row, prompt included: the target's cache `[R]`.
         remaining: Tokens that may follow a row `[R]`.
         limit: Tokens of a text at most.
-        signals: `draftgym.decoding.observation.TEXT_SIGNALS`, float32 `[R, 4]`; 0 where nobody
-            knows them.
+        signals: `draftgym.decoding.observers.observation.TEXT_SIGNALS`, float32 `[R, 4]`; 0 where
+            nobody knows them.
         found: What lookups found, float32 `[R, 6 L]` (`policies.serving.observation.found_by`).
         ids: Ids of the newest token, the one before, and the first that each lookup found
             `[R, 2 + L]`; -1 where there is none.

@@ -11,8 +11,8 @@ from gymnasium import spaces
 
 from draftgym.decoding.arms import Arm
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.observation import Observation, signal_names
-from draftgym.decoding.two_stage import two_stage_names
+from draftgym.decoding.observers.observation import Observation, signal_names
+from draftgym.decoding.observers.two_stage import two_stage_names
 from draftgym.envs.options import check_options, never_begun
 from draftgym.envs.reward import Reward, RoundReward, restart
 

@@ -13,7 +13,7 @@ from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.given import check_drafters, check_target, check_texts
 from draftgym.decoding.model.target import Target, load_target
-from draftgym.decoding.observation import Observation, RouterObserver
+from draftgym.decoding.observers.observation import Observation, RouterObserver
 from draftgym.decoding.round import RoundRecord, play_round
 from draftgym.decoding.session import Session
 from draftgym.decoding.verify.rules import check_temperature, make_rule
@@ -45,8 +45,8 @@ class RouterEnv(RoundsEnv):
     A `Dict` of facts that cost no drafter call.
 
     `hidden` is the target's final hidden state at the last verified position, `Box(d,)`.
-    `signals` is a `Box` with these entries (`draftgym.decoding.observation.signal_names` lists
-    them):
+    `signals` is a `Box` with these entries (`draftgym.decoding.observers.observation.signal_names`
+    lists them):
 
     | Num | Observation | Min | Max |
     |-----|-------------|-----|-----|

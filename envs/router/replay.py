@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from draftgym.decoding.arms import PLAIN, parse_arm
 from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.given import check_texts
-from draftgym.decoding.observation import Observation
+from draftgym.decoding.observers.observation import Observation
 from draftgym.envs.options import check_options
 from draftgym.envs.reward import Reward, RoundReward, restart
 from draftgym.envs.router.base import RoundsEnv, TextOrder, router_spaces

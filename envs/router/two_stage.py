@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any, SupportsInt
 
 from draftgym.decoding.arms import Arm
-from draftgym.decoding.observation import Observation
+from draftgym.decoding.observers.observation import Observation
+from draftgym.decoding.observers.two_stage import LEVELS, TwoStageObserver, decides_twice, variants
 from draftgym.decoding.round import RoundRecord, draft, play_round
-from draftgym.decoding.two_stage import LEVELS, TwoStageObserver, decides_twice, variants
 from draftgym.envs.router.live import RouterEnv
 from draftgym.envs.router.replay import RouterReplayEnv, RouterReplayVectorEnv
 from draftgym.rollouts.prompts.sets import Prompt
@@ -33,7 +33,7 @@ class TwoStageRouterEnv(RouterEnv):
 
     ## Observation Space
     `Dict(signals, hidden)`, as in `draftgym/Router-v0`, with more entries of `signals` behind
-    (`draftgym.decoding.two_stage.two_stage_names` lists them all):
+    (`draftgym.decoding.observers.two_stage.two_stage_names` lists them all):
 
     | Observation | Min | Max |
     |-------------|-----|-----|
@@ -145,7 +145,7 @@ class TwoStageReplayEnv(RouterReplayEnv):
     ## Description
     As `draftgym/RouterReplay-v0`: what is committed and observed is what `draftgym/Router-v1`
     gives, token for token, and time is the cost model's. The exact optimum of both is that of the
-    arms with every level (`draftgym.decoding.two_stage.variants`).
+    arms with every level (`draftgym.decoding.observers.two_stage.variants`).
 
     ## Action Space
     As in `draftgym/Router-v1` (`TwoStageRouterEnv`).

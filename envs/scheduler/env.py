@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.observation import Observation
+from draftgym.decoding.observers.observation import Observation
 from draftgym.envs.cell.cell import Cell, CellRound
 from draftgym.envs.cell.settings import CellSettings
 from draftgym.envs.cell.texts import ChainTable

@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from draftgym.decoding.observation import TEXT_SIGNALS, Observation
+from draftgym.decoding.observers.observation import TEXT_SIGNALS, Observation
 from draftgym.envs.cell.state import CellState
 from draftgym.envs.cell.users import RECENT
 from draftgym.envs.radio.radio import known_efficiency

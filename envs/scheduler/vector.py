@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from draftgym.decoding.observation import Observation
+from draftgym.decoding.observers.observation import Observation
 from draftgym.envs.cell.cell import Cell
 from draftgym.envs.cell.settings import CellSettings
 from draftgym.envs.cell.texts import ChainTable

@@ -17,7 +17,7 @@ from draftgym.decoding.arms import Arm, Graft, parse_arm
 from draftgym.decoding.costs.server_costs import ServerCosts
 from draftgym.decoding.drafting import LOOKUPS
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.observation import drafter_names
+from draftgym.decoding.observers.observation import drafter_names
 from draftgym.envs.load.load import Load, ServedRound
 from draftgym.envs.load.requests import Ints
 from draftgym.envs.load.settings import ServerSettings

@@ -15,7 +15,7 @@ from draftgym.decoding.arms import PLAIN, parse_arm
 from draftgym.decoding.costs.server_costs import ServerCosts
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.given import check_texts
-from draftgym.decoding.observation import Observation, drafter_names
+from draftgym.decoding.observers.observation import Observation, drafter_names
 from draftgym.envs.load.load import Load, ServedRound
 from draftgym.envs.load.settings import GOODPUT, ServerSettings
 from draftgym.envs.load.texts import ServedTexts

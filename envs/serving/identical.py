@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from draftgym.decoding.arms import Arm
-from draftgym.decoding.observation import drafter_names
+from draftgym.decoding.observers.observation import drafter_names
 from draftgym.envs.load.arrivals import AtOnce
 from draftgym.envs.load.load import Load
 from draftgym.envs.load.requests import Ints

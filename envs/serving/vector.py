@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from draftgym.decoding.observation import Observation
+from draftgym.decoding.observers.observation import Observation
 from draftgym.envs.load.settings import GOODPUT, ServerSettings
 from draftgym.envs.options import check_options
 from draftgym.envs.serving.env import (

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from draftgym.decoding.arms import Arm, Asking
 from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.observation import PROGRESS_SIGNALS, TEXT_SIGNALS
+from draftgym.decoding.observers.observation import PROGRESS_SIGNALS, TEXT_SIGNALS
 from draftgym.policies.base import Policy
 
 CONTEXT = len(TEXT_SIGNALS) + PROGRESS_SIGNALS.index("context")

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from draftgym.decoding.arms import Arm
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.observation import signal_names
-from draftgym.decoding.two_stage import two_stage_names
+from draftgym.decoding.observers.observation import signal_names
+from draftgym.decoding.observers.two_stage import two_stage_names
 from draftgym.policies.base import Policy
 from draftgym.policies.folder import (
     AGAIN,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from draftgym.decoding.arms import Arm
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import read_json
-from draftgym.decoding.observation import TEXT_SIGNALS
+from draftgym.decoding.observers.observation import TEXT_SIGNALS
 from draftgym.policies.base import Policy
 
 

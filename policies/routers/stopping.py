@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from draftgym.decoding.arms import Arm
 from draftgym.decoding.drafting import DraftedToken, Drafter
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.watching import DRAFTED
+from draftgym.decoding.observers.watching import DRAFTED
 from draftgym.policies.base import Policy
 
 CONFIDENCE = 0.4

@@ -1,9 +1,10 @@
 """What a policy may know of a server: a row of numbers per place of its batch, and a few of it all.
 
-A request's numbers are a router's (`draftgym.decoding.observation`), beside how long it has waited
-and what lookups have found. A server knows all of it before it drafts. Times are in units of a
-pass over all who are there without drafts, so that one policy fits slow and fast servers, and
-numbers of the server are relative to that: an empty place changes nothing. Its row is 0.
+A request's numbers are a router's (`draftgym.decoding.observers.observation`), beside how long it
+has waited and what lookups have found. A server knows all of it before it drafts. Times are in
+units of a pass over all who are there without drafts, so that one policy fits slow and fast
+servers, and numbers of the server are relative to that: an empty place changes nothing. Its row
+is 0.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from draftgym.decoding.arms import Arm
-from draftgym.decoding.observation import Observation, drafter_names, signal_names
+from draftgym.decoding.observers.observation import Observation, drafter_names, signal_names
 from draftgym.policies.serving.memory import acceptance_names
 from draftgym.policies.serving.servers import Floats, Servers
 

@@ -146,7 +146,7 @@ class Servers(Protocol):
 
     @property
     def signals(self) -> NDArray[np.float32]:
-        """What a router would see of each `[n, K, s]` (`draftgym.decoding.observation`)."""
+        """What a router would see of each `[n, K, s]`: `decoding.observers.observation`."""
 
     @property
     def alone(self) -> Floats:

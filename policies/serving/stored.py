@@ -16,7 +16,7 @@ from typing import Any
 from draftgym.decoding.arms import Arm, parse_arm
 from draftgym.decoding.costs.server_costs import ServerCosts
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.observation import drafter_names
+from draftgym.decoding.observers.observation import drafter_names
 from draftgym.policies.folder import AGAIN, BODY, RULE, PolicyTarget, read_policy, write_body
 from draftgym.policies.serving.adaptive import AdaptiveLength, AdaptiveSize
 from draftgym.policies.serving.by_size import LengthBySize

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from draftgym.decoding.arms import Arm
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.observation import drafter_names
+from draftgym.decoding.observers.observation import drafter_names
 from draftgym.policies.folder import (
     AGAIN,
     BODY,

@@ -20,7 +20,7 @@ from draftgym.decoding.model.device import free_memory
 from draftgym.decoding.model.interface import ModelInputs
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.session import Session
-from draftgym.decoding.stops import NO_STOPS, Stops
+from draftgym.decoding.text.stops import NO_STOPS, Stops
 from draftgym.decoding.verify.base import VerificationRule
 from draftgym.decoding.verify.rules import make_rule
 from draftgym.decoding.verify.sampling import PLAIN_SAMPLING, SamplingSettings

@@ -20,7 +20,7 @@ from draftgym.decoding.model.few_bits import form_of
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.provenance import describe_drafters, describe_host, describe_target
 from draftgym.decoding.round import RoundRecord
-from draftgym.decoding.stops import NO_STOPS
+from draftgym.decoding.text.stops import NO_STOPS
 from draftgym.decoding.verify.sampling import PLAIN_SAMPLING
 from draftgym.drafters.loading import find_checkpoints
 from draftgym.policies.registry import all_policies, make_policy, shipped_router

@@ -21,14 +21,14 @@ from typing import Any
 
 import tyro
 
-from draftgym.decoding.chat import Chat
 from draftgym.decoding.costs.calibration import load_cost_model
 from draftgym.decoding.decoder import Generation, SpeculativeDecoder
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import check_unicode, parse_json
 from draftgym.decoding.model.generic.shared import TENSOR_PARALLEL
-from draftgym.decoding.model.images import open_image
-from draftgym.decoding.text_stream import TextStream
+from draftgym.decoding.model.prompts.images import open_image
+from draftgym.decoding.text.chat import Chat
+from draftgym.decoding.text.stream import TextStream
 from draftgym.drafters.training.loop.team import joined
 from draftgym.policies.registry import default_policy, make_policy
 from draftgym.rollouts.decode.options import CatchUpOptions

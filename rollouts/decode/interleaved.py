@@ -20,10 +20,10 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.device import clock
 from draftgym.decoding.model.interface import ModelInputs
 from draftgym.decoding.model.target import Target
+from draftgym.decoding.observers.two_stage import observer_of
 from draftgym.decoding.round import play_rounds
 from draftgym.decoding.session import Session
-from draftgym.decoding.stops import NO_STOPS, Stops
-from draftgym.decoding.two_stage import observer_of
+from draftgym.decoding.text.stops import NO_STOPS, Stops
 from draftgym.decoding.verify.base import VerificationRule
 from draftgym.decoding.verify.rules import make_rule
 from draftgym.decoding.verify.sampling import PLAIN_SAMPLING, SamplingSettings

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 from draftgym.decoding.drafting import CatchUp, Drafter
 from draftgym.decoding.model.backends import Backend
 from draftgym.decoding.model.target import Target, load_target
-from draftgym.decoding.stops import Stops
+from draftgym.decoding.text.stops import Stops
 from draftgym.decoding.verify.rules import make_rule
 from draftgym.decoding.verify.sampling import SamplingSettings, advised
 from draftgym.drafters.loading import load_drafters

@@ -29,8 +29,8 @@ from draftgym.decoding.model.few_bits import form_of
 from draftgym.decoding.model.gguf.conversion import check_gguf, say, sha256_of
 from draftgym.decoding.model.gguf.header import FREQUENCIES, unreadable
 from draftgym.decoding.model.gguf.parts import copy_metadata, parts_of
+from draftgym.decoding.model.prompts.text import one_line
 from draftgym.decoding.model.target import Target
-from draftgym.decoding.model.text import one_line
 
 DENSE = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """What torch calls the numbers of files that are not quantised."""

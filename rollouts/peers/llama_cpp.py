@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.model.text import one_line
+from draftgym.decoding.model.prompts.text import one_line
 from draftgym.rollouts.peers.gguf_files import GGUFFile, weight_files
 from draftgym.rollouts.peers.peer import Conditions, Peer, Write
 

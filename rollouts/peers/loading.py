@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from draftgym.decoding.errors import DraftgymError
+from draftgym.decoding.model.prompts.text import one_line
 from draftgym.decoding.model.target import Target
-from draftgym.decoding.model.text import one_line
-from draftgym.decoding.stops import StopCheck
+from draftgym.decoding.text.stops import StopCheck
 from draftgym.rollouts.decode.interleaved import DecodeSettings
 from draftgym.rollouts.peers.gguf_files import check_source
 from draftgym.rollouts.peers.peer import Conditions, Peer

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import user_path
-from draftgym.decoding.model.images import open_image
+from draftgym.decoding.model.prompts.images import open_image
 
 REMEDY = (
     'write one list of paths per turn, "images": [["cat.png"], []], or for the first turn alone '

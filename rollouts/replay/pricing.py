@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from draftgym.decoding.arms import PLAIN, Arm, Asking, Graft
 from draftgym.decoding.costs.cost_model import CostModel, note_extrapolation, slope_beyond
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.observation import drafter_names
+from draftgym.decoding.observers.observation import drafter_names
 from draftgym.rollouts.traces.joint import asked_of, made_by
 from draftgym.rollouts.traces.trace import TextTrace, TraceSet
 

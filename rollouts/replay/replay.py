@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from draftgym.decoding.arms import Arm
 from draftgym.decoding.costs.cost_model import CostModel, note_extrapolation
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.observation import (
+from draftgym.decoding.observers.observation import (
     TEXT_SIGNALS,
     Observation,
     RouterMemory,

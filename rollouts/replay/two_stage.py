@@ -1,4 +1,4 @@
-"""Replaying traces for routers that decide twice a round (`draftgym.decoding.two_stage`).
+"""Replaying traces for routers that decide twice a round (`draftgym.decoding.observers.two_stage`).
 
 An arm with each level is an ordinary arm, so rounds are those of `Replay`. What is new is when they
 are played: an episode whose arm has begun to draft waits for the second decision.
@@ -20,7 +20,7 @@ from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.costs.published import NOTHING
 from draftgym.decoding.drafting import LOOKUPS
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.two_stage import (
+from draftgym.decoding.observers.two_stage import (
     FACTS,
     LEVELS,
     TwoStageMemory,

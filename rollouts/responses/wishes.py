@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.model.messages import encode_text, write_messages
+from draftgym.decoding.model.prompts.messages import encode_text, write_messages
 from draftgym.decoding.model.target import Target
-from draftgym.decoding.stops import NO_STOPS, Stops
+from draftgym.decoding.text.stops import NO_STOPS, Stops
 from draftgym.rollouts.responses.beginnings import SUBJECTS, beginning_of
 from draftgym.rollouts.responses.wished_texts import Written
 

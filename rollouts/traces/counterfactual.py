@@ -22,10 +22,10 @@ from draftgym.decoding.arms import Arm
 from draftgym.decoding.drafting import DraftContext, Drafter, DraftShape, Place
 from draftgym.decoding.model.device import read_together
 from draftgym.decoding.model.target import Target
-from draftgym.decoding.observation import Repeats, text_signals
+from draftgym.decoding.observers.observation import Repeats, text_signals
 from draftgym.decoding.session import Session, confidence
 from draftgym.decoding.verify.proposal import Proposal
-from draftgym.drafters.recorded import facts_of
+from draftgym.drafters.positions.recorded import facts_of
 from draftgym.rollouts.decode.batched import Request, write_sessions
 from draftgym.rollouts.traces.trace import ArmTrace, Drafts, TextTrace
 

@@ -7,7 +7,7 @@
     prompt_tokens      int32                 their number
     position           int32                 place of the token in the new text, from 0
     token              int32                 its id
-    entropy ..         float32               `draftgym.decoding.observation.TEXT_SIGNALS`
+    entropy ..         float32               `draftgym.decoding.observers.observation.TEXT_SIGNALS`
     hidden             float32[d]            final hidden state that the token was chosen from;
                                              float16, or left out, where the origin's `states`
                                              says so (`draftgym collect --states`)
@@ -46,7 +46,7 @@ from numpy.typing import NDArray
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import parse_json
 from draftgym.decoding.model.fingerprint import is_sampled
-from draftgym.decoding.observation import TEXT_SIGNALS
+from draftgym.decoding.observers.observation import TEXT_SIGNALS
 from draftgym.rollouts.traces.shards import shards_in
 from draftgym.rollouts.traces.trace import (
     ONE_FOR_ALL,

@@ -26,11 +26,11 @@ from draftgym.decoding.arms import Arm, check_arms, parse_arm, single_arms
 from draftgym.decoding.costs.published import named_cost_model
 from draftgym.decoding.drafting import Drafter, Place
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.observation import Repeats, text_signals
+from draftgym.decoding.observers.observation import Repeats, text_signals
 from draftgym.decoding.provenance import describe_host, sole_writer
 from draftgym.decoding.verify.greedy import GreedyRule
 from draftgym.drafters.ngram.drafter import NgramDrafter
-from draftgym.drafters.recorded import RecordedText
+from draftgym.drafters.positions.recorded import RecordedText
 from draftgym.drafters.suffix.drafter import SuffixDrafter
 from draftgym.rollouts.traces.counterfactual import hash_prompt, trace_arms
 from draftgym.rollouts.traces.file import trace_table

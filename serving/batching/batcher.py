@@ -21,7 +21,7 @@ from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.session import Session
-from draftgym.decoding.stops import StopCheck
+from draftgym.decoding.text.stops import StopCheck
 from draftgym.decoding.verify.base import VerificationRule
 from draftgym.decoding.verify.rules import make_rule
 from draftgym.serving.batching.choosing import BatchPolicy

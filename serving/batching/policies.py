@@ -17,9 +17,9 @@ from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
-from draftgym.decoding.observation import RouterObserver, observe_together
+from draftgym.decoding.observers.observation import RouterObserver, observe_together
+from draftgym.decoding.observers.two_stage import observer_of
 from draftgym.decoding.round import RoundRecord, draft
-from draftgym.decoding.two_stage import observer_of
 from draftgym.policies.base import Policy
 from draftgym.policies.choosers import CHOOSERS, chooser_name
 from draftgym.policies.registry import make_policy

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from draftgym.decoding.stops import NO_STOPS, StopReason, Stops
+from draftgym.decoding.text.stops import NO_STOPS, StopReason, Stops
 from draftgym.decoding.verify.sampling import PLAIN_SAMPLING, SamplingSettings
 
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.model.messages import encode_text
+from draftgym.decoding.model.prompts.messages import encode_text
 from draftgym.decoding.model.target import Target
-from draftgym.decoding.text_stream import UNFINISHED
+from draftgym.decoding.text.stream import UNFINISHED
 from draftgym.serving.http.errors import ApiError
 
 BYTE_OF = {letter: byte for byte, letter in bytes_to_unicode().items()}

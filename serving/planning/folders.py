@@ -10,7 +10,7 @@ from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import user_path
 from draftgym.decoding.model.target import Target
-from draftgym.decoding.observation import drafter_names
+from draftgym.decoding.observers.observation import drafter_names
 from draftgym.policies.folder import (
     BODY,
     FOR_BATCHES,

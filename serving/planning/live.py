@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from draftgym.decoding.arms import Arm
 from draftgym.decoding.costs.server_costs import ServerCosts
-from draftgym.decoding.observation import RouterObserver, observe_together
+from draftgym.decoding.observers.observation import RouterObserver, observe_together
 from draftgym.decoding.round import RoundRecord
 from draftgym.decoding.session import Session
 from draftgym.policies.serving.memory import EACH, AcceptanceMemory

@@ -17,7 +17,7 @@ import numpy as np
 from draftgym.decoding.arms import Arm, Asking, Graft
 from draftgym.decoding.costs.cost_model import CostModel
 from draftgym.decoding.drafting import LOOKUPS
-from draftgym.decoding.observation import drafter_names
+from draftgym.decoding.observers.observation import drafter_names
 from draftgym.decoding.round import draft
 from draftgym.decoding.session import Session
 from draftgym.decoding.verify.proposal import Proposal

@@ -14,7 +14,7 @@ import numpy as np
 
 from draftgym.decoding.arms import Arm
 from draftgym.decoding.costs.server_costs import ServerCosts
-from draftgym.decoding.observation import drafter_names
+from draftgym.decoding.observers.observation import drafter_names
 from draftgym.decoding.round import RoundRecord
 from draftgym.policies.serving.planned import Forecast, PlannedPlayer
 from draftgym.policies.serving.rule import Batch, Ints, Outcome, ServingRule

@@ -18,7 +18,7 @@ from draftgym.agents.router.train import (
     RouterTrainer,
     replayed_experience,
 )
-from draftgym.decoding.observation import Observation
+from draftgym.decoding.observers.observation import Observation
 from draftgym.envs.router.live import RouterEnv
 from draftgym.rollouts.prompts.sets import load_prompts
 from draftgym.rollouts.traces.file import read_traces

@@ -29,7 +29,7 @@ from draftgym.agents.scheduler.train import SchedulerTrainer
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
-from tests.handmade_users import user_traces
+from tests.handmade.users import user_traces
 from tests.tiny import ARMS
 from tests.traces import tiny_traces
 

@@ -19,7 +19,7 @@ from draftgym.policies.serving.observation import observe
 from draftgym.policies.serving.planned import PlannedPlayer
 from draftgym.policies.serving.rule import FixedRule
 from draftgym.policies.serving.tokens import TokenForecast, load_forecast, save_forecast
-from tests.handmade_served import ARMS, served_traces
+from tests.handmade.served import ARMS, served_traces
 
 FITTING = ForecastFitting(examples=6_000, epochs=6, batch_size=256, width=32, dropout=0.0)
 TRACES = served_traces(24, 60)

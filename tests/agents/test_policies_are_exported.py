@@ -21,8 +21,8 @@ from draftgym.policies.serving.by_size import LengthBySize
 from draftgym.policies.serving.rule import Ladder
 from draftgym.policies.serving.stored import save_rule
 from draftgym.policies.serving.tokens import save_forecast
-from tests.handmade_host import handmade_host
-from tests.handmade_served import ARMS, LENGTHS, served_traces
+from tests.handmade.host import handmade_host
+from tests.handmade.served import ARMS, LENGTHS, served_traces
 from tests.policies.engine_schemas import (
     check_openvino,
     check_sglang,

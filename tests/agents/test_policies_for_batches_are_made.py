@@ -19,7 +19,7 @@ from draftgym.policies.serving.planned import PlannedPlayer
 from draftgym.policies.serving.rule import FixedRule
 from draftgym.policies.serving.stored import load_rule
 from draftgym.policies.serving.tokens import load_forecast
-from tests.handmade_served import ARMS, served_traces
+from tests.handmade.served import ARMS, served_traces
 from tests.traces import save_traces
 
 TRACES = served_traces(16, 50)

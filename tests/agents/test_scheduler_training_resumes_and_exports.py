@@ -24,14 +24,14 @@ from draftgym.agents.scheduler.totals import play_cells
 from draftgym.agents.scheduler.train import SchedulerTrainer, train_scheduler
 from draftgym.agents.scheduler.train import train as train_in_memory
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.observation import Observation
+from draftgym.decoding.observers.observation import Observation
 from draftgym.envs.cell.cell import Cell
 from draftgym.envs.scheduler.observation import USER_FEATURES
 from draftgym.envs.scheduler.planners import LearnedPlanner
 from draftgym.envs.scheduler.vector import SchedulerVectorEnv
 from draftgym.policies.schedulers.learned import load_scheduler
 from draftgym.rollouts.traces.file import read_traces
-from tests.handmade_users import user_table, user_traces
+from tests.handmade.users import user_table, user_traces
 from tests.traces import save_traces
 
 MODES = {

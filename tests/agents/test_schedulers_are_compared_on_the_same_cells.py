@@ -28,7 +28,7 @@ from draftgym.policies.schedulers.learned import (
     SchedulerHead,
     save_scheduler,
 )
-from tests.handmade_users import MODES, user_table, user_traces
+from tests.handmade.users import MODES, user_table, user_traces
 from tests.traces import save_traces
 
 

@@ -15,7 +15,7 @@ from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
 from draftgym.rollouts.traces.trace import TraceSet
-from tests.handmade_texts import handmade_set, handmade_text
+from tests.handmade.texts import handmade_set, handmade_text
 from tests.tiny import ARMS
 from tests.traces import save_traces, tiny_traces
 

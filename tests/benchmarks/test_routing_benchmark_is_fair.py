@@ -22,7 +22,7 @@ from draftgym.rollouts.prompts.sets import Prompt, load_prompts
 from draftgym.rollouts.replay.oracle import walk_single
 from draftgym.rollouts.replay.pricing import PLAIN_ARM, price_traces
 from draftgym.rollouts.traces.file import read_traces
-from tests.handmade_texts import handmade_costs, handmade_set, handmade_text
+from tests.handmade.texts import handmade_costs, handmade_set, handmade_text
 from tests.tiny import ARMS
 from tests.traces import save_traces, tiny_traces
 

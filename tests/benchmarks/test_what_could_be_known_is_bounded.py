@@ -21,7 +21,7 @@ from draftgym.decoding.model.target import Target
 from draftgym.rollouts.prompts.sets import Prompt, load_prompts
 from draftgym.rollouts.replay.pricing import PricedText, price_traces
 from draftgym.rollouts.traces.trace import Drafts, TextTrace
-from tests.handmade_texts import handmade_set, handmade_text
+from tests.handmade.texts import handmade_set, handmade_text
 from tests.traces import save_traces, tiny_traces
 
 RULE, OTHER = "a:2", "b:4"

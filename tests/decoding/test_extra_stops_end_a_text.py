@@ -13,8 +13,8 @@ from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.session import Session
-from draftgym.decoding.stops import Stops
-from draftgym.decoding.text_stream import TextStream
+from draftgym.decoding.text.stops import Stops
+from draftgym.decoding.text.stream import TextStream
 from draftgym.decoding.verify.greedy import GreedyRule
 from draftgym.policies.registry import make_policy
 from tests.tiny import tiny_drafters, tiny_target

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from draftgym.decoding.stops import NO_STOPS, Stops
-from draftgym.decoding.text_stream import KEPT, LONGEST_WINDOW, UNFINISHED, TextStream
+from draftgym.decoding.text.stops import NO_STOPS, Stops
+from draftgym.decoding.text.stream import KEPT, LONGEST_WINDOW, UNFINISHED, TextStream
 from tests.tiny_text import byte_tokenizer
 
 WORDS = ["▁the", "▁sky", "▁", "s", ".", ",", "▁.", "'t", "▁n", "n't", "é", "<0x0A>"]

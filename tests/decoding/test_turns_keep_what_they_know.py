@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from draftgym.decoding.arms import parse_arm
-from draftgym.decoding.chat import Chat
 from draftgym.decoding.decoder import Memory, SpeculativeDecoder
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target, wrap_model
 from draftgym.decoding.session import Session
-from draftgym.decoding.stops import Stops
+from draftgym.decoding.text.chat import Chat
+from draftgym.decoding.text.stops import Stops
 from draftgym.decoding.verify.greedy import GreedyRule
 from draftgym.policies.registry import make_policy
 from tests.tiny import ONE_THREAD, tiny_drafters

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from draftgym.decoding.arms import parse_arm
-from draftgym.decoding.observation import RouterObserver
+from draftgym.decoding.observers.observation import RouterObserver
 from draftgym.decoding.round import play_round, play_rounds
 from tests.device.places import PRETENDED, reads_of, there, without
 from tests.device.test_texts_are_those_of_the_processor import PROMPT, session_of

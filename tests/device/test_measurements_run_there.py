@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.system.accelerator.fixed import FixedPass
 from draftgym.decoding.arms import parse_arm
 from draftgym.decoding.costs.batch_cost import measure_batches
 from draftgym.decoding.costs.measuring import measure
 from draftgym.decoding.costs.pieces import Piece, Pieces, needed
-from draftgym.decoding.model.compact.fixed import FixedPass
 from draftgym.decoding.model.device import clock
 from draftgym.decoding.model.interface import NewRows, PassOutput
 from draftgym.drafters.training.data.features import FeatureCache

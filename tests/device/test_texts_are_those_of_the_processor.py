@@ -16,7 +16,7 @@ from draftgym.decoding.arms import parse_arm
 from draftgym.decoding.decoder import Memory, SpeculativeDecoder
 from draftgym.decoding.drafting import CatchUp, Drafter
 from draftgym.decoding.model.target import Target, wrap_model
-from draftgym.decoding.observation import RouterObserver
+from draftgym.decoding.observers.observation import RouterObserver
 from draftgym.decoding.round import play_round, play_rounds
 from draftgym.decoding.session import Session
 from draftgym.decoding.verify.rules import make_rule
@@ -27,10 +27,10 @@ from draftgym.rollouts.decode.batched import Request
 from draftgym.rollouts.traces.counterfactual import trace_texts
 from tests.architectures import architecture
 from tests.device.places import on_each_device, there
-from tests.drafters.test_padded_vocabularies_fit import KINDS as PADDED
-from tests.drafters.test_padded_vocabularies_fit import ROWS, padded_target, save
-from tests.drafters.test_published_checkpoints_load import check_lossless, publish
-from tests.published_checkpoints import FORMATS, SIZES
+from tests.drafters.checkpoints.test_padded_vocabularies_fit import KINDS as PADDED
+from tests.drafters.checkpoints.test_padded_vocabularies_fit import ROWS, padded_target, save
+from tests.drafters.checkpoints.test_published_checkpoints_load import check_lossless, publish
+from tests.published.checkpoints import FORMATS, SIZES
 from tests.tiny import ONE_THREAD, tiny_drafters, tiny_eagle3, tiny_target
 
 PROMPT = torch.tensor([5, 9, 14, 7, 5, 9, 14, 22, 5, 9])

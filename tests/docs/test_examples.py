@@ -13,7 +13,7 @@ from draftgym.decoding.costs.cost_model import Curve
 from draftgym.decoding.decoder import PlainPolicy, SpeculativeDecoder
 from draftgym.decoding.model.target import Target, load_target
 from draftgym.rollouts.traces.collect import CollectArgs, collect
-from tests.handmade_traces import COST
+from tests.handmade.traces import COST
 from tests.tiny_text import save_drafters, save_prompts, save_target
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

@@ -15,7 +15,7 @@ from draftgym.agents.router.args import RouterArgs
 from draftgym.decoding.costs.cost_model import Curve
 from draftgym.rollouts.replay.play import play_policy
 from tests.docs.test_documentation import ROOT, blocks
-from tests.handmade_traces import handmade_traces
+from tests.handmade.traces import handmade_traces
 from tests.traces import save_traces
 
 PAGE = ROOT / "docs" / "extend" / "reward.md"

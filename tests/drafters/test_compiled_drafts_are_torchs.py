@@ -12,8 +12,8 @@ import torch
 
 from draftgym.decoding.drafting import Drafter, DraftShape, PrefixView
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.model.compact.compiled import CompiledPass
-from draftgym.decoding.model.compact.graph import CompiledGraph
+from draftgym.decoding.model.compact.compiled.graph import CompiledGraph
+from draftgym.decoding.model.compact.compiled.passes import CompiledPass
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.verify.greedy import GreedyRule
 from draftgym.decoding.verify.proposal import Proposal
@@ -21,7 +21,7 @@ from draftgym.drafters import compiled as compiled_module
 from draftgym.drafters.compiled import CompiledDrafter, NetworkDrafter, compile_drafter
 from draftgym.drafters.eagle3.drafter import Eagle3Drafter
 from draftgym.drafters.eagle3.network import Eagle3Network
-from draftgym.drafters.recorded import RecordedText
+from draftgym.drafters.positions.recorded import RecordedText
 from tests.tiny import tiny_dflash, tiny_eagle3, tiny_small_lm
 
 pytest.importorskip("openvino")

@@ -18,7 +18,7 @@ from draftgym.decoding.session import Session
 from draftgym.decoding.verify.base import VerificationRule
 from draftgym.decoding.verify.rejection import Coins, RejectionRule
 from draftgym.decoding.verify.rules import make_rule
-from draftgym.drafters.recorded import (
+from draftgym.drafters.positions.recorded import (
     ForcedRule,
     RecordedText,
     chances_at_each,
@@ -28,7 +28,7 @@ from draftgym.drafters.recorded import (
 from draftgym.drafters.training.data.corpus import Text
 from draftgym.drafters.training.data.features import run_target
 from draftgym.policies.routers.rules import FixedPolicy
-from tests.decoding.test_verification_is_lossless import (
+from tests.decoding.verify.test_verification_is_lossless import (
     TEMPERATURE,
     Table,
     Tokens,

@@ -11,8 +11,8 @@ from draftgym.decoding.drafting import DraftShape
 from draftgym.decoding.model.compact.layers import Sight, additive_mask, attend
 from draftgym.decoding.verify.base import Candidates
 from draftgym.decoding.verify.proposal import Proposal
-from draftgym.drafters.forest import Forest, Step
-from draftgym.drafters.paths import Paths
+from draftgym.drafters.positions.forest import Forest, Step
+from draftgym.drafters.positions.paths import Paths
 from draftgym.drafters.tree import children_per_node
 from tests.drafters.test_draft_trees import Path, Table
 

@@ -15,7 +15,7 @@ from draftgym.drafters.suffix.drafter import SuffixDrafter
 from draftgym.drafters.suffix.store import END, ResponseStore
 from draftgym.policies.routers.rules import FixedPolicy, RandomPolicy
 from draftgym.rollouts.decode.interleaved import DecodeSettings, write, write_together
-from tests.decoding.test_verification_is_lossless import (
+from tests.decoding.verify.test_verification_is_lossless import (
     TEMPERATURE,
     VOCAB,
     Table,

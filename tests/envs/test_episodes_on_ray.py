@@ -18,7 +18,7 @@ from draftgym.agents.common.vec_env import SB3VecEnv
 from draftgym.decoding.errors import DraftgymError
 from draftgym.envs.on_ray import EnvHost, RayVectorEnv, joined
 from draftgym.envs.router.replay import RouterReplayEnv, RouterReplayVectorEnv
-from tests.handmade_traces import handmade_traces
+from tests.handmade.traces import handmade_traces
 
 pytestmark = pytest.mark.skipif(
     "DRAFTGYM_RAY_TESTS" not in os.environ, reason="DRAFTGYM_RAY_TESTS asks for it"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.handmade_traces import handmade_traces
+from tests.handmade.traces import handmade_traces
 
 
 @pytest.mark.skipif("DRAFTGYM_RAY_TESTS" not in os.environ, reason="DRAFTGYM_RAY_TESTS asks for it")

@@ -21,7 +21,7 @@ from draftgym.decoding.decoder import PlainPolicy, SpeculativeDecoder
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
-from draftgym.decoding.two_stage import LEVELS, two_stage_names, variants
+from draftgym.decoding.observers.two_stage import LEVELS, two_stage_names, variants
 from draftgym.drafters.suffix.drafter import SuffixDrafter
 from draftgym.envs.router.two_stage import (
     TwoStageReplayEnv,

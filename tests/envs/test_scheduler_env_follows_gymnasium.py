@@ -20,7 +20,7 @@ from draftgym.envs.scheduler.env import (
     SchedulerTiltEnv,
 )
 from draftgym.envs.scheduler.observation import CELL_FEATURES, USER_FEATURES
-from tests.handmade_users import MODES, a_slow_place, user_table, user_traces
+from tests.handmade.users import MODES, a_slow_place, user_table, user_traces
 
 KINDS = [SchedulerEnv, SchedulerBeliefEnv, SchedulerSharesEnv, SchedulerTiltEnv]
 

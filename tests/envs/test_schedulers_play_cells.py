@@ -13,7 +13,7 @@ from draftgym.envs.cell.cell import Cell
 from draftgym.envs.cell.texts import ChainTable
 from draftgym.envs.scheduler.env import SchedulerEnv, SchedulerSharesEnv
 from draftgym.envs.scheduler.planners import RulePlanner, SchedulerPolicy
-from tests.handmade_users import MODES, user_table, user_traces
+from tests.handmade.users import MODES, user_table, user_traces
 
 SPECS = (
     "fixed",

@@ -19,7 +19,7 @@ from draftgym.envs.load.arrivals import Poisson
 from draftgym.envs.load.settings import ServerSettings
 from draftgym.envs.router.live import RouterEnv
 from draftgym.rollouts.traces.trace import TraceSet
-from tests.handmade_users import user_table, user_traces
+from tests.handmade.users import user_table, user_traces
 from tests.tiny import ARMS, PROMPTS, numbered_target
 from tests.traces import tiny_traces
 

@@ -31,8 +31,8 @@ from draftgym.envs.scheduler.vector import VECTOR_FORMS
 from draftgym.envs.serving.env import ServingEnv
 from draftgym.envs.serving.vector import ServingVectorEnv
 from draftgym.rollouts.traces.trace import TraceSet
-from tests.handmade_traces import handmade_traces
-from tests.handmade_users import MODES, user_table
+from tests.handmade.traces import handmade_traces
+from tests.handmade.users import MODES, user_table
 
 COUNT, STEPS, EPISODE = 3, 40, 11
 SEEDS = [4, 9, 2]

@@ -14,9 +14,9 @@ from torch import Tensor
 from draftgym.decoding.errors import DraftgymError
 from draftgym.drafters.checkpoint import read_checkpoint
 from draftgym.drafters.loading import load_folder
-from tests.drafters.test_published_checkpoints_load import check_lossless
+from tests.drafters.checkpoints.test_published_checkpoints_load import check_lossless
 from tests.fuzz.conftest import Fresh
-from tests.published_checkpoints import FORMATS, SIZES, config_of, tensors_of, write_checkpoint
+from tests.published.checkpoints import FORMATS, SIZES, config_of, tensors_of, write_checkpoint
 from tests.tiny import tiny_target
 
 TARGET = tiny_target()

@@ -21,7 +21,7 @@ from draftgym.decoding.arms import parse_arm
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
-from draftgym.decoding.observation import signal_names
+from draftgym.decoding.observers.observation import signal_names
 from draftgym.policies.folder import BODY, WEIGHTS, PolicyTarget, read_kind
 from draftgym.policies.routers.learned import (
     RouterNetwork,

@@ -19,7 +19,7 @@ from draftgym.rollouts.traces.file import METADATA_KEY, read_done, read_traces, 
 from draftgym.rollouts.traces.shards import ShardWriter, shards_in
 from draftgym.rollouts.traces.trace import TraceSet
 from tests.fuzz.conftest import Fresh
-from tests.handmade_texts import handmade_set, handmade_text
+from tests.handmade.texts import handmade_set, handmade_text
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5),

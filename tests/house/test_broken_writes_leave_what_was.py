@@ -34,7 +34,7 @@ from draftgym.policies.schedulers.learned import (
     save_scheduler,
 )
 from draftgym.rollouts.traces.file import read_traces
-from tests.handmade_users import user_traces
+from tests.handmade.users import user_traces
 from tests.traces import save_traces
 
 ARMS = tuple(map(parse_arm, ("eagle3:3", "plain")))

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from draftgym.decoding.chat import Chat
 from draftgym.decoding.decoder import PlainPolicy, SpeculativeDecoder
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import load_target
-from draftgym.decoding.stops import Stops
+from draftgym.decoding.text.chat import Chat
+from draftgym.decoding.text.stops import Stops
 from draftgym.decoding.verify.sampling import SamplingSettings
 from draftgym.rollouts.decode.generation import main
 from tests.tiny_text import save_target

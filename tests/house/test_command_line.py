@@ -22,7 +22,7 @@ from draftgym.agents.scheduler import evaluation as scheduler_evaluation
 from draftgym.decoding.decoder import PlainPolicy, SpeculativeDecoder
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import load_target
-from draftgym.decoding.text_stream import TextStream
+from draftgym.decoding.text.stream import TextStream
 from tests.tiny_text import byte_tokenizer, save_drafters, save_prompts, save_target
 
 ROOT = Path(__file__).resolve().parents[2]

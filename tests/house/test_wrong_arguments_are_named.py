@@ -19,7 +19,7 @@ from draftgym.decoding.model.target import Target
 from draftgym.envs.router.live import RouterEnv
 from draftgym.policies.routers.rules import FixedPolicy
 from draftgym.rollouts.replay.play import play_policy
-from tests.handmade_users import user_table, user_traces
+from tests.handmade.users import user_table, user_traces
 from tests.tiny import PROMPTS, numbered_target
 from tests.traces import tiny_traces
 

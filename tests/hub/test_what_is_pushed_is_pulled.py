@@ -29,7 +29,7 @@ from draftgym.policies.serving.rule import FixedRule
 from draftgym.policies.serving.stored import load_rule, save_rule
 from draftgym.rollouts.traces.file import read_traces, trace_table
 from draftgym.rollouts.traces.shards import ShardWriter
-from tests.handmade_traces import handmade_traces
+from tests.handmade.traces import handmade_traces
 from tests.hub.endpoint import TOKEN, Endpoint, endpoint
 from tests.tiny import tiny_eagle3
 

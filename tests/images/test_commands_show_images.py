@@ -17,7 +17,7 @@ from draftgym.decoding.decoder import PlainPolicy, SpeculativeDecoder
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.fingerprint import generic_fingerprint
 from draftgym.decoding.model.target import Target, load_target
-from draftgym.decoding.observation import RouterObserver
+from draftgym.decoding.observers.observation import RouterObserver
 from draftgym.decoding.session import Session
 from draftgym.decoding.verify.rules import make_rule
 from draftgym.drafters.loading import load_drafters

@@ -15,7 +15,7 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.session import Session
 from draftgym.decoding.verify.greedy import GreedyRule
-from draftgym.drafters.recorded import RecordedText
+from draftgym.drafters.positions.recorded import RecordedText
 from draftgym.drafters.training.build import Eagle3Settings
 from draftgym.drafters.training.data.corpus import load_corpus
 from draftgym.drafters.training.data.features import FeatureCache, target_features

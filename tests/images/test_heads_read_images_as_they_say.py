@@ -22,7 +22,7 @@ from draftgym.drafters.convert import ConvertArgs, convert
 from draftgym.drafters.eagle3.drafter import Eagle3Drafter
 from draftgym.drafters.eagle3.images import ImageQueries
 from draftgym.drafters.eagle3.unroll import Eagle3Unroller
-from draftgym.drafters.recorded import RecordedText, rounds_at_each
+from draftgym.drafters.positions.recorded import RecordedText, rounds_at_each
 from draftgym.drafters.training.data.features import FeatureBatch, target_features
 from draftgym.drafters.training.objectives.candidates import Candidates
 from draftgym.policies.registry import make_policy

@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from draftgym.decoding.chat import Chat
 from draftgym.decoding.decoder import PlainPolicy, SpeculativeDecoder
 from draftgym.decoding.drafting import DraftContext, Drafter, DraftShape
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.round import play_rounds
 from draftgym.decoding.session import Session
+from draftgym.decoding.text.chat import Chat
 from draftgym.decoding.verify.proposal import Proposal
 from draftgym.decoding.verify.rules import make_rule
 from draftgym.drafters.ngram.drafter import NgramDrafter

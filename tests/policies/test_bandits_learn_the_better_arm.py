@@ -12,7 +12,7 @@ from draftgym.decoding.decoder import SpeculativeDecoder
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
-from draftgym.decoding.observation import RouterMemory
+from draftgym.decoding.observers.observation import RouterMemory
 from draftgym.policies.routers.bandits import Bandit, TimedBandit, TokenBandit
 
 ARMS = (Arm("eagle3", 4), Arm("dflash", 4))

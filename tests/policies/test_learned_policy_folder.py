@@ -16,7 +16,7 @@ from draftgym.decoding.arms import parse_arm
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
-from draftgym.decoding.observation import Observation, signal_names
+from draftgym.decoding.observers.observation import Observation, signal_names
 from draftgym.policies.folder import BODY, WEIGHTS
 from draftgym.policies.registry import make_policy
 from draftgym.policies.routers.learned import (

@@ -21,7 +21,7 @@ from draftgym.decoding.decoder import SpeculativeDecoder
 from draftgym.decoding.drafting import Drafter
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.target import Target
-from draftgym.decoding.observation import TEXT_SIGNALS, signal_names
+from draftgym.decoding.observers.observation import TEXT_SIGNALS, signal_names
 from draftgym.drafters.suffix.drafter import SuffixDrafter
 from draftgym.policies.base import Policy
 from draftgym.policies.registry import all_policies, default_policy, make_policy

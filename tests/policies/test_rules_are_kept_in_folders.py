@@ -11,7 +11,7 @@ import pytest
 
 from draftgym.decoding.arms import parse_arm
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.observation import drafter_names
+from draftgym.decoding.observers.observation import drafter_names
 from draftgym.envs.load.arrivals import AtOnce
 from draftgym.envs.load.load import Load
 from draftgym.envs.load.settings import ServerSettings
@@ -23,7 +23,7 @@ from draftgym.policies.serving.by_size import LengthBySize
 from draftgym.policies.serving.goodput import GoodputLength
 from draftgym.policies.serving.rule import Batch, FixedRule, Ints, Ladder, ServingRule
 from draftgym.policies.serving.stored import load_rule, save_rule
-from tests.handmade_served import LENGTHS, served_traces
+from tests.handmade.served import LENGTHS, served_traces
 from tests.tiny import tiny_drafters, tiny_target
 
 TRACES = served_traces()

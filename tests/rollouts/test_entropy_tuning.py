@@ -18,7 +18,7 @@ from draftgym.rollouts.replay.play import walk_single_arms
 from draftgym.rollouts.replay.tune_entropy import TuneEntropyArgs, tune, tune_pair
 from draftgym.rollouts.traces.file import trace_table
 from draftgym.rollouts.traces.trace import TextTrace, TraceSet
-from tests.handmade_traces import COST, PROMPT_TOKENS, handmade_traces
+from tests.handmade.traces import COST, PROMPT_TOKENS, handmade_traces
 
 PAIR = (Arm("eagle3", 3), Arm("dflash", 4))
 

@@ -20,7 +20,7 @@ from draftgym.decoding.decoder import Generation, PlainPolicy
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.embedded import gguf_target
 from draftgym.decoding.model.target import Target, load_target, wrap_model
-from draftgym.decoding.stops import Stops
+from draftgym.decoding.text.stops import Stops
 from draftgym.rollouts.decode.evaluation import EvaluateArgs, compare, evaluate
 from draftgym.rollouts.decode.interleaved import DecodedText, DecodeSettings
 from draftgym.rollouts.peers.gguf_files import weight_files

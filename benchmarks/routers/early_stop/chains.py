@@ -23,8 +23,8 @@ from draftgym.decoding.model.device import to_host, upload
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.verify.greedy import GreedyRule
 from draftgym.drafters.autoregressive import AutoregressiveDrafter
-from draftgym.drafters.paths import Paths
-from draftgym.drafters.recorded import RecordedText
+from draftgym.drafters.positions.paths import Paths
+from draftgym.drafters.positions.recorded import RecordedText
 from draftgym.drafters.training.data.corpus import Text
 from draftgym.drafters.training.data.features import run_target
 from draftgym.rollouts.decode.progress import Progress

@@ -31,7 +31,7 @@ from draftgym.decoding.model.compact.weights import (
 )
 from draftgym.decoding.model.comparison import TOLERANCE, distance, widened
 from draftgym.decoding.model.interface import NewRows
-from draftgym.decoding.model.text import one_line
+from draftgym.decoding.model.prompts.text import one_line
 
 ROWS = 16
 """Tokens that both run."""

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from draftgym.decoding.model.compact import cache
 from draftgym.decoding.model.compact.cache import KVCache
-from draftgym.decoding.model.compact.compiled import STEP, CompiledPass
+from draftgym.decoding.model.compact.compiled.passes import STEP, CompiledPass
 from draftgym.decoding.model.compact.layers import (
     RotaryTable,
     Sight,

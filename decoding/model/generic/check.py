@@ -21,7 +21,7 @@ from draftgym.decoding.model.comparison import TOLERANCE, distance, outside_of, 
 from draftgym.decoding.model.generic.decoder import GenericDecoder
 from draftgym.decoding.model.generic.masks import takes_trees
 from draftgym.decoding.model.interface import NewRows
-from draftgym.decoding.model.text import one_line
+from draftgym.decoding.model.prompts.text import one_line
 
 TEXT, DRAFT = 7, 4
 """Tokens that are cached, and drafted behind them."""

@@ -37,7 +37,7 @@ from draftgym.decoding.model.loading import (
     quiet_transformers,
     read_decoder,
 )
-from draftgym.decoding.model.text import load_tokenizer
+from draftgym.decoding.model.prompts.text import load_tokenizer
 
 # Written last into a converted folder: says where it came from and that nothing is missing.
 PROVENANCE = "draftgym_source.json"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.model.text import one_line
+from draftgym.decoding.model.prompts.text import one_line
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma3")
 """Models that files are converted of, as llama.cpp calls them."""

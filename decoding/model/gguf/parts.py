@@ -9,7 +9,7 @@ from typing import Any
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.gguf.header import unreadable
-from draftgym.decoding.model.text import one_line
+from draftgym.decoding.model.prompts.text import one_line
 
 NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 """How llama.cpp names parts, from 1 on."""

@@ -35,7 +35,7 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import parse_json
 from draftgym.decoding.model.compact.transformer import Decoder
 from draftgym.decoding.model.fingerprint import is_sampled, sampled_fingerprint
-from draftgym.decoding.model.messages import Message
+from draftgym.decoding.model.prompts.messages import Message
 from draftgym.decoding.model.target import Target
 
 SCHEMA_VERSION = 1

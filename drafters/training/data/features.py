@@ -23,7 +23,7 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import replacing
 from draftgym.decoding.model.device import to_host
 from draftgym.decoding.model.interface import NewRows, PassOutput, SequenceCache
-from draftgym.decoding.model.processor import images_of
+from draftgym.decoding.model.prompts.processor import images_of
 from draftgym.decoding.model.target import Target
 from draftgym.drafters.training.data.corpus import Text
 

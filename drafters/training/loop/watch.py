@@ -1,9 +1,10 @@
 """Acceptance on texts that training never sees: it decides which weights of a run are the best.
 
 Decoding at temperature 0 commits the target's greedy text whatever is drafted, so on a recorded
-greedy text the rounds of decoding follow from the drafts alone (`draftgym.drafters.recorded`).
-Texts that were sampled follow other rules and are left out. The held-out prompts stay untouched:
-weights that were chosen on them would look better there than they are.
+greedy text the rounds of decoding follow from the drafts alone
+(`draftgym.drafters.positions.recorded`). Texts that were sampled follow other rules and are left
+out. The held-out prompts stay untouched: weights that were chosen on them would look better there
+than they are.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from draftgym.decoding.drafting import Drafter, DraftShape
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.verify.greedy import GreedyRule
 from draftgym.drafters.loading import load_folder
-from draftgym.drafters.recorded import RecordedText, rounds_at_each
+from draftgym.drafters.positions.recorded import RecordedText, rounds_at_each
 from draftgym.drafters.training.data.corpus import Corpus, Text
 from draftgym.drafters.training.data.features import FeatureCache
 from draftgym.drafters.training.loop.progress import SELECTS

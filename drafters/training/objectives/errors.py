@@ -1,9 +1,10 @@
 """Where verification stops a drafter on the target's texts, and a bounded store of such places.
 
 A round of decoding commits what the target would have written anyway, so on a text that is already
-there the rounds follow from the drafts alone (`draftgym.drafters.recorded`): no pass of the target
-is needed to know where each draft went wrong. For greedy texts these are the rounds of decoding at
-T = 0; for sampled ones those of decoding with drafts that are not drawn, given that text.
+there the rounds follow from the drafts alone (`draftgym.drafters.positions.recorded`): no pass of
+the target is needed to know where each draft went wrong. For greedy texts these are the rounds of
+decoding at T = 0; for sampled ones those of decoding with drafts that are not drawn, given that
+text.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from draftgym.decoding.drafting import Drafter, DraftShape
-from draftgym.drafters.recorded import RecordedText, rounds_at_each
+from draftgym.drafters.positions.recorded import RecordedText, rounds_at_each
 
 TEXT, START, ERROR, FOUND = range(4)
 """Columns of `ErrorBuffer.errors`."""

@@ -18,7 +18,7 @@ from draftgym.decoding.model.device import read_together
 from draftgym.decoding.model.interface import NewRows
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.verify.proposal import Proposal
-from draftgym.drafters.recorded import RecordedText
+from draftgym.drafters.positions.recorded import RecordedText
 from draftgym.drafters.training.data.corpus import Text
 from draftgym.drafters.training.data.features import read_images
 

@@ -28,7 +28,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.verify.greedy import GreedyRule
-from draftgym.drafters.recorded import RecordedText
+from draftgym.drafters.positions.recorded import RecordedText
 from draftgym.drafters.training.data.corpus import Text
 from draftgym.drafters.training.data.features import FeatureBatch, FeatureCache
 from draftgym.drafters.training.objectives.errors import (

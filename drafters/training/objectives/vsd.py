@@ -13,7 +13,7 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.device import to_host
 from draftgym.decoding.model.target import Target
 from draftgym.decoding.verify.rejection import RejectionRule
-from draftgym.drafters.recorded import RecordedText
+from draftgym.drafters.positions.recorded import RecordedText
 from draftgym.drafters.training.data.features import FeatureBatch
 from draftgym.drafters.training.objectives import vsd_terms as vsd
 from draftgym.drafters.training.objectives.losses import Loss, Scored

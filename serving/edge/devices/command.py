@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import write_json
-from draftgym.decoding.text_stream import TextStream
+from draftgym.decoding.text.stream import TextStream
 from draftgym.decoding.verify.seeds import check_seed
 from draftgym.rollouts.prompts.sets import load_prompts
 from draftgym.serving.edge.devices.channel import RecordedSnr, find_trace

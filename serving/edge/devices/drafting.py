@@ -22,9 +22,9 @@ from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import user_path
 from draftgym.decoding.model.compact.products import Products
 from draftgym.decoding.model.embedded import cache_folder
-from draftgym.decoding.model.messages import encode_messages
+from draftgym.decoding.model.prompts.messages import encode_messages
+from draftgym.decoding.model.prompts.text import load_tokenizer
 from draftgym.decoding.model.target import Target, load_target, resolve_target
-from draftgym.decoding.model.text import load_tokenizer
 from draftgym.decoding.verify.base import VerificationRule
 from draftgym.decoding.verify.greedy import GreedyRule
 from draftgym.drafters.loading import SHIPPED

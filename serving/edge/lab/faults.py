@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import read_json
-from draftgym.decoding.model.messages import encode_messages
+from draftgym.decoding.model.prompts.messages import encode_messages
+from draftgym.decoding.model.prompts.text import load_tokenizer
 from draftgym.decoding.model.target import resolve_target
-from draftgym.decoding.model.text import load_tokenizer
 from draftgym.rollouts.prompts.sets import load_prompts
 from draftgym.serving.edge.devices.journal import REMEDY
 from draftgym.serving.edge.lab.args import EdgeLabArgs

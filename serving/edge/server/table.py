@@ -16,7 +16,7 @@ from draftgym.decoding.arms import Arm
 from draftgym.decoding.drafting import LOOKUPS, DraftShape
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.model.device import to_host
-from draftgym.decoding.observation import Repeats, text_signals
+from draftgym.decoding.observers.observation import Repeats, text_signals
 from draftgym.decoding.session import Session
 from draftgym.drafters.ngram.drafter import NgramDrafter
 from draftgym.envs.cell.texts import Ints, Mask, TextFacts

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from draftgym.decoding.errors import DraftgymError
-from draftgym.decoding.stops import Stops
+from draftgym.decoding.text.stops import Stops
 from draftgym.decoding.verify.seeds import derived_seed
 from draftgym.serving.batching.requests import TextRequest
 from draftgym.serving.http.api.schema import ChatBody, CompletionBody, TextBody

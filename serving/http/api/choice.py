@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from draftgym.decoding.stops import StopReason
-from draftgym.decoding.text_stream import TextStream
+from draftgym.decoding.text.stops import StopReason
+from draftgym.decoding.text.stream import TextStream
 from draftgym.serving.batching.requests import (
     Event,
     Failed,

@@ -14,7 +14,7 @@ import torch
 
 from draftgym.decoding.arms import parse_arm
 from draftgym.decoding.model.target import Target
-from draftgym.decoding.observation import Observation
+from draftgym.decoding.observers.observation import Observation
 from draftgym.drafters.ngram.drafter import NgramDrafter
 from draftgym.envs.cell.cell import Cell
 from draftgym.envs.cell.live import LiveTable

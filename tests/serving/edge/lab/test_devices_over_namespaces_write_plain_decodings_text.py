@@ -21,7 +21,7 @@ from draftgym.serving.edge.lab.checking import OTHER, SAME, check_texts
 from draftgym.serving.edge.lab.faults import planned_faults
 from draftgym.serving.edge.lab.lab import Lab, prompt_lines
 from draftgym.serving.edge.lab.processes import journal_of
-from tests.handmade_host import handmade_host
+from tests.handmade.host import handmade_host
 from tests.tiny_text import save_prompts, save_target
 
 

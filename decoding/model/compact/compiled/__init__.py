@@ -1,0 +1,1 @@
+"""Passes that OpenVINO compiles for the processor."""

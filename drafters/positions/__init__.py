@@ -1,0 +1,1 @@
+"""Drafting at many positions of one text at once: for traces, training and measurements."""
