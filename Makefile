@@ -3,10 +3,10 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 DRAFTGYM := .venv/bin/draftgym
 
-.PHONY: help setup target train traces figures drafters users scheduler edge evaluate proto test fuzz lint types docs check bench gpu format clean
+.PHONY: help setup target train traces figures drafters users scheduler edge evaluate proto test test-all fuzz lint types docs check bench gpu format clean
 
 help:  ## List these commands
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -33,8 +33,13 @@ evaluate: setup  ## Every policy on all 150 held-out prompts (about half an hour
 proto: .venv/.ready  ## Code of the messages between devices and edge server, from serving/edge/edge_v1.proto
 	cd serving/edge && ../../$(RUN) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. edge_v1.proto
 
-test: setup  ## The test suite, a process per core
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+TESTS := OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+
+test: setup  ## The test suite without its slow tests, a process per core
+	$(TESTS) -m 'not slow'
+
+test-all: setup  ## The whole test suite, as CI runs it
+	$(TESTS)
 
 fuzz: setup  ## 10,000 damaged files and strange inputs: no stack trace, nothing lost
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto tests/fuzz --hypothesis-profile fuzz
@@ -53,7 +58,7 @@ types: .venv/.ready  ## Types
 docs: .venv/.docs  ## The documentation, built strictly into build/site
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
-check: lint types test  ## Everything that must pass before a commit
+check: lint types test-all  ## Everything that must pass before a commit
 
 bench: traces  ## Measurements, small: arms, routers, speed, switching, losslessness
 	$(DRAFTGYM) collect --prompts heldout --limit-per-category 2 --out runs/heldout-small

@@ -111,6 +111,7 @@ def parameters(trainer: Trainer[Any]) -> list[torch.Tensor]:
     return told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_a_run_cut_in_two_learns_like_one_in_one_piece(
     begin: Begin, tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch

@@ -35,6 +35,7 @@ def forecast() -> TokenForecast:
     return fit_forecast(servers(), FITTING, seed=1)
 
 
+@pytest.mark.slow
 def test_a_forecast_beats_every_arm_and_not_the_oracle(forecast: TokenForecast) -> None:
     load = servers()
     planned = play(load, PlannedPlayer(forecast, load), SEEDS)

@@ -48,6 +48,7 @@ def test_a_study_goes_on_and_reports_its_best(
     assert json.loads((args.run / "best.json").read_text())["settings"] == second["settings"]
 
 
+@pytest.mark.slow
 def test_a_study_that_was_cut_draws_what_a_whole_one_draws(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -96,6 +96,7 @@ def args(target: Target, drafters: dict[str, Drafter], tmp_path: Path) -> Knowab
     )
 
 
+@pytest.mark.slow
 def test_every_level_is_told(args: KnowableArgs) -> None:
     result = measure(args)
     assert args.json is not None and json.loads(args.json.read_text()) == result

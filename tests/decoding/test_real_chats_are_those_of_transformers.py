@@ -61,6 +61,7 @@ def answers_of(model: Any, target: Target, prompt: Prompt) -> list[list[int]]:
     return answers
 
 
+@pytest.mark.slow
 @pytest.mark.real_model
 def test_both_turns_are_generates_with_the_cache_of_the_first(
     real: tuple[Target, dict[str, Drafter]], model: Any

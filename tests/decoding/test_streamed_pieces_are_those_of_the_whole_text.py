@@ -85,6 +85,7 @@ BYTE_TOKENIZER = byte_tokenizer()
 WORD_TOKENIZERS = {cleaned: word_tokenizer(cleaned) for cleaned in (False, True)}
 
 
+@pytest.mark.slow
 @given(st.text(max_size=300), SIZES, STOPS)
 def test_any_text_comes_in_the_pieces_of_the_whole(
     text: str, sizes: list[int], stops: Stops

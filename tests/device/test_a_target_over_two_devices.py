@@ -6,6 +6,7 @@ import io
 from contextlib import redirect_stderr
 
 import accelerate
+import pytest
 import torch
 
 from draftgym.decoding.arms import parse_arm
@@ -24,6 +25,7 @@ PLACES = {"model.embed_tokens": 0, "model.rotary_emb": 0, "model.norm": 1, "lm_h
 PLACES |= {f"model.layers.{i}": i // 3 for i in range(6)}
 
 
+@pytest.mark.slow
 @without
 def test_text_and_trees_are_those_of_one() -> None:
     plain = SpeculativeDecoder(tiny_target(), {}, FixedPolicy(parse_arm("plain")))

@@ -59,6 +59,7 @@ def assert_alike(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @on_each_device
 @pytest.mark.parametrize("kind", [*KINDS, "replay"])
 def test_a_run_there_ends_where_the_processors_ends(kind: str, device: str, tmp_path: Path) -> None:
@@ -92,6 +93,7 @@ def test_a_fresh_drafter_starts_with_the_same_weights(kind: str, device: str) ->
         assert_alike(fresh(device), here)
 
 
+@pytest.mark.slow
 @on_each_device
 def test_a_run_begun_there_goes_on_here_and_back(device: str, tmp_path: Path) -> None:
     here = trained("eagle3", "cpu", tmp_path / "here", 4)

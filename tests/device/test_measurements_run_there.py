@@ -29,6 +29,7 @@ TREE = (torch.tensor([0, 1, 1]), torch.tensor([[1, 0, 0], [1, 1, 0], [1, 0, 1]])
 """Depths behind the first row, and who sees whom."""
 
 
+@pytest.mark.slow
 @on_each_device
 def test_every_piece_of_a_round_is_timed(device: str) -> None:
     def pieces_of(where: str) -> dict[Piece, list[float]]:

@@ -88,6 +88,7 @@ def resolve(name: str) -> object:
     raise AssertionError(f"{name} is nothing")
 
 
+@pytest.mark.slow
 @pages
 def test_python_compiles_and_its_imports_resolve(page: Path) -> None:
     for block in blocks(page, "python"):
@@ -154,6 +155,7 @@ def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
 
 
+@pytest.mark.slow
 @pytest.mark.real_model
 def test_the_readmes_ten_lines_print_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
     code = blocks(ROOT / "README.md", "python")[0]

@@ -148,6 +148,7 @@ def sampled(target: Target) -> list[Text]:
     return [Text(torch.cat([PROMPT, torch.tensor(one)]), len(PROMPT)) for one in tokens]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ["eagle3:3x9", "dflash:3"])
 def test_live_rejection_takes_the_expected_rounds_on_average(
     target: Target, drafters: dict[str, Drafter], sampled: list[Text], arm: str

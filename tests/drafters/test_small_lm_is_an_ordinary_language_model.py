@@ -159,6 +159,7 @@ def written(
     return session.new_tokens, rounds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_it_never_changes_the_text(target: Target, folder: Path, temperature: float) -> None:
     drafters = dict(load_drafters(target, [folder]))

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 PLAY = """
 import gymnasium as gym
@@ -45,6 +47,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_an_async_vector_env_plays_after_torch_has_threads(tmp_path: Path) -> None:
     script = tmp_path / "play.py"
     script.write_text(PLAY)

@@ -88,6 +88,7 @@ def router(target: Target, seed: int = 0) -> LearnedPolicy:
     return LearnedPolicy(network, CHOICES, levels=LEVELS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seed", "temperature"), [(0, 0.0), (1, 1.0), (2, 0.0), (3, 1.0)])
 def test_live_and_replay_agree_at_every_decision(
     target: Target,

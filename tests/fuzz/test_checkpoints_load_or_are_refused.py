@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -67,6 +68,7 @@ def keys_of(body: dict[str, Any], path: tuple[str, ...] = ()) -> list[tuple[str,
     return found
 
 
+@pytest.mark.slow
 @given(st.data(), st.sampled_from(FORMATS))
 def test_any_config_loads_or_is_refused(fresh: Fresh, data: st.DataObject, form: str) -> None:
     body = json.loads(json.dumps(BODIES[form]))

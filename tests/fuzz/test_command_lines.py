@@ -46,6 +46,7 @@ def options_of(verb: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
     return sorted({*found, "--nonsense"} - {"--help"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_command_line_is_understood_or_refused(
     verb: str,

@@ -19,6 +19,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.text(), VALUES))
 def test_what_is_written_is_read(fresh: Fresh, body: dict[str, object]) -> None:
     path = fresh() / "body.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,6 +43,7 @@ def check_what_it_knows(session: Session) -> None:
     assert session.confidence().isfinite().all()
 
 
+@pytest.mark.slow
 @given(st.lists(ROUND | FORGET, min_size=1, max_size=5), st.sampled_from([0.0, 1.0]))
 def test_rolling_back_changes_nothing_that_comes_after(
     steps: list[Arm | int], temperature: float

@@ -138,6 +138,7 @@ def speaks_or_refuses(whole: Path, copy: Path, file: str, data: bytes, drafts: b
         assert error.problem and error.remedy
 
 
+@pytest.mark.slow
 @given(st.sampled_from(sorted(OBJECTS)), st.booleans(), st.data())
 def test_settings_of_any_value(
     whole: Path, copy: Path, file: str, drafts: bool, data: st.DataObject

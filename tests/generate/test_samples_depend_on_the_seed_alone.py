@@ -56,6 +56,7 @@ def test_padding_changes_no_sample() -> None:
     assert torch.equal(sample(3, one, inputs=ids, attention_mask=mask)[:, 4:], alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", [SHAPED, OTHER], ids=["shaped", "other"])
 def test_tokens_have_generates_distribution(asked: dict[str, Any]) -> None:
     count = 1500

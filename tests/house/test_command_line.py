@@ -105,6 +105,7 @@ def plain_text(files: Files, tokens: int, temperature: float = 0.0, seed: int = 
     return target.decode(decoder.generate(QUESTION, tokens, temperature, seed).tokens)
 
 
+@pytest.mark.slow
 def test_generate_streams_plain_decodings_text_and_shows_rounds(files: Files) -> None:
     done = start(
         "generate.py",
@@ -143,6 +144,7 @@ def test_evaluate_prints_a_table_and_writes_json(
         assert word in out
 
 
+@pytest.mark.slow
 def test_a_mistake_ends_the_process_with_status_2_and_no_traceback() -> None:
     done = start("generate.py", "--prompt", "x", "--target", "./nowhere")
     assert done.returncode == 2 and done.stdout == ""

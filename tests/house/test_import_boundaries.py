@@ -93,6 +93,7 @@ def imported() -> list[str]:
     return run(code).splitlines()
 
 
+@pytest.mark.slow
 def test_decoding_loads_no_training_library(imported: list[str]) -> None:
     assert imported[0] == "[]"
 
@@ -110,6 +111,7 @@ def test_importing_draftgym_registers_its_environments(code: str) -> None:
     assert "draftgym/Router-v0" in printed and "draftgym/Scheduler-v0" in printed
 
 
+@pytest.mark.slow
 def test_gym_make_alone_finds_the_environments() -> None:
     code = (
         "import gymnasium as gym\n"

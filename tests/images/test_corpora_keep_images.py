@@ -147,6 +147,7 @@ def answers(targets: dict[str, Target], tmp_path_factory: pytest.TempPathFactory
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("queries", [None, 2])
 def test_a_head_is_trained_on_them(
     folders: dict[str, Path], answers: Path, tmp_path: Path, queries: int | None

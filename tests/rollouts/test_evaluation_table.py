@@ -72,6 +72,7 @@ def everyone(writer: Target, tools: dict[str, Drafter], prompts: list[Prompt]) -
     return run(writer, tools, prompts)
 
 
+@pytest.mark.slow
 def test_there_is_a_row_for_every_policy_and_category(everyone: Evaluation) -> None:
     pairs = [(row.category, row.policy) for row in everyone.rows]
     assert pairs == [(one, policy) for one in (*CATEGORIES, "all") for policy in POLICIES]
@@ -92,6 +93,7 @@ def test_rows_add_up(everyone: Evaluation) -> None:
         assert total.speedup_p10 <= total.speedup_p50 <= total.speedup_p90
 
 
+@pytest.mark.slow
 def test_lossless_policies_write_plain_decodings_texts(
     everyone: Evaluation, writer: Target, tools: dict[str, Drafter], prompts: list[Prompt]
 ) -> None:

@@ -360,6 +360,7 @@ def test_images_are_not_compared(args: EvaluateArgs) -> None:
         compare(text_target(), {}, {}, [shown], SETTINGS, progress=False, peers=peers)
 
 
+@pytest.mark.slow
 @pytest.mark.real_model
 @pytest.mark.parametrize(
     ("name", "module"), [("llama.cpp", "llama_cpp"), ("openvino-genai", "openvino_genai")]

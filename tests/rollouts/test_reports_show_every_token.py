@@ -172,6 +172,7 @@ def each(result: Evaluation, page: Page) -> list[tuple[Generation, Shown]]:
     return pairs
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_else(folder: Path, page: Page) -> None:
     assert page.links and all(link.startswith("#") for link in page.links)
     assert not {"link", "img", "iframe", "object"} & set(page.tags)

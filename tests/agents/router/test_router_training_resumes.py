@@ -29,6 +29,7 @@ from tests.agents.router_runs import MODES, Train, agent_of, final_weights, roun
 from tests.tiny import ARMS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_training_changes_the_policy_and_a_seed_repeats_it(
     train: Train, tmp_path: Path, mode: str

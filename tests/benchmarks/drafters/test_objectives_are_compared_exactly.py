@@ -187,6 +187,7 @@ def counting(monkeypatch: pytest.MonkeyPatch, most: int) -> list[str]:
     return measured
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_and_finds_the_same(
     files: Files, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

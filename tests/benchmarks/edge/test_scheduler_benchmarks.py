@@ -114,6 +114,7 @@ def args_of(ground: Path, *policies: str, **more: object) -> SchedulersArgs:
     return replace(small, **more)
 
 
+@pytest.mark.slow
 def test_everybody_plays_the_same_cells_and_seeds_of_a_method_are_one_row(ground: Path) -> None:
     pooled = f"ppo={ground / 'run-0/policy'},{ground / 'run-1/policy'}"
     alone = ground / "run-0/policy"

@@ -35,6 +35,7 @@ def args(tmp_path: Path) -> BatchesArgs:
     )
 
 
+@pytest.mark.slow
 def test_everybody_is_compared_on_the_same_texts(args: BatchesArgs) -> None:
     result = measure(args)
     rows = {(row["who"], row["size"]): row for row in result["identical"]}

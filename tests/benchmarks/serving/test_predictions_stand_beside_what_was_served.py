@@ -65,6 +65,7 @@ def args(
     )
 
 
+@pytest.mark.slow
 def test_the_same_texts_are_predicted_and_served(args: PredictedArgs, traced: TraceSet) -> None:
     rows = {row["who"]: row for row in measure(args)["rows"]}
     assert list(rows) == ["plain", CASCADE, "table", "forecast"]

@@ -53,6 +53,7 @@ def args(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Serving
     )
 
 
+@pytest.mark.slow
 def test_every_policy_is_compared_with_plain_decoding_in_the_same_server(
     args: ServingArgs,
 ) -> None:
@@ -132,6 +133,7 @@ def test_what_came_back_is_judged(outcome: dict[str, Any], verdict: str) -> None
     assert Outcome(Delivery(wish), **outcome).verdict == verdict
 
 
+@pytest.mark.slow
 def test_a_soak_of_seconds_finds_nothing_wrong(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,6 +88,7 @@ def test_every_part_has_its_figures_and_a_card_tells_them(args: bench.Accelerato
     assert markdown(args.json).strip() in told, "the file alone makes the tables again"
 
 
+@pytest.mark.slow
 @without
 def test_an_accelerators_texts_are_compared_with_the_processors(
     args: bench.AcceleratorArgs, monkeypatch: pytest.MonkeyPatch

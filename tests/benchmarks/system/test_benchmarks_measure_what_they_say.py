@@ -194,6 +194,7 @@ def test_switch_costs_cover_the_cells_that_are_possible(switching: SwitchCostArg
     assert json.loads(switching.json.read_text()) == json.loads(json.dumps(result))
 
 
+@pytest.mark.slow
 def test_all_variants_play_the_same_rounds(catching_up: CatchUpArgs) -> None:
     for one in catch_up.measure(catching_up)["decoding"].values():
         rows = one["variants"]

@@ -75,6 +75,7 @@ def test_a_training_that_fails_says_why(tmp_path: Path) -> None:
     assert "log" in caught.value.remedy
 
 
+@pytest.mark.slow
 @LINUX
 def test_a_training_is_measured(source: Path, tmp_path: Path) -> None:
     args = ManyPositionsArgs(

@@ -58,6 +58,7 @@ def test_json_keeps_the_model() -> None:
     assert CostModel.from_json(MODEL.to_json()) == MODEL
 
 
+@pytest.mark.slow
 def test_calibration_covers_every_drafter_and_rises_with_work(
     target: Target, drafters: dict[str, Drafter]
 ) -> None:

@@ -30,6 +30,7 @@ KINDS = {"llama": {}, "qwen2": {"tie_word_embeddings": True}, "qwen3": {}}
 OLD = "0123456789abcdef"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_tensor_of_a_target_counts(kind: str) -> None:
     model = tiny_model(kind, **KINDS[kind])

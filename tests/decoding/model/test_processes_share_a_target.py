@@ -42,6 +42,7 @@ def texts(target: Target) -> list[list[int]]:
     return [decoder.generate(PROMPT, 6, temperature=heat, seed=3).tokens for heat in (0.0, 0.9)]
 
 
+@pytest.mark.slow
 def test_each_writes_the_text_or_is_told_that_they_part(folder: Path) -> None:
     """Passes of processes that part would mix texts; and each would measure other costs."""
     alone = load_target(str(folder), "float32", 1)
@@ -60,6 +61,7 @@ def test_each_writes_the_text_or_is_told_that_they_part(folder: Path) -> None:
     assert forked(2, member) == [(alone.fingerprint, texts(alone))] * 2
 
 
+@pytest.mark.slow
 def test_the_first_one_prints(folder: Path) -> None:
     told = ["--target", str(folder), "--dtype", "float32", "--policy", "ngram:4"]
     told += ["--prompt", "a b c a b", "--max-new-tokens", "4"]

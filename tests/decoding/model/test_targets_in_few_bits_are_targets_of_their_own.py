@@ -141,6 +141,7 @@ def test_what_cannot_be_rounded_is_refused(tmp_path: Path) -> None:
         load(tmp_path / "experts", "int8")
 
 
+@pytest.mark.slow
 @pytest.mark.real_model
 @pytest.mark.parametrize(("form", "backend"), [("int8", "compact"), ("q4", "auto")])
 def test_the_embedded_target_in_few_bits_has_drafters_and_a_router(form: str, backend: Any) -> None:

@@ -277,6 +277,7 @@ def test_rejection_of_deterministic_trees_keeps_the_targets_law(
     assert_law_is_the_targets(enumerate_coins(run), target)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["sampled chain", "branching twice"])
 def test_rejection_with_real_coins_matches_the_law(shape: str) -> None:
     target, drafter = Table(6), Table(106)

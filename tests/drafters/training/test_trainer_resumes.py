@@ -91,6 +91,7 @@ def test_a_run_measures_when_it_would_have_without_an_interruption(
     assert [entry["updates"] for entry in history] == [3, 6, 8]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_loss_falls_on_a_corpus_small_enough_to_remember(
     target: Target, tmp_path: Path, kind: str

@@ -147,6 +147,7 @@ CUTS = {
 """Where runs of each kind are interrupted: every way once, every kind in some way."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_interrupted_run_keeps_the_same_best_and_stops_at_the_same_update(
     target: Target, tmp_path: Path, kind: str
@@ -175,6 +176,7 @@ def test_an_interrupted_run_keeps_the_same_best_and_stops_at_the_same_update(
         assert same_weights(resumed.objective, alone.objective)
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_loses_neither_the_best_nor_the_way(
     target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

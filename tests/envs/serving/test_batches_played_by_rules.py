@@ -78,6 +78,7 @@ def test_the_oracles_round_is_the_best_of_all_rounds() -> None:
     assert checked == 12
 
 
+@pytest.mark.slow
 def test_no_arm_writes_more_per_second_than_the_oracle() -> None:
     texts, settings = served_traces(24, 60), ServerSettings(4, 60, AtOnce(), look_up=False)
     load = make_load(texts, ARMS, settings, 4)

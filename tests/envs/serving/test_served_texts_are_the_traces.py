@@ -40,6 +40,7 @@ CHOICES = ["plain", "small:6", "ngram:8", "ngram:8>small:6"]
 TINY = (*ARMS, "eagle3:1", "eagle3:4x8", "small:3", "ngram:4@2>eagle3:3", "eagle3:4x8+ngram:4")
 
 
+@pytest.mark.slow
 @given(
     seed=st.integers(0, 10**6),
     places=st.integers(1, 5),

@@ -37,6 +37,7 @@ def test_it_serves_any_number_of_users(users: int) -> None:
     assert (reached.tokens >= 20 * users).all() and reached.drafted.sum() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.real_model
 def test_users_that_it_serves_read_plain_decodings_texts(
     real: tuple[Target, dict[str, Drafter]], monkeypatch: pytest.MonkeyPatch

@@ -67,6 +67,7 @@ def kill_workers() -> None:
             process.send_signal(signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_traces_are_those_of_one_process_though_workers_die(
     ray: Any, args: CollectArgs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,6 +138,7 @@ def play(ray: Any, out: Path, *wishes: str) -> None:
         pool.write(shards, "plan", bar)
 
 
+@pytest.mark.slow
 def test_a_shard_that_fails_every_time_is_given_up_and_named(
     ray: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,6 +60,7 @@ def drafters(drafters: dict[str, Drafter]) -> dict[str, Drafter]:
     return {**drafters, "suffix": SuffixDrafter(factor=4.0)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_rounds_read_off_a_trace_are_those_of_decoding(
     target: Target, drafters: dict[str, Drafter], temperature: float

@@ -126,6 +126,7 @@ def play(target: Target, work: Work, requests: list[TextRequest]) -> Callable[..
     return played
 
 
+@pytest.mark.slow
 def test_a_useless_drafter_costs_a_batch_less_than_two_hundredths(
     play: Callable[..., float],
 ) -> None:
@@ -143,6 +144,7 @@ def test_a_useless_drafter_costs_a_batch_less_than_two_hundredths(
     ]
 
 
+@pytest.mark.slow
 def test_a_useful_drafter_keeps_its_gain_in_a_batch(play: Callable[..., float]) -> None:
     plain = play("plain", guard=False)
     unguarded = play("foreseen:4", guard=False)

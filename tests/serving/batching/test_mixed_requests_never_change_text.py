@@ -75,6 +75,7 @@ def wishes(served: Served) -> list[Wish]:
     return list(make_wishes(served.tiny.target(), PROMPTS, 40, 40))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_32_clients_get_what_plain_decoding_writes_for_each_alone(
     seed: int, served: Served, wishes: list[Wish]
@@ -86,6 +87,7 @@ def test_32_clients_get_what_plain_decoding_writes_for_each_alone(
     _wait_until_idle(served.batcher)
 
 
+@pytest.mark.slow
 def test_a_guard_changes_no_text(served: Served, wishes: list[Wish]) -> None:
     rng = random.Random(7)
     drawn = [draw_delivery(rng, rng.choice(wishes), POLICIES, leaving=0.1) for _ in range(120)]
@@ -104,6 +106,7 @@ def test_what_cannot_be_served_gets_a_proper_error(bad: Malformed, served: Serve
     _wait_until_idle(served.batcher)
 
 
+@pytest.mark.slow
 @pytest.mark.real_model
 def test_mixed_requests_to_the_real_model(
     real: tuple[Target, dict[str, Drafter]], tmp_path: Path

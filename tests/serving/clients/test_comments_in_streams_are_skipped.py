@@ -60,6 +60,7 @@ def release_after_comments(served: Served, release: threading.Event) -> None:
                 release.set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("read", [with_openai, with_litellm, with_langchain])
 def test_a_text_that_waited_is_whole(
     impatient: Served, read: Callable[[Served], Iterator[str]]

@@ -97,6 +97,7 @@ def answers(found: dict[str, Any], task: str) -> list[Any]:
     return [one["filtered_resps"] for one in samples]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [

@@ -39,11 +39,13 @@ def test_every_endpoint_is_described(brief: Served) -> None:
     assert page["paths"].keys() >= READ | ASKED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(READ | ASKED))
 def test_answers_are_as_described(brief: Served, path: str) -> None:
     check(brief, path, "POSITIVE")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(ASKED))
 def test_requests_that_are_not_as_described_are_no_failures(brief: Served, path: str) -> None:
     check(brief, path, "NEGATIVE")

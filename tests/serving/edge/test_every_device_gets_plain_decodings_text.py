@@ -60,6 +60,7 @@ def write(edge: Edge, target: Target, name: str, texts: list[Text]) -> list[Writ
         device.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("planner", "temperature"),
     [

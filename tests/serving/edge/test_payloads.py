@@ -47,6 +47,7 @@ def test_large_vocabularies_have_longer_ids() -> None:
     assert found is not None and torch.equal(found, weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("payload", ["truncated", "scalar"])
 def test_probabilities_leave_the_law_of_the_text_as_it_is(payload: str) -> None:
     """The first token of 6000 rounds, whose drafts come from a few tokens that the target dislikes.

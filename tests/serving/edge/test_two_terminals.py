@@ -75,6 +75,7 @@ def certificate(folder: Path) -> list[str]:
     return [str(pem), str(key)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("secured", [False, True], ids=["plain", "TLS and token"])
 def test_a_server_and_devices_write_plain_decodings_text(
     folder: Path, tmp_path: Path, secured: bool, capsys: pytest.CaptureFixture[str]

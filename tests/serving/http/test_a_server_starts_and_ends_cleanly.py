@@ -91,6 +91,7 @@ class SlowReader:
         return last
 
 
+@pytest.mark.slow
 def test_a_term_lets_running_requests_end_and_takes_no_others(tiny: Tiny, starter: Starter) -> None:
     port = free_port()
     with starter.server(options(tiny, port)) as running, client_of(port) as client:
@@ -176,6 +177,7 @@ def test_a_server_listens_while_it_loads_and_ends_when_it_is_told(
         assert running.wait() == 0
 
 
+@pytest.mark.slow
 def test_it_says_where_it_is_what_it_serves_and_how_to_ask(tiny: Tiny, tmp_path: Path) -> None:
     """In a process that begins with nothing, as a user's does."""
     told = options(tiny, 0, "--policies", "fast=ngram:8")
@@ -223,6 +225,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_process(tiny: Tiny, starter: Sta
     assert "eagle3" in said
 
 
+@pytest.mark.slow
 def test_without_the_extra_it_says_what_to_install(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,6 +46,7 @@ def args(tmp_path: Path) -> ObjectiveRunsArgs:
     )
 
 
+@pytest.mark.slow
 def test_all_objectives_are_trained_and_compared(args: ObjectiveRunsArgs) -> None:
     main(args)
     body = json.loads((args.out / "eagle3.json").read_text())

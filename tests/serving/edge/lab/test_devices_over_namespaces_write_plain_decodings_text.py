@@ -42,6 +42,7 @@ def until(condition: Callable[[], Any]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 @needs_root
 def test_texts_are_plain_decodings_with_loss_and_a_killed_device(tmp_path: Path) -> None:
     args = EdgeLabArgs(
