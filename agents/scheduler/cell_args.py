@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from draftgym.decoding.errors import DraftgymError
@@ -21,8 +21,8 @@ class CellArgs:
         setting: Radio, device, server and payload, such as multispin-llama2.
         server: File of a measured host (draftgym measure-host): the server verifies as that host
             does, instead of as the setting's.
-        device_factor: With it, devices draft as that host does, so many times as slowly. Default:
-            as the setting's.
+        device_factor: Devices draft so many times as slowly as that host does, or, without one, as
+            the setting's. Default: as the setting's.
         users: Places for users.
         fewest: Cells begin with so many users at least, at random. Default: all places are taken.
         arms: Chains that devices draft with, one per drafter (small:8 ngram:16). Default: the
@@ -85,12 +85,20 @@ class CellArgs:
         settings = CellSettings(**named, channel_traces=tuple(recorded))
         if server is not None:
             return read_host(server).serve(settings, factor)
-        if factor is not None:
-            raise DraftgymError(
-                f"devices {factor:g} times as slow as a host that is not named",
-                "name its file with --cell.server; draftgym measure-host writes one",
-            )
-        return settings
+        return settings if factor is None else _with_devices(settings, factor)
+
+
+def _with_devices(settings: CellSettings, factor: float) -> CellSettings:
+    """The same cell, whose devices are so many times as slow.
+
+    Raises:
+        DraftgymError: An impossible factor.
+    """
+    if not 0 < factor < float("inf"):
+        raise DraftgymError(f"devices that are {factor} times as slow", "give a number above 0")
+    device = settings.edge.device
+    device = replace(device, seconds_per_token=factor * device.seconds_per_token)
+    return replace(settings, setting=replace(settings.edge, device=device))
 
 
 def known_means(means: Mapping[str, float], table: TextFacts) -> dict[str, float]:

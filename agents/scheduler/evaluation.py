@@ -11,7 +11,8 @@ from gymnasium.utils.seeding import np_random
 
 from draftgym.agents.scheduler.cell_args import CellArgs, known_means, means_of
 from draftgym.agents.scheduler.report import print_schedulers, write_scheduler_report
-from draftgym.agents.scheduler.totals import PERCENTILES, CellTotals, count_rounds
+from draftgym.agents.scheduler.totals import PERCENTILES, PIECES, CellTotals, count_rounds
+from draftgym.decoding.arms import Arm
 from draftgym.decoding.errors import DraftgymError
 from draftgym.decoding.files import write_json
 from draftgym.decoding.provenance import describe_host, plain
@@ -78,6 +79,21 @@ class EvaluateSchedulersArgs:
 
 
 @dataclass(frozen=True)
+class ArmUse:
+    """What users of one arm did.
+
+    Attributes:
+        drafting: Share of their rounds with a draft.
+        drafted: Tokens drafted a round.
+        committed: Tokens committed a round, the target's own included.
+    """
+
+    drafting: float
+    drafted: float
+    committed: float
+
+
+@dataclass(frozen=True)
 class SchedulerRow:
     """What a scheduler reached over all cells.
 
@@ -92,6 +108,8 @@ class SchedulerRow:
         token_latency: Seconds per token by percentile of tokens.
         wasted: Share of the drafted tokens that were not accepted.
         drafted_per_token: Drafted tokens per committed one.
+        time: Shares of the time by piece of a round (`draftgym.envs.cell.cell.CellTime`).
+        arms: What users of each arm did.
         cell_goodputs: Goodput of each cell.
     """
 
@@ -105,6 +123,8 @@ class SchedulerRow:
     token_latency: dict[str, float]
     wasted: float
     drafted_per_token: float
+    time: dict[str, float]
+    arms: dict[str, ArmUse]
     cell_goodputs: list[float]
 
 
@@ -128,7 +148,7 @@ def evaluate_schedulers(args: EvaluateSchedulersArgs) -> list[SchedulerRow]:
     means = means_of(ChainTable(read_traces(args.known), arms) if args.known else table)
     planners = chosen_schedulers(args.scheduler or USUAL, traces.origin, args.min_length)
     totals = compare(planners, args, table, means)
-    rows = make_rows(totals)
+    rows = make_rows(totals, table.arms)
     facts = {
         "target": traces.origin.target,
         "fingerprint": traces.origin.target_fingerprint,
@@ -187,17 +207,17 @@ def compare(
         reads = isinstance(make, partial) and make.func is LearnedPlanner
         cell = Cell(table, settings if reads else replace(settings, confidence=False), args.cells)
         seeds = [np_random(args.seed + index)[0] for index in range(args.cells)]
-        totals[name] = count_rounds(play_rounds(make, cell, seeds, args.rounds))
+        totals[name] = count_rounds(play_rounds(make, cell, seeds, args.rounds), len(table.arms))
     return totals
 
 
-def make_rows(totals: Mapping[str, CellTotals]) -> list[SchedulerRow]:
+def make_rows(totals: Mapping[str, CellTotals], arms: Sequence[Arm]) -> list[SchedulerRow]:
     """Figures of everybody, and over the first."""
     first = next(iter(totals.values()))
-    return [_row(name, one, first) for name, one in totals.items()]
+    return [_row(name, one, first, arms) for name, one in totals.items()]
 
 
-def _row(name: str, one: CellTotals, first: CellTotals) -> SchedulerRow:
+def _row(name: str, one: CellTotals, first: CellTotals, arms: Sequence[Arm]) -> SchedulerRow:
     ratios = list(zip(one.round_goodput.tolist(), first.round_goodput.tolist(), strict=True))
     low, middle, high = (one.user_rate(percentile) for percentile in (10, 50, 90))
     return SchedulerRow(
@@ -211,6 +231,11 @@ def _row(name: str, one: CellTotals, first: CellTotals) -> SchedulerRow:
         token_latency={f"p{p}": one.latency(p) for p in PERCENTILES},
         wasted=one.wasted,
         drafted_per_token=float(one.drafted.sum() / one.tokens.sum()),
+        time=dict(zip(PIECES, (one.pieces.sum(0) / one.seconds.sum()).tolist(), strict=True)),
+        arms={
+            str(arm): ArmUse(*(use[1:] / max(use[0], 1.0)).tolist())
+            for arm, use in zip(arms, one.by_arm.sum(0), strict=True)
+        },
         cell_goodputs=(one.tokens / one.seconds).tolist(),
     )
 

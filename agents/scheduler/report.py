@@ -20,7 +20,7 @@ from draftgym.rollouts.report.statistics import Interval
 from draftgym.rollouts.report.table import make_console
 
 if TYPE_CHECKING:
-    from draftgym.agents.scheduler.evaluation import SchedulerRow
+    from draftgym.agents.scheduler.evaluation import ArmUse, SchedulerRow
 
 LEGEND = (
     "tokens/s: total tokens over total seconds of a cell. over first: the same over the first "
@@ -28,6 +28,11 @@ LEGEND = (
     "tokens/s, the papers' figure, which hardly notices rounds that take long. user: tokens/s of "
     "single users. Jain: fairness among the users of a cell, at most 1. s/token: seconds that a "
     "token took, by percentile of tokens. wasted: drafted tokens that were not accepted."
+)
+USE_LEGEND = (
+    "Shares of the time: draft and upload are those of the user that came last; all others wait "
+    "for it. Users of each arm: share of their rounds with a draft, tokens drafted and committed "
+    "in a round."
 )
 
 COLUMNS = (
@@ -72,6 +77,26 @@ def print_schedulers(
     console.print()
     console.print(shown)
     console.print(LEGEND, style="dim", highlight=False)
+    _print_use(rows, console)
+
+
+def _print_use(rows: Sequence[SchedulerRow], console: Console) -> None:
+    """Where the time went and who drafted."""
+    title = "where the time goes, and who drafts"
+    shown = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", padding=(0, 1, 0, 0))
+    shown.add_column("scheduler", style="cyan", overflow="fold")
+    pieces = [name for name in rows[0].time if any(row.time[name] > 0 for row in rows)]
+    for name in [*pieces, *(f"{arm}: rounds,\ndrafted, committed" for arm in rows[0].arms)]:
+        shown.add_column(name, justify="right")
+    for row in rows:
+        shares = [f"{row.time[name]:.1%}" for name in pieces]
+        shown.add_row(row.scheduler, *shares, *map(_use, row.arms.values()))
+    console.print(shown)
+    console.print(USE_LEGEND, style="dim", highlight=False)
+
+
+def _use(arm: ArmUse) -> str:
+    return f"{arm.drafting:.0%}, {arm.drafted:.2f}, {arm.committed:.2f}"
 
 
 def write_scheduler_report(
@@ -105,6 +130,7 @@ def write_scheduler_report(
         section("What was measured", facts_list(_flat(facts))),
         section("Goodput", figure_element(plots["goodput"])),
         section("Figures", table(COLUMNS, [_html_cells(row) for row in rows])),
+        section("Where the time goes, and who drafts", _use_table(rows)),
         section("Latency", figure_element(plots["latency"])),
     ]
     style = (HERE / "report.css").read_text(encoding="utf-8")
@@ -153,6 +179,17 @@ def _html_cells(row: SchedulerRow) -> list[str]:
         ", ".join(f"{seconds:.3f}" for seconds in row.token_latency.values()),
         f"{row.wasted:.1%}",
     ]
+
+
+def _use_table(rows: Sequence[SchedulerRow]) -> str:
+    """Where the time went and who drafted, for the page."""
+    pieces = [(name, "share of the time") for name in rows[0].time]
+    arms = [(arm, "rounds with a draft, tokens drafted, committed") for arm in rows[0].arms]
+    lines = []
+    for row in rows:
+        shares = [f"{share:.1%}" for share in row.time.values()]
+        lines.append([escape(row.scheduler), *shares, *map(_use, row.arms.values())])
+    return table((("scheduler", ""), *pieces, *arms), lines)
 
 
 def _flat(facts: Mapping[str, Any]) -> dict[str, Any]:

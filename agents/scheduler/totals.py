@@ -1,18 +1,23 @@
-"""What schedulers are judged by, counted while they play: goodput, fairness, latency, waste."""
+"""What schedulers are judged by, counted while they play: goodput, fairness, latency, waste.
+
+Notation: n = cells, K = places of users, A = arms (one chain per drafter).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
-from draftgym.envs.cell.cell import Cell, CellRound
+from draftgym.envs.cell.cell import Cell, CellRound, CellTime
 from draftgym.envs.radio.channel import Generators
 from draftgym.envs.scheduler.planners import MakePlanner, play_rounds
 
 PERCENTILES = (50, 95, 99)
+PIECES = tuple(piece.name for piece in fields(CellTime))
+"""Pieces of the time of a round."""
 Floats = NDArray[np.float64]
 
 
@@ -31,6 +36,9 @@ class CellTotals:
         token_seconds: Seconds that a committed token took: what its user had waited since it was
             verified last, divided by the tokens that came together. One entry per user and round.
         token_counts: How many tokens took that.
+        pieces: Seconds by `PIECES` `[n, 6]`; their sums are `seconds`.
+        by_arm: Of users of each arm: verified rounds, those of them with a draft, tokens drafted,
+            tokens committed `[n, A, 4]`.
     """
 
     tokens: Floats
@@ -41,6 +49,8 @@ class CellTotals:
     rates: list[Floats]
     token_seconds: Floats
     token_counts: Floats
+    pieces: Floats
+    by_arm: Floats
 
     @property
     def goodput(self) -> float:
@@ -77,17 +87,17 @@ def jain(rates: Floats) -> float:
 
 def play_cells(planner: str | MakePlanner, cell: Cell, rng: Generators, rounds: int) -> CellTotals:
     """Resets the cells, plays some rounds and counts what they did; see `play_rounds`."""
-    return count_rounds(play_rounds(planner, cell, rng, rounds))
+    return count_rounds(play_rounds(planner, cell, rng, rounds), len(cell.table.arms))
 
 
-def count_rounds(rounds: Iterable[CellRound]) -> CellTotals:
-    """Counts what rounds did; there is one at least, of the same cells.
+def count_rounds(rounds: Iterable[CellRound], arms: int) -> CellTotals:
+    """Counts what rounds did; there is one at least, of the same cells, with so many arms.
 
     A user's time counts from when it came, and a user that comes into an emptied place is another.
     """
     count: _Count | None = None
     for played in rounds:
-        count = count or _Count(played.taken.shape)
+        count = count or _Count(played.taken.shape, arms)
         count.add(played)
     assert count is not None, "at least one round"
     return count.result()
@@ -96,8 +106,10 @@ def count_rounds(rounds: Iterable[CellRound]) -> CellTotals:
 class _Count:
     """Sums that are being built up, of n cells with K places."""
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
+    def __init__(self, shape: tuple[int, ...], arms: int) -> None:
         self.rounds = 0
+        self.pieces = np.zeros((shape[0], len(PIECES)))
+        self.by_arm = np.zeros((shape[0], arms, 4))
         self.tokens, self.seconds, self.ratios, self.drafted, self.accepted = np.zeros(
             (5, shape[0])
         )
@@ -120,6 +132,11 @@ class _Count:
         self.stayed += passed
         self.got += played.committed
         taken = played.taken
+        self.pieces += np.stack([getattr(played.time, piece) for piece in PIECES], -1)
+        facts = taken, taken & (played.drafted > 0), played.drafted, played.committed
+        for arm in range(self.by_arm.shape[1]):
+            those = taken & (played.arms == arm)
+            self.by_arm[:, arm] += np.stack([(fact * those).sum(-1) for fact in facts], -1)
         self.token_seconds.append(self.waited[taken] / played.committed[taken])
         self.token_counts.append(played.committed[taken].astype(float))
         self.waited[taken] = 0.0
@@ -140,6 +157,8 @@ class _Count:
             [np.array(rates) for rates in self.rates],
             np.concatenate(self.token_seconds),
             np.concatenate(self.token_counts),
+            self.pieces,
+            self.by_arm,
         )
 
     def _close(self, where: NDArray[np.bool_]) -> None:

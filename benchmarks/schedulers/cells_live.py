@@ -146,7 +146,8 @@ def play_one(
     cell = Cell(table, args.cell.settings(known_means(stage.means, table)))
     rounds = play_rounds(stage.planners[name], cell, np.random.default_rng(args.seed), args.rounds)
     label = f"T = {requests[0].temperature:g} {name}"
-    counted = count_rounds(tqdm(rounds, label, args.rounds, unit="round", mininterval=1.0))
+    shown = tqdm(rounds, label, args.rounds, unit="round", mininterval=1.0)
+    counted = count_rounds(shown, len(arms))
     differences = list(find_differences(table, references))
     whole = sum(one["finished"] for one in differences)
     seconds = np.array([one.seconds for one in table.passes])

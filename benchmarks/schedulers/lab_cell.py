@@ -175,6 +175,6 @@ def play_seconds(make: MakePlanner, cell: LabCell, seconds: float) -> tuple[Cell
     while True:
         last = cell.step(planner.plan())
         if cell.clock[0] > seconds:
-            return count_rounds(played), len(played)
+            return count_rounds(played, len(cell.table.arms)), len(played)
         planner.learn(last)
         played.append(last)

@@ -73,6 +73,7 @@ class CellRound:
         drafted: Tokens verified of each `[n, K]`; 0 of the others.
         committed: Tokens committed `[n, K]`; 0 of who was not verified.
         rows: Rows of the table at which these rounds began `[n, K]`.
+        arms: Whose chains these are, by index `[n, K]`.
         shares: Parts of the band `[n, K]`.
         time: Where the time went.
         idle: Seconds afterwards in which nobody was there `[n]`; no agent is to blame for them.
@@ -86,6 +87,7 @@ class CellRound:
     drafted: Ints
     committed: Ints
     rows: Ints
+    arms: Ints
     shares: Floats
     time: CellTime
     idle: Floats
@@ -176,7 +178,7 @@ class Cell(CellState):
             DraftgymError: An impossible length or share, or an upload that would never end.
         """
         self._check(plan)
-        present, rows = self.users.active, self.users.row
+        present, rows, arms = self.users.active, self.users.row, self.users.arm
         self._send_off(plan)
         taken, committed, time, later = self._in_turn() if plan.in_turn else self._together()
         drafted = np.where(taken, self.uploads.sent, 0)
@@ -192,7 +194,7 @@ class Cell(CellState):
         if new.any():
             self.channel.reset(self.rng, new)
         self.reported = self.report.take(self.rng, self.channel.snr, new)
-        counts, idle = (drafted, committed, rows), self.clock - after
+        counts, idle = (drafted, committed, rows, arms), self.clock - after
         shares = self.uploads.share
         return CellRound(present, taken, *counts, shares, time, idle, finished, began, new)
 

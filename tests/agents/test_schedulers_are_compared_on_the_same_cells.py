@@ -62,12 +62,15 @@ def hand_round(
     taken = np.array([committed]) > 0
     time = CellTime(one, *[nothing] * 5)
     counts = np.array([drafted]), np.array([committed]), np.zeros((1, 2), np.int64)
+    arms = np.array([[0, 1]])
     shares = np.zeros((1, 2))
-    return CellRound(np.array([present]), taken, *counts, shares, time, nothing, new, new, new)
+    return CellRound(
+        np.array([present]), taken, *counts, arms, shares, time, nothing, new, new, new
+    )
 
 
 def test_figures_are_what_a_hand_reckons() -> None:
-    one = count_rounds([hand_round(1.0, (1, 3), (2, 4)), hand_round(3.0, (3, 1), (4, 0))])
+    one = count_rounds([hand_round(1.0, (1, 3), (2, 4)), hand_round(3.0, (3, 1), (4, 0))], 2)
     assert one.tokens[0] == 8 and one.seconds[0] == 4.0 and one.goodput == 2.0
     assert one.round_goodput[0] == pytest.approx((4 / 1 + 4 / 3) / 2)
     assert one.drafted[0] == 10 and one.accepted[0] == 4 and one.wasted == pytest.approx(0.6)
@@ -75,19 +78,24 @@ def test_figures_are_what_a_hand_reckons() -> None:
     # 3 tokens took 1/3 s each, 1 took 1 s, 3 took 1 s each, 1 took 3 s.
     assert one.latency(30) == pytest.approx(1 / 3) and one.latency(50) == 1.0
     assert one.latency(99) == 3.0
+    # The first drafts in both rounds, the second in one of them; all time is the first piece.
+    assert one.by_arm.tolist() == [[[2, 2, 6, 4], [2, 1, 4, 4]]]
+    assert one.pieces.tolist() == [[4.0, 0, 0, 0, 0, 0]]
 
 
 def test_waiting_counts_from_when_a_user_was_verified_last() -> None:
-    one = count_rounds([hand_round(1.0, (1, 0)), hand_round(1.0, (1, 0)), hand_round(2.0, (1, 2))])
+    one = count_rounds(
+        [hand_round(1.0, (1, 0)), hand_round(1.0, (1, 0)), hand_round(2.0, (1, 2))], 2
+    )
     assert sorted(one.token_seconds.tolist()) == [1.0, 1.0, 2.0, 2.0]
 
 
 def test_who_comes_into_a_place_is_another_user() -> None:
     first = hand_round(2.0, (2, 4), newcomers=(True, False))
-    one = count_rounds([first, hand_round(2.0, (6, 4))])
+    one = count_rounds([first, hand_round(2.0, (6, 4))], 2)
     assert sorted(one.rates[0].tolist()) == [1.0, 2.0, 3.0]
     empty = [hand_round(2.0, (0, 4), present=(False, True)) for _ in range(2)]
-    assert count_rounds(empty).rates[0].tolist() == [2.0]
+    assert count_rounds(empty, 2).rates[0].tolist() == [2.0]
 
 
 def test_jains_index_is_1_for_equals_and_1_over_n_for_one_who_has_all() -> None:
@@ -108,6 +116,9 @@ def test_totals_are_the_sums_of_what_is_played(mode: str) -> None:
     assert one.drafted.sum() == sum(played.drafted.sum() for played in rounds)
     assert one.accepted.sum() == committed.sum() - sum(played.taken.sum() for played in rounds)
     assert one.token_counts.sum() == one.tokens.sum()
+    np.testing.assert_allclose(one.pieces.sum(-1), one.seconds)
+    np.testing.assert_allclose(one.by_arm[..., 2].sum(-1), one.drafted)
+    np.testing.assert_allclose(one.by_arm[..., 3].sum(-1), one.tokens)
 
 
 def test_everybody_plays_the_same_cells_and_the_first_is_the_reference(folder: Path) -> None:
@@ -123,7 +134,9 @@ def test_everybody_plays_the_same_cells_and_the_first_is_the_reference(folder: P
         low, middle, high = row.user_rates
         assert low <= middle <= high and 1 / 3 <= row.fairness <= 1
         assert list(row.token_latency.values()) == sorted(row.token_latency.values())
-        assert 0 <= row.wasted <= 1
+        assert 0 <= row.wasted <= 1 and sum(row.time.values()) == pytest.approx(1)
+        for use in row.arms.values():
+            assert use.committed >= 1 and use.drafted >= use.drafting >= 0
 
 
 def test_a_scheduler_is_served_to_more_users_than_it_was_trained_with(folder: Path) -> None:
@@ -165,7 +178,7 @@ def test_scheduler_options_are_apart_from_the_routers(
     small = "--cell.users", "2", "--cell.deadline", "1", "--cells", "2", "--rounds", "3"
     run("evaluate", ["--scheduler", "fixed", "p2p", "--traces", str(folder), *small])
     told = capsys.readouterr().out
-    assert "p2p" in told and "Jain" in told
+    assert "p2p" in told and "Jain" in told and "who drafts" in told
     with pytest.raises(SystemExit):
         run("evaluate", ["--help"])
     assert "--policies" in capsys.readouterr().out

@@ -121,7 +121,7 @@ class WireCell(CellState):
             now: Seconds on the cell's clock.
             verify: Seconds of it that the pass took.
         """
-        present, rows = self.users.active, self.users.row
+        present, rows, arms = self.users.active, self.users.row, self.users.arm
         total = np.array([now]) - self.clock
         work = np.where(taken, drafted * self.users.token_seconds, 0.0).max(-1)
         waited = np.maximum(total - verify, 0.0)
@@ -134,7 +134,7 @@ class WireCell(CellState):
         self.clock = np.array([now])
         self.uploads.free(taken, np.full(self.shape, now))
         finished = taken & self.table.ended(self.users.text, self.users.row)
-        counts, shares = (drafted, committed, rows), self.uploads.share
+        counts, shares = (drafted, committed, rows, arms), self.uploads.share
         none = np.zeros(self.shape, bool)
         facts = *counts, shares, time, nothing, finished, none, none
         self._played = CellRound(present, taken, *facts)
@@ -148,6 +148,6 @@ class WireCell(CellState):
         """A round in which nothing happened."""
         none, zeros, still = np.zeros(self.shape, bool), np.zeros(self.shape, int), np.zeros(1)
         time = CellTime(*[still] * 6)
-        present, row = self.users.active, self.users.row
-        counts, shares = (zeros, zeros, row), np.zeros(self.shape)
+        present, row, arm = self.users.active, self.users.row, self.users.arm
+        counts, shares = (zeros, zeros, row, arm), np.zeros(self.shape)
         return CellRound(present, none, *counts, shares, time, still, none, none, none)

@@ -218,7 +218,8 @@ def hand_tally(tokens: list[float], seconds: list[float]) -> CellTotals:
     """Cells of two users with equal rates."""
     made, took = np.array(tokens), np.array(seconds)
     rates = [np.full(2, rate / 2) for rate in made / took]
-    return CellTotals(made, took, made / took, made, made / 2, rates, took, made)
+    pieces, by_arm = np.zeros((len(made), 6)), np.zeros((len(made), 1, 4))
+    return CellTotals(made, took, made / took, made, made / 2, rates, took, made, pieces, by_arm)
 
 
 def test_the_oracles_gain_is_shared_as_a_hand_reckons() -> None:

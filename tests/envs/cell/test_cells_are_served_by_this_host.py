@@ -76,9 +76,14 @@ def test_what_was_not_measured_is_refused(file: Path) -> None:
             asked.settings()
     with pytest.raises(DraftgymError, match="0 times as slow"):
         CellArgs(server=file, device_factor=0).settings()
-    with pytest.raises(DraftgymError, match="not named") as found:
-        CellArgs(device_factor=2.0).settings()
-    assert "--cell.server" in found.value.remedy
+    with pytest.raises(DraftgymError, match="-1 times as slow"):
+        CellArgs(device_factor=-1).settings()
+
+
+def test_devices_of_a_setting_are_as_slow_as_asked() -> None:
+    usual, slower = CellArgs().settings(), CellArgs(device_factor=2.0).settings()
+    assert slower.edge.device.seconds_per_token == 2 * usual.edge.device.seconds_per_token
+    assert slower.edge.server == usual.edge.server and slower.edge.radio == usual.edge.radio
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"batches": {}, "costs": {}, "facts": {}}'])
