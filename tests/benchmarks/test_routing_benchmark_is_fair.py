@@ -26,6 +26,8 @@ from tests.handmade.texts import handmade_costs, handmade_set, handmade_text
 from tests.tiny import ARMS
 from tests.traces import save_traces, tiny_traces
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def args(routing_run: RoutingArgs) -> RoutingArgs:
@@ -37,7 +39,6 @@ def figures(args: RoutingArgs) -> dict[str, Any]:
     return dict(json.loads(args.json.read_text()))
 
 
-@pytest.mark.slow
 def test_nobody_beats_the_exact_optimum(figures: dict[str, Any]) -> None:
     for judged in (figures["heldout"], figures["sampled"], *figures["transfer"].values()):
         optimum = judged["knowing"]["exact optimum"]
@@ -129,7 +130,6 @@ def _settings_apart(one: Arm, other: Arm) -> int:
     return sum((a.least != b.least) + (a.sure != b.sure) for a, b in pairs)
 
 
-@pytest.mark.slow
 def test_what_was_trained_is_not_trained_again(
     args: RoutingArgs,
     figures: dict[str, Any],

@@ -18,6 +18,8 @@ from draftgym.decoding.model.target import Target
 from draftgym.policies.folder import BODY, WEIGHTS
 from draftgym.policies.registry import make_policy
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def made(routing_run: RoutingArgs) -> RoutingArgs:

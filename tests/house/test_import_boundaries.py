@@ -98,6 +98,7 @@ def test_decoding_loads_no_training_library(imported: list[str]) -> None:
     assert imported[0] == "[]"
 
 
+@pytest.mark.slow
 def test_no_module_is_imported_under_two_names(imported: list[str]) -> None:
     assert imported[1:] == ["True []"]
 

@@ -22,6 +22,8 @@ ROOMS = ("agents", "checkpoints", "decoding", "drafters", "envs", "policies", "r
 FILES = ("pyproject.toml", "setup.py", "README.md", "LICENSE")
 PARTS = (".json", ".jsonl", ".css", ".html", ".js", ".proto", ".pyi", ".safetensors", "py.typed")
 
+pytestmark = pytest.mark.slow
+
 
 def run(*command: str | Path, cwd: Path) -> str:
     """A command's standard output; its errors if it fails."""
@@ -105,7 +107,6 @@ def sources() -> set[str]:
     return inner | {path.relative_to(ROOT).as_posix() for path in face}
 
 
-@pytest.mark.slow
 def test_the_wheel_holds_every_file_and_nothing_beside_draftgym(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
@@ -122,7 +123,6 @@ def test_the_sdist_holds_real_files_and_no_link(sdist: Path) -> None:
         assert {name, name.removeprefix("draftgym/")} & names, name
 
 
-@pytest.mark.slow
 @pytest.mark.real_model
 def test_the_wheel_writes_plain_decodings_text_with_the_shipped_router(
     bare: Path, tmp_path: Path, real: tuple[Target, dict[str, Drafter]]
@@ -138,7 +138,6 @@ def test_the_wheel_writes_plain_decodings_text_with_the_shipped_router(
     assert len(text.split()) > 3
 
 
-@pytest.mark.slow
 def test_every_verb_of_the_wheel_helps(bare: Path, tmp_path: Path) -> None:
     code = (
         "import importlib\n"

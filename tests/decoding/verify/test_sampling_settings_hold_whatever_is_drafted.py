@@ -104,7 +104,6 @@ def test_greedy_text_with_a_repetition_penalty_is_that_of_generate(
     assert tokens != plain.generate(PROMPT, 24).tokens
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 1.3])
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_the_text_is_the_same_whatever_the_policy(

@@ -90,6 +90,7 @@ def test_traces_are_those_of_one_process_though_workers_die(
     assert amounts == [(3 * (TOKENS - 1), 3)] * 4
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("DRAFTGYM_RAY_TESTS" not in os.environ, reason="DRAFTGYM_RAY_TESTS asks for it")
 def test_responses_are_those_of_one_process(ray: Any, args: CollectArgs) -> None:
     shared = {name: getattr(args, name) for name in ("target", "prompts", "dtype", "threads")}
@@ -158,6 +159,7 @@ def test_a_shard_that_fails_every_time_is_given_up_and_named(
     assert (tmp_path / "1").exists() and (tmp_path / "3").exists()
 
 
+@pytest.mark.slow
 def test_what_the_user_can_mend_ends_the_run(ray: Any, tmp_path: Path) -> None:
     with pytest.raises(DraftgymError, match="a wrong setting") as refused:
         play(ray, tmp_path, "refuse", "a")

@@ -109,6 +109,7 @@ def test_a_term_lets_running_requests_end_and_takes_no_others(tiny: Tiny, starte
         assert "Traceback" not in running.said()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("again", [True, False])
 def test_a_second_signal_or_the_time_limit_ends_at_once(
     tiny: Tiny, starter: Starter, again: bool
