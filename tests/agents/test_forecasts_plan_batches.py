@@ -25,6 +25,8 @@ FITTING = ForecastFitting(examples=6_000, epochs=6, batch_size=256, width=32, dr
 TRACES = served_traces(24, 60)
 SEEDS = range(4)
 
+pytestmark = pytest.mark.slow
+
 
 def servers(look_up: bool = True, arms: list[str] = ARMS) -> Load:
     return make_load(TRACES, arms, ServerSettings(4, 48, AtOnce(), look_up=look_up), len(SEEDS))
@@ -35,7 +37,6 @@ def forecast() -> TokenForecast:
     return fit_forecast(servers(), FITTING, seed=1)
 
 
-@pytest.mark.slow
 def test_a_forecast_beats_every_arm_and_not_the_oracle(forecast: TokenForecast) -> None:
     load = servers()
     planned = play(load, PlannedPlayer(forecast, load), SEEDS)

@@ -189,6 +189,7 @@ def test_ppo_never_draws_a_length_for_who_does_not_decide(train: Train) -> None:
     assert (drawn[~deciding] == 0).all() and len(np.unique(drawn[deciding])) == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_training_changes_the_policy_and_a_seed_repeats_it(
     train: Train, tmp_path: Path, mode: str

@@ -63,6 +63,7 @@ def check(device: str, *args: Any, **told: Any) -> None:
     assert_same_there(device, lambda where: write(where, *args, **told))
 
 
+@pytest.mark.slow
 @on_each_device
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("arm", ARMS)
@@ -124,6 +125,7 @@ def test_drafters_of_a_smaller_vocabulary(
     assert_same_there(device, written)
 
 
+@pytest.mark.slow
 @on_each_device
 @pytest.mark.parametrize(("form", "size"), zip(FORMATS, cycle(SIZES)))
 def test_published_checkpoints(device: str, form: str, size: str, tmp_path: Path) -> None:

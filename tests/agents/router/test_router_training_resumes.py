@@ -45,6 +45,7 @@ def test_training_changes_the_policy_and_a_seed_repeats_it(
     assert not torch.equal(runs[0]["encoder.mix.weight"], short["encoder.mix.weight"])
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_from_its_saved_rounds(train: Train) -> None:
     first = train(rounds=32)
     before = weights_of(first)

@@ -64,6 +64,7 @@ def expected(target: Target) -> dict[float, list[int]]:
     return {heat: decoder.generate(PROMPT, LENGTH, heat).tokens for heat in (0.0, 1.0)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [257, 260, 272])
 @pytest.mark.parametrize("kind", KINDS)
 def test_padding_is_never_drafted_and_texts_stay(
