@@ -1,1 +1,1 @@
-"""Measurements that stand behind the README's claims; each is a command."""
+"""Measurements that stand behind `docs/results`; each is a command."""

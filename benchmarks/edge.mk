@@ -1,4 +1,4 @@
-# Schedulers of many users: all that the README's table needs. `make edge` runs this file (hours).
+# Schedulers of many users, trained and compared. `make edge` runs this file (hours).
 #
 # Interrupted, the same command goes on: training inside a run, everything else result by result
 # (delete one to have it made again).

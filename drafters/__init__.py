@@ -1,1 +1,1 @@
-"""Drafters: EAGLE-3, DFlash, small LM, prompt lookup; their checkpoints and training."""
+"""Drafters: EAGLE-3, DFlash, small LM, two that copy; their checkpoints and training."""

@@ -4,7 +4,7 @@
         --target smollm2-135m --verifier HuggingFaceTB/SmolLM2-135M-Instruct
     $ draftgym convert out back --format eagle3
 
-The source's format is seen from its config.json. docs/checkpoints.md explains the formats.
+The source's format is seen from its config.json. docs/guides/checkpoints.md explains the formats.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Who chooses, asked by Stable-Baselines3's `predict`: `routers`, `schedulers`, `multispin`."""
+"""Who chooses, by Stable-Baselines3's `predict`: `routers schedulers multispin serving`."""

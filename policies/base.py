@@ -7,7 +7,7 @@ arm, a threshold and a trained network are interchangeable. What goes in and com
 
 | | observation (float32) | action |
 |---|---|---|
-| router | `signals [s]`, `hidden [d]` (`decoding.observation`) | index into `arms` |
+| router | `signals [s]`, `hidden [d]` (`decoding.observers.observation`) | index into `arms` |
 | scheduler | `users [K, F]`, `cell [C]` (`envs.scheduler.observation`) | see below |
 
 A batch has one more axis in front of every array, and answers with one more. A scheduler's action

@@ -121,8 +121,7 @@ def default_policy(
 ) -> str:
     """What a user gets who names no policy: who copies where something matches, else a network.
 
-    No router that we trained is ahead of such a rule by more than a hundredth
-    (`docs/results/routers.md`).
+    No router that we trained is ahead of such a rule (`docs/results/routers.md`).
 
     Args:
         drafters: Loaded drafters by name.

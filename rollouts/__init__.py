@@ -1,1 +1,1 @@
-"""Real decoding over prompts: `prompts decode peers traces replay responses report`."""
+"""Decoding over prompts: `prompts decode peers traces replay responses report workers`."""

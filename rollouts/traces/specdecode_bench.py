@@ -6,9 +6,8 @@ One file a data set, one JSON line a text:
      "acc_eagle": {"acc_len": [..]}, "acc_ngram": {"acc_len": [..]}}
 
 Entry i of a list is what the round commits that writes the i-th token: its anchor is the token
-before. The first entry, always 1, is the prompt's own pass, which no drafter had a part in. (Prompt
-lookup, asked anew, agrees with that at 96 to 98 % of the positions and with no other reading at
-more than 80 %; and EAGLE's rounds end where those of lookup end.)
+before. The first entry, always 1, is the prompt's own pass, which no drafter had a part in
+(`docs/results/published.md` says how that is known).
 
 EAGLE was run on the prompts once more, and its list belongs to the text here only if that wrote the
 same text again. Where the lengths differ it did not, and the text is left out. Where they agree by

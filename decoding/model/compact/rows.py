@@ -2,7 +2,7 @@
 
 Behind a layer's attention come its output projection, the MLP, the next layer's norm and its
 projections, rotated. No row of these reads another, so rows of any number of sequences go through
-them together, and a compiler may join all of it (`draftgym.decoding.model.compact.openvino`). Here
+them together, and a compiler may join all of it (`draftgym.decoding.model.compact.compiled`). Here
 torch runs it operation by operation.
 
 Notation: N = rows, d = hidden size, H, G = query and key/value heads, D = their size, I = width of
