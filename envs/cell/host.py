@@ -1,7 +1,7 @@
 """Cells whose server, and devices if you like, are a host that was measured.
 
     $ draftgym measure-host --out runs/host.json
-    $ python evaluate.py --scheduler fixed heterogeneous@beta --cell.server runs/host.json \
+    $ draftgym evaluate --scheduler fixed heterogeneous@beta --cell.server runs/host.json \
         --cell.device-factor 4 --cell.users 16
 
 The papers' servers are laws of A100s. This measures what verifying drafts of several users in one

@@ -81,7 +81,8 @@ class RouterEnv(RoundsEnv):
     ## Arguments
     * `target`: what `--target` takes, or a loaded `Target` (`draftgym.load_target`) to share it
       between environments or to choose its precision and threads.
-    * `drafters`: loaded drafters by name; default: the shipped ones that fit, and n-gram.
+    * `drafters`: loaded drafters by name; default: the shipped ones that fit, prompt lookup
+      and suffix decoding.
     * `arms`: list of arm texts.
     * `prompts`: prompt set (`train`, `heldout`), a file, or a list of `Prompt`.
     * `max_new_tokens`: token limit of an episode, at least 2: the first comes with the prompt.

@@ -119,8 +119,7 @@ class SchedulerEnv(gym.Env[Observation, NDArray[Any]]):
     * `render_mode`: `ansi` renders a line per place.
 
     ```pycon
-    >>> import gymnasium as gym
-    >>> import envs
+    >>> import draftgym, gymnasium as gym
     >>> from draftgym.envs.cell.settings import CellSettings
     >>> env = gym.make(  # doctest: +SKIP
     ...     "draftgym/Scheduler-v0", traces="runs/traces", cell=CellSettings(users=16, window=0.05)

@@ -3,7 +3,7 @@
     $ draftgym collect --prompts train --out runs/traces
     $ draftgym collect --prompts heldout --out runs/heldout --arms eagle3:2 ngram:8
     $ draftgym collect --prompts many.jsonl --out /shared/traces --ray auto    # on a Ray cluster
-    $ python train_router.py --traces runs/traces
+    $ draftgym train-router --traces runs/traces
 
 Routers are trained, compared and bounded on traces thousands of times faster than by decoding, with
 the same rounds (`draftgym.rollouts.replay.replay`). Interrupt the command whenever you like: the
