@@ -187,8 +187,9 @@ DEFAULT_SHAPES = {
     "ngram": DraftShape(8),
     "suffix": DraftShape(16),
 }
-"""What a drafter's name alone means: the fastest arm of each on traces of training prompts, in
-float32 on a CPU, where every verified row is dear. Where rows are cheap, trees should be faster."""
+"""What a drafter's name alone means: of networks short chains, for processors, where verified rows
+are dear. `docs/results/drafters.md` has the speed of each shape; where rows are cheap, draw
+trees."""
 
 
 def parse_arm(text: str) -> Arm:
