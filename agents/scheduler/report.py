@@ -85,7 +85,7 @@ def _print_use(rows: Sequence[SchedulerRow], console: Console) -> None:
     title = "where the time goes, and who drafts"
     shown = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", padding=(0, 1, 0, 0))
     shown.add_column("scheduler", style="cyan", overflow="fold")
-    pieces = [name for name in rows[0].time if any(row.time[name] > 0 for row in rows)]
+    pieces = _pieces(rows)
     for name in [*pieces, *(f"{arm}: rounds,\ndrafted, committed" for arm in rows[0].arms)]:
         shown.add_column(name, justify="right")
     for row in rows:
@@ -93,6 +93,11 @@ def _print_use(rows: Sequence[SchedulerRow], console: Console) -> None:
         shown.add_row(row.scheduler, *shares, *map(_use, row.arms.values()))
     console.print(shown)
     console.print(USE_LEGEND, style="dim", highlight=False)
+
+
+def _pieces(rows: Sequence[SchedulerRow]) -> list[str]:
+    """Pieces of a round that took anybody any time."""
+    return [name for name in rows[0].time if any(row.time[name] > 0 for row in rows)]
 
 
 def _use(arm: ArmUse) -> str:
@@ -183,13 +188,16 @@ def _html_cells(row: SchedulerRow) -> list[str]:
 
 def _use_table(rows: Sequence[SchedulerRow]) -> str:
     """Where the time went and who drafted, for the page."""
-    pieces = [(name, "share of the time") for name in rows[0].time]
-    arms = [(arm, "rounds with a draft, tokens drafted, committed") for arm in rows[0].arms]
-    lines = []
-    for row in rows:
-        shares = [f"{share:.1%}" for share in row.time.values()]
-        lines.append([escape(row.scheduler), *shares, *map(_use, row.arms.values())])
-    return table((("scheduler", ""), *pieces, *arms), lines)
+    pieces = _pieces(rows)
+    columns = [("scheduler", ""), *((name, "share of the time") for name in pieces)]
+    columns += [(arm, "rounds with a draft, tokens drafted, committed") for arm in rows[0].arms]
+    lines = [
+        [escape(row.scheduler)]
+        + [f"{row.time[name]:.1%}" for name in pieces]
+        + [_use(arm) for arm in row.arms.values()]
+        for row in rows
+    ]
+    return f'<p class="note">{escape(USE_LEGEND)}</p>{table(columns, lines)}'
 
 
 def _flat(facts: Mapping[str, Any]) -> dict[str, Any]:
