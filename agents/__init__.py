@@ -1,1 +1,1 @@
-"""Training of agents. Rooms: `common`, `router`, `scheduler`."""
+"""Training of agents. Rooms: `common`, `router`, `scheduler`, `serving`."""

@@ -99,21 +99,28 @@ def make_policy(
     raise _unknown(spec, drafters)
 
 
-def all_policies(drafters: Mapping[str, Drafter], learned: Path | None = None) -> list[str]:
-    """What a comparison compares: plain, each drafter alone, random, entropy, and a trained one.
+def all_policies(
+    drafters: Mapping[str, Drafter],
+    learned: Path | None = None,
+    trees: bool = True,
+    dear_rows: bool = True,
+) -> list[str]:
+    """What a comparison compares: plain, the default, each drafter, random, entropy, a trained one.
 
     Bandits are left to those who ask for them: they need more prompts to learn from.
 
     Args:
         drafters: Loaded drafters by name.
         learned: Folder of a trained policy, or None.
+        trees: See `default_policy`.
+        dear_rows: See `default_policy`.
     """
-    names = [PLAIN, *drafters]
+    names = [PLAIN, default_policy(drafters, trees, dear_rows), *drafters]
     if len(drafters) > 1:
         names.append("random")
     if has_both_paradigms(drafters):
         names.append("entropy")
-    return names + ([str(learned)] if learned is not None else [])
+    return list(dict.fromkeys(names + ([str(learned)] if learned is not None else [])))
 
 
 def default_policy(

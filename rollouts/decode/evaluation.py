@@ -54,9 +54,9 @@ class EvaluateArgs(CatchUpOptions):
             (eagle3:6) or a tree's depth and nodes (eagle3:5x16), random, entropy (tuned
             threshold), entropy:1.5 (nats), the bandits ucb and ucb-time, survival (how likely a
             path must be to be verified), router (the shipped one), or the folder of a trained
-            policy. Those that choose take arms, as in random@eagle3:2,ngram:8,plain. Default: each
-            drafter alone, random, entropy and the shipped router. Plain decoding always runs: it is
-            the reference for text and speed.
+            policy. Those that choose take arms, as in random@eagle3:2,ngram:8,plain. Default: what
+            `generate` uses by default, each drafter alone, random, entropy and the shipped router.
+            Plain decoding always runs: it is the reference for text and speed.
         prompts: heldout or train (shipped sets), or a JSON-lines file with question_id, category,
             turns and perhaps system. All turns are played, each behind plain decoding's own
             answers to those before; the second turn of question 81 is called 81#2.
@@ -231,7 +231,10 @@ def chosen_policies(
         DraftgymError: An unknown policy, or two of one name.
     """
     policies: dict[str, RoutingPolicy] = {}
-    for spec in all_policies(drafters, shipped_router(target)) if specs is None else specs:
+    if specs is None:
+        form = target.decoder.draws_trees, target.device.type == "cpu"
+        specs = all_policies(drafters, shipped_router(target), *form)
+    for spec in specs:
         policy = make_policy(
             spec, drafters, target, seed, partial(load_cost_model, target, drafters)
         )

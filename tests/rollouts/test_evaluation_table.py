@@ -29,7 +29,8 @@ from draftgym.rollouts.report.table import print_report
 from tests.tiny import tiny_drafters
 from tests.tiny_text import CATEGORIES, save_prompts, text_target
 
-POLICIES = ["plain", "eagle3", "dflash", "small", "ngram", "random", "entropy"]
+RULE = "ngram>eagle3:3x6~0.06"
+POLICIES = ["plain", RULE, "eagle3", "dflash", "small", "ngram", "random", "entropy"]
 
 SETTINGS = DecodeSettings(max_new_tokens=20)
 ROW_KEYS = "policy category prompts tokens seconds tokens_per_second acceptance_length speedup"

@@ -87,7 +87,14 @@ class AcceleratorArgs(TargetOptions):
     require_accelerator: bool = False
     minutes: float = 9.0
     parts: tuple[Part, ...] = ("tests", "speed", "texts", "rounds", "graphs")
-    policies: tuple[str, ...] = ("ngram:8", "eagle3:3x6", "eagle3:4", "dflash:4", "router")
+    policies: tuple[str, ...] = (
+        "suffix:16~0.7>eagle3:3x6",
+        "ngram:8",
+        "eagle3:3x6",
+        "eagle3:4",
+        "dflash:4",
+        "router",
+    )
     prompts: str = "heldout"
     speed_prompts: int = 12
     text_prompts: int = 30
