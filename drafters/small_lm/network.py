@@ -146,7 +146,7 @@ def pack_small_lm(folder: Path, part: Path, target: Target) -> None:
     Raises:
         DraftgymError: Its embedding or head is not the target's, bit for bit.
     """
-    config = transformers.AutoConfig.from_pretrained(folder)
+    config = load_config(str(folder), _called(folder))
     tensors = read_tensors(folder)
     for name, value in _shared(target, config).items():
         if name not in tensors or not torch.equal(tensors.pop(name), value):

@@ -246,6 +246,13 @@ def test_a_part_is_refused_by_another_target(target: Target, folder: Path, tmp_p
     assert load_small_lm(folder, other)  # a whole folder serves any target of its vocabulary
 
 
+def test_a_folder_that_is_not_there_is_named(target: Target, tmp_path: Path) -> None:
+    for convert in (pack_small_lm, assemble_small_lm):
+        with pytest.raises(DraftgymError, match="nowhere") as caught:
+            convert(tmp_path / "nowhere", tmp_path / "out", target)
+        assert "check the name" in caught.value.remedy and not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("folder", ["a draft vocabulary"], indirect=True)
 def test_only_what_the_target_can_give_back_is_left_out(
     target: Target, folder: Path, tmp_path: Path
