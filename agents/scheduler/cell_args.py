@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from draftgym.decoding.errors import DraftgymError
 from draftgym.envs.cell.host import read_host
 from draftgym.envs.cell.settings import CellSettings
 from draftgym.envs.cell.texts import TextFacts
@@ -85,20 +84,10 @@ class CellArgs:
         settings = CellSettings(**named, channel_traces=tuple(recorded))
         if server is not None:
             return read_host(server).serve(settings, factor)
-        return settings if factor is None else _with_devices(settings, factor)
-
-
-def _with_devices(settings: CellSettings, factor: float) -> CellSettings:
-    """The same cell, whose devices are so many times as slow.
-
-    Raises:
-        DraftgymError: An impossible factor.
-    """
-    if not 0 < factor < float("inf"):
-        raise DraftgymError(f"devices that are {factor} times as slow", "give a number above 0")
-    device = settings.edge.device
-    device = replace(device, seconds_per_token=factor * device.seconds_per_token)
-    return replace(settings, setting=replace(settings.edge, device=device))
+        if factor is None:
+            return settings
+        edge = replace(settings.edge, device=settings.edge.device.slowed(factor))
+        return replace(settings, setting=edge)
 
 
 def known_means(means: Mapping[str, float], table: TextFacts) -> dict[str, float]:

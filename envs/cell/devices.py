@@ -6,7 +6,7 @@ in one pass; its time is either the papers' affine law or what was measured on t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -41,6 +41,16 @@ class DeviceClass:
         """Seconds per drafted token of new devices."""
         return self.seconds_per_token * rng.uniform(self.fastest, self.slowest, shape)
 
+    def slowed(self, factor: float) -> DeviceClass:
+        """The same kind, so many times as slow.
+
+        Raises:
+            DraftgymError: An impossible factor.
+        """
+        if not 0 < factor < float("inf"):
+            raise DraftgymError(f"devices that are {factor} times as slow", "give a number above 0")
+        return replace(self, seconds_per_token=factor * self.seconds_per_token)
+
 
 M4_PRO_TINYLLAMA = DeviceClass("Apple M4 Pro, TinyLlama-1.1B", 0.022, 0.85, 1.15)
 """2606.04581. The factors are the paper's; its mean time is not disclosed, and 22 ms is a *guess*,
@@ -68,7 +78,7 @@ def measured_device(costs: CostModel, drafter: str, factor: float = 1.0) -> Devi
     something before the first token, short drafts are dearer than that.
 
     Raises:
-        DraftgymError: A drafter that was not measured.
+        DraftgymError: A drafter that was not measured, or an impossible factor.
     """
     if drafter not in costs.draft:
         known = ", ".join(costs.draft) or "none"
@@ -77,7 +87,7 @@ def measured_device(costs: CostModel, drafter: str, factor: float = 1.0) -> Devi
         )
     curve = costs.draft[drafter]
     seconds = curve.seconds[-1] / curve.at[-1]
-    return DeviceClass(f"this host x {factor:g}, {drafter}", factor * seconds)
+    return DeviceClass(f"this host x {factor:g}, {drafter}", seconds).slowed(factor)
 
 
 class Server(Protocol):

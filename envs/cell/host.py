@@ -75,10 +75,6 @@ class MeasuredHost(HostCosts):
         served = replace(settings, setting=edge)
         if device_factor is None:
             return served
-        if not 0 < device_factor < float("inf"):
-            raise DraftgymError(
-                f"devices that are {device_factor} times as slow", "give a number above 0"
-            )
         measured = {
             name: measured_device(self.costs, name, device_factor)
             for name in self.costs.draft
